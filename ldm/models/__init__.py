@@ -1,0 +1,1 @@
+"""Networks and model classes; their parameters keep the published key names."""
