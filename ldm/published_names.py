@@ -1,0 +1,116 @@
+"""The reference's dotted names, and where each lives today.
+
+Users own YAML files, notebooks and wrappers that say `ldm.models.diffusion.ddpm.LatentDiffusion`. One
+table serves both ways in: `ldm.config` looks `target:` up in it, and `install_import_finder` makes the old
+modules importable. An old module is an empty shell that fetches an attribute when it is asked for, so
+there is one tree of code and importing this module loads no torch.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+PUBLISHED: dict[str, str] = {
+    "ldm.models.diffusion.ddpm.LatentDiffusion": "ldm.models.latent_diffusion.LatentDiffusion",
+    "ldm.models.diffusion.ddim.DDIMSampler": "ldm.samplers.published.DDIMSampler",
+    "ldm.models.diffusion.plms.PLMSSampler": "ldm.samplers.published.PLMSSampler",
+    "ldm.models.diffusion.dpm_solver.DPMSolverSampler": "ldm.samplers.published.DPMSolverSampler",
+    "ldm.models.diffusion.dpm_solver.sampler.DPMSolverSampler": "ldm.samplers.published.DPMSolverSampler",
+    "ldm.modules.diffusionmodules.openaimodel.UNetModel": "ldm.models.unet.UNetModel",
+    "ldm.modules.diffusionmodules.util.make_beta_schedule": "ldm.diffusion.schedule.make_betas",
+    "ldm.modules.diffusionmodules.util.timestep_embedding": "ldm.models.unet.timestep_embedding",
+    "ldm.modules.diffusionmodules.util.make_ddim_timesteps": "ldm.samplers.published.make_ddim_timesteps",
+    "ldm.modules.diffusionmodules.util.make_ddim_sampling_parameters":
+        "ldm.samplers.published.make_ddim_sampling_parameters",
+    "ldm.modules.diffusionmodules.util.extract_into_tensor": "ldm.samplers.published.extract_into_tensor",
+    "ldm.modules.attention.CrossAttention": "ldm.models.attention.CrossAttention",
+    "ldm.modules.attention.SpatialTransformer": "ldm.models.attention.SpatialTransformer",
+    "ldm.modules.attention.BasicTransformerBlock": "ldm.models.attention.BasicTransformerBlock",
+    "ldm.modules.attention.FeedForward": "ldm.models.attention.FeedForward",
+    "ldm.modules.distributions.distributions.DiagonalGaussianDistribution":
+        "ldm.models.gaussian.DiagonalGaussianDistribution",
+    "ldm.modules.ema.LitEma": "ldm.training.ema.LitEma",
+    "ldm.modules.encoders.modules.FrozenCLIPEmbedder": "ldm.models.text_clip.FrozenCLIPEmbedder",
+    "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder": "ldm.models.text_openclip.FrozenOpenCLIPEmbedder",
+    "ldm.lr_scheduler.LambdaLinearScheduler": "ldm.training.lr_scheduler.LambdaLinearScheduler",
+}
+
+# Published classes that this version does not build; a YAML naming one gets told so instead of "unknown".
+NOT_YET: dict[str, str] = {
+    "ldm.models.diffusion.ddpm.LatentInpaintDiffusion": "the inpainting model",
+    "ldm.models.diffusion.ddpm.LatentDepth2ImageDiffusion": "the depth-to-image model",
+    "ldm.models.diffusion.ddpm.LatentUpscaleDiffusion": "the x4 upscaler",
+    "ldm.models.diffusion.ddpm.LatentUpscaleFinetuneDiffusion": "finetuning the x4 upscaler",
+    "ldm.models.diffusion.ddpm.LatentFinetuneDiffusion": "finetuning with extra input channels",
+    "ldm.models.diffusion.ddpm.ImageEmbeddingConditionedLatentDiffusion": "the unCLIP model",
+    "ldm.modules.midas.api.MiDaSInference": "the depth estimator",
+    "ldm.modules.encoders.modules.ClipImageEmbedder": "the OpenAI CLIP image embedder",
+    "ldm.modules.encoders.modules.FrozenOpenCLIPImageEmbedder": "the OpenCLIP image embedder",
+    "ldm.modules.encoders.modules.CLIPEmbeddingNoiseAugmentation": "noise augmentation of image embeddings",
+    "ldm.modules.diffusionmodules.upscaling.ImageConcatWithNoiseAugmentation": "the upscaler's noise level",
+    "cldm.cldm.ControlLDM": "the ControlNet model",
+    "cldm.cldm.ControlNet": "the ControlNet branch",
+    "cldm.cldm.ControlledUnetModel": "the UNet that takes control",
+}
+
+
+def published_modules() -> set[str]:
+    """Return the dotted names of all old modules and the packages above them (not `ldm` itself)."""
+    modules = set()
+    for name in PUBLISHED:
+        parts = name.split(".")[:-1]
+        modules.update(".".join(parts[:n]) for n in range(2, len(parts) + 1))
+    return modules
+
+
+def resolve(dotted: str) -> Any:
+    """Import the object that today's dotted name points to."""
+    module, _, attribute = dotted.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+class _OldModule(ModuleType):
+    """An old module: no code, only names fetched on first use."""
+
+    def __getattr__(self, attribute: str) -> Any:
+        published = f"{self.__name__}.{attribute}"
+        if published in PUBLISHED:
+            value = resolve(PUBLISHED[published])
+            setattr(self, attribute, value)
+            return value
+        raise AttributeError(f"module {self.__name__!r} has no attribute {attribute!r}")
+
+    def __dir__(self) -> list[str]:
+        prefix = self.__name__ + "."
+        children = {name.removeprefix(prefix).split(".")[0] for name in PUBLISHED if name.startswith(prefix)}
+        return sorted(children | set(super().__dir__()))
+
+
+class _OldNamesFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Find the old modules. It stands last in `sys.meta_path`, so a real module always wins."""
+
+    def __init__(self) -> None:
+        self.modules = published_modules()
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in self.modules:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        return _OldModule(spec.name, "Names of the reference repository, kept for notebooks and wrappers.")
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Leave the shell empty: attributes come from `_OldModule.__getattr__`."""
+
+
+def install_import_finder() -> None:
+    """Make the old modules importable. A second call changes nothing."""
+    if not any(isinstance(finder, _OldNamesFinder) for finder in sys.meta_path):
+        sys.meta_path.append(_OldNamesFinder())
