@@ -1,0 +1,225 @@
+"""Attention blocks of the UNet.
+
+    Attention(Q, K, V) = softmax(Q K^T / sqrt(d)) V          (arXiv 1706.03762, eq. 1)
+    GEGLU(x) = (W_a x + b_a) * gelu(W_g x + b_g)              (arXiv 2002.05202, eq. 4), exact (erf) gelu
+
+Every product goes through torch's scaled_dot_product_attention, so that no tensor grows with the square of
+the number of tokens. Attribute names are the published parameter names.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def zero_module(module: nn.Module) -> nn.Module:
+    """Set every parameter of `module` to zero and return it, so that its branch starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(b, n, h*d) -> (b, h, n, d)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(b, h, n, d) -> (b, n, h*d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class CrossAttention(nn.Module):
+    """Attention of `x` to `context`, or to itself when there is no context."""
+
+    def __init__(
+        self,
+        query_dim: int,                   # width of x
+        context_dim: int | None = None,   # width of the context; None: that of x
+        heads: int = 8,
+        dim_head: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        inner_dim = heads * dim_head
+        context_dim = query_dim if context_dim is None else context_dim
+        self.heads = heads
+        self.to_q = nn.Linear(query_dim, inner_dim, bias=False)
+        self.to_k = nn.Linear(context_dim, inner_dim, bias=False)
+        self.to_v = nn.Linear(context_dim, inner_dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(inner_dim, query_dim), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Attend; `mask` is boolean (b, n_context), True where a key may be seen."""
+        context = x if context is None else context
+        q, k, v = (split_heads(y, self.heads) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        if mask is not None:
+            mask = mask.flatten(1)[:, None, None, :]               # (b, 1, 1, n_context)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (b, h, n, d)
+        return self.to_out(merge_heads(out))
+
+
+class GEGLU(nn.Module):
+    """Linear layer gated by the exact gelu of its second half."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim_in, dim_out * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, gate = self.proj(x).chunk(2, dim=-1)
+        return a * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """Two-layer perceptron, gated (GEGLU) or plain, widening by `mult` inside."""
+
+    def __init__(
+        self, dim: int, dim_out: int | None = None, mult: int = 4, glu: bool = False, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        inner_dim = dim * mult
+        project_in = GEGLU(dim, inner_dim) if glu else nn.Sequential(nn.Linear(dim, inner_dim), nn.GELU())
+        self.net = nn.Sequential(project_in, nn.Dropout(dropout), nn.Linear(inner_dim, dim_out or dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class BasicTransformerBlock(nn.Module):
+    """x + attn1(LN x), then x + attn2(LN x, context), then x + ff(LN x).
+
+    With `disable_self_attn`, attn1 attends to the context too (the 4x upscaler does so).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        n_heads: int,
+        d_head: int,
+        dropout: float = 0.0,
+        context_dim: int | None = None,
+        gated_ff: bool = True,
+        checkpoint: bool = False,
+        disable_self_attn: bool = False,
+    ) -> None:
+        super().__init__()
+        self.disable_self_attn = disable_self_attn
+        self.checkpoint = checkpoint
+        self.attn1 = CrossAttention(dim, context_dim if disable_self_attn else None, n_heads, d_head, dropout)
+        self.ff = FeedForward(dim, glu=gated_ff, dropout=dropout)
+        self.attn2 = CrossAttention(dim, context_dim, n_heads, d_head, dropout)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return run_block(self._forward, x, context, recompute=self.checkpoint and self.training)
+
+    def _forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x = self.attn1(self.norm1(x), context if self.disable_self_attn else None) + x
+        x = self.attn2(self.norm2(x), context) + x
+        return self.ff(self.norm3(x)) + x
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer over the pixels of a feature map, with a residual connection.
+
+    The projections are 1x1 convolutions (SD 1.x) or linear layers (`use_linear`, SD 2.x): the same function,
+    but weights of shape (c, c, 1, 1) or (c, c) in the file.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        n_heads: int,
+        d_head: int,
+        depth: int = 1,
+        dropout: float = 0.0,
+        context_dim: int | Sequence[int] | None = None,   # one width, or one a block
+        disable_self_attn: bool = False,
+        use_linear: bool = False,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        inner_dim = n_heads * d_head
+        context_dims = list(context_dim) if isinstance(context_dim, Sequence) else [context_dim] * depth
+        self.use_linear = use_linear
+        self.norm = nn.GroupNorm(32, in_channels, eps=1e-6)
+        self.proj_in = nn.Linear(in_channels, inner_dim) if use_linear else nn.Conv2d(in_channels, inner_dim, 1)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(
+                inner_dim, n_heads, d_head, dropout, width, checkpoint=use_checkpoint,
+                disable_self_attn=disable_self_attn,
+            )
+            for width in context_dims
+        )
+        proj_out = nn.Linear(inner_dim, in_channels) if use_linear else nn.Conv2d(inner_dim, in_channels, 1)
+        self.proj_out = zero_module(proj_out)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        _, _, h, w = x.shape
+        x_in = x
+        x = self.norm(x)
+        if not self.use_linear:
+            x = self.proj_in(x)
+        x = x.flatten(2).transpose(1, 2)                     # (b, h*w, c)
+        if self.use_linear:
+            x = self.proj_in(x)
+        for block in self.transformer_blocks:
+            x = block(x, context)
+        if self.use_linear:
+            x = self.proj_out(x)
+        x = x.transpose(1, 2).unflatten(2, (h, w))           # (b, c, h, w)
+        if not self.use_linear:
+            x = self.proj_out(x)
+        return x + x_in
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over pixels for UNets without text (no spatial transformer).
+
+    `qkv` gives 3*c channels: grouped by head first, then by q, k, v; with `use_new_attention_order` the other
+    way round.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int = 1,
+        num_head_channels: int = -1,      # -1: channels // num_heads
+        use_checkpoint: bool = False,
+        use_new_attention_order: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads if num_head_channels == -1 else channels // num_head_channels
+        self.use_checkpoint = use_checkpoint
+        self.use_new_attention_order = use_new_attention_order
+        self.norm = nn.GroupNorm(32, channels)
+        self.qkv = nn.Conv1d(channels, channels * 3, 1)
+        self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return run_block(self._forward, x, recompute=self.use_checkpoint and self.training)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2)                                # (b, c, n)
+        qkv = self.qkv(self.norm(tokens))                    # (b, 3c, n)
+        if self.use_new_attention_order:
+            q, k, v = (y.unflatten(1, (self.num_heads, -1)) for y in qkv.chunk(3, dim=1))
+        else:
+            q, k, v = qkv.unflatten(1, (self.num_heads, -1)).chunk(3, dim=2)
+        q, k, v = (y.transpose(2, 3) for y in (q, k, v))     # (b, h, n, d)
+        out = F.scaled_dot_product_attention(q, k, v)
+        out = self.proj_out(out.transpose(2, 3).flatten(1, 2))
+        return (tokens + out).view_as(x)
+
+
+def run_block(function, *args: Tensor | None, recompute: bool) -> Tensor:
+    """Call `function`; with `recompute`, keep none of its activations and compute them again backwards."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(function, *args, use_reentrant=False)
+    return function(*args)

@@ -1,0 +1,241 @@
+"""The autoencoder between pictures and latents (arXiv 2112.10752, section 3.1).
+
+    encode: x (b, 3, H, W) in [-1, 1] -> q(z|x), a diagonal normal over (b, 4, H/8, W/8)
+    decode: z -> x, neither clamped nor squashed
+
+With `ch_mult` of n entries the factor between picture and latent is 2^(n-1): 8 for SD, 4 for the 4x upscaler.
+Normalisation is GroupNorm with eps 1e-6 (the UNet's residual blocks use 1e-5). The scale factor of the latents
+belongs to the diffusion model, not to this class.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.errors import ConfigError
+from ldm.models.gaussian import DiagonalGaussianDistribution
+
+
+class ResnetBlock(nn.Module):
+    """x + conv(silu(GN(conv(silu(GN(x)))))), with a 1x1 convolution on the skip where the width changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, num_groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(num_groups, in_channels, eps=1e-6)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(num_groups, out_channels, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.nin_shortcut(x) + h
+
+
+class AttnBlock(nn.Module):
+    """Self-attention over pixels with one head."""
+
+    def __init__(self, channels: int, num_groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(num_groups, channels, eps=1e-6)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        q, k, v = (f(y).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v))  # (b, 1, n, c)
+        out = F.scaled_dot_product_attention(q, k, v)
+        out = out.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])                          # (b, c, h, w)
+        return x + self.proj_out(out)
+
+
+class Downsample(nn.Module):
+    """Halving by a 3x3 convolution; the padding is on the right and at the bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, channels: int, dropout: float, attention: bool, num_groups: int) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, dropout, num_groups)
+        self.attn_1 = AttnBlock(channels, num_groups) if attention else nn.Identity()
+        self.block_2 = ResnetBlock(channels, channels, dropout, num_groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution; attributes `block`, `attn` and `downsample` or `upsample` as published."""
+
+    def __init__(
+        self, channels: int, width: int, count: int, dropout: float, attention: bool, num_groups: int
+    ) -> None:
+        super().__init__()
+        widths = [channels] + [width] * (count - 1)
+        self.block = nn.ModuleList(ResnetBlock(c, width, dropout, num_groups) for c in widths)
+        self.attn = nn.ModuleList(AttnBlock(width, num_groups) for _ in range(count if attention else 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, block in enumerate(self.block):
+            x = block(x)
+            if len(self.attn):
+                x = self.attn[index](x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Picture -> (b, 2*z_channels, h, w), or z_channels without `double_z`."""
+
+    def __init__(
+        self,
+        ch: int,                            # width at full resolution
+        ch_mult: Sequence[int],             # width of each level over ch; each further level halves
+        num_res_blocks: int,
+        attn_resolutions: Sequence[int],    # sides, counted from `resolution`, with attention in every block
+        in_channels: int,
+        resolution: int,                    # nominal side; any side works
+        z_channels: int,
+        double_z: bool = True,
+        dropout: float = 0.0,
+        attn_type: str = "vanilla",         # "none" leaves attention out; every other name is the same function
+        num_groups: int = 32,               # of the normalisations; must divide every width
+    ) -> None:
+        super().__init__()
+        widths = [ch * mult for mult in ch_mult]
+        attention = attn_type != "none"
+        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        for level, (c, width) in enumerate(zip([ch, *widths], widths, strict=False)):
+            here = attention and resolution // 2**level in attn_resolutions
+            stage = Level(c, width, num_res_blocks, dropout, here, num_groups)
+            if level != len(widths) - 1:
+                stage.downsample = Downsample(width)
+            self.down.append(stage)
+        self.mid = Middle(widths[-1], dropout, attention, num_groups)
+        self.norm_out = nn.GroupNorm(num_groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * z_channels if double_z else z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for stage in self.down:
+            h = stage(h)
+            if hasattr(stage, "downsample"):
+                h = stage.downsample(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """Latent (b, z_channels, h, w) -> picture. `up.0` is the highest resolution, so levels run backwards."""
+
+    def __init__(
+        self,
+        ch: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,                # one more than this is used at each level
+        attn_resolutions: Sequence[int],
+        out_ch: int,
+        resolution: int,
+        z_channels: int,
+        dropout: float = 0.0,
+        attn_type: str = "vanilla",
+        num_groups: int = 32,
+    ) -> None:
+        super().__init__()
+        widths = [ch * mult for mult in ch_mult]
+        attention = attn_type != "none"
+        self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1], dropout, attention, num_groups)
+        stages = []
+        for level, width in enumerate(widths):
+            above = widths[min(level + 1, len(widths) - 1)]
+            here = attention and resolution // 2**level in attn_resolutions
+            stage = Level(above, width, num_res_blocks + 1, dropout, here, num_groups)
+            if level != 0:
+                stage.upsample = Upsample(width)
+            stages.append(stage)
+        self.up = nn.ModuleList(stages)
+        self.norm_out = nn.GroupNorm(num_groups, widths[0], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[0], out_ch, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(z))
+        for stage in reversed(self.up):
+            h = stage(h)
+            if hasattr(stage, "upsample"):
+                h = stage.upsample(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class AutoencoderKL(nn.Module):
+    """Autoencoder whose latents are pulled towards the standard normal by a KL term in training.
+
+    Args:
+        ddconfig: parameters of Encoder and Decoder by their published names.
+        embed_dim: channels of the latent.
+        lossconfig: the training loss as published files name it; kept as `.loss`, not used here.
+
+    Raises:
+        ConfigError: `double_z` false, or an unknown key in ddconfig.
+    """
+
+    def __init__(self, ddconfig: dict[str, Any], embed_dim: int, lossconfig: nn.Module | None = None) -> None:
+        super().__init__()
+        if not ddconfig.get("double_z", True):
+            raise ConfigError("AutoencoderKL: ddconfig.double_z is false; expected true (mean and log variance)")
+        shared = {key: value for key, value in ddconfig.items() if key not in ("in_channels", "out_ch", "double_z")}
+        try:
+            self.encoder = Encoder(in_channels=ddconfig["in_channels"], **shared)
+            self.decoder = Decoder(out_ch=ddconfig["out_ch"], **shared)
+        except (TypeError, KeyError) as error:
+            raise ConfigError(f"AutoencoderKL: ddconfig does not fit: {error}") from error
+        z_channels = ddconfig["z_channels"]
+        self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
+        self.loss = lossconfig
+        self.embed_dim = embed_dim
+        self.downsampling_factor = 2 ** (len(ddconfig["ch_mult"]) - 1)
+
+    def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
+        """Encode pictures (b, 3, H, W) in [-1, 1]; sides multiples of the downsampling factor."""
+        return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Decode unscaled latents (b, embed_dim, h, w) to pictures, about [-1, 1], not clamped."""
+        return self.decoder(self.post_quant_conv(z))
+
+    def forward(self, x: Tensor, sample_posterior: bool = True) -> tuple[Tensor, DiagonalGaussianDistribution]:
+        """Encode and decode; returns the reconstruction and the posterior."""
+        posterior = self.encode(x)
+        z = posterior.sample() if sample_posterior else posterior.mode()
+        return self.decode(z), posterior
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight against which the adversarial loss is balanced in training."""
+        return self.decoder.conv_out.weight

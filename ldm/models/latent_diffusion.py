@@ -1,0 +1,172 @@
+"""Diffusion in the latent space of an autoencoder (arXiv 2112.10752).
+
+The object that samplers, tasks and third-party code hold: UNet, autoencoder and text encoder under their
+published names, and the noise schedule. It computes; it neither trains nor saves.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.diffusion.schedule import Schedule, make_betas
+from ldm.errors import ConfigError
+from ldm.models.gaussian import DiagonalGaussianDistribution
+
+PARAMETERIZATIONS = ("eps", "v", "x0")
+
+# conditioning key -> which of the inputs it reads
+CONDITIONING_KEYS = {
+    None: (),
+    "concat": ("c_concat",),
+    "crossattn": ("c_crossattn",),
+    "hybrid": ("c_concat", "c_crossattn"),
+    "adm": ("c_crossattn",),
+    "crossattn-adm": ("c_crossattn", "c_adm"),
+    "hybrid-adm": ("c_concat", "c_crossattn", "c_adm"),
+}
+
+Conditioning = Tensor | list[Tensor] | dict[str, Any] | None
+
+
+class DiffusionWrapper(nn.Module):
+    """Hands each conditioning input to the UNet where its key says: channels, context or label."""
+
+    def __init__(self, diffusion_model: nn.Module, conditioning_key: str | None) -> None:
+        super().__init__()
+        if conditioning_key not in CONDITIONING_KEYS:
+            known = ", ".join(str(key) for key in CONDITIONING_KEYS)
+            raise ConfigError(f"conditioning_key {conditioning_key!r}; expected one of {known}")
+        self.diffusion_model = diffusion_model
+        self.conditioning_key = conditioning_key
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        c_concat: list[Tensor] | None = None,
+        c_crossattn: list[Tensor] | None = None,
+        c_adm: Tensor | None = None,
+    ) -> Tensor:
+        """Run the UNet; lists are joined along channels (c_concat) or tokens (c_crossattn)."""
+        given = {"c_concat": c_concat, "c_crossattn": c_crossattn, "c_adm": c_adm}
+        for name in CONDITIONING_KEYS[self.conditioning_key]:
+            if given[name] is None:
+                raise ConfigError(f"conditioning_key {self.conditioning_key!r} needs {name}, which is missing")
+        if self.conditioning_key is None:
+            return self.diffusion_model(x, t)
+        if self.conditioning_key == "adm":
+            return self.diffusion_model(x, t, y=c_crossattn[0])
+        if "c_concat" in CONDITIONING_KEYS[self.conditioning_key]:
+            x = torch.cat([x, *c_concat], dim=1)
+        context = None if c_crossattn is None else torch.cat(c_crossattn, dim=1)
+        y = c_adm if "c_adm" in CONDITIONING_KEYS[self.conditioning_key] else None
+        return self.diffusion_model(x, t, context=context, y=y)
+
+
+class LatentDiffusion(nn.Module):
+    """Text-conditional latent diffusion.
+
+    Args:
+        unet_config, first_stage_config, cond_stage_config: the three networks, already built; the names are those
+            of the published files. cond_stage_config is None for an unconditional model.
+        conditioning_key: how conditioning enters the UNet, a key of CONDITIONING_KEYS.
+        parameterization: what the UNet predicts: "eps", "v" or "x0".
+        beta_schedule, linear_start, linear_end, cosine_s, timesteps: see ldm.diffusion.schedule.make_betas.
+        scale_factor: latents = scale_factor * what the encoder gives.
+        image_size: latent side in training.
+        channels: latent channels.
+    """
+
+    def __init__(
+        self,
+        unet_config: nn.Module,
+        first_stage_config: nn.Module,
+        cond_stage_config: nn.Module | None = None,
+        conditioning_key: str | None = None,
+        parameterization: str = "eps",
+        beta_schedule: str = "linear",
+        linear_start: float = 1e-4,
+        linear_end: float = 2e-2,
+        cosine_s: float = 8e-3,
+        timesteps: int = 1000,
+        scale_factor: float = 1.0,
+        image_size: int = 256,
+        channels: int = 3,
+        use_ema: bool = True,
+    ) -> None:
+        super().__init__()
+        if parameterization not in PARAMETERIZATIONS:
+            expected = ", ".join(PARAMETERIZATIONS)
+            raise ConfigError(f"parameterization {parameterization!r}; expected one of {expected}")
+        if conditioning_key is None and cond_stage_config is not None:
+            conditioning_key = "crossattn"
+        self.parameterization = parameterization
+        self.scale_factor = scale_factor
+        self.image_size = image_size
+        self.channels = channels
+        self.use_ema = use_ema                  # which set of weights loading prefers when a file holds both
+        self.schedule = Schedule(make_betas(beta_schedule, timesteps, linear_start, linear_end, cosine_s))
+        self.num_timesteps = self.schedule.num_timesteps
+        for name, buffer in self.schedule.published_buffers().items():
+            self.register_buffer(name, buffer)
+        self.model = DiffusionWrapper(unet_config, conditioning_key)
+        self.first_stage_model = first_stage_config
+        self.cond_stage_model = cond_stage_config
+
+    def materialise_buffers(self, device: torch.device | str) -> None:
+        """Fill the schedule's buffers from its float64 values; a file's copies may be rounded to half precision."""
+        for name, buffer in self.schedule.published_buffers().items():
+            setattr(self, name, buffer.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.betas.device
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Pixels a latent side."""
+        return self.first_stage_model.downsampling_factor
+
+    @property
+    def size_multiple(self) -> int:
+        """Picture sides, in pixels, must be multiples of this for the UNet's skips to fit: 64 for SD."""
+        return self.downsampling_factor * self.model.diffusion_model.downsampling_factor
+
+    def apply_model(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Run the UNet at `t` (b,) on x_t (b, c, h, w); returns its output, in the model's own parameterization.
+
+        `cond` is a dict of c_concat, c_crossattn (lists) and c_adm; a tensor or list alone is the context, or the
+        concatenated channels of a model whose key is "concat".
+        """
+        if cond is None:
+            return self.model(x_t, t)
+        if not isinstance(cond, dict):
+            key = "c_concat" if self.model.conditioning_key == "concat" else "c_crossattn"
+            cond = {key: cond if isinstance(cond, list) else [cond]}
+        return self.model(x_t, t, **cond)
+
+    def get_learned_conditioning(self, prompts: list[str]) -> Tensor:
+        """Encode prompts to the context (b, n, width)."""
+        if self.cond_stage_model is None:
+            raise ConfigError("this model has no text encoder (cond_stage_config); it cannot take a prompt")
+        return self.cond_stage_model(prompts)
+
+    def get_unconditional_conditioning(self, batch_size: int, null_label: str = "") -> Tensor:
+        """Encode `null_label` once and repeat it over the batch."""
+        return self.get_learned_conditioning([null_label]).expand(batch_size, -1, -1)
+
+    def encode_first_stage(self, images: Tensor) -> DiagonalGaussianDistribution:
+        """Encode pictures (b, 3, H, W) in [-1, 1] to the distribution of their unscaled latents."""
+        return self.first_stage_model.encode(images)
+
+    def get_first_stage_encoding(
+        self, posterior: DiagonalGaussianDistribution | Tensor, noise: Tensor | None = None
+    ) -> Tensor:
+        """Draw scaled latents from `posterior`; the noise comes from the CPU generator unless given."""
+        z = posterior if isinstance(posterior, Tensor) else posterior.sample(noise)
+        return self.scale_factor * z
+
+    def decode_first_stage(self, latents: Tensor) -> Tensor:
+        """Decode scaled latents (b, c, h, w) to pictures, about [-1, 1], not clamped."""
+        return self.first_stage_model.decode(latents / self.scale_factor)

@@ -1,0 +1,211 @@
+"""The text encoder of SD 1.x: CLIP ViT-L/14's text tower (arXiv 2103.00020, section 2.4).
+
+12 causal blocks of width 768 with quick-gelu, x * sigmoid(1.702 x). Tokens are padded with the end token (49407),
+no padding mask is used, and the output is taken after the final layer norm. Parameter names are those of the
+published checkpoints (`transformer.text_model...`); newer releases of transformers nest them differently, which is
+why the tower is written out here.
+"""
+
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor, nn
+
+from ldm.errors import ConfigError
+from ldm.models.attention import merge_heads, split_heads
+
+LAYERS = ("last", "pooled", "hidden")
+
+VIT_L_14 = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class SelfAttention(nn.Module):
+    """Causal multi-head attention."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (split_heads(f(x), self.num_heads) for f in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True)))
+
+
+class MLP(nn.Module):
+    """Two layers with the tower's activation between."""
+
+    def __init__(self, width: int, hidden: int, activation: str) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class EncoderLayer(nn.Module):
+    """x + attention(LN x), then x + mlp(LN x)."""
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        width = config["hidden_size"]
+        self.self_attn = SelfAttention(width, config["num_attention_heads"])
+        self.layer_norm1 = nn.LayerNorm(width, eps=config["layer_norm_eps"])
+        self.mlp = MLP(width, config["intermediate_size"], config["hidden_act"])
+        self.layer_norm2 = nn.LayerNorm(width, eps=config["layer_norm_eps"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Embeddings(nn.Module):
+    """Token plus position embedding. `position_ids` is stored in published files, and absent from newer ones."""
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        length, width = config["max_position_embeddings"], config["hidden_size"]
+        self.token_embedding = nn.Embedding(config["vocab_size"], width)
+        self.position_embedding = nn.Embedding(length, width)
+        self.register_buffer("position_ids", torch.arange(length)[None])
+
+    def materialise_buffers(self, device: torch.device | str) -> None:
+        self.position_ids = torch.arange(self.position_ids.shape[1], device=device)[None]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.token_embedding(tokens) + self.position_embedding.weight[: tokens.shape[1]]
+
+
+class Layers(nn.Module):
+    """The blocks, under the published name `encoder.layers`."""
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config["num_hidden_layers"]))
+
+
+class TextModel(nn.Module):
+    """Token ids (b, n) -> the hidden states before each block and after the last, each (b, n, width)."""
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = Layers(config)
+        self.final_layer_norm = nn.LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
+
+    def forward(self, tokens: Tensor) -> list[Tensor]:
+        hidden_states = [self.embeddings(tokens)]
+        for layer in self.encoder.layers:
+            hidden_states.append(layer(hidden_states[-1]))
+        return hidden_states
+
+
+class CLIPTextModel(nn.Module):
+    """Holds the tower under the published name `text_model`."""
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        self.text_model = TextModel(config)
+
+
+class FrozenCLIPEmbedder(nn.Module):
+    """Prompts -> (b, 77, 768), by CLIP's text tower.
+
+    Args:
+        version: name of the published weights; kept for information, never downloaded.
+        max_length: tokens a prompt.
+        layer: "last" (after the final norm), "pooled" (its end token, (b, 1, width)) or "hidden" (before block
+            `layer_idx`, without the norm).
+        text_config: sizes by their Hugging Face names, where they differ from ViT-L/14's.
+
+    Raises:
+        ConfigError: an unknown layer, or an index beyond the blocks.
+    """
+
+    def __init__(
+        self,
+        version: str | None = "openai/clip-vit-large-patch14",
+        device: str | None = None,
+        max_length: int = 77,
+        freeze: bool = True,
+        layer: str = "last",
+        layer_idx: int | None = None,
+        text_config: dict | None = None,
+    ) -> None:
+        super().__init__()
+        config = {**VIT_L_14, **(text_config or {})}
+        blocks = config["num_hidden_layers"]
+        if layer not in LAYERS:
+            raise ConfigError(f"FrozenCLIPEmbedder: layer {layer!r}; expected one of {', '.join(LAYERS)}")
+        if layer == "hidden" and (layer_idx is None or abs(layer_idx) > blocks):
+            raise ConfigError(f"FrozenCLIPEmbedder: layer_idx {layer_idx}; expected -{blocks}..{blocks}")
+        self.transformer = CLIPTextModel(config)
+        self.version = version
+        self.max_length = max_length
+        self.layer = layer
+        self.layer_idx = layer_idx
+        if freeze:
+            self.freeze()
+        if device is not None:
+            self.to(device)
+
+    def freeze(self) -> None:
+        """Put the tower into evaluation mode and switch off its gradients."""
+        self.transformer = self.transformer.eval()
+        self.requires_grad_(False)
+
+    @cached_property
+    def tokenizer(self) -> SimpleTokenizer:
+        return SimpleTokenizer(context_length=self.max_length)
+
+    def tokenize(self, prompts: list[str]) -> Tensor:
+        """Return ids (b, max_length): start, text, end, then end tokens; a longer text is cut before the end."""
+        end = self.tokenizer.eot_token_id
+        ids = self.tokenizer(list(prompts), self.max_length)
+        past_end = (ids == end).cumsum(dim=1) > 0
+        return ids.masked_fill(past_end, end)
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Encode ids (b, n) to (b, n, width), or (b, 1, width) for "pooled"."""
+        text_model = self.transformer.text_model
+        hidden_states = text_model(tokens)
+        if self.layer == "hidden":
+            return hidden_states[self.layer_idx]
+        last = text_model.final_layer_norm(hidden_states[-1])
+        if self.layer == "last":
+            return last
+        end = tokens.argmax(dim=1)                        # the end token has the largest id
+        return last[torch.arange(len(tokens)), end][:, None]
+
+    def forward(self, prompts: list[str] | str) -> Tensor:
+        """Encode prompts to (b, max_length, width)."""
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        device = self.transformer.text_model.embeddings.token_embedding.weight.device
+        return self.encode_tokens(self.tokenize(prompts).to(device))
+
+    def encode(self, prompts: list[str] | str) -> Tensor:
+        """Do what calling the module does; third-party code uses this name."""
+        return self(prompts)
