@@ -1,0 +1,1 @@
+"""Data sets: each offers `batch(generator, batch_size) -> (images, captions)`."""

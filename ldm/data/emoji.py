@@ -1,0 +1,238 @@
+"""Scenes of emoji on a coloured ground, with captions: the demonstration model's data.
+
+    image = alpha * sprite + (1 - alpha) * background,   in -1..1
+
+Sprites are kept premultiplied by alpha at a few sizes; a batch is composed by copying them into one uint8 canvas and
+blending it once. Every random choice comes from the generator that the caller passes, so a seed is a data set.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.data.emoji_captions import BACKGROUNDS, WHITE, caption
+from ldm.errors import InputError
+
+SINGLE_SCALES = (0.84, 0.88, 0.92)  # of the picture's side
+PAIR_SCALE = 0.46
+_COLOURS = tuple(BACKGROUNDS)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One sprite in a scene: which cell, at which scale, mirrored or not, and where its top left corner lies."""
+
+    cell: int
+    scale: float
+    flip: bool
+    top: int
+    left: int
+
+
+class EmojiScenes:
+    """Batches of captioned scenes from the folder that scripts/data/make_emoji.py writes.
+
+    path                      folder of sprites.npy and manifest.json
+    split                     train: without held-out cells; held_out: only those; all
+    size                      pixels of a scene's side; None: that of the sprites
+    styles, concepts          keep only these styles and labels; None: all. `concepts` may be a file of labels
+    two_object_fraction       scenes "X next to Y"
+    background_fraction       scenes on one of the ten named colours; the others are white and say nothing of it
+    tag_fraction              captions with a tag behind the phrase
+    bare_label_fraction       captions that are the label and nothing else (on white, one object)
+    empty_caption_fraction    captions that are empty
+    device                    where sprites live and images are composed; the choices are drawn on the CPU
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str = "train",
+        size: int | None = None,
+        styles: Iterable[str] | None = None,
+        concepts: str | Path | Iterable[str] | None = None,
+        two_object_fraction: float = 0.2,
+        background_fraction: float = 0.6,
+        tag_fraction: float = 0.15,
+        bare_label_fraction: float = 0.1,
+        empty_caption_fraction: float = 0.0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if split not in ("train", "held_out", "all"):
+            raise InputError(f"split {split!r}: expected train, held_out or all")
+        sprites, manifest = _read(Path(path))
+        wanted = _selection(split, styles, concepts)
+        kept = [entry for entry in manifest["sprites"] if wanted(entry)]
+        if not kept:
+            raise InputError(f"{path}: no sprite is left for split {split!r}, styles {styles} and the given concepts")
+        self.size = size or manifest["size"]
+        self.split = split
+        self.cells: list[dict[str, Any]] = kept
+        self.styles: list[str] = list(dict.fromkeys(entry["style"] for entry in kept))
+        self.labels: list[str] = list(dict.fromkeys(entry["label"] for entry in kept))
+        self.two_object_fraction = two_object_fraction
+        self.background_fraction = background_fraction
+        self.tag_fraction = tag_fraction
+        self.bare_label_fraction = bare_label_fraction
+        self.empty_caption_fraction = empty_caption_fraction
+        self.device = torch.device(device)
+        self._of_style = {
+            style: [i for i, entry in enumerate(kept) if entry["style"] == style] for style in self.styles
+        }
+        self._index = {(entry["label"], entry["style"]): i for i, entry in enumerate(kept)}
+        rows = np.ascontiguousarray(sprites[[entry["index"] for entry in kept]])
+        self._sprites = {
+            scale: _resized(rows, round(scale * self.size), self.device) for scale in (*SINGLE_SCALES, PAIR_SCALE)
+        }
+
+    def __len__(self) -> int:
+        """Return the number of (concept, style) cells of this split."""
+        return len(self.cells)
+
+    def batch(self, generator: torch.Generator, batch_size: int) -> tuple[Tensor, list[str]]:
+        """Return random scenes, images (b, 3, size, size) in -1..1 and their captions."""
+        draws = torch.rand(batch_size, 15, generator=generator).tolist()
+        scenes = [self._random_scene(draw) for draw in draws]
+        colours = [colour for _, colour, _ in scenes]
+        images = self._compose([placed for placed, _, _ in scenes], colours)
+        return images, [text for _, _, text in scenes]
+
+    def render(
+        self,
+        label: str,
+        style: str = "3d",
+        background: str | None = None,
+        flip: bool = False,
+        second: str | None = None,
+    ) -> tuple[Tensor, str]:
+        """Return one scene without chance, centred: image (3, size, size) in -1..1 and its caption.
+
+        `second` stands to the right of `label`. Raises: InputError for a cell that is not in this split.
+        """
+        if background is not None and background not in BACKGROUNDS:
+            raise InputError(f"background {background!r}: expected one of {', '.join(BACKGROUNDS)}")
+        cells = [self._cell(label, style)] + ([] if second is None else [self._cell(second, style)])
+        if second is None:
+            placed = [self._placed(cells[0], SINGLE_SCALES[1], flip, 0.5, 0.5)]
+        else:
+            placed = [self._half(cell, side, flip, 0.5, 0.5) for side, cell in enumerate(cells)]
+        text = self._caption(cells, None, background)
+        return self._compose([placed], [background])[0], text
+
+    def _cell(self, label: str, style: str) -> int:
+        if (label, style) not in self._index:
+            raise InputError(f"no {style} emoji of {label!r} in split {self.split!r}; see .labels and .styles")
+        return self._index[label, style]
+
+    def _random_scene(self, draw: list[float]) -> tuple[list[Placed], str | None, str]:
+        """Turn fifteen uniform draws into sprites, background colour and caption."""
+        u_cell, u_second, u_pair, u_ground, u_colour, u_words, u_tag, u_which, u_scale, *rest = draw
+        u_flip, u_flip_second, u_top, u_left, u_top_second, u_left_second = rest
+        first = _pick(range(len(self.cells)), u_cell)
+        colour = _COLOURS[int(u_colour * len(_COLOURS))] if u_ground < self.background_fraction else None
+        fellows = self._of_style[self.cells[first]["style"]]
+        if u_pair < self.two_object_fraction and len(fellows) > 1:
+            # Any of the others of the same style, evenly.
+            rank = fellows.index(first)
+            second = fellows[(rank + 1 + int(u_second * (len(fellows) - 1))) % len(fellows)]
+            placed = [
+                self._half(first, 0, u_flip < 0.5, u_top, u_left),
+                self._half(second, 1, u_flip_second < 0.5, u_top_second, u_left_second),
+            ]
+            cells = [first, second]
+        else:
+            scale = _pick(SINGLE_SCALES, u_scale)
+            placed, cells = [self._placed(first, scale, u_flip < 0.5, u_top, u_left)], [first]
+        if u_words < self.empty_caption_fraction:
+            return placed, colour, ""
+        if u_words > 1 - self.bare_label_fraction and len(cells) == 1:
+            return placed, None, self.cells[first]["label"]
+        tags = self.cells[first]["tags"]
+        tag = _pick(tags, u_which) if tags and len(cells) == 1 and u_tag < self.tag_fraction else None
+        return placed, colour, self._caption(cells, tag, colour)
+
+    def _caption(self, cells: list[int], tag: str | None, colour: str | None) -> str:
+        phrases = [self.cells[cell]["phrase"] for cell in cells]
+        second = phrases[1] if len(phrases) > 1 else None
+        return caption(phrases[0], self.cells[cells[0]]["style"], second=second, tag=tag, colour=colour)
+
+    def _placed(self, cell: int, scale: float, flip: bool, u_top: float, u_left: float) -> Placed:
+        """Put one sprite near the middle: anywhere in the inner half of the free room."""
+        room = self.size - round(scale * self.size)
+        top, left = (round(room * (0.25 + 0.5 * u)) for u in (u_top, u_left))
+        return Placed(cell, scale, flip and self.cells[cell]["mirrorable"], top, left)
+
+    def _half(self, cell: int, side: int, flip: bool, u_top: float, u_left: float) -> Placed:
+        """Put one of two sprites into its half, side 0 left and 1 right, near the middle line."""
+        side_px = round(PAIR_SCALE * self.size)
+        left = round((self.size // 2 - side_px) * u_left) + side * (self.size // 2)
+        top = round((self.size - side_px) * (0.4 + 0.2 * u_top))
+        return Placed(cell, PAIR_SCALE, flip and self.cells[cell]["mirrorable"], top, left)
+
+    def _compose(self, scenes: list[list[Placed]], colours: list[str | None]) -> Tensor:
+        """Blend sprites over plain grounds, one scene each; uint8 (b, 4, h, w) becomes float (b, 3, h, w)."""
+        canvas = torch.zeros(len(scenes), 4, self.size, self.size, dtype=torch.uint8, device=self.device)
+        for row, scene in zip(canvas, scenes, strict=True):
+            for item in scene:
+                sprite = self._sprites[item.scale][item.cell]  # (4, s, s)
+                bottom, right = item.top + sprite.shape[1], item.left + sprite.shape[2]
+                row[:, item.top : bottom, item.left : right] = sprite.flip(2) if item.flip else sprite
+        grounds = [WHITE if colour is None else BACKGROUNDS[colour] for colour in colours]
+        ground = torch.tensor(grounds, device=self.device, dtype=torch.float32)[:, :, None, None]  # (b, 3, 1, 1)
+        images = canvas[:, :3].float()
+        images += (1 - canvas[:, 3:].float() / 255) * ground
+        return images.mul_(2 / 255).sub_(1).clamp_(-1, 1)
+
+
+def _pick(choices: Any, u: float) -> Any:
+    return choices[int(u * len(choices))]
+
+
+def _read(folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        sprites = np.load(folder / "sprites.npy", mmap_mode="r")
+    except FileNotFoundError as error:
+        raise InputError(f"{folder}: no emoji data; make it with scripts/data/make_emoji.py --fetch") from error
+    if len(sprites) != len(manifest["sprites"]):
+        raise InputError(f"{folder}: {len(sprites)} sprites but {len(manifest['sprites'])} in the manifest; make it again")
+    return sprites, manifest
+
+
+def _selection(split: str, styles: Iterable[str] | None, concepts: str | Path | Iterable[str] | None) -> Any:
+    """Return wanted(entry) for the manifest's entries."""
+    if isinstance(concepts, (str, Path)):
+        from ldm.data.emoji_source import read_labels
+
+        concepts = read_labels(Path(concepts))
+    kept_styles = None if styles is None else set(styles)
+    kept_labels = None if concepts is None else set(concepts)
+
+    def wanted(entry: dict[str, Any]) -> bool:
+        if split != "all" and entry["held_out"] != (split == "held_out"):
+            return False
+        if kept_styles is not None and entry["style"] not in kept_styles:
+            return False
+        return kept_labels is None or entry["label"] in kept_labels
+
+    return wanted
+
+
+def _resized(sprites: np.ndarray, side: int, device: torch.device) -> Tensor:
+    """Return sprites (n, h, w, 4), straight alpha, as premultiplied uint8 (n, 4, side, side)."""
+    out = torch.empty(len(sprites), 4, side, side, dtype=torch.uint8)
+    for start in range(0, len(sprites), 256):
+        part = torch.from_numpy(sprites[start : start + 256]).permute(0, 3, 1, 2).float()  # (n, 4, h, w)
+        part[:, :3] *= part[:, 3:] / 255
+        part = F.interpolate(part, size=(side, side), mode="bicubic", antialias=True)
+        out[start : start + 256] = part.round().clamp(0, 255).to(torch.uint8)
+    # A colour above its alpha would overshoot the ground; the resampling filter leaves such pixels at sharp edges.
+    out[:, :3] = torch.minimum(out[:, :3], out[:, 3:])
+    return out.to(device)
