@@ -1,0 +1,80 @@
+"""Install `ldm` with the configurations, the demo weights and the command-line scripts inside it.
+
+`configs/` is installed as `ldm.configs` and `scripts/` as `ldm.scripts`, so that what a checkout has at its top
+is there after a plain `pip install .` too.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "ldm/__init__.py").read_text(), re.MULTILINE).group(1)
+
+CORE = [
+    "torch>=2.8",
+    "torchvision",
+    "numpy>=1.26",
+    "pillow>=10",
+    "omegaconf>=2.3",
+    "einops>=0.7",
+    "open-clip-torch>=2.26",
+    "safetensors>=0.4.3",
+    "tqdm>=4.66",
+    "invisible-watermark>=0.2.0",
+]
+TRAIN = ["pytorch-lightning>=2.4", "matplotlib>=3.8"]
+DATA = ["resvg-py>=0.1"]
+TEST = [
+    *TRAIN,
+    *DATA,
+    "pytest>=8",
+    "pytest-cov>=5",
+    "hypothesis>=6.100",
+    "diffusers>=0.30",
+    "transformers>=4.44",
+    "psutil>=5.9",
+    "ruff>=0.6",
+]
+
+
+def scripts() -> list[str]:
+    """Return `ldm.scripts` and the folders below it as packages."""
+    found = find_packages("scripts")
+    return ["ldm.scripts", *(f"ldm.scripts.{name}" for name in found)]
+
+
+setup(
+    name="stable-diffusion",
+    version=VERSION,
+    description="Stable Diffusion 1.x and 2.x: sample, train and extend the published checkpoints",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["ldm", "ldm.*"]), "ldm.configs", *scripts()],
+    package_dir={"ldm": "ldm", "ldm.configs": "configs", "ldm.scripts": "scripts"},
+    package_data={
+        "ldm": ["**/*.json", "**/*.txt", "**/*.txt.gz"],
+        "ldm.configs": [
+            "**/*.yaml",
+            "**/*.json",
+            "**/*.txt",
+            "**/*.txt.gz",
+            "**/*.safetensors",
+            "**/NOTICE",
+            "**/*.md",
+        ],
+    },
+    include_package_data=False,
+    install_requires=CORE,
+    extras_require={"train": TRAIN, "data": DATA, "test": TEST, "all": [*TRAIN, *DATA]},
+    entry_points={
+        "console_scripts": [
+            "sd-txt2img = ldm.scripts.txt2img:main",
+            "sd-img2img = ldm.scripts.img2img:main",
+            "sd-train = ldm.scripts.train:main",
+        ]
+    },
+)
