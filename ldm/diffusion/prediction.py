@@ -61,7 +61,8 @@ COMPLETE = {"eps": from_eps, "v": from_v, "x0": from_x_0}
 def check_parameterization(parameterization: str) -> None:
     """Raise ConfigError unless this is a published parameterization."""
     if parameterization not in COMPLETE:
-        raise ConfigError(f"unknown parameterization {parameterization!r}: expected one of {', '.join(COMPLETE)}")
+        known = ", ".join(COMPLETE)
+        raise ConfigError(f"unknown parameterization {parameterization!r}: expected one of {known}")
 
 
 def denoiser(

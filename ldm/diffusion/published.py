@@ -15,7 +15,11 @@ logger = logging.getLogger(__name__)
 
 
 def make_beta_schedule(
-    schedule: str, n_timestep: int, linear_start: float = 1e-4, linear_end: float = 2e-2, cosine_s: float = 8e-3
+    schedule: str,
+    n_timestep: int,
+    linear_start: float = 1e-4,
+    linear_end: float = 2e-2,
+    cosine_s: float = 8e-3,
 ) -> np.ndarray:
     """Return the float64 betas of a schedule name."""
     return make_betas(schedule, n_timestep, linear_start, linear_end, cosine_s)
@@ -32,7 +36,10 @@ def make_ddim_timesteps(
 
 
 def make_ddim_sampling_parameters(
-    alphacums: np.ndarray | Tensor, ddim_timesteps: Sequence[int] | np.ndarray, eta: float, verbose: bool = True
+    alphacums: np.ndarray | Tensor,
+    ddim_timesteps: Sequence[int] | np.ndarray,
+    eta: float,
+    verbose: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (sigmas, alphas, alphas_prev): DDIM's added noise and abar at its times and the ones before."""
     abar = np.asarray(torch.as_tensor(alphacums).detach().cpu(), dtype=np.float64)

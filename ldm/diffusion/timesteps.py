@@ -25,7 +25,7 @@ def ddim_timesteps(num_steps: int, num_timesteps: int = 1000, method: str = "uni
         InputError: `num_steps` is not in 1 .. N, or the method is unknown.
     """
     if not 1 <= num_steps <= num_timesteps:
-        raise InputError(f"{num_steps} sampling steps: expected 1 to {num_timesteps}, the model's training steps")
+        raise InputError(f"{num_steps} sampling steps: the model was trained with 1 to {num_timesteps}")
     if method == "uniform":
         times = np.arange(0, num_timesteps, num_timesteps // num_steps) + 1
     elif method == "quad":
@@ -47,7 +47,9 @@ class DDIMTable(NamedTuple):
     """standard deviation of the noise that the step adds"""
 
 
-def ddim_table(alphas_cumprod: np.ndarray, times: np.ndarray, eta: float, last: float | None = None) -> DDIMTable:
+def ddim_table(
+    alphas_cumprod: np.ndarray, times: np.ndarray, eta: float, last: float | None = None
+) -> DDIMTable:
     """Return abar and the added noise of DDIM's steps (arXiv 2010.02502, eq. 16).
 
     eta_sigma^2 = eta^2 (1 - abar_prev) / (1 - abar) (1 - abar / abar_prev)

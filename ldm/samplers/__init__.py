@@ -1,0 +1,80 @@
+"""Samplers: one file each, one loop for all; they see only `denoise(x_t, t, cond) -> Prediction`.
+
+A new sampler is a file with a class that follows `loop.Sampler`, and a row in `SAMPLERS`.
+"""
+
+import difflib
+from typing import Any, NamedTuple
+
+from ldm.diffusion.schedule import Schedule
+from ldm.errors import InputError
+from ldm.samplers.ddim import DDIM, DDIMInversion
+from ldm.samplers.ddpm import DDPM
+from ldm.samplers.dpm_solver import DPMSolver
+from ldm.samplers.loop import Sampler, Step, sample_loop
+from ldm.samplers.plms import PLMS
+
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "PLMS",
+    "SAMPLERS",
+    "DDIMInversion",
+    "DPMSolver",
+    "Sampler",
+    "SamplerRow",
+    "Step",
+    "find_sampler",
+    "make_sampler",
+    "sample_loop",
+]
+
+
+class SamplerRow(NamedTuple):
+    """A sampler as a user chooses it."""
+
+    name: str
+    cls: type
+    aliases: tuple[str, ...]
+    help: str
+    takes_eta: bool
+
+
+SAMPLERS: dict[str, SamplerRow] = {
+    row.name: row
+    for row in (
+        SamplerRow("ddim", DDIM, (), "the published default; eta adds noise", True),
+        SamplerRow("plms", PLMS, (), "DDIM's steps with a fourth-order average of the noise", False),
+        SamplerRow(
+            "dpm",
+            DPMSolver,
+            ("dpm++", "dpmpp", "dpm-solver", "dpm-solver++", "dpm++2m", "dpmpp2m"),
+            "DPM-Solver++ (2M): good pictures from about 15 steps",
+            False,
+        ),
+    )
+}
+
+
+def find_sampler(name: str) -> SamplerRow:
+    """Return the row of a name or alias; case, spaces and underscores do not matter.
+
+    Raises:
+        InputError: there is none; the text lists them.
+    """
+    rows = {alias.replace("-", ""): row for row in SAMPLERS.values() for alias in (row.name, *row.aliases)}
+    wanted = name.lower().replace("-", "").replace("_", "").replace(" ", "")
+    if wanted in rows:
+        return rows[wanted]
+    near = difflib.get_close_matches(wanted, rows, n=1)
+    hint = f"; did you mean {rows[near[0]].name!r}?" if near else ""
+    raise InputError(f"unknown sampler {name!r}: expected one of {', '.join(SAMPLERS)}{hint}")
+
+
+def make_sampler(name: str, schedule: Schedule, num_steps: int, *, eta: float = 0.0, **options: Any) -> Sampler:
+    """Build a sampler by name; `options` go to its class (`temperature`, `correct_x_0`, ...).
+
+    Raises:
+        InputError: the name is unknown, or it cannot honour `eta` or the number of steps.
+    """
+    return find_sampler(name).cls(schedule, num_steps, eta=eta, **options)

@@ -1,0 +1,125 @@
+"""DDIM (arXiv 2010.02502, eq. 12 and 16), its inversion, and the table that PLMS shares.
+
+    x_prev = sqrt(abar_prev) x_0 + sqrt(1 - abar_prev - eta_sigma^2) eps + eta_sigma n
+
+The last step goes to abar_0, not to 1, as published.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout
+
+from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.timesteps import ddim_table, ddim_timesteps
+from ldm.errors import InputError
+from ldm.samplers.loop import Noise, batch_of
+
+
+class DDIM:
+    """One evaluation a step; deterministic at eta 0, as noisy as DDPM at eta 1."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        num_steps: int,
+        *,
+        eta: float = 0.0,
+        temperature: float = 1.0,  # factor of the added noise
+        noise_dropout: float = 0.0,  # part of the added noise that is left out
+        spacing: str = "uniform",  # see ddim_timesteps
+        correct_x_0: Callable[[Tensor], Tensor] | None = None,  # clip or quantize each x_0
+    ):
+        self.schedule = schedule
+        self.eta = eta
+        self.temperature = temperature
+        self.noise_dropout = noise_dropout
+        self.correct_x_0 = correct_x_0
+        times = ddim_timesteps(num_steps, schedule.num_timesteps, spacing)
+        # Over all times the last step goes to no noise at all, as in DDPM.
+        last = 1.0 if spacing == "all" else None
+        if eta < 0:
+            raise InputError(f"eta is {eta}: expected 0 (deterministic) to 1 (as noisy as DDPM)")
+        self.table = ddim_table(schedule.alphas_cumprod.numpy(), times, eta, last)
+        if np.any(self.table.eta_sigmas**2 > 1 - self.table.alphas_cumprod_prev):
+            raise InputError(f"eta is {eta}: a step would add more noise than it may leave; expected 0 to 1")
+        self.timesteps = [int(t) for t in times[::-1]]
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def reset(self) -> None:
+        """Do nothing: DDIM remembers no earlier step."""
+
+    def step(
+        self, i: int, x_t: Tensor, denoise: Callable[[Tensor, Tensor], Prediction], noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        """Take step `i` and return (x_prev, x_0)."""
+        prediction = denoise(x_t, batch_of(self.timesteps[i], x_t))
+        return self.update(i, prediction, noise(x_t))
+
+    def update(self, i: int, prediction: Prediction, n: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the formula at the top of this file and return (x_prev, x_0)."""
+        x_0 = prediction.x_0 if self.correct_x_0 is None else self.correct_x_0(prediction.x_0)
+        row = len(self) - 1 - i
+        prev, eta_sigma = self.table.alphas_cumprod_prev[row], self.table.eta_sigmas[row]
+        x_prev = float(prev**0.5) * x_0 + float((1 - prev - eta_sigma**2) ** 0.5) * prediction.eps
+        if eta_sigma > 0:
+            n = dropout(n, self.noise_dropout) if self.noise_dropout else n
+            x_prev = x_prev + float(eta_sigma * self.temperature) * n
+        return x_prev, x_0
+
+    def start_index(self, t_enc: int) -> int:
+        """Return the step from which `t_enc` steps are left."""
+        if not 0 <= t_enc <= len(self):
+            raise InputError(f"cannot run {t_enc} of {len(self)} sampling steps")
+        return len(self) - t_enc
+
+    def noised(self, x_0: Tensor, t_enc: int | Tensor, eps: Tensor) -> Tensor:
+        """Return x_t at row `t_enc` of the table, counted from the least noisy.
+
+        The step that follows, `start_index(t_enc)`, belongs to the row below: published pictures were made
+        so. Only where there is no such row (all steps are to be run) is it the last one.
+
+        Args:
+            t_enc: one row, or (b,) rows.
+        """
+        rows = torch.as_tensor(t_enc, device="cpu").long()
+        if bool((rows < 0).any()) or bool((rows > len(self)).any()):
+            raise InputError(f"cannot add the noise of row {t_enc} of a table of {len(self)} sampling steps")
+        rows = rows.clamp(max=len(self) - 1).expand(len(x_0)).to(x_0.device)
+        times = torch.tensor(self.timesteps[::-1], device=x_0.device)
+        alpha, sigma = self.schedule.alpha_sigma(times[rows], x_0)
+        return alpha * x_0 + sigma * eps
+
+
+class DDIMInversion:
+    """From clean latents back to the noise that DDIM at eta 0 would have made them from.
+
+    The same formula read towards more noise (arXiv 2010.02502, eq. 13). The network is asked at the noise
+    that x_t has before the step: times 0, tau_0, tau_1, ...
+    """
+
+    def __init__(self, schedule: Schedule, num_steps: int, *, spacing: str = "uniform"):
+        self.schedule = schedule
+        times = ddim_timesteps(num_steps, schedule.num_timesteps, spacing)
+        self.table = ddim_table(schedule.alphas_cumprod.numpy(), times, 0.0)
+        self.timesteps = [0, *(int(t) for t in times[:-1])]
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def reset(self) -> None:
+        """Do nothing: each step stands alone."""
+
+    def step(
+        self, i: int, x_t: Tensor, denoise: Callable[[Tensor, Tensor], Prediction], noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        """Take step `i` towards more noise and return (x_next, x_0)."""
+        eps = denoise(x_t, batch_of(self.timesteps[i], x_t)).eps
+        here, there = self.table.alphas_cumprod_prev[i], self.table.alphas_cumprod[i]
+        x_0 = (x_t - float((1 - here) ** 0.5) * eps) / float(here**0.5)
+        return float(there**0.5) * x_0 + float((1 - there) ** 0.5) * eps, x_0
