@@ -2,8 +2,8 @@
 
     image = alpha * sprite + (1 - alpha) * background,   in -1..1
 
-Sprites are kept premultiplied by alpha at a few sizes; a batch is composed by copying them into one uint8 canvas and
-blending it once. Every random choice comes from the generator that the caller passes, so a seed is a data set.
+Sprites are kept premultiplied by alpha at a few sizes; a batch is composed by copying them into one uint8
+canvas and blending it once. Every random choice comes from the caller's generator, so a seed is a data set.
 """
 
 import json
@@ -27,7 +27,7 @@ _COLOURS = tuple(BACKGROUNDS)
 
 @dataclass(frozen=True)
 class Placed:
-    """One sprite in a scene: which cell, at which scale, mirrored or not, and where its top left corner lies."""
+    """One sprite in a scene: which cell, at which scale, mirrored or not, and its top left corner."""
 
     cell: int
     scale: float
@@ -44,7 +44,8 @@ class EmojiScenes:
     size                      pixels of a scene's side; None: that of the sprites
     styles, concepts          keep only these styles and labels; None: all. `concepts` may be a file of labels
     two_object_fraction       scenes "X next to Y"
-    background_fraction       scenes on one of the ten named colours; the others are white and say nothing of it
+    background_fraction       scenes on one of the ten named colours; others are white and do not say so
+    everyday_fraction         everyday name ("car") in place of the label ("automobile"), where there is one
     tag_fraction              captions with a tag behind the phrase
     bare_label_fraction       captions that are the label and nothing else (on white, one object)
     empty_caption_fraction    captions that are empty
@@ -61,6 +62,7 @@ class EmojiScenes:
         two_object_fraction: float = 0.2,
         background_fraction: float = 0.6,
         tag_fraction: float = 0.15,
+        everyday_fraction: float = 0.25,
         bare_label_fraction: float = 0.1,
         empty_caption_fraction: float = 0.0,
         device: str | torch.device = "cpu",
@@ -71,7 +73,9 @@ class EmojiScenes:
         wanted = _selection(split, styles, concepts)
         kept = [entry for entry in manifest["sprites"] if wanted(entry)]
         if not kept:
-            raise InputError(f"{path}: no sprite is left for split {split!r}, styles {styles} and the given concepts")
+            raise InputError(
+                f"{path}: no sprite left for split {split!r} and styles {styles}; choose more concepts"
+            )
         self.size = size or manifest["size"]
         self.split = split
         self.cells: list[dict[str, Any]] = kept
@@ -80,6 +84,7 @@ class EmojiScenes:
         self.two_object_fraction = two_object_fraction
         self.background_fraction = background_fraction
         self.tag_fraction = tag_fraction
+        self.everyday_fraction = everyday_fraction
         self.bare_label_fraction = bare_label_fraction
         self.empty_caption_fraction = empty_caption_fraction
         self.device = torch.device(device)
@@ -89,7 +94,8 @@ class EmojiScenes:
         self._index = {(entry["label"], entry["style"]): i for i, entry in enumerate(kept)}
         rows = np.ascontiguousarray(sprites[[entry["index"] for entry in kept]])
         self._sprites = {
-            scale: _resized(rows, round(scale * self.size), self.device) for scale in (*SINGLE_SCALES, PAIR_SCALE)
+            scale: _resized(rows, round(scale * self.size), self.device)
+            for scale in (*SINGLE_SCALES, PAIR_SCALE)
         }
 
     def __len__(self) -> int:
@@ -98,7 +104,7 @@ class EmojiScenes:
 
     def batch(self, generator: torch.Generator, batch_size: int) -> tuple[Tensor, list[str]]:
         """Return random scenes, images (b, 3, size, size) in -1..1 and their captions."""
-        draws = torch.rand(batch_size, 15, generator=generator).tolist()
+        draws = torch.rand(batch_size, 17, generator=generator).tolist()
         scenes = [self._random_scene(draw) for draw in draws]
         colours = [colour for _, colour, _ in scenes]
         images = self._compose([placed for placed, _, _ in scenes], colours)
@@ -123,18 +129,18 @@ class EmojiScenes:
             placed = [self._placed(cells[0], SINGLE_SCALES[1], flip, 0.5, 0.5)]
         else:
             placed = [self._half(cell, side, flip, 0.5, 0.5) for side, cell in enumerate(cells)]
-        text = self._caption(cells, None, background)
+        text = self._caption(cells, None, background, [False, False])
         return self._compose([placed], [background])[0], text
 
     def _cell(self, label: str, style: str) -> int:
         if (label, style) not in self._index:
-            raise InputError(f"no {style} emoji of {label!r} in split {self.split!r}; see .labels and .styles")
+            raise InputError(f"no {style} emoji of {label!r} in split {self.split!r}; see .labels, .styles")
         return self._index[label, style]
 
     def _random_scene(self, draw: list[float]) -> tuple[list[Placed], str | None, str]:
-        """Turn fifteen uniform draws into sprites, background colour and caption."""
+        """Turn seventeen uniform draws into sprites, background colour and caption."""
         u_cell, u_second, u_pair, u_ground, u_colour, u_words, u_tag, u_which, u_scale, *rest = draw
-        u_flip, u_flip_second, u_top, u_left, u_top_second, u_left_second = rest
+        u_flip, u_flip_second, u_top, u_left, u_top_second, u_left_second, *u_names = rest
         first = _pick(range(len(self.cells)), u_cell)
         colour = _COLOURS[int(u_colour * len(_COLOURS))] if u_ground < self.background_fraction else None
         fellows = self._of_style[self.cells[first]["style"]]
@@ -153,13 +159,18 @@ class EmojiScenes:
         if u_words < self.empty_caption_fraction:
             return placed, colour, ""
         if u_words > 1 - self.bare_label_fraction and len(cells) == 1:
-            return placed, None, self.cells[first]["label"]
+            everyday = self.cells[first]["everyday"] if u_names[0] < self.everyday_fraction else None
+            return placed, None, everyday or self.cells[first]["label"]
         tags = self.cells[first]["tags"]
         tag = _pick(tags, u_which) if tags and len(cells) == 1 and u_tag < self.tag_fraction else None
-        return placed, colour, self._caption(cells, tag, colour)
+        everyday = [u < self.everyday_fraction for u in u_names]
+        return placed, colour, self._caption(cells, tag, colour, everyday)
 
-    def _caption(self, cells: list[int], tag: str | None, colour: str | None) -> str:
-        phrases = [self.cells[cell]["phrase"] for cell in cells]
+    def _caption(self, cells: list[int], tag: str | None, colour: str | None, everyday: list[bool]) -> str:
+        phrases = [
+            (use_everyday and self.cells[cell]["everyday_phrase"]) or self.cells[cell]["phrase"]
+            for cell, use_everyday in zip(cells, everyday, strict=False)
+        ]
         second = phrases[1] if len(phrases) > 1 else None
         return caption(phrases[0], self.cells[cells[0]]["style"], second=second, tag=tag, colour=colour)
 
@@ -185,7 +196,8 @@ class EmojiScenes:
                 bottom, right = item.top + sprite.shape[1], item.left + sprite.shape[2]
                 row[:, item.top : bottom, item.left : right] = sprite.flip(2) if item.flip else sprite
         grounds = [WHITE if colour is None else BACKGROUNDS[colour] for colour in colours]
-        ground = torch.tensor(grounds, device=self.device, dtype=torch.float32)[:, :, None, None]  # (b, 3, 1, 1)
+        ground = torch.tensor(grounds, device=self.device, dtype=torch.float32)
+        ground = ground[:, :, None, None]  # (b, 3, 1, 1)
         images = canvas[:, :3].float()
         images += (1 - canvas[:, 3:].float() / 255) * ground
         return images.mul_(2 / 255).sub_(1).clamp_(-1, 1)
@@ -200,9 +212,10 @@ def _read(folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         sprites = np.load(folder / "sprites.npy", mmap_mode="r")
     except FileNotFoundError as error:
-        raise InputError(f"{folder}: no emoji data; make it with scripts/data/make_emoji.py --fetch") from error
+        raise InputError(f"{folder}: no emoji data; run scripts/data/make_emoji.py --fetch") from error
     if len(sprites) != len(manifest["sprites"]):
-        raise InputError(f"{folder}: {len(sprites)} sprites but {len(manifest['sprites'])} in the manifest; make it again")
+        expected = len(manifest["sprites"])
+        raise InputError(f"{folder}: {len(sprites)} sprites, but {expected} in the manifest; make it again")
     return sprites, manifest
 
 
@@ -233,6 +246,6 @@ def _resized(sprites: np.ndarray, side: int, device: torch.device) -> Tensor:
         part[:, :3] *= part[:, 3:] / 255
         part = F.interpolate(part, size=(side, side), mode="bicubic", antialias=True)
         out[start : start + 256] = part.round().clamp(0, 255).to(torch.uint8)
-    # A colour above its alpha would overshoot the ground; the resampling filter leaves such pixels at sharp edges.
+    # At sharp edges the filter leaves colours above their alpha, which would overshoot the ground.
     out[:, :3] = torch.minimum(out[:, :3], out[:, 3:])
     return out.to(device)

@@ -2,10 +2,10 @@
 
     tarballs --concepts()--> Concept --draw()--> RGBA sprite --write_dataset()--> sprites.npy + manifest.json
 
-Three drawings of one concept exist: Microsoft Fluent 3D (WebP), Microsoft Fluent flat (SVG) and Google Noto (SVG). Labels and
-tags are those of emojibase. Microsoft did not open-source its national flags, technologists, video game and paperclip,
-although some collections carry them: only code points of the flat set are kept, because that set is built from
-Microsoft's own repository, and those four are dropped by name as well.
+Three drawings of one concept exist: Microsoft Fluent 3D (WebP) and flat (SVG), Google Noto (SVG).
+Labels and tags are those of emojibase. Microsoft did not open-source its national flags, technologists, video
+game and paperclip, although some collections carry them: only code points of the flat set are kept, because
+that set is built from Microsoft's own repository, and those four are dropped by name as well.
 """
 
 import gzip
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.data.emoji_captions import STYLES, caption_tags, is_mirrorable, is_plural, noun_phrase
+from ldm.data.emoji_captions import STYLES, caption_tags, everyday_name, is_mirrorable, is_plural, noun_phrase
 from ldm.errors import BackendUnavailable, InputError
 
 PACKAGES = {
@@ -73,7 +73,7 @@ class Package:
 
     def read(self, name: str) -> bytes:
         if name not in self._files:
-            raise InputError(f"npm package without the file {name}; expected one of {', '.join(PACKAGES.values())}")
+            raise InputError(f"npm package without {name}; expected one of {', '.join(PACKAGES.values())}")
         return self._files[name]
 
     def names(self) -> Iterable[str]:
@@ -105,19 +105,19 @@ def open_packages(folder: Path, roles: Iterable[str]) -> dict[str, Package]:
         found = sorted(folder.glob(f"{stem}-[0-9]*.tgz"))
         if not found:
             raise InputError(
-                f"{folder}: no {stem}-*.tgz; fetch it with --fetch or `npm pack {PACKAGES[role]}@{VERSIONS[role]}`"
+                f"{folder}: no {stem}-*.tgz; use --fetch or `npm pack {PACKAGES[role]}@{VERSIONS[role]}`"
             )
         packages[role] = Package(found[-1])
     return packages
 
 
 def plain_code_point(code_point: str) -> str:
-    """Return lower-case code points without the variation selector, which the collections write differently."""
+    """Return lower-case code points without the variation selector, which not every collection writes."""
     return "-".join(part for part in code_point.lower().split("-") if part != "fe0f")
 
 
 def core_concepts(captions: Package, flat: Package) -> list[Concept]:
-    """Return the concepts that may be used: of the core groups, in the flat set, open-sourced, without skin tone."""
+    """Return the usable concepts: of the core groups, in the flat set, open-sourced, without skin tone."""
     open_sourced = {plain_code_point(code) for code in flat.json("chars.json")}
     kept = []
     for entry in captions.json("en/data.json"):
@@ -138,19 +138,19 @@ def read_labels(path: Path) -> list[str]:
 
 
 def choose(concepts: list[Concept], labels: list[str]) -> list[Concept]:
-    """Return the concepts with the given labels, in the given order. Raises: InputError for one that is not there."""
+    """Return the concepts with these labels, in their order. Raises: InputError for one that is not there."""
     by_label = {concept.label: concept for concept in concepts}
     missing = [label for label in labels if label not in by_label]
     if missing:
-        raise InputError(f"concept list names {', '.join(missing)}, which the packages lack or which was filtered out")
+        raise InputError(f"concept list names {', '.join(missing)}: not in the packages, or filtered out")
     return [by_label[label] for label in labels]
 
 
-# --- drawing ---------------------------------------------------------------------------------------------------------
+# --- drawing ------------------------------------------------------------------------------------------------
 
 
 def sprite_source(style: str, package: Package) -> Callable[[str, int], Image.Image | None]:
-    """Return draw(code_point, size): the emoji as RGBA, at least `size` pixels where the source allows, or None."""
+    """Return draw(code_point, size): the emoji in RGBA, or None. SVG has `size` pixels, WebP its own."""
     return _webp_source(package) if style == "3d" else _svg_source(package)
 
 
@@ -197,7 +197,7 @@ def _svg(icons: dict[str, Any], name: str) -> str | None:
     body = icon["body"]
     if flip:
         body = f'<g transform="translate({width} 0) scale(-1 1)">{body}</g>'
-    box = f'{icon.get("left", 0)} {icon.get("top", 0)} {width} {height}'
+    box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">{body}</svg>'
 
 
@@ -216,14 +216,14 @@ def trim(image: Image.Image, size: int) -> Image.Image:
     return square.resize((size, size), Image.Resampling.LANCZOS)
 
 
-# --- the data set ----------------------------------------------------------------------------------------------------
+# --- the data set -------------------------------------------------------------------------------------------
 
 
 def held_out_styles(code_point: str, styles: Iterable[str]) -> set[str]:
     """Return which of the styles of a concept are held out from training: at most one, 5 % of cells in all.
 
-    The choice hangs on the code points and the style only, so that it is the same at every size and for every list of
-    concepts. With several styles one always stays, or the concept itself would be unknown.
+    The choice hangs on the code points and the style only, so that it is the same at every size and for every
+    list of concepts. With several styles one always stays, or the concept itself would be unknown.
     """
     shares = {style: _share(f"{code_point}/{style}") for style in styles}
     lowest = min(shares, key=lambda style: shares[style])
@@ -236,13 +236,19 @@ def _share(text: str) -> float:
 
 def manifest_entries(concepts: list[Concept], styles: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Yield the manifest's entry of every cell, without its index."""
+    labels = {concept.label for concept in concepts}
     for concept in concepts:
+        everyday = everyday_name(concept.label, concept.group)
+        if everyday in labels:  # "cat" is another picture than "cat face" where both are there
+            everyday = None
         held_out = held_out_styles(concept.code_point, STYLES)
         for style in styles:
             yield {
                 **asdict(concept),
                 "phrase": noun_phrase(concept.label),
                 "plural": is_plural(concept.label),
+                "everyday": everyday,
+                "everyday_phrase": None if everyday is None else noun_phrase(everyday),
                 "style": style,
                 "licence": LICENCES[style],
                 "held_out": style in held_out,
@@ -259,17 +265,16 @@ def write_dataset(
     Returns the manifest's entries.
     """
     draw = {style: sprite_source(style, packages[style]) for style in styles}
-    sprites, entries = [], []
+    sprites, kept = [], []
     for concept in concepts:
         # Drawing at twice the size leaves the trim enough pixels.
-        images = {style: draw[style](concept.code_point, 2 * size) for style in styles}
-        if any(image is None for image in images.values()):
-            continue
-        for entry in manifest_entries([concept], styles):
-            entries.append({"index": len(entries), **entry})
-            sprites.append(np.asarray(trim(images[entry["style"]], size)))
+        images = [draw[style](concept.code_point, 2 * size) for style in styles]
+        if all(image is not None for image in images):
+            kept.append(concept)
+            sprites.extend(np.asarray(trim(image, size)) for image in images)
+    entries = [{"index": index, **entry} for index, entry in enumerate(manifest_entries(kept, styles))]
     if not sprites:
-        raise InputError(f"no concept exists in every style of {', '.join(styles)}; choose fewer styles or other concepts")
+        raise InputError(f"no concept exists in every style of {', '.join(styles)}; choose fewer styles")
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "sprites.npy", np.stack(sprites))
     manifest = {
@@ -286,8 +291,8 @@ def write_dataset(
 def cut_bpe(source: Path, target: Path, num_merges: int = 4096) -> None:
     """Write the header line and the first `num_merges` merges of a CLIP byte-pair file.
 
-    There is no line break at the end: open_clip would read an empty line as one more merge. The time stamp in the gzip
-    header is zero, so that the same merges give the same file.
+    There is no line break at the end: open_clip would read an empty line as one more merge. The time stamp in
+    the gzip header is zero, so that the same merges give the same file.
     """
     lines = gzip.decompress(source.read_bytes()).decode("utf-8").split("\n")
     if len(lines) <= num_merges:

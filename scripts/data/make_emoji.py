@@ -1,4 +1,4 @@
-"""Make the emoji data set: filter, draw and describe sprites from npm packages (see NOTICE for their licences).
+"""Make the emoji data set: filter, draw and describe sprites from npm packages (licences: see NOTICE).
 
     python scripts/data/make_emoji.py --packages DIR --fetch
     python scripts/data/make_emoji.py --packages DIR --concepts all --styles 3d,flat,noto --size 256
@@ -28,14 +28,17 @@ from ldm.errors import BackendUnavailable, InputError, LdmError  # noqa: E402
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packages", type=Path, default=ROOT / "data" / "npm", help="folder of the npm tarballs")
-    parser.add_argument("--fetch", action="store_true", help="fetch missing tarballs with `npm pack`")
-    parser.add_argument("--concepts", default="familiar", help="familiar, all, or a file with one label a line")
-    parser.add_argument("--styles", default="3d,flat", help=f"comma-separated, out of {', '.join(STYLES)}")
-    parser.add_argument("--size", type=int, default=128, help="pixels of a sprite's side")
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "emoji", help="the data set goes to OUT/SIZE")
-    parser.add_argument("--cut-bpe", type=Path, metavar="FILE", help="only write FILE, open_clip's merges cut to 4,096")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--packages", type=Path, default=ROOT / "data" / "npm", help="folder of the npm tarballs")
+    add("--fetch", action="store_true", help="fetch missing tarballs with `npm pack`")
+    add("--concepts", default="familiar", help="familiar, all, or a file with one label a line")
+    add("--styles", default="3d,flat", help=f"comma-separated, out of {', '.join(STYLES)}")
+    add("--size", type=int, default=128, help="pixels of a sprite's side")
+    add("--out", type=Path, default=ROOT / "data" / "emoji", help="the data set goes to OUT/SIZE")
+    add("--cut-bpe", type=Path, metavar="FILE", help="only write FILE: open_clip's merges cut to 4,096")
     return parser.parse_args(arguments)
 
 
@@ -49,7 +52,7 @@ def fetch(folder: Path, roles: list[str]) -> None:
         try:
             subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         except FileNotFoundError as error:
-            raise BackendUnavailable("--fetch needs npm (Node.js); or put the tarballs into --packages") from error
+            raise BackendUnavailable("--fetch needs npm (Node.js); or put the tarballs there") from error
         except subprocess.CalledProcessError as error:
             raise InputError(f"`{' '.join(command)}` failed with exit code {error.returncode}") from error
 
@@ -73,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         familiar = ROOT / "configs" / "demo" / "concepts.txt"
         path = familiar if options.concepts == "familiar" else Path(options.concepts)
         if not path.is_file():
-            raise InputError(f"--concepts {options.concepts}: no such file; expected familiar, all or a list of labels")
+            raise InputError(f"--concepts {options.concepts}: no such file; expected familiar, all or a file")
         concepts = choose(concepts, read_labels(path))
     folder = options.out / str(options.size)
     entries = write_dataset(folder, packages, concepts, styles, options.size)
