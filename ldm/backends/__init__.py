@@ -1,0 +1,1 @@
+"""How a forward pass is executed: on which device, in which precision."""

@@ -1,0 +1,355 @@
+"""Configurations: read a YAML file, merge overrides, check it, build what it describes.
+
+A node is `{target: dotted.name, params: {...}}`. Published targets go through `published_names.PUBLISHED`;
+beyond those only classes of this project and `torch.nn.Identity` can be built, so that a YAML file from
+the net is data and not a program. Building reports all faults at once, each with its path in the file.
+"""
+
+import difflib
+import importlib
+import inspect
+import logging
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.errors import BackendUnavailable, ConfigError
+from ldm.published_names import NOT_YET, PUBLISHED
+from ldm.yaml_file import NOTHING, child, parse_yaml, read_yaml, write_out_references
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+logger = logging.getLogger(__name__)
+
+# Published keys that no longer matter, each with the reason. A class that takes the key still gets it.
+IGNORED_PARAMS = {
+    "attn_type": "attention is always torch's scaled_dot_product_attention",
+    "ckpt_path": "weights come with --ckpt, or from the training configuration",
+    "ckpt_paths": "weights come with --ckpt, or from the training configuration",
+    "colorize_nlabels": "segmentation autoencoders were never released",
+    "cond_stage_forward": "text encoders are called, never another method",
+    "cond_stage_key": "names a column of the training data; the data set says it",
+    "cond_stage_trainable": "the training method says what is trained",
+    "concat_mode": "replaced by conditioning_key",
+    "device": "--device decides, for the whole model",
+    "dims": "pictures have two dimensions",
+    "finetune_keys": "null in every published file for inference",
+    "first_stage_key": "names a column of the training data; the data set says it",
+    "ignore_keys": "harmless keys of checkpoints are known by name",
+    "image_key": "names a column of the training data; the data set says it",
+    "keep_finetune_dims": "belongs to finetune_keys",
+    "l_simple_weight": "belongs to training; its configuration says it",
+    "load_only_unet": "checkpoints are matched whole",
+    "log_every_t": "the sampling loop yields every step",
+    "loss_type": "belongs to training; its configuration says it",
+    "lossconfig": "belongs to training; its configuration says it",
+    "monitor": "belongs to training; its configuration says it",
+    "num_timesteps_cond": "noisy conditioning was never released; every published file says 1",
+    "original_elbo_weight": "belongs to training; its configuration says it",
+    "scheduler_config": "belongs to training; its configuration says it",
+    "ucg_training": "belongs to training; its configuration says it",
+    "use_bf16": "--dtype decides",
+    "use_checkpoint": "belongs to training",
+    "use_ema": "says which weights of a checkpoint to read",
+    "use_fp16": "--dtype decides",
+    "use_positional_encodings": "unused in every published file",
+    "version": "weights are never downloaded; the checkpoint holds them",
+}
+
+NONE_LITERALS = ("__is_first_stage__", "__is_unconditional__")
+NODE_KEYS = ("target", "params", "base_learning_rate")
+FILE_KEYS = {"arch": ".json", "bpe_path": ""}       # may name a file beside the YAML; with the ending it has
+BUILDABLE_PACKAGES = ("ldm.models.", "ldm.training.", "ldm.data.", "ldm.adapters.")
+DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+PACKAGE = Path(__file__).resolve().parent
+
+
+def find_config(path: str | Path) -> Path:
+    """Return the file that `path` means: as given, else in the repository, else in the installed package.
+
+    `configs/NAME` is found from any working directory; so is every other file that ships in configs/.
+    """
+    given = Path(path).expanduser()
+    places = [given]
+    if not given.is_absolute():
+        in_configs = Path(*given.parts[1:]) if given.parts[:1] == ("configs",) else given
+        places += [PACKAGE.parent / "configs" / in_configs, PACKAGE / "configs" / in_configs]
+    for place in places:
+        if place.is_file():
+            return place
+    shipped = [str(Path("configs") / name) for name in _shipped_configs()]
+    raise ConfigError(f"{path}: there is no such file{_nearest(str(path), shipped)}")
+
+
+def _shipped_configs() -> list[Path]:
+    roots = [root for root in (PACKAGE.parent / "configs", PACKAGE / "configs") if root.is_dir()]
+    return sorted(file.relative_to(root) for root in roots for file in root.rglob("*.yaml"))
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> "DictConfig":
+    """Read a YAML file and merge `overrides` ("model.params.image_size=96") over it.
+
+    References `${a.b}` are written out and files named beside the YAML become absolute paths.
+
+    Raises:
+        ConfigError: naming file and line, or the override.
+    """
+    from omegaconf import OmegaConf
+
+    file = find_config(path)
+    content = read_yaml(file)
+    for override in overrides:
+        _merge_override(content, override)
+    content = write_out_references(content, str(file))
+    _find_files_beside(content, file.absolute().parent)
+    return OmegaConf.create(content)
+
+
+def _merge_override(content: dict[str, Any], override: str) -> None:
+    """Set `a.b.c=value` in place. What it goes into must be there, so that a slip is not swallowed."""
+    key, equals, text = override.partition("=")
+    *above, last = key.strip().split(".")
+    if not equals or not last:
+        raise ConfigError(f"override {override!r}; expected KEY=VALUE such as model.params.image_size=96")
+    parent: Any = content
+    for part in above:
+        parent = _existing(parent, part, override)
+    if not above or isinstance(parent, list):
+        _existing(parent, last, override)
+    if not isinstance(parent, (dict, list)):
+        raise ConfigError(f"override {override!r}: {'.'.join(above)} is {parent!r}, which holds no {last!r}")
+    parent[last if isinstance(parent, dict) else int(last)] = parse_yaml(text, f"override {override!r}")
+
+
+def _existing(parent: Any, part: str, override: str) -> Any:
+    found = child(parent, part)
+    if found is NOTHING:
+        raise ConfigError(f"override {override!r}: there is no {part!r}{_nearest(part, parent)}")
+    return found
+
+
+def _find_files_beside(value: Any, folder: Path) -> None:
+    """Make paths of FILE_KEYS absolute, in place, where the file lies in `folder`."""
+    if isinstance(value, list):
+        for item in value:
+            _find_files_beside(item, folder)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key in FILE_KEYS and isinstance(item, str) and item:
+                name = item if item.endswith(FILE_KEYS[key]) else item + FILE_KEYS[key]
+                if (folder / name).is_file():
+                    value[key] = str(folder / name)
+            else:
+                _find_files_beside(item, folder)
+
+
+def instantiate(node: Any, path: str = "model") -> Any:
+    """Build what `node` describes, nested nodes first; `node` itself is left as it is.
+
+    Args:
+        node: `{target, params}` as a mapping or DictConfig, or one of the two literals that mean None.
+        path: where the node stands, for messages.
+
+    Raises:
+        ConfigError: listing every unknown target, unknown, missing or ill-typed parameter at once.
+    """
+    node = _plain(node)
+    if isinstance(node, str) and node in NONE_LITERALS:
+        return None
+    if not isinstance(node, dict) or "target" not in node:
+        got = f"keys {', '.join(map(str, node)) or 'none'}" if isinstance(node, dict) else repr(node)
+        raise ConfigError(f"{path}: expected a node with 'target' and 'params', got {got}")
+    faults = list(_faults(node, path))
+    if faults:
+        count = f"{len(faults)} faults: " if len(faults) > 1 else ""
+        raise ConfigError(count + "; ".join(faults))
+    return _build(node, path)
+
+
+def _plain(node: Any) -> Any:
+    """Turn OmegaConf containers into dicts and lists."""
+    if isinstance(node, (dict, str)) or node is None:
+        return node
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, dict) and "target" in value
+
+
+def _find_class(target: Any) -> type:
+    """Return the class a target means; nothing outside the project is imported."""
+    if not isinstance(target, str) or not DOTTED_NAME.fullmatch(target):
+        raise ConfigError(f"target {target!r}; expected a dotted class name")
+    if target in NOT_YET:
+        raise ConfigError(f"target {target} ({NOT_YET[target]}) is not available yet in this version")
+    if target == "torch.nn.Identity":
+        from torch.nn import Identity
+
+        return Identity
+    dotted = PUBLISHED.get(target, target)
+    known = [*PUBLISHED, *NOT_YET, "torch.nn.Identity"]
+    if not dotted.startswith(BUILDABLE_PACKAGES) and target not in PUBLISHED:
+        raise ConfigError(f"target {target} is not a class of this project{_nearest(target, known)}")
+    module, _, name = dotted.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise BackendUnavailable(f"{target} needs the package {error.name}; install it") from error
+        raise ConfigError(f"target {target} is unknown{_nearest(target, known)}") from error
+    except AttributeError as error:
+        raise ConfigError(f"target {target} is unknown{_nearest(target, known)}") from error
+    if not inspect.isclass(found) or not found.__module__.startswith("ldm."):
+        raise ConfigError(f"target {target} is not a class of this project")
+    return found
+
+
+def _faults(value: Any, path: str) -> Iterator[str]:
+    """Yield what is wrong with every node at and below `value`."""
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _faults(item, f"{path}.{i}")
+    elif _is_node(value):
+        yield from _node_faults(value, path)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _faults(item, f"{path}.{key}")
+
+
+def _node_faults(node: dict[str, Any], path: str) -> Iterator[str]:
+    for key in node:
+        if key not in NODE_KEYS:
+            yield f"{path}.{key}: unknown key{_nearest(key, NODE_KEYS)}"
+    params = node.get("params")
+    if params is not None and not isinstance(params, dict):
+        yield f"{path}.params: expected a mapping, got {params!r}"
+        return
+    try:
+        cls = _find_class(node["target"])
+    except ConfigError as error:
+        yield f"{path}: {error}"
+        for key, value in (params or {}).items():
+            yield from _faults(value, f"{path}.params.{key}")
+        return
+    yield from _param_faults(cls, params or {}, f"{path}.params")
+
+
+def _param_faults(cls: type, params: dict[str, Any], path: str) -> Iterator[str]:
+    """Compare `params` with what the constructor takes."""
+    accepted, takes_any = _parameters(cls)
+    hints = _hints(cls)
+    for key, value in params.items():
+        if key not in accepted and key not in IGNORED_PARAMS and not takes_any:
+            yield f"{path}.{key}: {cls.__name__} has no such parameter{_nearest(key, accepted)}"
+        elif key in accepted and not _holds_nodes(value) and value not in NONE_LITERALS:
+            default = accepted[key].default
+            if not _fits(value, hints.get(key, Any)) and not (value is None and default is None):
+                yield f"{path}.{key}: expected {_in_words(hints[key])}, got {value!r}"
+        if key in accepted or takes_any:
+            yield from _faults(value, f"{path}.{key}")
+    for key, parameter in accepted.items():
+        if parameter.default is inspect.Parameter.empty and key not in params:
+            yield f"{path}.{key}: {cls.__name__} needs it and it is missing"
+
+
+def _parameters(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Return the named parameters of the constructor, and whether it takes any others."""
+    named, takes_any = {}, False
+    for parameter in inspect.signature(cls).parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            takes_any = True
+        elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
+            named[parameter.name] = parameter
+    return named, takes_any
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls.__init__)
+    except (NameError, TypeError):      # names that exist for the type checker only
+        return {}
+
+
+def _holds_nodes(value: Any) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return _is_node(value) or any(_holds_nodes(item) for item in items)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Tell whether a YAML value can be what `hint` says; hints YAML cannot express are not checked."""
+    if hint is None or hint is type(None):
+        return value is None
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint in (int, float):
+        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    if hint is str:
+        return isinstance(value, str)
+    kind = origin or hint
+    if kind in (dict, Mapping):
+        return isinstance(value, dict)
+    if kind in (list, tuple, Sequence):
+        item = arguments[0] if arguments else Any
+        return isinstance(value, list) and all(_fits(v, item) for v in value)
+    return True
+
+
+def _in_words(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is type(None):
+        return "null"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_in_words(argument) for argument in arguments)
+    if origin in (list, tuple, Sequence):
+        return f"a list of {_in_words(arguments[0])}"
+    return getattr(hint, "__name__", str(hint))
+
+
+def _build(value: Any, path: str) -> Any:
+    """Build nested nodes bottom-up."""
+    if isinstance(value, str) and value in NONE_LITERALS:
+        return None
+    if isinstance(value, list):
+        return [_build(item, f"{path}.{i}") for i, item in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    if not _is_node(value):
+        return {key: _build(item, f"{path}.{key}") for key, item in value.items()}
+    cls = _find_class(value["target"])
+    accepted, takes_any = _parameters(cls)
+    params = {}
+    for key, item in (value.get("params") or {}).items():
+        if key in accepted or takes_any:
+            params[key] = _build(item, f"{path}.params.{key}")
+        else:
+            logger.debug("%s.params.%s=%r is ignored: %s", path, key, item, IGNORED_PARAMS[key])
+    try:
+        return cls(**params)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except (TypeError, ValueError, KeyError, IndexError, ArithmeticError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{path}: {cls.__name__} cannot be built from these params: {reason}") from error
+
+
+def _nearest(name: Any, known: Any) -> str:
+    """Return a hint such as "; did you mean 'image_size'?", or nothing when no known name is near."""
+    names = [str(key) for key in known] if isinstance(known, (Mapping, Sequence)) else []
+    matches = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
