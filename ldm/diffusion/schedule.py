@@ -126,10 +126,12 @@ class Schedule:
         dtype = torch.promote_types(like.dtype, torch.float32)
         key = (like.device, dtype)
         if key not in self._tables:
-            log_alphas = 0.5 * self.alphas_cumprod.log()
-            alphas, sigmas = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
-            # Cast before the move: some devices have no float64.
-            self._tables[key] = tuple(x.to(dtype).to(like.device) for x in (log_alphas, alphas, sigmas))
+            # Kept for training too, where tensors made in inference mode are refused.
+            with torch.inference_mode(False):
+                abar = self.alphas_cumprod
+                tables = (0.5 * abar.log(), abar.sqrt(), (1 - abar).sqrt())
+                # Cast before the move: some devices have no float64.
+                self._tables[key] = tuple(x.to(dtype).to(like.device) for x in tables)
         return self._tables[key]
 
     def snr(self, t: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000) -> Tensor
         dim: channels of the result, (b, dim); an odd one ends in a zero.
     """
     half = dim // 2
-    # In this order of operations: t f reaches hundreds, where float32 rounding differs by 5e-5 between orders.
+    # In this order of operations: t f reaches hundreds, where rounding differs by 5e-5 between orders.
     exponents = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half
     angles = t[:, None].float() * torch.exp(exponents)  # (b, dim // 2)
     embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)

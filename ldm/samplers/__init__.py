@@ -71,7 +71,9 @@ def find_sampler(name: str) -> SamplerRow:
     raise InputError(f"unknown sampler {name!r}: expected one of {', '.join(SAMPLERS)}{hint}")
 
 
-def make_sampler(name: str, schedule: Schedule, num_steps: int, *, eta: float = 0.0, **options: Any) -> Sampler:
+def make_sampler(
+    name: str, schedule: Schedule, num_steps: int, *, eta: float = 0.0, **options: Any
+) -> Sampler:
     """Build a sampler by name; `options` go to its class (`temperature`, `correct_x_0`, ...).
 
     Raises:

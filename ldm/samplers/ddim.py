@@ -14,9 +14,18 @@ from torch.nn.functional import dropout
 
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule
-from ldm.diffusion.timesteps import ddim_table, ddim_timesteps
+from ldm.diffusion.timesteps import DDIMTable, ddim_table, ddim_timesteps
 from ldm.errors import InputError
 from ldm.samplers.loop import Noise, batch_of
+
+
+def _times_and_table(
+    schedule: Schedule, num_steps: int, spacing: str, eta: float
+) -> tuple[np.ndarray, DDIMTable]:
+    times = ddim_timesteps(num_steps, schedule.num_timesteps, spacing)
+    # Over all times the last step goes to no noise at all, as in DDPM.
+    last = 1.0 if spacing == "all" else None
+    return times, ddim_table(schedule.alphas_cumprod.numpy(), times, eta, last)
 
 
 class DDIM:
@@ -38,12 +47,11 @@ class DDIM:
         self.temperature = temperature
         self.noise_dropout = noise_dropout
         self.correct_x_0 = correct_x_0
-        times = ddim_timesteps(num_steps, schedule.num_timesteps, spacing)
-        # Over all times the last step goes to no noise at all, as in DDPM.
-        last = 1.0 if spacing == "all" else None
+        self.num_steps = num_steps  # as asked for; len(self) is how many there are
+        self.spacing = spacing
         if eta < 0:
             raise InputError(f"eta is {eta}: expected 0 (deterministic) to 1 (as noisy as DDPM)")
-        self.table = ddim_table(schedule.alphas_cumprod.numpy(), times, eta, last)
+        times, self.table = _times_and_table(schedule, num_steps, spacing, eta)
         if np.any(self.table.eta_sigmas**2 > 1 - self.table.alphas_cumprod_prev):
             raise InputError(f"eta is {eta}: a step would add more noise than it may leave; expected 0 to 1")
         self.timesteps = [int(t) for t in times[::-1]]
@@ -105,8 +113,7 @@ class DDIMInversion:
 
     def __init__(self, schedule: Schedule, num_steps: int, *, spacing: str = "uniform"):
         self.schedule = schedule
-        times = ddim_timesteps(num_steps, schedule.num_timesteps, spacing)
-        self.table = ddim_table(schedule.alphas_cumprod.numpy(), times, 0.0)
+        times, self.table = _times_and_table(schedule, num_steps, spacing, 0.0)
         self.timesteps = [0, *(int(t) for t in times[:-1])]
 
     def __len__(self) -> int:

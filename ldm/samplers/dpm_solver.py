@@ -37,10 +37,11 @@ class DPMSolver:
         if num_steps < 1:
             raise InputError(f"{num_steps} sampling steps: expected at least 1")
         if eta != 0:
-            raise InputError(f"eta is {eta}: DPM-Solver++ is deterministic, so eta must be 0 (use DDIM for others)")
+            raise InputError(f"eta is {eta}: DPM-Solver++ is deterministic, so eta must be 0 (DDIM takes it)")
         self.schedule = schedule
         self.correct_x_0 = correct_x_0
-        nodes = torch.linspace(schedule.num_timesteps - 1, 0, num_steps + 1, dtype=torch.float64, device="cpu")
+        start = schedule.num_timesteps - 1
+        nodes = torch.linspace(start, 0, num_steps + 1, dtype=torch.float64, device="cpu")
         alphas, sigmas = schedule.alpha_sigma(nodes, nodes)
         self.timesteps: list[float] = nodes[:-1].tolist()
         self.alphas: list[float] = alphas.tolist()  # at every node: one more than there are steps

@@ -56,6 +56,14 @@ class Sampler(Protocol):
         """Carry clean latents to where `start_index(t_enc)` begins."""
 
 
+def gaussian(x: Tensor) -> Tensor:
+    """Draw standard normal numbers in the shape of `x` from its device's default generator.
+
+    Unlike `randn_like` the order of the numbers does not depend on the memory layout of `x`.
+    """
+    return torch.randn(x.shape, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
 def batch_of(t: float, like: Tensor) -> Tensor:
     """Return one time for each sample of `like`: int64 for an int, float32 or wider for a float."""
     dtype = torch.int64 if isinstance(t, int) else torch.promote_types(like.dtype, torch.float32)
@@ -69,7 +77,7 @@ def sample_loop(
     x_t: Tensor,
     cond: Conditioning,
     *,
-    noise: Noise = torch.randn_like,
+    noise: Noise = gaussian,
     start: int = 0,
     keep_mask: Tensor | None = None,
     keep_x_0: Tensor | None = None,

@@ -3,7 +3,7 @@
     eps' = (55 e_n - 59 e_{n-1} + 37 e_{n-2} - 9 e_{n-3}) / 24     Adams-Bashforth, order 4
     eps' = (23 e_n - 16 e_{n-1} + 5 e_{n-2}) / 12                  third step
     eps' = (3 e_n - e_{n-1}) / 2                                   second step
-    eps' = (e(x_t, t) + e(x~, t_prev)) / 2                         first step: x~ is DDIM's, one more evaluation
+    eps' = (e(x_t, t) + e(x~, t_prev)) / 2                         first step, x~ being DDIM's x_prev
 
 Then DDIM's update with eps'. It averages noise, whatever the network predicts.
 """
@@ -39,7 +39,7 @@ class PLMS(DDIM):
         correct_x_0: Callable[[Tensor], Tensor] | None = None,
     ):
         if eta != 0:
-            raise InputError(f"eta is {eta}: PLMS is deterministic, so eta must be 0 (use DDIM for others)")
+            raise InputError(f"eta is {eta}: PLMS is deterministic, so eta must be 0 (DDIM takes it)")
         super().__init__(schedule, num_steps, spacing=spacing, correct_x_0=correct_x_0)
         self.history: list[Tensor] = []
 
