@@ -1,0 +1,146 @@
+"""Open the model that the flags ask for, and say what was opened."""
+
+import argparse
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.cli.options import DEFAULT_CONFIG, chosen_dtype
+from ldm.config import find_config
+from ldm.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ldm.models.latent_diffusion import LatentDiffusion
+
+DEMO_CONFIG = "configs/demo/emoji.yaml"
+DEMO_CHECKPOINT = "configs/demo/emoji.safetensors"
+PUBLISHED_SIZE = 512
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A loaded model and what its pictures should remember of it."""
+
+    model: "LatentDiffusion"
+    config: Path
+    checkpoint: Path
+    is_demo: bool
+    dtype: "torch.dtype"
+    sha256: Callable[[], str | None]
+
+    def record(self) -> dict[str, Any]:
+        """Return the model's part of a picture's metadata."""
+        return {"config": self.config.name, "checkpoint": self.checkpoint.name, "sha256": self.sha256()}
+
+
+def open_model(args: argparse.Namespace) -> OpenedModel:
+    """Load what --ckpt, --config, --device, --dtype, --precision and the Intel flags name.
+
+    Raises: ConfigError, CheckpointError, BackendUnavailable, InputError.
+    """
+    started = time.perf_counter()
+    config, checkpoint = find_files(args)
+    dtype_name = chosen_dtype(args)
+
+    from ldm.backends.device import resolve_device, resolve_dtype
+    from ldm.jobs.digest import sha256_in_background
+    from ldm.loading import load_model
+
+    device = resolve_device(args.device)
+    dtype = resolve_dtype(dtype_name, device)
+    sha256 = sha256_in_background(checkpoint)
+    model = load_model(config, checkpoint, device=device, dtype=dtype)
+    _check_latents(args, model)
+    if args.ckpt is None:
+        log.info(
+            "no --ckpt given: using the small demo model that ships with this (%d pixels)", native_size(model)
+        )
+    chosen = " (auto)" if args.device == "auto" else ""
+    log.info(
+        "%s on %s%s, %s, loaded in %.1f s",
+        checkpoint.name,
+        device,
+        chosen,
+        str(dtype).removeprefix("torch."),
+        time.perf_counter() - started,
+    )
+    _explain_intel_flags(args, model)
+    return OpenedModel(model, config, checkpoint, args.ckpt is None, dtype, sha256)
+
+
+def find_files(args: argparse.Namespace) -> tuple[Path, Path]:
+    """Return the paths of the YAML and of the weights; without --ckpt those of the demo model."""
+    if args.ckpt is None:
+        if args.config is not None:
+            raise InputError(
+                f"--config {args.config} needs its weights: --ckpt FILE (without both, the demo model)"
+            )
+        return find_config(DEMO_CONFIG), find_config(DEMO_CHECKPOINT)
+    checkpoint = Path(args.ckpt).expanduser()
+    if not checkpoint.is_file():
+        what = "is a folder" if checkpoint.is_dir() else "does not exist"
+        raise CheckpointError(f"--ckpt {args.ckpt} {what}; expected a .ckpt or .safetensors file")
+    return find_config(args.config or DEFAULT_CONFIG), checkpoint
+
+
+def native_size(model: "LatentDiffusion") -> int:
+    """Return the side in pixels of the pictures that the model was trained on."""
+    return model.image_size * model.downsampling_factor
+
+
+def picture_size(args: argparse.Namespace, opened: OpenedModel) -> tuple[int, int]:
+    """Return (height, width) from --H, --W and --f.
+
+    As published, latents are H // f: an --f that is not the model's factor scales the picture.
+    """
+    model = opened.model
+    default = native_size(model) if opened.is_demo else PUBLISHED_SIZE
+    height, width = args.H or default, args.W or default
+    if args.f in (None, model.downsampling_factor):
+        return height, width
+    height, width = (side // args.f * model.downsampling_factor for side in (height, width))
+    if not (height and width):
+        raise InputError(f"--f {args.f} is larger than the picture; leave --f out")
+    log.info(
+        "--f %d is not this model's %d: pictures will be %dx%d",
+        args.f,
+        model.downsampling_factor,
+        width,
+        height,
+    )
+    return height, width
+
+
+def check_factor(args: argparse.Namespace, opened: OpenedModel) -> None:
+    """Refuse an --f that is not the model's where the size comes from a picture."""
+    factor = opened.model.downsampling_factor
+    if args.f not in (None, factor):
+        raise InputError(
+            f"--f {args.f}: this model's latents stand for {factor} pixels a side; leave --f out"
+        )
+
+
+def _check_latents(args: argparse.Namespace, model: "LatentDiffusion") -> None:
+    if args.C not in (None, model.channels):
+        raise InputError(f"--C {args.C}: this model's latents have {model.channels} channels; leave --C out")
+
+
+def _explain_intel_flags(args: argparse.Namespace, model: "LatentDiffusion") -> None:
+    """Honour what is left of --ipex, and say what is not."""
+    if getattr(args, "torchscript", False):
+        log.info("--torchscript has no effect: nothing is traced, the pictures are the same without it")
+    if getattr(args, "ipex", False):
+        import torch
+
+        model.model.diffusion_model.to(memory_format=torch.channels_last)
+        model.first_stage_model.to(memory_format=torch.channels_last)
+        log.info(
+            "--ipex only sets channels-last: Intel's extension is no longer developed, PyTorch itself is used"
+        )

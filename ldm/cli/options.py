@@ -1,0 +1,340 @@
+"""Groups of flags that several commands share: the published names and defaults, and ours.
+
+A default of None means "the model's own" and is resolved once the model is known.
+"""
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DEFAULT_CONFIG = "configs/stable-diffusion/v2-inference.yaml"
+MAX_SIDE = 16_384
+MAX_SEED = 2**32 - 1
+
+
+def integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Return an argparse type for whole numbers from `low` to `high`."""
+    expected = f"a whole number from {low}" + (" up" if high is None else f" to {high}")
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
+        return value
+
+    return convert
+
+
+def number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
+    """Return an argparse type for finite numbers from `low` to `high`."""
+    bounds = "" if (low, high) == (-math.inf, math.inf) else f" from {low:g}"
+    expected = f"a number{bounds}" + (f" to {high:g}" if high < math.inf else " up" if bounds else "")
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high):
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
+        return value
+
+    return convert
+
+
+def prompt(parser: argparse.ArgumentParser, default: str, repeat: bool = False) -> None:
+    """--prompt, --from-file, --negative-prompt."""
+    group = parser.add_argument_group("what to make")
+    group.add_argument(
+        "--prompt", nargs="?", default=default, help="the text to render (default: %(default)s)"
+    )
+    group.add_argument(
+        "--negative-prompt", default="", metavar="TEXT", help="what the picture should not show"
+    )
+    group.add_argument("--from-file", metavar="FILE", help="read prompts from this file, one a line")
+    if repeat:
+        group.add_argument(
+            "--repeat",
+            type=integer(1),
+            default=1,
+            metavar="N",
+            help="use each prompt of the file N times in a row",
+        )
+
+
+def size(parser: argparse.ArgumentParser) -> None:
+    """--H, --W, in pixels."""
+    group = parser.add_argument_group("size")
+    for flag, what in (("--H", "height"), ("--W", "width")):
+        group.add_argument(
+            flag,
+            type=integer(1, MAX_SIDE),
+            metavar="PIXELS",
+            help=f"{what} of a picture, any size (default: 512; demo model: its own)",
+        )
+
+
+def init_image(parser: argparse.ArgumentParser) -> None:
+    """--init-img, --strength."""
+    group = parser.add_argument_group("picture to start from")
+    group.add_argument("--init-img", nargs="?", metavar="FILE", help="the picture to start from, of any size")
+    group.add_argument(
+        "--strength",
+        type=number(0, 1),
+        default=0.8,
+        metavar="S",
+        help="how much is repainted, 0 (nothing) to 1 (nearly all) (default: %(default)s)",
+    )
+
+
+def sampling(parser: argparse.ArgumentParser, steps_flag: str, n_iter: int, n_samples: int) -> None:
+    """Steps, sampler, eta, scale, seed, counts."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        steps_flag,
+        dest="steps",
+        type=integer(1),
+        default=50,
+        metavar="N",
+        help="sampling steps (default: %(default)s)",
+    )
+    group.add_argument("--sampler", metavar="NAME", help="ddim, plms or dpm (default: ddim)")
+    group.add_argument(
+        "--ddim_eta",
+        type=number(0),
+        default=0.0,
+        metavar="ETA",
+        help="DDIM eta, 0 is deterministic (default: %(default)s)",
+    )
+    group.add_argument(
+        "--scale",
+        type=number(),
+        default=9.0,
+        metavar="W",
+        help="guidance: higher follows the prompt more closely, 1 is off (default: %(default)s)",
+    )
+    group.add_argument(
+        "--seed",
+        type=integer(0, MAX_SEED),
+        default=42,
+        metavar="N",
+        help="the same seed and flags give the same pictures (default: %(default)s)",
+    )
+    group.add_argument(
+        "--n_iter",
+        type=integer(1),
+        default=n_iter,
+        metavar="N",
+        help="go through all prompts this often (default: %(default)s)",
+    )
+    group.add_argument(
+        "--n_samples",
+        type=integer(1),
+        default=n_samples,
+        metavar="N",
+        help="pictures made together, the batch size (default: %(default)s)",
+    )
+    group.add_argument(
+        "--fixed_code", action="store_true", help="use the same start noise in every iteration"
+    )
+
+
+def model(parser: argparse.ArgumentParser) -> None:
+    """--ckpt, --config, --device, --dtype, --precision and the latent's --C and --f."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--ckpt",
+        metavar="FILE",
+        help="weights, .ckpt or .safetensors (default: the small demo model that ships with this)",
+    )
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"YAML that describes the model (default: {DEFAULT_CONFIG}; demo model: its own)",
+    )
+    group.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="auto, cpu, cuda, cuda:N, mps or xpu (default: %(default)s)",
+    )
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        help="what the networks compute in (default: %(default)s: the device's best)",
+    )
+    group.add_argument(
+        "--precision",
+        choices=("full", "autocast"),
+        default="autocast",
+        help="full computes in float32 (default: %(default)s: see --dtype)",
+    )
+    group.add_argument(
+        "--C", type=integer(1), metavar="N", help="latent channels (default: the model's, 4 for SD)"
+    )
+    group.add_argument(
+        "--f", type=integer(1), metavar="N", help="pixels a latent (default: the model's, 8 for SD)"
+    )
+
+
+def intel(parser: argparse.ArgumentParser) -> None:
+    """--torchscript, --ipex, --bf16."""
+    group = parser.add_argument_group("published for Intel processors")
+    group.add_argument(
+        "--bf16", action="store_true", help="the same as --dtype bfloat16; overrides --precision full"
+    )
+    group.add_argument("--torchscript", action="store_true", help="accepted; tracing is no longer needed")
+    group.add_argument(
+        "--ipex",
+        action="store_true",
+        help="accepted; the extension is no longer needed, convolutions run channels-last",
+    )
+
+
+def output(parser: argparse.ArgumentParser, outdir: str) -> None:
+    """--outdir, --n_rows, --no-grid, --watermark, --no-metadata."""
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--outdir",
+        nargs="?",
+        default=outdir,
+        metavar="DIR",
+        help="pictures go to DIR/samples, the grid to DIR (default: %(default)s)",
+    )
+    group.add_argument(
+        "--n_rows",
+        type=integer(0),
+        default=0,
+        metavar="N",
+        help="pictures in a row of the grid (default: 0: n_samples)",
+    )
+    group.add_argument("--no-grid", action="store_true", help="save no grid")
+    group.add_argument(
+        "--watermark",
+        choices=("on", "off"),
+        default="on",
+        help="the invisible mark SDV2 of the published scripts (default: %(default)s)",
+    )
+    group.add_argument(
+        "--no-metadata", action="store_true", help="save PNG files without prompt and settings"
+    )
+
+
+def common(parser: argparse.ArgumentParser) -> None:
+    """--quiet, --debug."""
+    group = parser.add_argument_group("messages")
+    group.add_argument("--quiet", action="store_true", help="only warnings and errors")
+    group.add_argument("--debug", action="store_true", help="details, and a traceback for errors")
+
+
+def chosen_sampler(args: argparse.Namespace) -> str:
+    """Return the sampler asked for: --sampler, else --plms, else --dpm, else ddim.
+
+    Raises: InputError when --sampler contradicts a flag or is unknown.
+    """
+    from ldm.samplers import find_sampler
+
+    flag = "plms" if getattr(args, "plms", False) else "dpm" if getattr(args, "dpm", False) else None
+    name = find_sampler(args.sampler).name if args.sampler is not None else None
+    if flag and name and flag != name:
+        raise InputError(
+            f"--{flag} and --sampler {args.sampler} ask for different samplers; give one of them"
+        )
+    return name or flag or "ddim"
+
+
+def chosen_dtype(args: argparse.Namespace) -> str:
+    """Return auto, float32, float16 or bfloat16 from --dtype, --precision and --bf16."""
+    if getattr(args, "bf16", False):
+        if args.dtype not in ("auto", "bfloat16"):
+            raise InputError(f"--bf16 and --dtype {args.dtype} contradict each other; give one of them")
+        return "bfloat16"
+    if args.precision == "full":
+        if args.dtype not in ("auto", "float32"):
+            raise InputError(
+                f"--precision full and --dtype {args.dtype} contradict each other; give one of them"
+            )
+        return "float32"
+    return args.dtype
+
+
+def chosen_outdir(args: argparse.Namespace) -> Path:
+    """Return --outdir, which is made with the first picture.
+
+    Raises: InputError when it cannot be a folder or cannot be written to.
+    """
+    if not args.outdir:
+        raise InputError("--outdir needs a folder")
+    path = Path(args.outdir)
+    exists = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not exists.is_dir() or not os.access(exists, os.W_OK):
+        raise InputError(
+            f"--outdir {path}: cannot write there, {exists} is "
+            + ("read-only" if exists.is_dir() else "not a folder")
+        )
+    return path
+
+
+def read_prompts(args: argparse.Namespace) -> list[str]:
+    """Return the prompts of --from-file, each --repeat times, or the one of --prompt.
+
+    A file is UTF-8 (a byte order mark is skipped), one prompt a line; an empty line is an empty prompt.
+    Raises: InputError naming the file and line.
+    """
+    if args.from_file is None:
+        if args.prompt is None:
+            raise InputError("--prompt needs a text; an empty prompt is --prompt ''")
+        return [check_text(args.prompt, "--prompt")]
+    path = Path(args.from_file)
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+    except OSError as error:
+        raise InputError(f"cannot read --from-file {path}: {error.strerror}") from error
+    prompts = []
+    for line_number, line in enumerate(lines, start=1):
+        try:
+            prompts += [line.decode()] * getattr(args, "repeat", 1)
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"--from-file {path}, line {line_number}: not UTF-8; save the file as UTF-8"
+            ) from error
+    if not prompts:
+        raise InputError(f"--from-file {path} is empty; expected one prompt a line")
+    return prompts
+
+
+def read_init_image(args: argparse.Namespace) -> "tuple[np.ndarray, dict[str, str]]":
+    """Return the pixels (h, w, 3) uint8 of --init-img and what a picture made from it remembers."""
+    if not args.init_img:
+        raise InputError("--init-img needs a picture to start from")
+
+    import hashlib
+
+    import numpy as np
+
+    from ldm.imaging.files import open_image
+
+    image = np.asarray(open_image(args.init_img))
+    digest = hashlib.sha256(Path(args.init_img).read_bytes()).hexdigest()
+    return image, {"file": Path(args.init_img).name, "sha256": digest}
+
+
+def check_text(text: str, flag: str) -> str:
+    """Return the text. Raises: InputError when the shell handed over bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{flag} is not valid UTF-8") from error
+    return text

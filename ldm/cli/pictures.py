@@ -1,0 +1,173 @@
+"""Save what a task makes: numbered PNG files with watermark and metadata, a grid, and a last word.
+
+OUTDIR/samples/00000.png ...      one file a picture
+OUTDIR/grid-0000.png              all pictures of the run on one sheet, marked as a whole
+"""
+
+import argparse
+import io
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ldm
+from ldm.cli.model import OpenedModel
+from ldm.cli.options import chosen_outdir
+from ldm.errors import LdmError
+from ldm.jobs.numbering import NumberedFiles
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ldm.tasks.sampling import Batch, Settings
+
+# Flags that say how to talk or where to save, not what to make.
+NOT_RECORDED = ("quiet", "debug", "outdir", "no_metadata")
+LISTED_NAMES = 8
+
+log = logging.getLogger(__name__)
+
+
+class Pictures:
+    """The output folder of one run."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """Check that the folder and the watermark's library will do; the first picture makes the folder."""
+        self.outdir = chosen_outdir(args)
+        self.columns = args.n_rows or args.n_samples
+        self.watermark = args.watermark == "on"
+        self.metadata = not args.no_metadata
+        self.saved: list[Path] = []
+        self.grid: list[np.ndarray] | None = None if args.no_grid else []
+        self._samples = NumberedFiles(self.outdir / "samples", "%05d.png")
+        self._grids = NumberedFiles(self.outdir, "grid-%04d.png", foreign=1)  # samples/ does not count
+        self._warned = False
+        self._started = time.perf_counter()
+        if self.watermark:
+            from ldm.imaging import watermark
+
+            watermark.require()
+
+    def save(self, batch: "Batch", record: dict[str, Any]) -> None:
+        """Save a batch, one file a picture; `record` is what every picture of the run remembers."""
+        from ldm.imaging.colour import to_uint8
+
+        for position, (image, prompt) in enumerate(zip(to_uint8(batch.images), batch.prompts, strict=True)):
+            where = {
+                "prompt": prompt,
+                "iteration": batch.iteration,
+                "batch": batch.index,
+                "index_in_batch": position,
+            }
+            self.saved.append(self._write(self._samples, image, record | where))
+            if self.grid is not None:
+                self.grid.append(image)
+
+    def save_grid(self, record: dict[str, Any]) -> None:
+        """Save all pictures of the run on one sheet, unless --no-grid."""
+        from ldm.imaging.grid import make_grid
+
+        if self.grid:
+            sheet = make_grid(self.grid, self.columns)
+            about = {"prompt": record["flags"]["prompt"], "pictures": len(self.grid)}
+            self.saved.append(self._write(self._grids, sheet, record | about))
+
+    def summary(self) -> str:
+        """Say what was saved where, and how long it took."""
+        names = [str(path.relative_to(self.outdir)) for path in self.saved]
+        if len(names) > LISTED_NAMES:
+            names = [*names[:2], "...", *names[-2:]]
+        files = "1 file" if len(self.saved) == 1 else f"{len(self.saved)} files"
+        return (
+            f"{files} in {self.outdir} after {time.perf_counter() - self._started:.1f} s: {', '.join(names)}"
+        )
+
+    def _write(self, files: NumberedFiles, image: "np.ndarray", record: dict[str, Any]) -> Path:
+        from PIL import Image
+
+        from ldm.imaging import metadata
+
+        height, width = image.shape[:2]
+        image, mark = self._marked(image)
+        record = record | {"width": width, "height": height, "watermark": mark}
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(
+            buffer, "PNG", pnginfo=metadata.png_chunks(record) if self.metadata else None
+        )
+        return files.save(buffer.getvalue())
+
+    def _marked(self, image: "np.ndarray") -> tuple["np.ndarray", str | None]:
+        """Return the picture with its watermark, and what can be read back from it."""
+        from ldm.imaging import watermark
+
+        if not self.watermark:
+            return image, None
+        if not watermark.fits(image):
+            self._warn(
+                "pictures under %d pixels cannot carry the watermark and are saved without it",
+                watermark.MIN_PIXELS,
+            )
+            return image, None
+        marked = watermark.mark(image)
+        if watermark.read(marked, 8 * len(watermark.PAYLOAD)) != watermark.PAYLOAD:
+            self._warn("the watermark cannot be read back from every picture; some are too flat to hold it")
+            return marked, None
+        return marked, watermark.PAYLOAD.decode()
+
+    def _warn(self, *message: Any) -> None:
+        if not self._warned:
+            log.warning(*message)
+        self._warned = True
+
+
+def save_all(pictures: Pictures, batches: Iterable["Batch"], describe: Callable[[], dict[str, Any]]) -> None:
+    """Save every batch as it comes, then the grid, and say where they are; also after Ctrl-C or an error.
+
+    Args:
+        describe: gives the run's record; asked once, when the first pictures are there, because it waits for
+            the digest of the weights.
+    """
+    record: dict[str, Any] = {}
+    try:
+        for batch in batches:
+            record = record or describe()
+            pictures.save(batch, record)
+        pictures.save_grid(record)
+    except (KeyboardInterrupt, LdmError, OSError):
+        if pictures.saved:
+            log.warning("stopped early, kept %s", pictures.summary())
+        raise
+    log.info(pictures.summary())
+
+
+def sampling_settings(args: argparse.Namespace, opened: OpenedModel, sampler: str) -> "Settings":
+    """Return how to sample, from the flags."""
+    from ldm.tasks.sampling import Settings
+
+    if args.negative_prompt and args.scale == 1:
+        log.warning("--negative-prompt has no effect at --scale 1, which leaves out the unconditional pass")
+    return Settings(sampler, args.steps, args.ddim_eta, args.scale, args.negative_prompt, opened.dtype)
+
+
+def run_record(args: argparse.Namespace, opened: OpenedModel, task: str, **settings: Any) -> dict[str, Any]:
+    """Return what every picture of a run remembers; `settings` are those of the task."""
+    import torch
+
+    return {
+        "version": ldm.__version__,
+        "task": task,
+        "negative_prompt": args.negative_prompt,
+        "seed": args.seed,
+        "steps": args.steps,
+        "eta": args.ddim_eta,
+        "guidance_scale": args.scale,
+        "batch_size": args.n_samples,
+        "model": opened.record(),
+        "device": str(opened.model.device),
+        "dtype": str(opened.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "flags": {name: value for name, value in vars(args).items() if name not in NOT_RECORDED},
+        **settings,
+    }

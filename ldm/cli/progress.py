@@ -1,0 +1,38 @@
+"""Progress bars: tqdm on stderr; seldom redrawn where stderr is a file, absent with --quiet."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def bar(
+    items: Iterable[T], total: int, what: str, *, quiet: bool = False, inner: bool = False
+) -> Iterator[T]:
+    """Yield the items under a bar; an inner bar disappears when it is full."""
+    from tqdm import tqdm
+
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    yield from tqdm(
+        items,
+        desc=what,
+        total=total,
+        leave=not inner,
+        disable=quiet,
+        mininterval=interval,
+        dynamic_ncols=True,
+        position=1 if inner else 0,
+    )
+
+
+def step_bar(what: str, quiet: bool) -> Callable[[Iterable[T], int], Iterator[T]]:
+    """Return what a task calls to watch the steps of a batch."""
+    return lambda steps, total: bar(steps, total, what, quiet=quiet, inner=True)
+
+
+def batch_bar(batches: Iterable[T], prompts: list[str], args: argparse.Namespace) -> Iterator[T]:
+    """Show how many batches of the whole run are done."""
+    total = args.n_iter * -(-len(prompts) // args.n_samples)
+    return bar(batches, total, "batches", quiet=args.quiet)

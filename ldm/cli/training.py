@@ -1,0 +1,56 @@
+"""The command behind scripts/train.py."""
+
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from ldm.config import load_config
+from ldm.errors import InputError
+from ldm.training.options import parse_duration
+
+EXIT_STOPPED = 75       # EX_TEMPFAIL: saved, go on with --resume
+
+
+def run(args: Namespace, started: float) -> None:
+    """Train, or with --dry-run print what would be trained."""
+    config, name = read_config(args)
+    deadline = parse_duration(args.max_time)
+    if args.dry_run:
+        print_config(config)
+        return
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:        # a second process of the same run has nothing new to say
+        import logging
+
+        logging.getLogger("ldm").setLevel(logging.WARNING)
+    from ldm.training.fit import train
+
+    result = train(config, Path(args.run or f"runs/{name}"), args.resume, deadline, started)
+    if result.weights is None:
+        print(f"stopped by {result.stopped_by} after step {result.step}; go on with --resume {result.folder}")
+        sys.exit(EXIT_STOPPED)
+    print(f"trained {result.step} steps: {result.weights}, {result.folder / 'model.yaml'}", flush=True)
+
+
+def read_config(args: Namespace) -> tuple[Any, str]:
+    """Return the configuration with its overrides, and the name of its file."""
+    if args.config is not None:
+        return load_config(args.config, args.overrides), Path(args.config).stem
+    if args.resume in (None, "auto"):
+        raise InputError("--config: missing; expected a YAML file of configs/training")
+    folder = Path(args.resume)
+    folder = folder.parent if folder.suffix == ".ckpt" else folder
+    folder = folder.parent if folder.name == "checkpoints" else folder
+    return load_config(folder / "config.yaml", args.overrides), folder.name
+
+
+def print_config(config: Any) -> None:
+    """Print every setting with its default filled in, and what would be trained."""
+    from omegaconf import OmegaConf
+
+    from ldm.training.fit import describe, plain, resolve_config
+
+    resolved = resolve_config(plain(config))
+    print(OmegaConf.to_yaml(OmegaConf.create(resolved)), end="")
+    print(f"# {describe(resolved)}")

@@ -1,0 +1,1 @@
+"""Pictures as files and arrays: opening, colour, padding, grids, watermark, metadata."""

@@ -1,0 +1,24 @@
+"""Between 8-bit pictures (n, h, w, 3) and what the models work on: (n, 3, h, w) in -1..1.
+
+    in:  x = 2 * (u / 255) - 1
+    out: u = trunc(255 * clamp((x + 1) / 2, 0, 1))
+
+Out truncates, as the published scripts do, because their pictures are what seeds are compared by.
+Both run in float32: in half precision 255 * x is already off by a step.
+"""
+
+import numpy as np
+import torch
+
+
+def from_uint8(images: np.ndarray) -> torch.Tensor:
+    """Convert uint8 (n, h, w, 3) or one (h, w, 3) to float32 (n, 3, h, w) in -1..1."""
+    images = images[None] if images.ndim == 3 else images
+    scaled = images.astype(np.float32) / 255.0
+    return 2.0 * torch.from_numpy(scaled.transpose(0, 3, 1, 2).copy()) - 1.0
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """Convert (n, 3, h, w) in -1..1 (clamped) to uint8 (n, h, w, 3) by truncation."""
+    scaled = 255.0 * torch.clamp((images.float() + 1.0) / 2.0, 0.0, 1.0)
+    return scaled.permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)

@@ -1,0 +1,77 @@
+"""What a picture remembers: two text chunks in its PNG.
+
+`parameters`  the text that AUTOMATIC1111's web UI writes and most viewers read:
+
+    a lighthouse
+    Negative prompt: blurry
+    Steps: 50, Sampler: DDIM, CFG scale: 9.0, Seed: 42, Size: 512x512, Model hash: 0123456789, ...
+
+`ldm`         one JSON object with everything needed to make the picture again: the command's flags,
+              which picture of the run it is, the model's file and SHA-256, versions, device, dtype.
+
+No date is stored: the same command gives the same bytes.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from ldm.errors import InputError
+
+SAMPLER_LABELS = {"ddim": "DDIM", "plms": "PLMS", "dpm": "DPM++ 2M"}
+
+
+def png_chunks(record: dict[str, Any]) -> PngImagePlugin.PngInfo:
+    """Return the two text chunks for a record (see `parameters_text` for the keys it reads)."""
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("parameters", parameters_text(record))
+    chunks.add_text("ldm", json.dumps(record, sort_keys=True, default=str))
+    return chunks
+
+
+def parameters_text(record: dict[str, Any]) -> str:
+    """Write the record as the web UI's `parameters` text; absent values are left out."""
+    model = record.get("model", {})
+    fields = {
+        "Steps": record.get("steps"),
+        "Sampler": SAMPLER_LABELS.get(record.get("sampler", ""), record.get("sampler")),
+        "CFG scale": record.get("guidance_scale"),
+        "Seed": record.get("seed"),
+        "Size": f"{record['width']}x{record['height']}",
+        "Model hash": (model.get("sha256") or "")[:10] or None,
+        "Model": Path(model.get("checkpoint") or "").stem or None,
+        "Denoising strength": record.get("strength"),
+        "Eta DDIM": record.get("eta") or None,
+        "Batch size": record.get("batch_size"),
+        "Batch pos": record.get("index_in_batch"),
+        "Version": f"ldm {record['version']}",
+    }
+    lines = [_printable(record["prompt"])]
+    if record.get("negative_prompt"):
+        lines.append("Negative prompt: " + _printable(record["negative_prompt"]))
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in fields.items() if value is not None))
+    return "\n".join(lines)
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Return the JSON record of a PNG. Raises: InputError when the file has none."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()  # text may stand behind the pixels
+            return json.loads(image.text["ldm"])
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path} carries no record of this toolkit: {error}") from error
+
+
+def _quoted(value: Any) -> str:
+    """Quote as JSON what would break the comma-separated line."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r'[,:\n"]', text) else text
+
+
+def _printable(text: str) -> str:
+    """Drop NUL and lone surrogates, which PNG text cannot hold; the JSON chunk keeps them, escaped."""
+    return text.replace("\0", "").encode("utf-8", "ignore").decode("utf-8")

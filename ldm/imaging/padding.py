@@ -1,0 +1,60 @@
+"""Any picture size on a network that only takes multiples: pad inside, crop exactly.
+
+A frame puts the picture in the middle of the next size that fits:
+
+    frame = Frame.around(height=427, width=640, multiple=64)     # 448 x 640 inside
+    frame.crop(decode(encode(frame.pad(images))))                # 427 x 640 again
+
+Padding mirrors the picture (the edge pixel is not repeated), as often as needed, so that the network
+sees no hard border.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture of height x width inside inner_height x inner_width."""
+
+    height: int
+    width: int
+    inner_height: int
+    inner_width: int
+
+    @classmethod
+    def around(cls, height: int, width: int, multiple: int) -> "Frame":
+        """Return the smallest frame whose sides are multiples of `multiple`."""
+        return cls(
+            height, width, math.ceil(height / multiple) * multiple, math.ceil(width / multiple) * multiple
+        )
+
+    @property
+    def top(self) -> int:
+        return (self.inner_height - self.height) // 2
+
+    @property
+    def left(self) -> int:
+        return (self.inner_width - self.width) // 2
+
+    def pad(self, images: torch.Tensor) -> torch.Tensor:
+        """Extend (n, c, height, width) to the inner size by mirroring."""
+        rows = _mirrored(self.height, self.top, self.inner_height).to(images.device)
+        columns = _mirrored(self.width, self.left, self.inner_width).to(images.device)
+        return images.index_select(-2, rows).index_select(-1, columns)  # (n, c, inner_height, inner_width)
+
+    def crop(self, images: torch.Tensor) -> torch.Tensor:
+        """Cut (n, c, inner_height, inner_width) back to (n, c, height, width)."""
+        return images[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+def _mirrored(length: int, before: int, inner: int) -> torch.Tensor:
+    """Return for every inner position the source position: ... 2 1 0 1 2 ... n-2 n-1 n-2 ..."""
+    position = torch.arange(inner) - before
+    if length == 1:
+        return torch.zeros_like(position)
+    period = 2 * (length - 1)
+    position = position.abs() % period
+    return torch.minimum(position, period - position)

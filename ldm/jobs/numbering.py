@@ -1,0 +1,73 @@
+"""Numbered output files: whole or absent, and never over another file.
+
+In a fresh folder the numbers are those of the published scripts, which start at the count of entries
+in the folder. That count alone goes back when files are deleted, and two processes get the same one;
+here the next number is at least the highest present plus one, and taking it is atomic: the finished
+file is linked to its name, which fails if the name exists.
+"""
+
+import os
+import re
+import secrets
+from pathlib import Path
+
+TEMPORARY_PREFIX = ".ldm-"
+
+
+class NumberedFiles:
+    """Hand out the names `pattern % number` in `folder`.
+
+    folder      created by the first file
+    pattern     one %d, as in "grid-%04d.png"
+    foreign     entries that belong there and do not count: the published grid number leaves out samples/
+    """
+
+    def __init__(self, folder: str | Path, pattern: str, foreign: int = 0) -> None:
+        self.folder = Path(folder)
+        self.pattern = pattern
+        self.foreign = foreign
+        before, digits, after = re.fullmatch(r"(.*)(%0?\d*d)(.*)", pattern).groups()
+        self._name = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
+        self._next = 0
+
+    def save(self, data: bytes) -> Path:
+        """Write a new file under the next free number and return its path."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}.tmp"
+        try:
+            _write(temporary, data)
+            self._next = max(self._next, self._first_free())
+            while not _claim(temporary, self.folder / (self.pattern % self._next)):
+                self._next += 1
+            return self.folder / (self.pattern % self._next)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _first_free(self) -> int:
+        names = [name for name in os.listdir(self.folder) if not name.startswith(TEMPORARY_PREFIX)]
+        numbers = [int(match[1]) for match in map(self._name.fullmatch, names) if match]
+        return max([len(names) - self.foreign, *(number + 1 for number in numbers)])
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a new file through to the disk; the permissions are those the user's umask asks for."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _claim(temporary: Path, final: Path) -> bool:
+    """Give the finished file its name; False if the name is taken."""
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links: claim the name empty, then fill it in one step
+        try:
+            os.close(os.open(final, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        except FileExistsError:
+            return False
+        os.replace(temporary, final)
+    return True

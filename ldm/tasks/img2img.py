@@ -1,0 +1,69 @@
+"""Pictures from a picture and a prompt (SDEdit, arXiv 2108.01073): encode, add noise, denoise from there.
+
+Of num_steps steps the last t_enc = trunc(strength * num_steps) are taken; the sampler says which noise stands
+before them (DDIM's is one step above, as in the published script).
+
+Draws, in order: the encoder's posterior noise once, on the CPU's generator; then for each batch the noise
+that is added (with `fixed_code` once for the run), and the sampler's, one a step.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ldm.errors import InputError
+from ldm.imaging.colour import from_uint8
+from ldm.imaging.padding import Frame
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.tasks.sampling import Batch, Diffuser, Draws, Settings, Track, batches
+
+
+def img2img(
+    model: LatentDiffusion,
+    image: np.ndarray,
+    prompts: list[str],
+    *,
+    seed: int,
+    strength: float = 0.8,
+    batch_size: int = 1,
+    n_iter: int = 1,
+    settings: Settings | None = None,
+    fixed_code: bool = False,
+    track: Track | None = None,
+) -> Iterator[Batch]:
+    """Make pictures like `image` (h, w, 3) uint8, of exactly its size, as the prompts say.
+
+    strength 0 keeps the picture (but for the autoencoder and the least noise), 1 keeps nearly nothing of it.
+    A size that the model cannot take is padded by mirroring and cropped again; the published script shrinks
+    it to a multiple of 64 instead.
+
+    Raises: InputError for a strength outside 0..1, or settings that the sampler or the model cannot honour.
+    """
+    settings = settings or Settings()
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength is {strength}; expected 0 (keep the picture) to 1 (repaint it)")
+    diffuser = Diffuser(model, settings, batch_size, track)
+    t_enc = int(strength * settings.num_steps)
+    return _generate(diffuser, image, prompts, seed, t_enc, n_iter, fixed_code)
+
+
+def _generate(
+    diffuser: Diffuser,
+    image: np.ndarray,
+    prompts: list[str],
+    seed: int,
+    t_enc: int,
+    n_iter: int,
+    fixed_code: bool,
+) -> Iterator[Batch]:
+    frame = Frame.around(*image.shape[:2], diffuser.model.size_multiple)
+    draws = Draws(seed, diffuser.model.device, diffuser.batch_size)
+    shape = diffuser.latent_shape(frame)
+    x_0 = diffuser.encode(frame.pad(from_uint8(image)), draws.normal_from_cpu(*shape))  # (b, c, h, w)
+    start_code = draws.normal(*shape) if fixed_code else None
+    start = diffuser.sampler.start_index(t_enc)
+    for index, (iteration, texts) in enumerate(batches(prompts, diffuser.batch_size, n_iter)):
+        eps = draws.normal(*shape) if start_code is None else start_code
+        x_t = diffuser.sampler.noised(x_0, t_enc, eps)
+        latents = diffuser.sample(x_t[: len(texts)], texts, draws.normal_like, start)
+        yield Batch(texts, diffuser.decode(latents, frame), latents, iteration, index)

@@ -1,0 +1,159 @@
+"""What every picture-making task shares: settings, random draws, denoising, decoding.
+
+Random numbers are drawn in the order of the published scripts, so that a seed gives their picture:
+whatever starts a batch first, then one draw a step even where eta = 0. Two generators are seeded alike,
+one on the model's device and one on the CPU; on the CPU they are the same one.
+A short last batch draws as a full one would and uses the first rows.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldm.backends.device import autocast
+from ldm.diffusion.conditioning import take
+from ldm.diffusion.guidance import ClassifierFreeGuidance
+from ldm.diffusion.prediction import denoiser
+from ldm.errors import InputError, LdmError
+from ldm.imaging.padding import Frame
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.samplers import make_sampler
+from ldm.samplers.loop import Step, sample_loop
+
+# Wraps the iterator of steps of one batch, of known length: a progress bar, a preview, a cancellation.
+Track = Callable[[Iterator[Step], int], Iterable[Step]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to sample.
+
+    Args:
+        sampler: a name of ldm.samplers.SAMPLERS.
+        num_steps: steps asked for; DDIM and PLMS may take one or more above it (30 gives 31).
+        eta: DDIM's noise, 0 deterministic, 1 as much as DDPM.
+        guidance_scale: exactly 1 leaves out the unconditional pass.
+        negative_prompt: what the unconditional pass is told.
+        dtype: what the networks compute in.
+    """
+
+    sampler: str = "ddim"
+    num_steps: int = 50
+    eta: float = 0.0
+    guidance_scale: float = 9.0
+    negative_prompt: str = ""
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures made together, and where they stand in the run."""
+
+    prompts: list[str]
+    images: Tensor  # (b, 3, height, width) float32 on the CPU, about -1..1, not clamped
+    latents: Tensor  # (b, c, h, w) scaled, of the padded size, on the model's device
+    iteration: int  # which repetition of the whole prompt list
+    index: int  # how many batches the run drew before this one
+
+
+class Draws:
+    """Standard normal numbers for batches of `batch_size`."""
+
+    def __init__(self, seed: int, device: torch.device, batch_size: int) -> None:
+        self.device = device
+        self.batch_size = batch_size
+        self._device_generator = torch.Generator(device).manual_seed(seed)
+        on_cpu = device.type == "cpu"
+        self._cpu_generator = self._device_generator if on_cpu else torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Draw a full batch of (c, h, w) on the model's device."""
+        return torch.randn(self.batch_size, *shape, generator=self._device_generator, device=self.device)
+
+    def normal_like(self, x: Tensor) -> Tensor:
+        """Draw for x (b, c, h, w), where b may be less than a full batch."""
+        return self.normal(*x.shape[1:])[: len(x)].to(x.dtype)
+
+    def normal_from_cpu(self, *shape: int) -> Tensor:
+        """Draw a full batch on the CPU generator, whatever the device, and move it."""
+        return torch.randn(self.batch_size, *shape, generator=self._cpu_generator).to(self.device)
+
+
+class Diffuser:
+    """A text-to-image model with its sampler set up."""
+
+    def __init__(
+        self, model: LatentDiffusion, settings: Settings, batch_size: int, track: Track | None = None
+    ):
+        key = model.model.conditioning_key
+        if key != "crossattn":
+            raise InputError(
+                f"this model needs more than a prompt (conditioning_key {key!r}); "
+                "expected a text-to-image model (crossattn)"
+            )
+        self.model = model
+        self.settings = settings
+        self.batch_size = batch_size
+        self.track = track or (lambda steps, total: steps)
+        self.sampler = make_sampler(settings.sampler, model.schedule, settings.num_steps, eta=settings.eta)
+        self._denoise = denoiser(model.apply_model, model.schedule, model.parameterization)
+        self._uncond: Tensor | None = None
+
+    def latent_shape(self, frame: Frame) -> tuple[int, int, int]:
+        """Return (c, h, w) of the latents of a framed picture."""
+        factor = self.model.downsampling_factor
+        return self.model.channels, frame.inner_height // factor, frame.inner_width // factor
+
+    @torch.no_grad()
+    def sample(
+        self, x_t: Tensor, prompts: list[str], noise: Callable[[Tensor], Tensor], start: int = 0
+    ) -> Tensor:
+        """Denoise x_t (b, c, h, w), which stands before step `start`; returns latents (b, c, h, w)."""
+        with autocast(self.model.device, self.settings.dtype):
+            cond = self.model.get_learned_conditioning(prompts)
+            uncond = take(self._unconditional(), slice(len(prompts)))
+            denoise = ClassifierFreeGuidance(self._denoise, uncond, self.settings.guidance_scale)
+            steps = sample_loop(self.sampler, denoise, x_t, cond, noise=noise, start=start)
+            for step in self.track(steps, len(self.sampler) - start):
+                x_t = step.x_t
+        return x_t
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Return scaled latents of images (1, 3, H, W), one row for every row of noise (b, c, h, w)."""
+        with autocast(self.model.device, self.settings.dtype):
+            posterior = self.model.encode_first_stage(images.to(self.model.device))
+            return self.model.get_first_stage_encoding(posterior, noise).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, frame: Frame) -> Tensor:
+        """Return images (b, 3, height, width) in float32 on the CPU.
+
+        Raises: LdmError when they hold NaN or infinity, which would be saved as black.
+        """
+        with autocast(self.model.device, self.settings.dtype):
+            images = frame.crop(self.model.decode_first_stage(latents)).float().cpu()
+        if not torch.isfinite(images).all():
+            raise LdmError(
+                "the picture holds values that are not finite; half precision may have overflowed "
+                "(--precision full), or the weights do not fit the config"
+            )
+        return images
+
+    def _unconditional(self) -> Tensor | None:
+        if self.settings.guidance_scale == 1:
+            return None
+        if self._uncond is None:  # the same text for every batch
+            self._uncond = self.model.get_learned_conditioning(
+                [self.settings.negative_prompt] * self.batch_size
+            )
+        return self._uncond
+
+
+def batches(prompts: list[str], batch_size: int, n_iter: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield (iteration, prompts of a batch): the whole list n_iter times, the last batch maybe short."""
+    for iteration in range(n_iter):
+        for first in range(0, len(prompts), batch_size):
+            yield iteration, prompts[first : first + batch_size]

@@ -1,0 +1,60 @@
+"""Make pictures from a picture and a prompt.
+
+  python scripts/img2img.py --init-img sketch.png --prompt "a castle by the sea" --strength 0.7 \\
+      --ckpt v2-1_512-ema-pruned.ckpt
+
+The pictures have exactly the size of the init image, whatever it is.
+"""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
+
+from ldm.cli import app, options  # noqa: E402
+
+
+def make_parser() -> app.Parser:
+    parser = app.Parser(description=__doc__)
+    options.prompt(parser, "a painting of a virus monster playing guitar")
+    options.init_image(parser)
+    options.sampling(parser, "--ddim_steps", n_iter=1, n_samples=2)
+    options.model(parser)
+    options.output(parser, "outputs/img2img-samples")
+    options.common(parser)
+    return parser
+
+
+def main(args: Namespace) -> None:
+    from ldm.cli.model import check_factor, open_model
+    from ldm.cli.pictures import Pictures, run_record, sampling_settings, save_all
+    from ldm.cli.progress import batch_bar, step_bar
+
+    prompts, sampler, pictures = options.read_prompts(args), options.chosen_sampler(args), Pictures(args)
+    image, init_record = options.read_init_image(args)
+    opened = open_model(args)
+    check_factor(args, opened)
+
+    from ldm.tasks.img2img import img2img
+
+    batches = img2img(
+        opened.model,
+        image,
+        prompts,
+        seed=args.seed,
+        strength=args.strength,
+        batch_size=args.n_samples,
+        n_iter=args.n_iter,
+        settings=sampling_settings(args, opened, sampler),
+        fixed_code=args.fixed_code,
+        track=step_bar(sampler, args.quiet),
+    )
+    about = {"sampler": sampler, "strength": args.strength, "init_image": init_record}
+    save_all(
+        pictures, batch_bar(batches, prompts, args), lambda: run_record(args, opened, "img2img", **about)
+    )
+
+
+if __name__ == "__main__":
+    app.run(make_parser(), main)
