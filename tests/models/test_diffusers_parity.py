@@ -1,7 +1,7 @@
 """Each network against diffusers' and transformers' own, with the same random weights.
 
-An independent second witness beside the golden cases, and one that can take any size: the published settings of
-each family (heads, projections, prediction of the middle block) at a small width.
+An independent second witness beside the golden cases, and one that can take any size: the published settings
+of each family (heads, projections, four levels) at a small width.
 """
 
 from types import SimpleNamespace

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from golden_cases import Case, cases
 from torch import nn
 
+from golden_cases import Case, cases
 from ldm.diffusion.timesteps import timestep_embedding
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.gaussian import DiagonalGaussianDistribution
