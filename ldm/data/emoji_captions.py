@@ -105,7 +105,7 @@ _SINGULAR_S = frozenset(
 _PLURAL_WORDS = frozenset("dice maracas people men women children teeth feet mice geese".split())
 _PREPOSITIONS = frozenset("with of on in behind showing for at over under from and without holding".split())
 _ARTICLES = ("a ", "an ", "the ")
-_AN_DESPITE_SPELLING = ("hour", "heir", "honest", "x-ray", "mri", "sos", "led ")
+_AN_DESPITE_SPELLING = ("hour", "heir", "honest", "x-ray")
 _A_DESPITE_SPELLING = ("uni", "uti", "use", "usa", "eu", "ewe", "one", "once", "ufo", "ukulele", "u-")
 
 
