@@ -25,7 +25,7 @@ CORE = [
     "invisible-watermark>=0.2.0",
 ]
 TRAIN = ["pytorch-lightning>=2.4", "matplotlib>=3.8"]
-DATA = ["resvg-py>=0.1"]
+DATA = ["resvg-py>=0.5"]
 TEST = [
     *TRAIN,
     *DATA,
