@@ -1,0 +1,57 @@
+"""The endless stream of training batches, addressed by step.
+
+Batch (step, micro) is drawn with a generator seeded from (seed, step, micro, rank), so the position in the data is the
+step number: nothing needs to be saved, and a resumed run sees what an uninterrupted one would have seen.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from ldm.training.seeding import generator
+
+
+class BatchStream:
+    """Iterate over dicts of images (b, 3, h, w), captions, step, micro; begins where `position` says.
+
+    Args:
+        data: offers `batch(generator, batch_size) -> (images, captions)`.
+        batch_size, accumulate, seed, rank: as in TrainOptions.
+        prefetch: batches prepared ahead by one thread; the draws do not depend on it.
+    """
+
+    def __init__(
+        self, data: Any, batch_size: int, accumulate: int, seed: int, rank: int = 0, prefetch: int = 0
+    ) -> None:
+        self.data = data
+        self.batch_size = batch_size
+        self.accumulate = accumulate
+        self.seed = seed
+        self.rank = rank
+        self.prefetch = prefetch
+        self.start = 0
+
+    def read(self, step: int, micro: int) -> dict[str, Any]:
+        """Return the micro-batch `micro` of `step`."""
+        images, captions = self.data.batch(
+            generator(self.seed, "data", step, micro, self.rank), self.batch_size
+        )
+        return {"images": images, "captions": captions, "step": step, "micro": micro}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self.prefetch == 0:
+            yield from (self.read(*place) for place in self._places())
+            return
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="data") as pool:
+            waiting: deque[Future] = deque()
+            for place in self._places():
+                waiting.append(pool.submit(self.read, *place))
+                if len(waiting) > self.prefetch:
+                    yield waiting.popleft().result()
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        step = self.start
+        while True:
+            yield from ((step, micro) for micro in range(self.accumulate))
+            step += 1

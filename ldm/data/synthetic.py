@@ -1,0 +1,49 @@
+"""Pictures that can be computed: coloured discs on coloured ground, for tests and for trying a configuration."""
+
+import torch
+from torch import Tensor
+
+COLOURS = {
+    "red": (0.9, 0.1, 0.1),
+    "green": (0.1, 0.7, 0.2),
+    "blue": (0.15, 0.25, 0.9),
+    "yellow": (0.95, 0.85, 0.1),
+    "black": (0.05, 0.05, 0.05),
+    "white": (0.95, 0.95, 0.95),
+}
+
+
+class Discs:
+    """Batches of "a {colour} disc on {colour}" with random place and size.
+
+    Args:
+        size: side of the pictures.
+        count: distinct pictures; 0 draws without end. 1 is for overfitting.
+    """
+
+    def __init__(self, size: int = 32, count: int = 0) -> None:
+        self.size = size
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count or 1000
+
+    def batch(self, generator: torch.Generator, batch_size: int) -> tuple[Tensor, list[str]]:
+        """Return images (b, 3, size, size) in [-1, 1] and captions; all chance comes from `generator`."""
+        draws = torch.rand(batch_size, 5, generator=generator)
+        if self.count:
+            fixed = torch.rand(self.count, 5, generator=torch.Generator().manual_seed(0))
+            draws = fixed[(draws[:, 0] * self.count).long()]
+        names = list(COLOURS)
+        table = torch.tensor(list(COLOURS.values())) * 2 - 1                            # (n, 3)
+        ground = (draws[:, 0] * len(names)).long()
+        disc = (ground + 1 + (draws[:, 1] * (len(names) - 1)).long()) % len(names)      # never that of the ground
+        centre = 0.3 + 0.4 * draws[:, 2:4]
+        radius = 0.15 + 0.15 * draws[:, 4]
+        axis = (torch.arange(self.size) + 0.5) / self.size
+        dx = axis[None, None, :] - centre[:, 0, None, None]
+        dy = axis[None, :, None] - centre[:, 1, None, None]
+        inside = ((radius[:, None, None] - (dx**2 + dy**2).sqrt()) * self.size + 0.5).clamp(0, 1)[:, None]
+        images = inside * table[disc][:, :, None, None] + (1 - inside) * table[ground][:, :, None, None]
+        captions = [f"a {names[d]} disc on {names[g]}" for d, g in zip(disc, ground, strict=True)]
+        return images, captions

@@ -1,0 +1,1 @@
+"""Training: one file a method, on pytorch-lightning, resumable bit for bit."""

@@ -1,0 +1,53 @@
+"""Write what was trained as users load it: model.safetensors in the published layout, and model.yaml beside it."""
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor
+
+import ldm
+from ldm.training.state import replace_file
+
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+def export_weights(path: Path, tensors: dict[str, Tensor], dtype: str, metadata: dict[str, Any]) -> None:
+    """Write tensors under published names; floating ones are cast to `dtype`, metadata becomes strings."""
+    cast = {
+        key: (value.detach().to("cpu", DTYPES[dtype]) if value.is_floating_point() else value.detach().cpu())
+        .contiguous().clone()
+        for key, value in tensors.items()
+    }
+    about = {"format": "pt", "made_with": f"ldm {ldm.__version__}, torch {torch.__version__}", "dtype": dtype}
+    about |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    replace_file(path, lambda temporary: save_file(cast, temporary, metadata=about))
+
+
+def export_config(path: Path, model: dict[str, Any], heading: str) -> None:
+    """Write the YAML that `ldm.load_model` takes for these weights."""
+    text = f"# {heading}\n" + OmegaConf.to_yaml(OmegaConf.create({"model": model}))
+    replace_file(path, lambda temporary: temporary.write_text(text))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    import numpy
+    import pytorch_lightning
+
+    return {
+        "ldm": ldm.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pytorch_lightning": pytorch_lightning.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": str(torch.get_num_threads()),
+        "cuda": str(torch.version.cuda),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }

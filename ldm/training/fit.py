@@ -1,0 +1,206 @@
+"""Assemble a run from its configuration, train, export."""
+
+import dataclasses
+import logging
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+
+from ldm.config import instantiate
+from ldm.data.stream import BatchStream
+from ldm.errors import ConfigError, TrainingError
+from ldm.training.callbacks import Clock, Keeper
+from ldm.training.exporting import versions
+from ldm.training.module import TrainingModule
+from ldm.training.options import METHODS, TrainOptions, method_of, parse_duration, read_options
+from ldm.training.run_folder import choose_folder, write_start
+from ldm.training.state import load_state
+
+log = logging.getLogger(__name__)
+
+FOLDER_VARIABLE = "LDM_TRAINING_FOLDER"     # tells the processes of one run its folder
+
+
+class Result(NamedTuple):
+    folder: Path
+    step: int
+    stopped_by: str         # "steps", "time", or a signal's name
+    weights: Path | None    # model.safetensors, unless a signal stopped the run
+
+
+def resolve_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration with every default filled in.
+
+    Raises:
+        ConfigError: a section or key that does not exist, a wrong type, or a limit that the schedule needs.
+    """
+    method = method_of(config)
+    train = read_options(TrainOptions, config.get("train"), "train")
+    options = read_options(METHODS[method], config.get(method), method)
+    for section in ("model", "data"):
+        if "target" not in (config.get(section) or {}):
+            raise ConfigError(f"{section}: missing; expected target and params")
+    parse_duration(train.max_time)
+    if train.lr_schedule == "cosine" and not train.max_steps:
+        raise ConfigError("train.lr_schedule=cosine needs train.max_steps; cosine_by_time needs a time limit")
+    resolved = {"model": config["model"], "data": config["data"]}
+    if config.get("val_data"):
+        resolved["val_data"] = config["val_data"]
+    return resolved | {"train": dataclasses.asdict(train), method: dataclasses.asdict(options)}
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Return an OmegaConf node as nested dicts and lists."""
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+
+
+def build_module(config: dict[str, Any]) -> TrainingModule:
+    """Build the model and the method that trains it; weights are drawn from train.seed."""
+    method = method_of(config)
+    train = read_options(TrainOptions, config["train"], "train")
+    options = read_options(METHODS[method], config[method], method)
+    torch.manual_seed(train.seed)
+    model = instantiate(OmegaConf.create(config["model"]), "model")
+    if method == "autoencoder":
+        from ldm.training.autoencoder import AutoencoderTraining as Method
+    elif method == "diffusion":
+        from ldm.training.diffusion import DiffusionTraining as Method
+    else:
+        from ldm.training.clip import ClipTraining as Method
+    return Method(model, train, options)
+
+
+def build_data(config: dict[str, Any], section: str) -> Any:
+    """Build a data set and check that it offers `batch`."""
+    data = instantiate(OmegaConf.create(config[section]), section)
+    if not hasattr(data, "batch"):
+        raise ConfigError(f"{section}: {type(data).__name__} has no batch(generator, batch_size)")
+    return data
+
+
+def build_trainer(train: TrainOptions, keeper: Keeper) -> pl.Trainer:
+    """Return Lightning's trainer with everything off that this package does itself."""
+    from pytorch_lightning.plugins.environments import SLURMEnvironment
+    from pytorch_lightning.strategies import DDPStrategy
+
+    # The discriminator and the autoencoder take turns, so each backward leaves some parameters out.
+    several = train.devices > 1
+    strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False) if several else "auto"
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return pl.Trainer(
+        accelerator={"cuda": "gpu"}.get(train.accelerator, train.accelerator),
+        devices=train.devices,
+        strategy=strategy,
+        precision={"bfloat16": "bf16-mixed", "float32": "32-true"}[train.precision],
+        max_epochs=-1,
+        max_steps=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[keeper],
+        plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+    )
+
+
+def train(
+    config: dict[str, Any],
+    folder: Path,
+    resume: str | None = None,
+    deadline: float = 0.0,
+    started: float | None = None,
+) -> Result:
+    """Train as `config` says, in `folder`.
+
+    Args:
+        config: sections as in ldm.training.options, resolved or not.
+        resume: None starts anew, "auto" goes on where there is something, else the folder to go on with.
+        deadline: seconds after which this process ends, 0 for none.
+        started: `time.monotonic()` from which the deadline counts.
+
+    Raises:
+        TrainingError: not a finite gradient, or a tensor that training does not reach.
+    """
+    started = time.monotonic() if started is None else started
+    config = resolve_config(plain(config))
+    options = read_options(TrainOptions, config["train"], "train")
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
+    folder, resuming = shared_folder(folder, resume)
+    state = load_state(folder / "checkpoints") if resuming else None
+    clock = Clock(state["elapsed"] if state else 0.0, parse_duration(options.max_time), deadline, started)
+    if options.lr_schedule == "cosine_by_time" and not clock.horizon:
+        raise ConfigError("train.lr_schedule=cosine_by_time needs --max-time or train.max_time")
+    data = build_data(config, "data")
+    val_data = build_data(config, "val_data") if "val_data" in config else data
+    module = build_module(config)
+    keeper = Keeper(folder, clock, val_data, state)
+    trainer = build_trainer(options, keeper)
+    if trainer.is_global_zero:
+        write_start(folder, config, versions())
+    log.info("run folder %s; %s parameters trained", folder, f"{count_trained(module):,}")
+    if options.channels_last:
+        module = module.to(memory_format=torch.channels_last)
+    if state:
+        module.step = state["step"]
+        module.load_trained_state(state["trained"])
+        log.info("resumed at step %d after %.0f s of training", module.step, state["elapsed"])
+    source = module.prepare(data, folder, trainer.strategy.root_device)
+    stream = BatchStream(
+        source, options.batch_size, options.accumulate, options.seed, trainer.global_rank, options.prefetch
+    )
+    stream.start = module.step
+    if options.compile:
+        module.compile_networks()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        trainer.fit(module, stream)
+    weights = None
+    if trainer.is_global_zero and not keeper.interrupted:
+        with module.autocast():
+            weights = module.export(folder, config, val_data)
+    log.info("stopped by %s at step %d after %.0f s", keeper.stopped_by, module.step, clock.elapsed)
+    return Result(folder, module.step, keeper.stopped_by, weights)
+
+
+def describe(config: dict[str, Any]) -> str:
+    """Return one line on what this configuration trains; the networks are built without memory for weights."""
+    method = method_of(config)
+    options = read_options(TrainOptions, config["train"], "train")
+    with torch.device("meta"):
+        model = instantiate(OmegaConf.create(config["model"]), "model")
+    trained = model.model if method == "diffusion" else model
+    count = sum(p.numel() for p in trained.parameters())
+    # Weights, gradients, Adam's two moments, and the average where there is one; float32 each.
+    copies = 5 if config[method].get("ema_decay") else 4
+    per_step = options.batch_size * options.accumulate * options.devices
+    return (
+        f"{method}: {count / 1e6:.1f} M parameters in {type(trained).__name__}, {per_step} pictures a step, "
+        f"{count * 4 * copies / 2**30:.2f} GiB for weights and optimizer beside activations"
+    )
+
+
+def count_trained(module: TrainingModule) -> int:
+    """Return how many numbers the optimizers change."""
+    return sum(p.numel() for name in module.groups() for p in module.named_group(name).values())
+
+
+def shared_folder(folder: Path, resume: str | None) -> tuple[Path, bool]:
+    """Choose the run folder once; the other processes of a DDP run are told by the environment."""
+    told = os.environ.get(FOLDER_VARIABLE)
+    if told and int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        path, resuming = told.rsplit("|", 1)
+        return Path(path), resuming == "True"
+    folder, resuming = choose_folder(folder, resume)
+    if resuming and not (folder / "checkpoints").is_dir():
+        raise TrainingError(f"{folder}: no checkpoints to resume from")
+    os.environ[FOLDER_VARIABLE] = f"{folder}|{resuming}"
+    return folder, resuming

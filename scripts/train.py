@@ -1,0 +1,44 @@
+"""Train an autoencoder, a diffusion model or a small CLIP.
+
+    python scripts/train.py --config configs/training/emoji_autoencoder.yaml --max-time 01:30:00
+    python scripts/train.py --config configs/training/emoji_autoencoder.yaml --resume auto train.learning_rate=1e-4
+    python scripts/train.py --resume runs/emoji_autoencoder
+    python scripts/train.py --config configs/training/text_to_image.yaml --dry-run
+
+Exit code: 0 finished or out of time, with model.safetensors written; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C after
+saving, to go on with --resume; 2 wrong input, or training that cannot go on.
+"""
+
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+STARTED = time.monotonic()
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
+
+from ldm.cli import app, options  # noqa: E402
+
+
+def parser() -> app.Parser:
+    parser = app.Parser(description=__doc__)
+    parser.add_argument("--config", help="training configuration; with --resume RUN, that run's own by default")
+    parser.add_argument("--run", help="folder of the run; runs/NAME by default, a number is added when it is taken")
+    parser.add_argument("--resume", metavar="RUN", help='go on with this run folder, or "auto": with the newest, if any')
+    parser.add_argument("--max-time", default="", metavar="TIME",
+                        help="end after so many seconds, or HH:MM:SS, of wall-clock time")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and end")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.batch_size=8")
+    options.common(parser)
+    return parser
+
+
+def main(args: Namespace) -> None:
+    from ldm.cli import training
+
+    training.run(args, STARTED)
+
+
+if __name__ == "__main__":
+    app.run(parser(), main)
