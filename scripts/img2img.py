@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from ldm.cli import app, options  # noqa: E402
+from ldm.cli import app, inputs, options  # noqa: E402
 
 
 def make_parser() -> app.Parser:
@@ -31,8 +31,8 @@ def main(args: Namespace) -> None:
     from ldm.cli.pictures import Pictures, run_record, sampling_settings, save_all
     from ldm.cli.progress import batch_bar, step_bar
 
-    prompts, sampler, pictures = options.read_prompts(args), options.chosen_sampler(args), Pictures(args)
-    image, init_record = options.read_init_image(args)
+    prompts, sampler, pictures = inputs.read_prompts(args), inputs.chosen_sampler(args), Pictures(args)
+    image, init_record = inputs.read_init_image(args)
     opened = open_model(args)
     check_factor(args, opened)
 

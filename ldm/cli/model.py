@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.options import DEFAULT_CONFIG, chosen_dtype
+from ldm.cli.inputs import chosen_dtype
+from ldm.cli.options import DEFAULT_CONFIG
 from ldm.config import find_config
 from ldm.errors import CheckpointError, InputError
 

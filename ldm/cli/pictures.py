@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ldm
+from ldm.cli.inputs import chosen_outdir
 from ldm.cli.model import OpenedModel
-from ldm.cli.options import chosen_outdir
 from ldm.errors import LdmError
 from ldm.jobs.numbering import NumberedFiles
 
@@ -71,7 +71,12 @@ class Pictures:
 
         if self.grid:
             sheet = make_grid(self.grid, self.columns)
-            about = {"prompt": record["flags"]["prompt"], "pictures": len(self.grid)}
+            height, width = self.grid[0].shape[:2]
+            about = {
+                "prompt": record["flags"]["prompt"],
+                "pictures": len(self.grid),
+                "picture_size": [width, height],
+            }
             self.saved.append(self._write(self._grids, sheet, record | about))
 
     def summary(self) -> str:

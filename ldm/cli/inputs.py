@@ -1,0 +1,114 @@
+"""What the flags mean together: sampler, dtype, folder, prompts, the picture to start from.
+
+Everything that can be refused is refused here, before the model is loaded.
+"""
+
+import argparse
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def chosen_sampler(args: argparse.Namespace) -> str:
+    """Return the sampler asked for: --sampler, else --plms, else --dpm, else ddim.
+
+    Raises: InputError when --sampler contradicts a flag or is unknown.
+    """
+    from ldm.samplers import find_sampler
+
+    flag = "plms" if getattr(args, "plms", False) else "dpm" if getattr(args, "dpm", False) else None
+    name = find_sampler(args.sampler).name if args.sampler is not None else None
+    if flag and name and flag != name:
+        raise InputError(
+            f"--{flag} and --sampler {args.sampler} ask for different samplers; give one of them"
+        )
+    return name or flag or "ddim"
+
+
+def chosen_dtype(args: argparse.Namespace) -> str:
+    """Return auto, float32, float16 or bfloat16 from --dtype, --precision and --bf16."""
+    if getattr(args, "bf16", False):
+        if args.dtype not in ("auto", "bfloat16"):
+            raise InputError(f"--bf16 and --dtype {args.dtype} contradict each other; give one of them")
+        return "bfloat16"
+    if args.precision == "full":
+        if args.dtype not in ("auto", "float32"):
+            raise InputError(
+                f"--precision full and --dtype {args.dtype} contradict each other; give one of them"
+            )
+        return "float32"
+    return args.dtype
+
+
+def chosen_outdir(args: argparse.Namespace) -> Path:
+    """Return --outdir, which is made with the first picture.
+
+    Raises: InputError when it cannot be a folder or cannot be written to.
+    """
+    if not args.outdir:
+        raise InputError("--outdir needs a folder")
+    path = Path(args.outdir)
+    exists = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not exists.is_dir() or not os.access(exists, os.W_OK):
+        raise InputError(
+            f"--outdir {path}: cannot write there, {exists} is "
+            + ("read-only" if exists.is_dir() else "not a folder")
+        )
+    return path
+
+
+def read_prompts(args: argparse.Namespace) -> list[str]:
+    """Return the prompts of --from-file, each --repeat times, or the one of --prompt.
+
+    A file is UTF-8 (a byte order mark is skipped), one prompt a line; an empty line is an empty prompt.
+    Raises: InputError naming the file and line.
+    """
+    if args.from_file is None:
+        if args.prompt is None:
+            raise InputError("--prompt needs a text; an empty prompt is --prompt ''")
+        return [check_text(args.prompt, "--prompt")]
+    path = Path(args.from_file)
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+    except OSError as error:
+        raise InputError(f"cannot read --from-file {path}: {error.strerror}") from error
+    prompts = []
+    for line_number, line in enumerate(lines, start=1):
+        try:
+            prompts += [line.decode()] * getattr(args, "repeat", 1)
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"--from-file {path}, line {line_number}: not UTF-8; save the file as UTF-8"
+            ) from error
+    if not prompts:
+        raise InputError(f"--from-file {path} is empty; expected one prompt a line")
+    return prompts
+
+
+def read_init_image(args: argparse.Namespace) -> "tuple[np.ndarray, dict[str, str]]":
+    """Return the pixels (h, w, 3) uint8 of --init-img and what a picture made from it remembers."""
+    if not args.init_img:
+        raise InputError("--init-img needs a picture to start from")
+
+    import numpy as np
+
+    from ldm.imaging.files import open_image
+
+    image = np.asarray(open_image(args.init_img))
+    digest = hashlib.sha256(Path(args.init_img).read_bytes()).hexdigest()
+    return image, {"file": Path(args.init_img).name, "sha256": digest}
+
+
+def check_text(text: str, flag: str) -> str:
+    """Return the text. Raises: InputError when the shell handed over bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{flag} is not valid UTF-8") from error
+    return text
