@@ -1,7 +1,7 @@
 """Choose the device and the precision, and say in one line what is missing.
 
-By default: the first of CUDA, XPU, MPS and CPU that is there; float16 on CUDA and XPU, whose memory it halves;
-float32 on CPU, where half precision is slower, and on MPS, where SD 2.1's attention overflows in float16.
+By default: the first of CUDA, XPU, MPS and CPU that is there; float16 on CUDA and XPU, whose memory it
+halves; float32 on CPU, where float16 is slower, and on MPS, where autocast is young.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ AUTO_DTYPE = {"cuda": torch.float16, "xpu": torch.float16, "mps": torch.float32,
 
 # kind -> (is there one, how to get one); the order is the order of preference of "auto"
 KINDS: dict[str, tuple[Callable[[], bool], str]] = {
-    "cuda": (lambda: torch.cuda.is_available(), "needs an NVIDIA or AMD GPU, its driver and a GPU build of torch"),
-    "xpu": (lambda: torch.xpu.is_available(), "needs an Intel GPU, its driver and an XPU build of torch"),
+    "cuda": (lambda: torch.cuda.is_available(), "needs an NVIDIA or AMD GPU and a GPU build of torch"),
+    "xpu": (lambda: torch.xpu.is_available(), "needs an Intel GPU and an XPU build of torch"),
     "mps": (lambda: torch.backends.mps.is_available(), "needs a Mac with Apple silicon"),
     "cpu": (lambda: True, ""),
 }

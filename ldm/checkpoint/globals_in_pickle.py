@@ -1,0 +1,41 @@
+"""List what a pickle would import, by reading its opcodes; nothing is executed.
+
+This serves messages and a first refusal. The gate proper is torch's restricted unpickler.
+"""
+
+import pickletools
+from typing import BinaryIO
+
+MAX_OPCODES = 5_000_000
+PYTHON_2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+
+
+def globals_in_pickle(file: BinaryIO) -> set[str]:
+    """Return the dotted names that the pickle at the file's position refers to; read to its end.
+
+    Raises:
+        ValueError: not a pickle, or one too long to be sensible.
+    """
+    names: set[str] = set()
+    memo: dict[int, str] = {}
+    strings: list[str] = []             # the latest texts pushed; STACK_GLOBAL takes its two from the stack
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if count > MAX_OPCODES:
+            raise ValueError(f"pickle of more than {MAX_OPCODES} opcodes")
+        if opcode.name in ("GLOBAL", "INST"):
+            module, _, name = argument.partition(" ")
+            names.add(f"{PYTHON_2_MODULES.get(module, module)}.{name}")
+        elif opcode.name == "STACK_GLOBAL":
+            names.add(".".join(strings[-2:]) or "an unknown name")
+        elif opcode.name.startswith("EXT"):
+            names.add("a copyreg extension")
+        elif isinstance(argument, str) and "UNICODE" in opcode.name or opcode.name.endswith("STRING"):
+            strings.append(str(argument))
+        elif opcode.name == "MEMOIZE" and strings:
+            memo[len(memo)] = strings[-1]
+        elif opcode.name.endswith("PUT") and strings:
+            memo[argument] = strings[-1]
+        elif opcode.name.endswith("GET") and argument in memo:
+            strings.append(memo[argument])
+        del strings[:-2]
+    return names
