@@ -79,7 +79,7 @@ def diffusion_loss(
     g = torch.zeros_like(per_sample) if logvar is None else logvar.to(t.device)[t]
     weights = 1.0 if min_snr_gamma is None else min_snr_weights(schedule, parameterization, t, min_snr_gamma)
     gamma = (weights * per_sample / g.exp() + g).mean()
-    lvlb = schedule.lvlb_weights(parameterization).to(per_sample.dtype).to(t.device)[t]
+    lvlb = schedule.lvlb_weights(parameterization).to(t.device)[t]
     vlb = (lvlb * per_sample).mean()
     total = l_simple_weight * gamma + original_elbo_weight * vlb
     return Loss(total, per_sample.mean(), gamma, vlb, per_sample)

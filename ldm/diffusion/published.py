@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.diffusion.schedule import make_betas
+from ldm.diffusion.schedule import Schedule, make_betas
 from ldm.diffusion.timesteps import ddim_table
 from ldm.diffusion.timesteps import ddim_timesteps as timesteps_of
 
@@ -52,3 +52,16 @@ def make_ddim_sampling_parameters(
 def extract_into_tensor(a: Tensor, t: Tensor, x_shape: Sequence[int]) -> Tensor:
     """Return a[t] shaped to multiply a batch of shape `x_shape`."""
     return a.gather(-1, t).reshape(len(t), *(1,) * (len(x_shape) - 1))
+
+
+def predict_start_from_noise(schedule: Schedule, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """Return x_0 from the noise at integer times `t` (b,), as sqrt(1/abar) x_t - sqrt(1/abar - 1) noise.
+
+    The difference of two large numbers where abar is small, so the last digits depend on this order.
+    """
+    tables = schedule.published_buffers()
+    of_x_t, of_noise = (
+        extract_into_tensor(tables[name].to(t.device), t, x_t.shape)
+        for name in ("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod")
+    )
+    return of_x_t * x_t - of_noise * noise

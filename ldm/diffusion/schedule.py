@@ -155,14 +155,16 @@ class Schedule:
         return mean, at_t(variance), at_t(variance.clamp(min=1e-20).log())
 
     def lvlb_weights(self, parameterization: str = "eps") -> Tensor:
-        """Return the (N,) float64 weights that turn the simple loss into the variational bound.
+        """Return the (N,) float32 weights that turn the simple loss into the variational bound.
 
-        Index 0, where the posterior variance vanishes, takes the weight of index 1. The x0 weights divide
-        by 2 - abar where 2 (1 - abar) must have been meant: published runs were made with it, so it stays.
+        Index 0, where the posterior variance vanishes, takes the weight of index 1. Published runs were made
+        with two oddities that stay: the tables are rounded to float32 first, which moves that of index 1
+        by 1e-4 of itself, and the x0 weights divide by 2 - abar where 2 (1 - abar) must have been meant.
         """
-        abar = self.alphas_cumprod
+        tables = (self.betas, 1 - self.betas, self.alphas_cumprod, self.posterior_variance)
+        betas, alphas, abar, variance = (table.to(torch.float32) for table in tables)
         if parameterization == "eps":
-            weights = self.betas**2 / (2 * self.posterior_variance * (1 - self.betas) * (1 - abar))
+            weights = betas**2 / (2 * variance * alphas * (1 - abar))
         elif parameterization == "x0":
             weights = 0.5 * abar.sqrt() / (2 - abar)
         elif parameterization == "v":
