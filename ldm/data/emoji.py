@@ -117,20 +117,31 @@ class EmojiScenes:
         background: str | None = None,
         flip: bool = False,
         second: str | None = None,
+        scale: float = SINGLE_SCALES[1],
     ) -> tuple[Tensor, str]:
         """Return one scene without chance, centred: image (3, size, size) in -1..1 and its caption.
 
-        `second` stands to the right of `label`. Raises: InputError for a cell that is not in this split.
+        `second` stands to the right of `label`; `scale`, of a single object, is one of SINGLE_SCALES.
+        Raises: InputError for a cell that is not in this split, a colour or a scale that there is not.
         """
         if background is not None and background not in BACKGROUNDS:
             raise InputError(f"background {background!r}: expected one of {', '.join(BACKGROUNDS)}")
+        if scale not in SINGLE_SCALES:
+            raise InputError(f"scale {scale}: expected one of {', '.join(map(str, SINGLE_SCALES))}")
         cells = [self._cell(label, style)] + ([] if second is None else [self._cell(second, style)])
         if second is None:
-            placed = [self._placed(cells[0], SINGLE_SCALES[1], flip, 0.5, 0.5)]
+            placed = [self._placed(cells[0], scale, flip, 0.5, 0.5)]
         else:
             placed = [self._half(cell, side, flip, 0.5, 0.5) for side, cell in enumerate(cells)]
         text = self._caption(cells, None, background, [False, False])
         return self._compose([placed], [background])[0], text
+
+    def phrase(self, label: str) -> str:
+        """Return the label as captions have it, with its article. Raises: InputError for an unknown one."""
+        for cell in self.cells:
+            if cell["label"] == label:
+                return cell["phrase"]
+        raise InputError(f"no emoji of {label!r} in split {self.split!r}; see .labels")
 
     def _cell(self, label: str, style: str) -> int:
         if (label, style) not in self._index:
