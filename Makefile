@@ -1,6 +1,6 @@
 # make demo     make .venv, install, and turn a prompt into a picture
 # make test     install what the tests need and run them
-# make check    look at the style of the code
+# make check    look at the code without running it
 # make clean    remove .venv and what was built
 #
 # PYTHON=python3.12 chooses the interpreter that .venv is made with (3.10 or newer);
@@ -17,17 +17,16 @@ PIP := $(PY) -m pip --disable-pip-version-check
 .PHONY: demo test check clean
 
 demo: $(VENV)/.core
-	@start=$$(date +%s); \
+	@start=$$(date +%s); set -e; \
 	$(PY) scripts/txt2img.py --prompt "$(PROMPT)" --n_samples 4 --n_iter 1 --seed 42 --outdir outputs/demo; \
-	echo "make demo: \"$(PROMPT)\" took $$(($$(date +%s) - start)) s, loading included; the picture:"; \
-	ls -1t outputs/demo/*.png | head -n 1
+	echo "\"$(PROMPT)\" took $$(($$(date +%s) - start)) s, loading included:" \
+	"$$(pwd)/$$(ls -1t outputs/demo/grid-*.png | head -n 1)"
 
 test: $(VENV)/.test
 	$(PY) -m pytest $(PYTEST)
 
 check: $(VENV)/.test
 	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -7,7 +7,7 @@ is there after a plain `pip install .` too.
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "ldm/__init__.py").read_text(), re.MULTILINE).group(1)
@@ -41,7 +41,7 @@ TEST = [
 
 def scripts() -> list[str]:
     """Return `ldm.scripts` and the folders below it as packages."""
-    found = find_packages("scripts")
+    found = find_namespace_packages("scripts", exclude=["*__pycache__*"])
     return ["ldm.scripts", *(f"ldm.scripts.{name}" for name in found)]
 
 
@@ -72,9 +72,9 @@ setup(
     extras_require={"train": TRAIN, "data": DATA, "test": TEST, "all": [*TRAIN, *DATA]},
     entry_points={
         "console_scripts": [
-            "sd-txt2img = ldm.scripts.txt2img:main",
-            "sd-img2img = ldm.scripts.img2img:main",
-            "sd-train = ldm.scripts.train:main",
+            "sd-txt2img = ldm.cli.console:txt2img",
+            "sd-img2img = ldm.cli.console:img2img",
+            "sd-train = ldm.cli.console:train",
         ]
     },
 )
