@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works wi
 from ldm.cli import app, options  # noqa: E402
 
 
-def parser() -> app.Parser:
+def make_parser() -> app.Parser:
     parser = app.Parser(description=__doc__)
     parser.add_argument("--config", help="training configuration; with --resume RUN, that run's own by default")
     parser.add_argument("--run", help="folder of the run; runs/NAME by default, a number is added when it is taken")
@@ -41,4 +41,4 @@ def main(args: Namespace) -> None:
 
 
 if __name__ == "__main__":
-    app.run(parser(), main)
+    app.run(make_parser(), main)
