@@ -52,6 +52,7 @@ setup(
     long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="MIT",
+    license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10",
     packages=[*find_packages(include=["ldm", "ldm.*"]), "ldm.configs", *scripts()],
     package_dir={"ldm": "ldm", "ldm.configs": "configs", "ldm.scripts": "scripts"},
