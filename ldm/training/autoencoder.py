@@ -73,6 +73,12 @@ class AutoencoderTraining(TrainingModule):
     def active_groups(self) -> list[str]:
         return ["autoencoder", "discriminator"] if self.adversarial else ["autoencoder"]
 
+    def may_rest(self) -> dict[str, str]:
+        if self.discriminator is None:
+            return {}
+        last = f"discriminator.{len(self.discriminator) - 1}.bias"
+        return {last: "hinge pulls up real patches as much as it pushes down the others while all are in the margin"}
+
     @property
     def adversarial(self) -> bool:
         """Whether the discriminator takes part in this step."""

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import ldm
+from ldm.config import FILE_KEYS
 from ldm.training.state import replace_file
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -29,9 +30,26 @@ def export_weights(path: Path, tensors: dict[str, Tensor], dtype: str, metadata:
 
 
 def export_config(path: Path, model: dict[str, Any], heading: str) -> None:
-    """Write the YAML that `ldm.load_model` takes for these weights."""
+    """Write the YAML that `ldm.load_model` takes for these weights; files that it names are copied beside it."""
+    model = copy_files_beside(model, path.parent)
     text = f"# {heading}\n" + OmegaConf.to_yaml(OmegaConf.create({"model": model}))
     replace_file(path, lambda temporary: temporary.write_text(text))
+
+
+def copy_files_beside(value: Any, folder: Path) -> Any:
+    """Return `value` with every file that FILE_KEYS names copied into `folder` and called by its name there."""
+    if isinstance(value, list):
+        return [copy_files_beside(entry, folder) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    result = {}
+    for key, entry in value.items():
+        if key in FILE_KEYS and isinstance(entry, str) and Path(entry).is_file():
+            content = Path(entry).read_bytes()
+            replace_file(folder / Path(entry).name, lambda temporary, content=content: temporary.write_bytes(content))
+            entry = Path(entry).name
+        result[key] = copy_files_beside(entry, folder)
+    return result
 
 
 def versions() -> dict[str, str]:

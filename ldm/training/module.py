@@ -58,6 +58,10 @@ class TrainingModule(pl.LightningModule):
         """Return the names of the groups that this step trains."""
         return list(self.groups())
 
+    def may_rest(self) -> dict[str, str]:
+        """Return parts of names of tensors whose gradient may rightly be zero at first -> why."""
+        return {}
+
     def after_step(self) -> None:
         """Do what follows an optimizer step, such as averaging weights."""
 
@@ -185,7 +189,7 @@ class TrainingModule(pl.LightningModule):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if not check.done:
-            check.after_step(rate)
+            check.after_step()
         return rate
 
     def _self_check(self, name: str) -> SelfCheck:
@@ -194,7 +198,8 @@ class TrainingModule(pl.LightningModule):
             options = self.train_options
             fresh = not self.optimizer_of(name).state
             steps = options.self_check_steps if fresh else 0
-            self._checks[name] = SelfCheck(self.named_group(name), steps, options.self_check_allow)
+            allow = self.may_rest() | options.self_check_allow
+            self._checks[name] = SelfCheck(self.named_group(name), steps, allow)
         return self._checks[name]
 
     # State

@@ -46,7 +46,7 @@ class TrainOptions:
     sample_every: int = 500             # steps between sample grids and validation figures; 0: only at the end
     save_every: int = 200               # steps between checkpoints
     keep: int = 2                       # checkpoints kept
-    self_check_steps: int = 5           # steps within which every tensor must have moved; 0: no check
+    self_check_steps: int = 5           # steps within which a gradient must reach every tensor; 0: no check
     self_check_allow: dict[str, str] = field(default_factory=dict)  # part of a tensor's name -> why it may rest
     export_dtype: str = "float16"       # of model.safetensors: float16 | float32
 
@@ -101,10 +101,7 @@ class DiffusionOptions:
 class ClipOptions:
     """Contrastive text-image training of a small open_clip CLIP; its text tower is the conditioner."""
 
-    arch: str = ""                      # JSON file with embed_dim, vision_cfg, text_cfg
-    bpe_path: str = ""                  # merges of the tokenizer; empty: open_clip's own
-    image_size: int = 0                 # 0: the arch's; pictures are shrunk by averaging
-    ckpt: str = ""
+    ckpt: str = ""                      # clip.safetensors of an earlier run to start from
     retrieval_count: int = 256          # held-out pairs among which retrieval is measured
 
 
