@@ -1,6 +1,6 @@
 """How good is the demonstration model? Figures with their sample sizes, and a sheet of samples to look at.
 
-    python benchmarks/demo_quality.py --clip CLIP.safetensors [--limit 100]
+    python benchmarks/demo_quality.py [--clip CLIP.safetensors] [--limit 100]
 
     autoencoder    PSNR of decode(encode(x)), on training and on held-out pictures
     background     share of pictures whose corners are nearest to the right one of ten colours and white
@@ -40,6 +40,7 @@ from ldm.tasks.sampling import Settings  # noqa: E402
 from ldm.tasks.txt2img import txt2img  # noqa: E402
 
 COLOURS: dict[str | None, tuple[int, int, int]] = {None: WHITE, **BACKGROUNDS}
+TRAINED_CLIP = ROOT / "runs" / "emoji_clip" / "clip.safetensors"
 COPY_DISTANCE = 0.05  # below it a picture counts as a copy: what an autoencoder of 26 dB does to a real one
 
 
@@ -281,12 +282,12 @@ class Benchmark:
         for colour in {one.colour for one in asked}:
             rows = [i for i, one in enumerate(asked) if one.colour == colour]
             shown = [
-                (cell, self.train.render(cell["label"], cell["style"], colour, flip, scale=scale)[0])
+                (cell, _small(self.train.render(cell["label"], cell["style"], colour, flip, scale=scale)[0]))
                 for cell in self.train.cells
                 for scale in SINGLE_SCALES
                 for flip in ((False, True) if cell["mirrorable"] else (False,))
             ]
-            references = _small(torch.stack([picture for _, picture in shown]))
+            references = torch.stack([picture for _, picture in shown])
             distances[rows], which = nearest_distance(_small(images[rows]), references)
             for row, index in zip(rows, which.tolist(), strict=True):
                 same[row] = shown[index][0]["label"] == asked[row].label
@@ -317,7 +318,7 @@ class Benchmark:
 
 
 def _small(images: Tensor) -> Tensor:
-    return F.interpolate(images, size=(64, 64), mode="area")
+    return F.adaptive_avg_pool2d(images, (64, 64))
 
 
 def sample_sheet(samples: list[tuple[str, Tensor]], columns: int = 8) -> Image.Image:
@@ -349,7 +350,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", type=Path, default=ROOT / "data" / "emoji" / "128", help="folder of make_emoji.py")
     add("--styles", default="", help="comma-separated styles that the model was trained on; default: all")
     add("--concepts", type=Path, help="file of the labels that it was trained on; default: all")
-    add("--clip", type=Path, help="weights of the CLIP that judges; without it: no retrieval, no order")
+    add("--clip", type=Path, help="weights of the CLIP that judges; default: that of runs/emoji_clip")
     add("--clip-arch", type=Path, default=demo / "emoji_clip.json", help="its architecture")
     add("--clip-bpe", type=Path, default=demo / "emoji_bpe.txt.gz", help="its merges")
     add("--limit", type=int, default=0, help="pictures a measure; 0: every cell once")
@@ -365,6 +366,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
+    if options.clip is None and TRAINED_CLIP.is_file():
+        options.clip = TRAINED_CLIP
+    if options.clip is None:
+        print("no CLIP weights: retrieval and left-right order are left out (--clip)")
     for path in filter(None, (options.config, options.ckpt, options.clip)):
         if not path.is_file():
             raise InputError(f"{path}: no such file")

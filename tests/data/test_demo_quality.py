@@ -23,6 +23,7 @@ from benchmarks.demo_quality import (
     single_requests,
     summary,
 )
+from golden_cases import cases
 from ldm.data.emoji import EmojiScenes
 from ldm.errors import InputError
 
@@ -110,7 +111,7 @@ def test_sheet_and_summary_show_every_figure():
     assert not math.isnan(float(lines[0].split()[2]))
 
 
-def test_the_benchmark_runs_whole_on_a_tiny_model(emoji_folder, repository_root, tmp_path, capsys):
+def test_the_benchmark_runs_whole_on_a_tiny_model(emoji_folder, tmp_path, capsys):
     import open_clip
     from safetensors.torch import save_file
 
@@ -122,9 +123,9 @@ def test_the_benchmark_runs_whole_on_a_tiny_model(emoji_folder, repository_root,
     (tmp_path / "clip.json").write_text(json.dumps(arch), encoding="utf-8")
     torch.manual_seed(0)
     save_file(open_clip.model.CLIP(**arch).state_dict(), tmp_path / "clip.safetensors")
-    model = repository_root / "tests" / "golden" / "e2e"
+    model = cases("e2e_txt2img")[0].files
     code = main(
-        ["--config", str(model / "base.yaml"), "--ckpt", str(model / "base.safetensors"), "--device", "cpu",
+        ["--config", str(model["config"]), "--ckpt", str(model["checkpoint"]), "--device", "cpu",
          "--data", str(emoji_folder), "--clip", str(tmp_path / "clip.safetensors"), "--limit", "3",
          "--clip-arch", str(tmp_path / "clip.json"), "--steps", "2", "--batch-size", "2",
          "--out", str(tmp_path / "out")]
