@@ -1,0 +1,130 @@
+"""Latents and texts encoded once, so that diffusion training runs the UNet alone.
+
+For each picture the posterior's mean and standard deviation are kept in float16, so that a fresh sample can still be
+drawn every time (2 * 4 * 16 * 16 * 2 bytes = 4 KB for a picture of 128 px). Texts are kept once each, in float16.
+The cache lies in the run folder: a resumed run reads back the same bits instead of encoding again.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ldm.training.seeding import generator
+from ldm.training.state import replace_file
+
+log = logging.getLogger(__name__)
+
+BATCH = 32
+
+
+class LatentCache:
+    """A data set of moments: `batch` gives (mean, std) stacked as (b, 2c, h, w), and captions.
+
+    Attributes:
+        moments: (n, 2c, h, w) float16.
+        captions: of each picture.
+        texts: distinct caption -> row of `contexts`.
+        contexts: (m, tokens, width) float16, or None when they would not fit.
+    """
+
+    def __init__(self, moments: Tensor, captions: list[str], contexts: Tensor | None, texts: list[str]) -> None:
+        self.moments = moments
+        self.captions = captions
+        self.contexts = contexts
+        self.texts = {text: row for row, text in enumerate(texts)}
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def batch(self, random: torch.Generator, batch_size: int) -> tuple[Tensor, list[str]]:
+        """Return moments (b, 2c, h, w), float32, and captions of pictures drawn with replacement."""
+        rows = torch.randint(len(self), (batch_size,), generator=random)
+        return self.moments[rows].float(), [self.captions[row] for row in rows.tolist()]
+
+    def context_of(self, captions: list[str]) -> Tensor:
+        """Return the encoded captions (b, tokens, width), float16."""
+        return self.contexts[[self.texts[caption] for caption in captions]]
+
+    def latent_std(self) -> float:
+        """Return the standard deviation of samples of the unscaled latents."""
+        mean, std = self.moments.float().chunk(2, dim=1)
+        return float((mean.var() + std.square().mean()).sqrt())
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return a hash of plain values and of modules' weights."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, torch.nn.Module):
+            for name, value in part.state_dict().items():
+                digest.update(name.encode())
+                digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def build_cache(
+    data: Any,
+    count: int,
+    encode_image: Callable[[Tensor], Tensor],
+    encode_text: Callable[[list[str]], Tensor] | None,
+    text_limit_mb: int,
+    seed: int,
+) -> LatentCache:
+    """Encode `count` pictures and their distinct captions, the empty one included.
+
+    Args:
+        encode_image: images -> (b, 2c, h, w) mean and standard deviation.
+        encode_text: captions -> (b, tokens, width); None leaves texts out.
+    """
+    started = time.monotonic()
+    moments, captions = [], []
+    for index in range(0, count, BATCH):
+        images, batch_captions = data.batch(generator(seed, "cache", index), min(BATCH, count - index))
+        moments.append(encode_image(images).to("cpu", torch.float16).contiguous())
+        captions += batch_captions
+    texts = sorted({"", *captions})
+    contexts = None
+    if encode_text is not None:
+        first = encode_text([""])
+        megabytes = len(texts) * first[0].numel() * 2 / 2**20
+        if megabytes <= text_limit_mb:
+            parts = [encode_text(texts[i : i + BATCH]).to("cpu", torch.float16) for i in range(0, len(texts), BATCH)]
+            contexts = torch.cat(parts)
+        else:
+            log.info("%d captions need %.0f MB, above cache_text_mb: encoded in every step", len(texts), megabytes)
+    log.info("encoded %d pictures, %d captions in %.0f s", count, len(texts), time.monotonic() - started)
+    return LatentCache(torch.cat(moments), captions, contexts, texts)
+
+
+def save_cache(cache: LatentCache, path: Path, mark: str) -> None:
+    """Write the cache; `mark` says from what it was made."""
+    words = json.dumps([cache.captions, list(cache.texts)]).encode()
+    tensors = {"moments": cache.moments, "words": torch.frombuffer(bytearray(words), dtype=torch.uint8)}
+    if cache.contexts is not None:
+        tensors["contexts"] = cache.contexts
+    replace_file(path, lambda temporary: save_file(tensors, temporary, metadata={"mark": mark}))
+
+
+def load_cache(path: Path, mark: str) -> LatentCache | None:
+    """Read the cache, or return None when there is none made from the same things."""
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        if (file.metadata() or {}).get("mark") != mark:
+            log.info("%s was made from other data or weights: encoding again", path)
+            return None
+        captions, texts = json.loads(bytes(file.get_tensor("words").numpy()))
+        contexts = file.get_tensor("contexts") if "contexts" in file.keys() else None  # noqa: SIM118
+        return LatentCache(file.get_tensor("moments"), captions, contexts, texts)

@@ -1,0 +1,277 @@
+"""Train the UNet of a latent diffusion model (arXiv 2112.10752, eq. 3; loss in ldm.diffusion.loss).
+
+    z = scale * sample of the encoder's posterior,    x_t = alpha_t z + sigma_t eps,    t uniform over 0 .. N-1
+    L = mean w_t |target - UNet(x_t, t, text)|^2
+
+Autoencoder and text encoder are frozen. Trained weights are float32 whatever `precision` says; the average of the
+weights (LitEma) moves once an optimizer step, is used for samples and validation, and is what gets exported.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.checkpoint import load_checkpoint
+from ldm.diffusion.guidance import ClassifierFreeGuidance
+from ldm.diffusion.loss import diffusion_loss, offset_noise
+from ldm.diffusion.prediction import add_noise, denoiser
+from ldm.errors import CheckpointError, ConfigError
+from ldm.loading import match
+from ldm.samplers import make_sampler, sample_loop
+from ldm.training.cache import LatentCache, build_cache, fingerprint, load_cache, save_cache
+from ldm.training.ema import LitEma
+from ldm.training.exporting import export_config, export_weights
+from ldm.training.module import TrainingModule, averaged
+from ldm.training.options import DiffusionOptions, TrainOptions
+from ldm.training.seeding import generator
+
+log = logging.getLogger(__name__)
+
+VALIDATION_TIMES = (0.1, 0.35, 0.6, 0.85)       # fractions of N at which the held-out loss is measured
+
+
+class DiffusionTraining(TrainingModule):
+    """The UNet of a LatentDiffusion; everything else in it is frozen.
+
+    Args:
+        model: ldm.models.latent_diffusion.LatentDiffusion.
+    """
+
+    def __init__(self, model: nn.Module, train: TrainOptions, options: DiffusionOptions) -> None:
+        super().__init__(train)
+        self.options = options
+        self.diffusion = model
+        model.requires_grad_(False)
+        model.model.requires_grad_(True)
+        model.eval()
+        load_parts(model, options)
+        if options.gradient_checkpointing:
+            for module in model.model.modules():
+                if hasattr(module, "use_checkpoint"):
+                    module.use_checkpoint = True
+        self.ema = LitEma(model.model, options.ema_decay) if options.ema_decay > 0 else None
+        self.cache: LatentCache | None = None
+
+    def groups(self) -> dict[str, nn.Module]:
+        return {"unet": self.diffusion.model}
+
+    def compile_networks(self) -> None:
+        self.diffusion.model.diffusion_model.compile()
+
+    def train(self, mode: bool = True) -> "DiffusionTraining":
+        """Switch the UNet alone; the frozen networks stay in evaluation mode."""
+        super().train(mode)
+        self.diffusion.first_stage_model.eval()
+        if self.diffusion.cond_stage_model is not None:
+            self.diffusion.cond_stage_model.eval()
+        return self
+
+    # Data
+
+    def prepare(self, data: Any, run_folder: Path, device: torch.device) -> Any:
+        """Encode pictures and captions once, and measure the scale factor, where the options say so."""
+        options = self.options
+        if not options.cache_latents and not options.scale_by_std:
+            return data
+        self.to(device)
+        count = options.cache_latents or 256
+        cache = self.read_or_build_cache(data, count, run_folder / "cache.safetensors")
+        if options.scale_by_std and self.step == 0:
+            self.diffusion.scale_factor = 1.0 / cache.latent_std()
+            log.info("scale_factor %.5f", self.diffusion.scale_factor)
+        if not options.cache_latents:
+            return data
+        self.cache = cache
+        if device.type != "cpu" and cache.contexts is not None:
+            cache.contexts = cache.contexts.to(device)
+        return cache
+
+    def read_or_build_cache(self, data: Any, count: int, path: Path) -> LatentCache:
+        """Return the cache of the run folder, made now if there is none from these data and weights."""
+        model, options = self.diffusion, self.options
+        texts = model.cond_stage_model is not None and options.cache_text_mb > 0
+        about = [type(data).__name__, {k: v for k, v in vars(data).items() if isinstance(v, (str, int, float))}]
+        about += [count, self.train_options.seed, self.train_options.precision]
+        mark = fingerprint(about, model.first_stage_model, *([model.cond_stage_model] if texts else []))
+        cache = load_cache(path, mark)
+        if cache is None:
+            encode_text = self.encode_text if texts else None
+            cache = build_cache(
+                data, count, self.encode_moments, encode_text, options.cache_text_mb, self.train_options.seed
+            )
+            save_cache(cache, path, mark)
+        return cache
+
+    @torch.no_grad()
+    def encode_moments(self, images: Tensor) -> Tensor:
+        """Return mean and standard deviation (b, 2c, h, w) of the unscaled latents."""
+        with self.autocast():
+            posterior = self.diffusion.encode_first_stage(images.to(self.device))
+        return torch.cat([posterior.mean.float(), posterior.std.float()], dim=1)
+
+    @torch.no_grad()
+    def encode_text(self, captions: list[str]) -> Tensor:
+        """Return the encoded captions (b, tokens, width), float32."""
+        with self.autocast():
+            return self.diffusion.get_learned_conditioning(captions).float()
+
+    def latents(self, batch: dict[str, Any]) -> Tensor:
+        """Return scaled latents (b, c, h, w), a fresh sample of each posterior."""
+        moments = batch["images"] if self.cache is not None else self.encode_moments(batch["images"])
+        mean, std = moments.chunk(2, dim=1)
+        return self.diffusion.scale_factor * (mean + std * self.noise(mean))
+
+    @staticmethod
+    def noise(like: Tensor) -> Tensor:
+        """Return normal numbers whose order does not depend on the memory layout, as that of randn_like does."""
+        return torch.randn(like.shape, device=like.device)
+
+    def context(self, captions: list[str]) -> Tensor | None:
+        """Return the encoded captions (b, tokens, width)."""
+        if self.diffusion.cond_stage_model is None:
+            return None
+        if self.cache is not None and self.cache.contexts is not None:
+            return self.cache.context_of(captions).to(self.device).float()
+        return self.encode_text(captions)
+
+    # The step
+
+    def backward_losses(self, batch: dict[str, Any]) -> dict[str, Any]:
+        model, options = self.diffusion, self.options
+        x_0 = self.latents(batch)
+        dropped = torch.rand(len(x_0)) < options.text_dropout
+        cond = self.context([
+            "" if drop else caption for drop, caption in zip(dropped.tolist(), batch["captions"], strict=True)
+        ])
+        t = torch.randint(model.num_timesteps, (len(x_0),), device=self.device)
+        eps = self.noise(x_0)
+        if options.offset_noise > 0:
+            eps = offset_noise(eps, options.offset_noise)
+        x_t = add_noise(model.schedule, x_0, eps, t)
+        output = model.apply_model(x_t, t, cond)
+        with torch.autocast(self.device.type, enabled=False):
+            loss = diffusion_loss(
+                model.schedule, model.parameterization, output, x_0, eps, t,
+                loss_type=options.loss_type, min_snr_gamma=options.min_snr_gamma or None,
+            )
+        self.loss_backward(loss.total)
+        return {"loss": loss.total.detach(), "loss_simple": loss.simple.detach()}
+
+    def after_step(self) -> None:
+        if self.ema is not None:
+            self.ema(self.diffusion.model)
+
+    # Figures and pictures
+
+    @torch.no_grad()
+    def evaluate(self, data: Any) -> dict[str, float]:
+        """Return the loss of averaged weights on the same 32 pictures and noise every time, by noise level."""
+        model = self.diffusion
+        random = generator(0, "validation")
+        images, captions = data.batch(random, 32)
+        mean, std = self.encode_moments(images).chunk(2, dim=1)
+        x_0 = model.scale_factor * (mean + std * torch.randn(mean.shape, generator=random).to(mean))
+        eps = torch.randn(mean.shape, generator=random).to(mean)
+        cond = self.encode_text(captions) if model.cond_stage_model is not None else None
+        figures = {}
+        model.model.eval()
+        with averaged(self.ema, model.model):
+            for fraction in VALIDATION_TIMES:
+                t = torch.full((len(x_0),), int(fraction * model.num_timesteps), device=self.device)
+                output = model.apply_model(add_noise(model.schedule, x_0, eps, t), t, cond)
+                loss = diffusion_loss(model.schedule, model.parameterization, output, x_0, eps, t)
+                figures[f"val_loss_t{int(t[0])}"] = float(loss.simple)
+        model.model.train()
+        return {"val_loss": sum(figures.values()) / len(figures), **figures}
+
+    def prompts(self, data: Any) -> list[str]:
+        """Return the prompts of the sample grid."""
+        options = self.options
+        if options.sample_prompts:
+            repeated = options.sample_prompts * options.sample_count
+            return repeated[: max(options.sample_count, 1)]
+        return data.batch(generator(0, "samples"), options.sample_count)[1]
+
+    @torch.no_grad()
+    def sample(self, data: Any) -> Tensor | None:
+        """Return pictures of fixed prompts from fixed noise, by DDIM with the averaged weights."""
+        model, options = self.diffusion, self.options
+        if options.sample_count == 0:
+            return None
+        prompts = self.prompts(data)
+        side = model.image_size
+        noise = torch.randn(len(prompts), model.channels, side, side, generator=generator(0, "sample noise"))
+        cond = uncond = None
+        if model.cond_stage_model is not None:
+            cond, uncond = self.encode_text(prompts), self.encode_text([""] * len(prompts))
+        denoise = denoiser(model.apply_model, model.schedule, model.parameterization)
+        guided = ClassifierFreeGuidance(denoise, uncond, options.sample_scale)
+        sampler = make_sampler("ddim", model.schedule, options.sample_steps)
+        model.model.eval()
+        with averaged(self.ema, model.model):
+            x_t = noise.to(self.device)
+            for step in sample_loop(sampler, guided, x_t, cond):
+                x_t = step.x_t
+        model.model.train()
+        return model.decode_first_stage(x_t).float()
+
+    # State
+
+    def trained_state(self) -> dict[str, Any]:
+        state = {"unet": self.diffusion.model.state_dict(), "scale_factor": float(self.diffusion.scale_factor)}
+        return state | ({"ema": self.ema.state_dict()} if self.ema is not None else {})
+
+    def load_trained_state(self, state: dict[str, Any]) -> None:
+        self.diffusion.model.load_state_dict(state["unet"])
+        self.diffusion.scale_factor = state["scale_factor"]
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+
+    def export(self, folder: Path, config: dict[str, Any], data: Any) -> Path:
+        """Write the complete model in the published layout, with the averaged weights as the UNet's."""
+        path = folder / "model.safetensors"
+        scale_factor = round(float(self.diffusion.scale_factor), 5)
+        about = {
+            "weights": "ema" if self.ema is not None else "raw",
+            "steps": self.step,
+            "scale_factor": scale_factor,
+            "parameterization": self.diffusion.parameterization,
+        }
+        with averaged(self.ema, self.diffusion.model):
+            tensors = {k: v for k, v in self.diffusion.state_dict().items() if ".loss." not in k}
+            export_weights(path, tensors, self.train_options.export_dtype, about)
+        model = {**config["model"], "params": {**config["model"]["params"], "scale_factor": scale_factor}}
+        heading = f"python scripts/txt2img.py --config {folder / 'model.yaml'} --ckpt {path} --prompt ..."
+        export_config(folder / "model.yaml", model, heading)
+        return path
+
+
+def load_parts(model: nn.Module, options: DiffusionOptions) -> None:
+    """Load the weights that the options name.
+
+    Raises:
+        CheckpointError: a file does not fit its part.
+        ConfigError: a complete checkpoint and parts of one.
+    """
+    if options.ckpt and (options.first_stage_ckpt or options.cond_stage_ckpt):
+        raise ConfigError("diffusion.ckpt is a complete checkpoint; leave first_stage_ckpt and cond_stage_ckpt out")
+    if options.ckpt:
+        load_part(model, options.ckpt, "")
+    if options.first_stage_ckpt:
+        load_part(model.first_stage_model, options.first_stage_ckpt, "first_stage_model.")
+    if options.cond_stage_ckpt:
+        load_part(model.cond_stage_model, options.cond_stage_ckpt, "cond_stage_model.")
+
+
+def load_part(part: nn.Module, path: str, prefix: str) -> None:
+    """Load a network from its own file, or from a complete checkpoint that holds it under `prefix`."""
+    weights = load_checkpoint(path)
+    inside = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    weights = {k: v for k, v in (inside or weights).items() if not k.startswith(("loss.", "model_ema."))}
+    fit = match(part, weights)
+    if not fit.is_good:
+        raise CheckpointError(f"{path} does not fit {type(part).__name__}: {fit.report(part, weights)}")
+    part.load_state_dict({name: weights[name].float() for name in fit.matched}, strict=False)
