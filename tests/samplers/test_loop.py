@@ -1,0 +1,204 @@
+"""The loop: what it draws, yields, keeps and refuses, and the table of samplers."""
+
+import pytest
+import torch
+
+from gaussian_data import SCHEDULE, denoise, exact
+from ldm.diffusion.prediction import add_noise
+from ldm.errors import InputError
+from ldm.samplers import DDIM, DDPM, PLMS, SAMPLERS, DPMSolver, find_sampler, make_sampler, sample_loop
+from ldm.samplers.loop import gaussian
+
+X = torch.linspace(-2, 2, 2 * 3 * 4 * 4, dtype=torch.float64).view(2, 3, 4, 4)
+
+
+class CountedNoise:
+    def __init__(self):
+        self.draws = 0
+
+    def __call__(self, x):
+        self.draws += 1
+        return torch.randn_like(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "draws", "with_mask"), [("ddim", 10, 20), ("plms", 11, 21), ("dpm", 0, 10)]
+)
+def test_noise_is_drawn_where_the_reference_draws(name: str, draws: int, with_mask: int):
+    noise = CountedNoise()
+    list(sample_loop(make_sampler(name, SCHEDULE, 10), denoise, X, None, noise=noise))
+    assert noise.draws == draws
+    noise = CountedNoise()
+    kept = {"keep_mask": torch.ones(1, 1, 4, 4), "keep_x_0": X}
+    list(sample_loop(make_sampler(name, SCHEDULE, 10), denoise, X, None, noise=noise, **kept))
+    assert noise.draws == with_mask
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_step_is_yielded_in_order_and_nothing_runs_ahead(name: str):
+    sampler = make_sampler(name, SCHEDULE, 10)
+    calls = []
+
+    def counted(x, t, cond):
+        calls.append(float(t[0]))
+        return denoise(x, t)
+
+    steps = sample_loop(sampler, counted, X, None)
+    assert calls == []
+    first = next(steps)
+    assert calls[0] == first.t == sampler.timesteps[0] and len(calls) == (2 if name == "plms" else 1)
+    rest = list(steps)
+    assert [step.i for step in (first, *rest)] == list(range(10))
+    assert [step.t for step in (first, *rest)] == sampler.timesteps
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_can_be_run_twice(name: str):
+    sampler = make_sampler(name, SCHEDULE, 20)
+    one, two = ([step.x_t for step in sample_loop(sampler, denoise, X, None)] for _ in range(2))
+    assert torch.equal(one[-1], two[-1])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_network_gets_whole_times_as_integers_and_fractions_as_floats(name: str):
+    dtypes = set()
+
+    def typed(x, t, cond):
+        dtypes.add(t.dtype)
+        return denoise(x, t)
+
+    list(sample_loop(make_sampler(name, SCHEDULE, 4), typed, X.float(), None))
+    assert dtypes == {torch.float32 if name == "dpm" else torch.int64}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_image_to_image_from_every_strength_ends_near_the_exact_solution(name: str):
+    sampler = make_sampler(name, SCHEDULE, 100)
+    for t_enc in (100, 80, 30, 1):
+        eps = torch.randn_like(X)
+        start = sampler.start_index(t_enc)
+        x_t = sampler.noised(X, t_enc, eps)
+        steps = list(sample_loop(sampler, denoise, x_t, None, start=start))
+        assert len(steps) == t_enc
+        error = (steps[-1].x_t - exact(x_t, sampler.timesteps[start], 0)).abs().max()
+        assert error < 0.1, t_enc
+    assert list(sample_loop(sampler, denoise, X, None, start=sampler.start_index(0))) == []
+
+
+def test_the_start_of_image_to_image_is_one_row_noisier_than_its_first_step():
+    """Published: 50 steps at strength 0.8 add the noise of 801 and then begin at 781."""
+    sampler = DDIM(SCHEDULE, 50)
+    eps = torch.randn_like(X)
+    torch.testing.assert_close(
+        sampler.noised(X, 40, eps), add_noise(SCHEDULE, X, eps, torch.tensor([801, 801]))
+    )
+    assert sampler.timesteps[sampler.start_index(40)] == 781
+    full = add_noise(SCHEDULE, X, eps, torch.tensor([981, 981]))
+    torch.testing.assert_close(sampler.noised(X, 50, eps), full)  # strength 1: there is no row above
+    rows = sampler.noised(X, torch.tensor([40, 50]), eps)  # one row a sample
+    torch.testing.assert_close(rows[1], full[1])
+    solver = DPMSolver(SCHEDULE, 10)
+    torch.testing.assert_close(
+        solver.noised(X, 4, eps), add_noise(SCHEDULE, X, eps, torch.full((2,), 399.6).double())
+    )
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_mask_keeps_the_noised_original_before_every_step(name: str):
+    keep = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+    keep[..., :2] = 1
+    original = X.flip(0)
+    eps = torch.randn_like(X)
+    seen = []
+
+    def spied(x, t, cond):
+        seen.append((x, t))
+        return denoise(x, t)
+
+    sampler = make_sampler(name, SCHEDULE, 10)
+    list(
+        sample_loop(sampler, spied, X, None, keep_mask=keep, keep_x_0=original, keep_noise=eps)
+    )
+    if name == "plms":
+        del seen[1]  # its extra look ahead
+    assert len(seen) == 10
+    for x, t in seen:
+        want = add_noise(SCHEDULE, original, eps, t)
+        torch.testing.assert_close(x[..., :2], want[..., :2], rtol=1e-6, atol=1e-6)
+        assert not torch.allclose(x[..., 2:], want[..., 2:])
+
+
+def test_temperature_and_noise_dropout_act_on_the_added_noise_only():
+    def run(**options):
+        torch.manual_seed(1)
+        return next(sample_loop(DDIM(SCHEDULE, 10, **options), denoise, X, None)).x_t
+
+    plain, noisy = run(eta=1.0, temperature=0.0), run(eta=1.0)
+    torch.testing.assert_close(run(eta=1.0, temperature=0.5), (plain + noisy) / 2)
+    dropped = run(eta=1.0, noise_dropout=0.5)
+    share = float(torch.isclose(dropped, plain).float().mean())
+    assert 0.3 < share < 0.7
+    torch.testing.assert_close(run(eta=1.0, noise_dropout=1.0), plain)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_each_x_0_can_be_corrected(name: str):
+    sampler = make_sampler(name, SCHEDULE, 10, correct_x_0=lambda x: x.clamp(-0.1, 0.1))
+    for step in sample_loop(sampler, denoise, X, None):
+        assert step.x_0.abs().max() <= 0.1
+    assert step.x_t.abs().max() < 0.4
+
+
+def test_ancestral_steps_can_clip_their_x_0():
+    steps = list(sample_loop(DDPM(SCHEDULE, 5, clip_denoised=True), denoise, 9 * X, None))
+    assert [step.t for step in steps] == [4, 3, 2, 1, 0]
+    assert max(float(step.x_0.abs().max()) for step in steps) <= 1
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_gradients_are_not_kept(name: str):
+    x_t = X.clone().requires_grad_()
+    for step in sample_loop(make_sampler(name, SCHEDULE, 2), denoise, x_t, None):
+        assert not step.x_t.requires_grad
+    assert torch.is_grad_enabled()
+
+
+def test_the_order_of_random_numbers_does_not_depend_on_the_memory_layout():
+    torch.manual_seed(0)
+    plain = gaussian(X.float())
+    torch.manual_seed(0)
+    assert torch.equal(gaussian(X.float().to(memory_format=torch.channels_last)), plain)
+    torch.manual_seed(0)
+    assert torch.equal(torch.randn(X.shape), plain)
+
+
+def test_samplers_are_found_by_any_spelling():
+    assert find_sampler("DDIM").cls is DDIM
+    for name in ("dpm", "DPM-Solver++", "dpm_solver", "dpm++ 2M", "dpmpp_2m"):
+        assert find_sampler(name).cls is DPMSolver
+    with pytest.raises(InputError, match="did you mean 'plms'"):
+        find_sampler("plm")
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: make_sampler("euler", SCHEDULE, 10), "unknown sampler 'euler'"),
+        (lambda: make_sampler("plms", SCHEDULE, 10, eta=0.5), "eta must be 0"),
+        (lambda: make_sampler("dpm", SCHEDULE, 10, eta=0.5), "eta must be 0"),
+        (lambda: make_sampler("ddim", SCHEDULE, 10, eta=-1), "expected 0"),
+        (lambda: make_sampler("ddim", SCHEDULE, 10, eta=3.0), "more noise than it may leave"),
+        (lambda: make_sampler("ddim", SCHEDULE, 1001), "1001 sampling steps"),
+        (lambda: make_sampler("dpm", SCHEDULE, 0), "0 sampling steps"),
+        (lambda: DDPM(SCHEDULE, 1001), "1001 steps"),
+        (lambda: PLMS(SCHEDULE, 10).start_index(11), "cannot run 11 of 10"),
+        (lambda: DPMSolver(SCHEDULE, 10).start_index(-1), "cannot run -1 of 10"),
+        (lambda: DDIM(SCHEDULE, 10).noised(X, 11, X), "table of 10"),
+        (lambda: DPMSolver(SCHEDULE, 10).noised(X, 11, X), "11 of 10"),
+        (lambda: next(sample_loop(DDIM(SCHEDULE, 10), denoise, X, None, keep_mask=X)), "a mask needs"),
+        (lambda: next(sample_loop(DDIM(SCHEDULE, 10), denoise, X, None, start=11)), "step 11 of 10"),
+    ],
+)
+def test_what_cannot_be_honoured_is_one_clear_error(make, text: str):
+    with pytest.raises(InputError, match=text):
+        make()
