@@ -262,7 +262,7 @@ def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Look at every value in one pass without a temporary: a NaN or an infinity survives the sum (which may overflow)."""
+    """Look at every value in one pass: a NaN or an infinity survives the sum, which itself may overflow."""
     if not tensor.is_floating_point():
         return True
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())

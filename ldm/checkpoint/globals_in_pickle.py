@@ -4,10 +4,10 @@ This serves messages and a first refusal. The gate proper is torch's restricted 
 """
 
 import pickletools
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # what unpicklers apply to old names
 from typing import BinaryIO
 
 MAX_OPCODES = 5_000_000
-PYTHON_2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 def globals_in_pickle(file: BinaryIO) -> set[str]:
@@ -23,8 +23,7 @@ def globals_in_pickle(file: BinaryIO) -> set[str]:
         if count > MAX_OPCODES:
             raise ValueError(f"pickle of more than {MAX_OPCODES} opcodes")
         if opcode.name in ("GLOBAL", "INST"):
-            module, _, name = argument.partition(" ")
-            names.add(f"{PYTHON_2_MODULES.get(module, module)}.{name}")
+            names.add(_todays(*argument.split(" ", 1)))
         elif opcode.name == "STACK_GLOBAL":
             names.add(".".join(strings[-2:]) or "an unknown name")
         elif opcode.name.startswith("EXT"):
@@ -39,3 +38,10 @@ def globals_in_pickle(file: BinaryIO) -> set[str]:
             strings.append(memo[argument])
         del strings[:-2]
     return names
+
+
+def _todays(module: str, name: str) -> str:
+    """Return the dotted name that a Python 2 name is read as."""
+    if (module, name) in NAME_MAPPING:
+        return ".".join(NAME_MAPPING[module, name])
+    return f"{IMPORT_MAPPING.get(module, module)}.{name}"

@@ -36,13 +36,14 @@ def _checked_header(path: Path) -> list[str]:
             raise CheckpointError(f"{path}: its header claims {length} bytes; at most {MAX_HEADER_BYTES}")
         if 8 + length > size:
             raise CheckpointError(f"{path}: is truncated in its header ({size} bytes); download it again")
+        text = file.read(length)
+        if text.count(b"data_offsets") > MAX_TENSORS:
+            raise CheckpointError(f"{path}: has more than {MAX_TENSORS} tensors")
         try:
-            header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
+            header = json.loads(text, object_pairs_hook=_without_repeats)
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: its header is damaged: {str(error)[:100]}") from error
     header.pop("__metadata__", None)
-    if len(header) > MAX_TENSORS:
-        raise CheckpointError(f"{path}: has {len(header)} tensors; at most {MAX_TENSORS} are read")
     try:
         expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (TypeError, KeyError, IndexError) as error:

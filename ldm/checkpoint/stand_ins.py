@@ -16,13 +16,10 @@ REBUILDERS = {
     "collections.Counter",
     "collections.OrderedDict",
     "torch.Size",
-    "torch.Tensor",
-    "torch._tensor._rebuild_from_type_v2",
     "torch._utils._rebuild_parameter",
     "torch._utils._rebuild_tensor",
     "torch._utils._rebuild_tensor_v2",
     "torch.device",
-    "torch.nn.parameter.Parameter",
     "builtins.set",
 }
 STORAGES = {
@@ -75,8 +72,8 @@ NUMPY_AND_CONTAINERS = {
     "numpy.core.multiarray.scalar": numpy_scalar,
     "numpy._core.multiarray.scalar": numpy_scalar,
     "numpy.dtype": np.dtype,
-    **{f"numpy.dtypes.{kind.__name__}": kind for kind in map(type, map(np.dtype, "?bhilqBHILQefd"))},
 }
+NUMBER_TYPES = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}     # what numpy.dtype(...) gives
 
 
 def refused(names: set[str]) -> list[str]:
@@ -88,6 +85,8 @@ def refused(names: set[str]) -> list[str]:
 def stand_ins(names: set[str]) -> list[tuple[Any, str]]:
     """Return (object, dotted name) for those of `names` that torch itself does not know."""
     pairs = [(value, name) for name, value in NUMPY_AND_CONTAINERS.items() if name in names]
+    if "numpy.dtype" in names:
+        pairs += [(kind, f"numpy.dtypes.{kind.__name__}") for kind in NUMBER_TYPES]
     for name in names:
         if name in TRAINER_TYPES or TRAINER_CLASS.fullmatch(name):
             pairs.append((type(name.rpartition(".")[2], (Inert,), {}), name))

@@ -1,0 +1,139 @@
+"""Every container that carries published weights is read, and only its tensors come out."""
+
+import sys
+import threading
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_files import pretended_class, same, saved, weights, zip_with
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+
+from golden_cases import cases
+from ldm.checkpoint import load_checkpoint
+from ldm.checkpoint.pages import is_mapped, release_pages
+from ldm.errors import CheckpointError
+
+LEGACY = {"_use_new_zipfile_serialization": False}
+
+
+@pytest.mark.parametrize("case", cases("ckpt_file"), ids=lambda case: case.name)
+def test_golden_files(case):
+    read = load_checkpoint(case.files["checkpoint"])
+    assert read.keys() == case.expected.keys()
+    case.check_all(read)
+    assert all(read[name].dtype == x.dtype for name, x in case.expected.items())
+
+
+@pytest.mark.parametrize("options", [{}, LEGACY], ids=["zip", "legacy"])
+@pytest.mark.parametrize("wrap", [False, True], ids=["bare", "wrapped"])
+def test_pickled_files(options, wrap, tmp_path):
+    path = tmp_path / "model.ckpt"
+    content = {"state_dict": weights(), "global_step": 3, "epoch": 1} if wrap else weights()
+    path.write_bytes(saved(content, **options))
+    assert same(load_checkpoint(path), weights())
+
+
+def test_safetensors(tmp_path):
+    save_file(weights(), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert same(load_checkpoint(tmp_path / "model.safetensors"), weights())
+
+
+@pytest.mark.parametrize("options", [{}, LEGACY], ids=["zip", "legacy"])
+def test_a_trainers_file_needs_neither_lightning_nor_omegaconf(options, tmp_path, monkeypatch):
+    with (
+        pretended_class("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint") as checkpoint_class,
+        pretended_class("lightning_fabric.utilities.types.Thing") as thing_class,
+    ):
+        thing = thing_class()
+        thing.state = {"a": 1}
+        content = {
+            "state_dict": weights(),
+            "callbacks": {checkpoint_class: {"best": np.float64(0.5), "n": np.int64(3)}, "thing": thing},
+            "lr_schedulers": [{"base": np.float32(1e-4), "table": defaultdict(list, {1: [2]})}],
+            "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}, "dtype": torch.float16}],
+            "hyper_parameters": {"config": OmegaConf.create({"a": {"b": [1, "x", None, 1.5]}})},
+        }
+        data = saved(content, **options)
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(data)
+    for module in ("pytorch_lightning", "lightning_fabric", "omegaconf"):
+        monkeypatch.setitem(sys.modules, module, None)      # importing it now fails
+    assert same(load_checkpoint(path), weights())
+
+
+def test_parameters_and_what_is_no_tensor(tmp_path):
+    content = {"w": torch.nn.Parameter(torch.ones(2)), "note": "text", "step": 3}
+    (tmp_path / "a.pt").write_bytes(saved(content))
+    read = load_checkpoint(tmp_path / "a.pt")
+    assert read.keys() == {"w"} and not read["w"].requires_grad and type(read["w"]) is torch.Tensor
+
+
+def test_strided_views_and_shared_memory(tmp_path):
+    base = torch.arange(12.0).reshape(3, 4)
+    want = {"t": base.t(), "row": base[1], "again": base}
+    (tmp_path / "a.pt").write_bytes(saved(want))
+    assert same(load_checkpoint(tmp_path / "a.pt"), want)
+
+
+@pytest.mark.parametrize("name", ["a.ckpt", "a.safetensors", "a.pt", "a", "a.SAFETENSORS"])
+def test_the_content_decides_and_not_the_name(name, tmp_path):
+    save_file(weights(), tmp_path / "source")
+    for data in (saved(weights()), saved(weights(), **LEGACY), (tmp_path / "source").read_bytes()):
+        (tmp_path / name).write_bytes(data)
+        assert same(load_checkpoint(tmp_path / name), weights())
+
+
+def test_tensors_lie_in_the_file(tmp_path):
+    big = {"w": torch.randn(1000, 1000)}
+    save_file(big, tmp_path / "a.safetensors")
+    torch.save(big, tmp_path / "a.ckpt")
+    for name in ("a.safetensors", "a.ckpt"):
+        read = load_checkpoint(tmp_path / name)
+        assert is_mapped(read["w"])
+        release_pages(read["w"])
+        assert same(read, big)
+    assert not is_mapped(big["w"])
+    copy = big["w"].clone()
+    release_pages(big["w"])                                 # own memory: must be left alone
+    assert torch.equal(big["w"], copy)
+
+
+def test_unpadded_safetensors_are_read_exactly(tmp_path):
+    want = {"a": torch.tensor([1, 2, 3], dtype=torch.uint8), "b": torch.randn(5), "c": torch.randn(3).half()}
+    save_file(want, tmp_path / "a.safetensors")
+    raw = (tmp_path / "a.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + length].rstrip() + b" "            # one byte more than aligned
+    header += b" " * ((len(header) + 1) % 2)
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + length :])
+    assert same(load_checkpoint(tmp_path / "a.safetensors"), want)
+
+
+def test_many_threads_may_read_at_once(tmp_path):
+    with pretended_class("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint") as cls:
+        data = saved({"state_dict": weights(), "callbacks": {cls: {"x": np.float64(1)}}})
+    (tmp_path / "a.ckpt").write_bytes(data)
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(same(load_checkpoint(tmp_path / "a.ckpt"), weights())))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [True] * 8
+
+
+def test_torch_with_the_known_hole_reads_safetensors_only(tmp_path, monkeypatch):
+    save_file(weights(), tmp_path / "a.safetensors")
+    zip_with(b"\x80\x02}.", tmp_path / "a.ckpt")
+    (tmp_path / "b.ckpt").write_bytes(saved(weights(), **LEGACY))
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    assert same(load_checkpoint(tmp_path / "a.safetensors"), weights())
+    for name in ("a.ckpt", "b.ckpt"):
+        with pytest.raises(CheckpointError, match="install torch 2.10 or newer, or give a .safetensors"):
+            load_checkpoint(tmp_path / name)

@@ -1,0 +1,108 @@
+"""A pickle is a program; these try to run one. None may, in any container, under any name."""
+
+import pytest
+from checkpoint_files import call, legacy_with, zip_with
+
+from ldm.checkpoint import load_checkpoint
+from ldm.checkpoint.stand_ins import Inert, refused
+from ldm.errors import CheckpointError, UnsafeCheckpointError
+
+PAYLOADS = """
+    os.system posix.system nt.system subprocess.Popen subprocess.run subprocess.call
+    subprocess.check_output subprocess.getoutput builtins.eval builtins.exec builtins.compile
+    builtins.open builtins.__import__ builtins.getattr builtins.input builtins.breakpoint
+    builtins.bytearray __builtin__.eval pkgutil.resolve_name importlib.import_module runpy.run_path
+    runpy._run_code shutil.rmtree os.remove os.popen os.execv pickle.loads _pickle.loads marshal.loads
+    types.FunctionType types.CodeType operator.attrgetter operator.methodcaller functools.partial
+    functools.reduce ctypes.CDLL code.interact pdb.run timeit.timeit cProfile.run bdb.Bdb.run
+    webbrowser.open socket.socket multiprocessing.Process asyncio.run pip.main numpy.load
+    numpy.testing._private.utils.runstring numpy.core.multiarray._reconstruct torch.load torch.hub.load
+    torch.jit.load torch.ops.load_library torch.serialization.load torch._utils._rebuild_sparse_tensor
+    torch._utils._rebuild_qtensor torch.nn.modules.linear.Linear omegaconf.OmegaConf.create
+    pytorch_lightning.utilities.cloud_io.load pytorch_lightning.trainer.call
+    omegaconf._utils.get_yaml_loader transformers.AutoModel.from_pretrained ldm.config.instantiate
+""".split()
+CANARY = "touch canary"
+
+
+def _refuses(path, name, tmp_path):
+    with pytest.raises(UnsafeCheckpointError) as caught:
+        load_checkpoint(path)
+    message = str(caught.value)
+    assert name in message and "nothing was executed" in message and "\n" not in message
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("dotted", PAYLOADS)
+def test_payloads_are_refused_by_name(dotted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module, _, name = dotted.rpartition(".")
+    shown = dotted.replace("__builtin__", "builtins")
+    pickled = b"\x80\x02}" + call(module, name, CANARY) + b"0."
+    with_weights = b"\x80\x02}X\x01\x00\x00\x00w" + call(module, name, CANARY) + b"s."
+    for suffix in ("ckpt", "pt", "safetensors"):
+        _refuses(zip_with(pickled, tmp_path / f"zip.{suffix}"), shown, tmp_path)
+        _refuses(legacy_with(with_weights, tmp_path / f"legacy.{suffix}"), shown, tmp_path)
+
+
+@pytest.mark.parametrize("write", [zip_with, legacy_with])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_newer_opcodes_are_named_too(write, protocol, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pickled = b"\x80" + bytes([protocol]) + call("os", "system", CANARY, protocol) + b"."
+    _refuses(write(pickled, tmp_path / "a.ckpt"), "os.system", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"\x80\x02cos\nsystem\nX\x0c\x00\x00\x00touch canary\x85R.",
+        b"\x80\x04\x8c\x02os\x94\x8c\x06system\x94\x93\x8c\x0ctouch canary\x85R.",
+        b"cos\nsystem\n(S'touch canary'\ntR.",
+        b"(S'touch canary'\nios\nsystem\n.",
+        b"\x80\x02}0cos\nsystem\nX\x0c\x00\x00\x00touch canary\x85R.trailing",
+    ],
+)
+@pytest.mark.parametrize("name", ["a.ckpt", "a.safetensors"])
+def test_a_bare_pickle_is_refused(pickled, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(pickled)
+    _refuses(tmp_path / name, "os.system", tmp_path)
+
+
+def test_a_payload_behind_the_first_pickles_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = legacy_with(b"\x80\x02}.", tmp_path / "a.ckpt")
+    path.write_bytes(path.read_bytes()[:-1] + b"0" + call("os", "system", CANARY) + b".")
+    _refuses(path, "os.system", tmp_path)
+
+
+def test_an_extension_registered_with_copyreg_is_refused(tmp_path):
+    with pytest.raises(CheckpointError):
+        load_checkpoint(zip_with(b"\x80\x02\x82\x01.", tmp_path / "a.ckpt"))
+
+
+def test_a_pickle_that_hides_its_names_from_the_scan_meets_torchs_own_gate(tmp_path, monkeypatch):
+    from ldm.checkpoint import pickle_file
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pickle_file, "globals_in_pickle", lambda file: set())
+    path = zip_with(b"\x80\x02" + call("os", "system", CANARY) + b".", tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_an_object_of_ones_own_class_says_what_to_do(tmp_path):
+    with pytest.raises(UnsafeCheckpointError, match="__main__.Net.*state_dict"):
+        load_checkpoint(zip_with(b"\x80\x02" + call("__main__", "Net", "x") + b".", tmp_path / "a.ckpt"))
+
+
+def test_stand_ins_are_for_classes_of_trainers_only():
+    assert refused({"pytorch_lightning.callbacks.EarlyStopping", "omegaconf.nodes.AnyNode"}) == []
+    assert refused({"pytorch_lightning.run", "pytorch_lightningx.A", "omegaconf.a.B.c", "x.omegaconf.A"}) == [
+        "omegaconf.a.B.c", "pytorch_lightning.run", "pytorch_lightningx.A", "x.omegaconf.A",
+    ]
+    inert = Inert(1, x=2)
+    inert.__setstate__({"__class__": int})
+    assert type(inert) is Inert and vars(inert) == {}
