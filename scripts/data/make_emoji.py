@@ -48,7 +48,7 @@ def fetch(folder: Path, roles: list[str]) -> None:
     for role in roles:
         if (folder / tarball_name(role)).exists():
             continue
-        command = ["npm", "pack", f"{PACKAGES[role]}@{VERSIONS[role]}"]
+        command = ["npm", "pack", "--loglevel=error", f"{PACKAGES[role]}@{VERSIONS[role]}"]
         try:
             subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         except FileNotFoundError as error:
