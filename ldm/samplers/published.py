@@ -276,7 +276,7 @@ class _TableSampler(_PublishedSampler):
         self.ddim_alphas = torch.from_numpy(abar).float().to(self.device)
         self.ddim_alphas_prev = prev
         self.ddim_sigmas = torch.from_numpy(sigmas).float().to(self.device)
-        self.ddim_sqrt_one_minus_alphas = torch.from_numpy(np.sqrt(1 - abar)).float().to(self.device)
+        self.ddim_sqrt_one_minus_alphas = (1 - self.ddim_alphas).sqrt()
         return sampler
 
 

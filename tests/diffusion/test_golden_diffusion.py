@@ -49,7 +49,7 @@ def test_schedule(case: Case):
             "sigmas": sigmas,
             "alphas": alphas,
             "alphas_prev": prev,
-            "sqrt_one_minus_alphas": np.sqrt(1 - alphas),
+            "sqrt_one_minus_alphas": np.sqrt(1 - alphas.astype(np.float32)),
         }[what]
     case.check_all(got)
 
