@@ -1,0 +1,38 @@
+"""The benchmarks run, on a tiny model, and print what the documentation says they print."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from golden_cases import cases
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(name: str, *arguments: str) -> list[list[str]]:
+    """Run a benchmark and return its lines as words."""
+    command = [sys.executable, str(ROOT / "benchmarks" / name), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+def test_startup_times_every_script():
+    lines = run("startup.py", "--repeats", "1", "--limit", "60")
+    assert [line[0] for line in lines] == ["img2img.py", "train.py", "txt2img.py"]
+    assert all(float(line[1]) > 0 for line in lines)
+
+
+def test_loading_measures_both_containers(tmp_path: Path):
+    config = str(cases("e2e_txt2img")[0].files["config"])
+    header, *rows = run("loading.py", "--config", config, "--folder", str(tmp_path))
+    assert [row[0] for row in rows] == ["safetensors", "ckpt"]
+    assert all(len(row) == 8 and float(row[2]) > 0 for row in rows)
+    assert list(tmp_path.iterdir()) == [], "the files are gone"
+
+
+def test_unet_speed_compares_networks_that_compute_the_same():
+    config = str(cases("e2e_txt2img")[0].files["config"])
+    arguments = ["--config", config, "--size", "64", "--repeats", "1", "--dtypes", "float32"]
+    *_, row = run("unet_speed.py", *arguments)
+    assert row[0] == "float32" and float(row[4]) < 1e-4

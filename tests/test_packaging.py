@@ -1,0 +1,72 @@
+"""A plain `pip install .` carries everything: configurations, scripts, the demo model, the licences."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = "ldm configs scripts setup.py pyproject.toml MANIFEST.in README.md LICENSE NOTICE".split()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder into which the package was installed, without its dependencies."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    for name in SOURCE:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif (ROOT / name).exists():
+            shutil.copy(ROOT / name, source / name)
+    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target", str(target)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, str(source)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def run(site: Path, folder: Path, *arguments: str) -> str:
+    """Run Python in `folder` with the installed package first on its path."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def installed(site: Path, below: str) -> set[str]:
+    folder = site / "ldm" / below
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {str(path.relative_to(folder)) for path in files}
+
+
+@pytest.mark.parametrize("below", ["configs", "scripts"])
+def test_everything_under_version_control_is_installed(site: Path, below: str):
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", below], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    expected = {name.removeprefix(f"{below}/") for name in tracked if name and (ROOT / name).exists()}
+    assert expected - installed(site, below) == set()
+
+
+def test_configurations_are_found_in_the_installed_package(site: Path, tmp_path: Path):
+    code = "from ldm.config import find_config as f; print(f('configs/stable-diffusion/v2-inference.yaml'))"
+    assert run(site, tmp_path, "-c", code).startswith(str(site))
+
+
+@pytest.mark.parametrize("name", ["txt2img", "img2img", "train"])
+def test_the_installed_scripts_start_from_anywhere(site: Path, tmp_path: Path, name: str):
+    command = f"from ldm.cli import console; console.{name}()"
+    help_text = run(site, tmp_path, "-c", f"import sys; sys.argv[1:] = ['--help']; {command}")
+    assert "usage:" in help_text
+    assert "usage:" in run(site, tmp_path, "-m", f"ldm.scripts.{name}", "--help")
+
+
+def test_nothing_but_the_package_is_installed(site: Path):
+    names = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")}
+    assert names <= {"ldm", "bin"}
