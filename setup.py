@@ -1,7 +1,7 @@
 """Install `ldm` with the configurations, the demo weights and the command-line scripts inside it.
 
-`configs/` is installed as `ldm.configs` and `scripts/` as `ldm.scripts`, so that what a checkout has at its top
-is there after a plain `pip install .` too.
+`configs/` is installed as `ldm.configs` and `scripts/` as `ldm.scripts`, so that what a checkout has at its
+top is there after a plain `pip install .` too.
 """
 
 import re
