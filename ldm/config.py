@@ -61,6 +61,8 @@ IGNORED_PARAMS = {
 }
 
 NONE_LITERALS = ("__is_first_stage__", "__is_unconditional__")
+# Nodes that only training reads, where its own configuration says it: not built, a class that asks gets None.
+TRAINING_NODES = ("lossconfig", "scheduler_config")
 NODE_KEYS = ("target", "params", "base_learning_rate")
 FILE_KEYS = {"arch": ".json", "bpe_path": ""}       # may name a file beside the YAML; with the ending it has
 BUILDABLE_PACKAGES = ("ldm.models.", "ldm.training.", "ldm.data.", "ldm.adapters.")
@@ -239,6 +241,8 @@ def _node_faults(node: dict[str, Any], path: str) -> Iterator[str]:
         cls = _find_class(node["target"])
     except ConfigError as error:
         yield f"{path}: {error}"
+        if isinstance(node["target"], str) and node["target"] in NOT_YET:
+            return              # its parts are as unknown as itself
         for key, value in (params or {}).items():
             yield from _faults(value, f"{path}.params.{key}")
         return
@@ -250,6 +254,8 @@ def _param_faults(cls: type, params: dict[str, Any], path: str) -> Iterator[str]
     accepted, takes_any = _parameters(cls)
     hints = _hints(cls)
     for key, value in params.items():
+        if key in TRAINING_NODES:
+            continue
         if key not in accepted and key not in IGNORED_PARAMS and not takes_any:
             yield f"{path}.{key}: {cls.__name__} has no such parameter{_nearest(key, accepted)}"
         elif key in accepted and not _holds_nodes(value) and value not in NONE_LITERALS:
@@ -335,7 +341,9 @@ def _build(value: Any, path: str) -> Any:
     accepted, takes_any = _parameters(cls)
     params = {}
     for key, item in (value.get("params") or {}).items():
-        if key in accepted or takes_any:
+        if key in TRAINING_NODES and key in accepted:
+            params[key] = None
+        elif key in accepted or takes_any:
             params[key] = _build(item, f"{path}.params.{key}")
         else:
             logger.debug("%s.params.%s=%r is ignored: %s", path, key, item, IGNORED_PARAMS[key])

@@ -43,7 +43,7 @@ SURPLUS = {
     "lvlb_weights|logvar": "weights of the training loss",
     r"model_ema\.(decay|num_updates)": "counters of the averaging; every published .ckpt has them",
     r"model_ema\..*": "a second copy of the weights, averaged; which copy is used is logged",
-    r"first_stage_model\.loss\..*": "the discriminator that the autoencoder was trained against",
+    r"(first_stage_model\.)?loss\..*": "the discriminator that the autoencoder was trained against",
     r"first_stage_model\.model_ema\..*": "the averaged copy of the autoencoder",
     r"cond_stage_model\.model\.attn_mask": "the causal mask, computed by the model",
     r"cond_stage_model\.transformer\.text_model\.embeddings\.position_ids": "0..76",

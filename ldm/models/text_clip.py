@@ -169,7 +169,7 @@ class FrozenCLIPEmbedder(nn.Module):
         self.layer_idx = layer_idx
         if freeze:
             self.freeze()
-        if device is not None:
+        if device is not None and not next(self.parameters()).is_meta:      # else loading decides
             self.to(device)
 
     def freeze(self) -> None:

@@ -93,7 +93,7 @@ class FrozenOpenCLIPEmbedder(nn.Module):
         self.bpe_path = bpe_path
         if freeze:
             self.freeze()
-        if device is not None:
+        if device is not None and not next(self.parameters()).is_meta:      # else loading decides
             self.to(device)
 
     def freeze(self) -> None:

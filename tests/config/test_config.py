@@ -79,6 +79,17 @@ def test_builds_nested_nodes_and_leaves_the_node_alone():
     assert model.num_timesteps == 10
 
 
+def test_the_training_loss_of_a_published_autoencoder_is_not_built():
+    sizes = {"double_z": True, "z_channels": 4, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32,
+             "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+    loss = {"target": "ldm.modules.losses.LPIPSWithDiscriminator", "params": {"disc_start": 50001}}
+    node = {
+        "target": "ldm.models.autoencoder.AutoencoderKL",
+        "params": {"embed_dim": 4, "monitor": "val/rec_loss", "ddconfig": sizes, "lossconfig": loss},
+    }
+    assert instantiate(node).loss is None
+
+
 def test_takes_omegaconf_nodes_and_gives_classes_plain_lists():
     unet = instantiate_from_config(OmegaConf.create(UNET))
     assert type(unet).__name__ == "UNetModel"
@@ -144,8 +155,9 @@ def test_a_value_that_the_class_refuses_names_the_node():
 
 
 def test_a_published_class_that_is_not_there_yet_is_named():
-    with pytest.raises(ConfigError, match="inpainting model.*not available yet"):
-        instantiate({"target": "ldm.models.diffusion.ddpm.LatentInpaintDiffusion", "params": {}})
+    part = {"target": "cldm.cldm.ControlNet", "params": {}}
+    with pytest.raises(ConfigError, match=r"^model: target cldm.cldm.ControlLDM .*not available yet[^;]*$"):
+        instantiate({"target": "cldm.cldm.ControlLDM", "params": {"control_stage_config": part}})
 
 
 def test_every_ignored_key_has_a_reason():
