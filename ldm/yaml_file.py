@@ -36,7 +36,12 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
                     problem_mark=key_node.start_mark,
                 )
             first_line[key] = line
-        return super().construct_mapping(node, deep)
+        mapping = super().construct_mapping(node, deep)
+        if not all(isinstance(key, (str, int, float)) for key in mapping):
+            raise yaml.constructor.ConstructorError(
+                problem="a key that is neither text nor a number", problem_mark=node.start_mark
+            )
+        return mapping
 
 
 _Loader.yaml_implicit_resolvers = {

@@ -28,6 +28,8 @@ REFUSED = {
     "comment only": ("# nothing\n", "is empty"),
     "scalar": ("hello\n", "holds a str"),
     "list": ("- 1\n- 2\n", "holds a list"),
+    "null as a key": ("a: 1\nb:\n  ~: 2\n", ":3:"),
+    "list as a key": ("a: 1\n? [b]\n: 2\n", ":2:"),
     "unclosed": ("a: [1, 2\nb: 3\n", ":2:"),
     "tab": ("a:\n\tb: 1\n", ":2:"),
     "two documents": ("a: 1\n---\nb: 2\n", "document"),
