@@ -149,7 +149,9 @@ class SpatialTransformer(nn.Module):
         context_dims = list(context_dim) if isinstance(context_dim, Sequence) else [context_dim] * depth
         self.use_linear = use_linear
         self.norm = nn.GroupNorm(32, in_channels, eps=1e-6)
-        self.proj_in = nn.Linear(in_channels, inner_dim) if use_linear else nn.Conv2d(in_channels, inner_dim, 1)
+        self.proj_in = (
+            nn.Linear(in_channels, inner_dim) if use_linear else nn.Conv2d(in_channels, inner_dim, 1)
+        )
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(
                 inner_dim, n_heads, d_head, dropout, width, checkpoint=use_checkpoint,

@@ -4,8 +4,8 @@
     decode: z -> x, neither clamped nor squashed
 
 With `ch_mult` of n entries the factor between picture and latent is 2^(n-1): 8 for SD, 4 for the 4x upscaler.
-Normalisation is GroupNorm with eps 1e-6 (the UNet's residual blocks use 1e-5). The scale factor of the latents
-belongs to the diffusion model, not to this class.
+Normalisation is GroupNorm with eps 1e-6 (the UNet's residual blocks use 1e-5). The scale factor of the
+latents belongs to the diffusion model, not to this class.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,9 @@ class ResnetBlock(nn.Module):
         self.norm2 = nn.GroupNorm(num_groups, out_channels, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.nin_shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -91,7 +93,7 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution; attributes `block`, `attn` and `downsample` or `upsample` as published."""
+    """The blocks of one resolution; `block`, `attn` and `downsample` or `upsample` as published."""
 
     def __init__(
         self, channels: int, width: int, count: int, dropout: float, attention: bool, num_groups: int
@@ -123,7 +125,7 @@ class Encoder(nn.Module):
         z_channels: int,
         double_z: bool = True,
         dropout: float = 0.0,
-        attn_type: str = "vanilla",         # "none" leaves attention out; every other name is the same function
+        attn_type: str = "vanilla",         # "none" leaves attention out; other names are all the same
         num_groups: int = 32,               # of the normalisations; must divide every width
     ) -> None:
         super().__init__()
@@ -207,8 +209,9 @@ class AutoencoderKL(nn.Module):
     def __init__(self, ddconfig: dict[str, Any], embed_dim: int, lossconfig: nn.Module | None = None) -> None:
         super().__init__()
         if not ddconfig.get("double_z", True):
-            raise ConfigError("AutoencoderKL: ddconfig.double_z is false; expected true (mean and log variance)")
-        shared = {key: value for key, value in ddconfig.items() if key not in ("in_channels", "out_ch", "double_z")}
+            raise ConfigError("AutoencoderKL: ddconfig.double_z is false; expected true (mean, log variance)")
+        apart = ("in_channels", "out_ch", "double_z")
+        shared = {key: value for key, value in ddconfig.items() if key not in apart}
         try:
             self.encoder = Encoder(in_channels=ddconfig["in_channels"], **shared)
             self.decoder = Decoder(out_ch=ddconfig["out_ch"], **shared)
@@ -229,7 +232,9 @@ class AutoencoderKL(nn.Module):
         """Decode unscaled latents (b, embed_dim, h, w) to pictures, about [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(z))
 
-    def forward(self, x: Tensor, sample_posterior: bool = True) -> tuple[Tensor, DiagonalGaussianDistribution]:
+    def forward(
+        self, x: Tensor, sample_posterior: bool = True
+    ) -> tuple[Tensor, DiagonalGaussianDistribution]:
         """Encode and decode; returns the reconstruction and the posterior."""
         posterior = self.encode(x)
         z = posterior.sample() if sample_posterior else posterior.mode()

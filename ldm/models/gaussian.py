@@ -22,7 +22,7 @@ class DiagonalGaussianDistribution:
         self.var = torch.zeros_like(self.mean) if deterministic else torch.exp(self.logvar)
 
     def sample(self, noise: Tensor | None = None) -> Tensor:
-        """Draw mean + std * noise; without `noise`, it comes from the CPU's default generator on every device."""
+        """Draw mean + std * noise; without `noise`, from the CPU's default generator on every device."""
         if noise is None:
             noise = torch.randn(self.mean.shape)
         return self.mean + self.std * noise.to(self.mean)
@@ -37,9 +37,8 @@ class DiagonalGaussianDistribution:
         if other is None:
             terms = self.mean.square() + self.var - 1.0 - self.logvar
         else:
-            terms = (
-                (self.mean - other.mean).square() / other.var + self.var / other.var - 1.0 - self.logvar + other.logvar
-            )
+            distance = (self.mean - other.mean).square() / other.var
+            terms = distance + self.var / other.var - 1.0 - self.logvar + other.logvar
         return 0.5 * terms.sum(dim=(1, 2, 3))
 
     def nll(self, sample: Tensor, dims: tuple[int, ...] = (1, 2, 3)) -> Tensor:

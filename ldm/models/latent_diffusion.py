@@ -52,7 +52,8 @@ class DiffusionWrapper(nn.Module):
         given = {"c_concat": c_concat, "c_crossattn": c_crossattn, "c_adm": c_adm}
         for name in CONDITIONING_KEYS[self.conditioning_key]:
             if given[name] is None:
-                raise ConfigError(f"conditioning_key {self.conditioning_key!r} needs {name}, which is missing")
+                key = self.conditioning_key
+                raise ConfigError(f"conditioning_key {key!r} needs {name}, which is missing")
         if self.conditioning_key is None:
             return self.diffusion_model(x, t)
         if self.conditioning_key == "adm":
@@ -68,8 +69,8 @@ class LatentDiffusion(nn.Module):
     """Text-conditional latent diffusion.
 
     Args:
-        unet_config, first_stage_config, cond_stage_config: the three networks, already built; the names are those
-            of the published files. cond_stage_config is None for an unconditional model.
+        unet_config, first_stage_config, cond_stage_config: the three networks, already built; the names are
+            those of the published files. cond_stage_config is None for an unconditional model.
         conditioning_key: how conditioning enters the UNet, a key of CONDITIONING_KEYS.
         parameterization: what the UNet predicts: "eps", "v" or "x0".
         beta_schedule, linear_start, linear_end, cosine_s, timesteps: see ldm.diffusion.schedule.make_betas.
@@ -115,7 +116,7 @@ class LatentDiffusion(nn.Module):
         self.cond_stage_model = cond_stage_config
 
     def materialise_buffers(self, device: torch.device | str) -> None:
-        """Fill the schedule's buffers from its float64 values; a file's copies may be rounded to half precision."""
+        """Fill the schedule's buffers from its float64 values; a file's copies may be in half precision."""
         for name, buffer in self.schedule.published_buffers().items():
             setattr(self, name, buffer.to(device))
 
@@ -134,10 +135,10 @@ class LatentDiffusion(nn.Module):
         return self.downsampling_factor * self.model.diffusion_model.downsampling_factor
 
     def apply_model(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """Run the UNet at `t` (b,) on x_t (b, c, h, w); returns its output, in the model's own parameterization.
+        """Run the UNet at `t` (b,) on x_t (b, c, h, w); returns its output in the model's parameterization.
 
-        `cond` is a dict of c_concat, c_crossattn (lists) and c_adm; a tensor or list alone is the context, or the
-        concatenated channels of a model whose key is "concat".
+        `cond` is a dict of c_concat, c_crossattn (lists) and c_adm; a tensor or list alone is the context, or
+        the concatenated channels of a model whose key is "concat".
         """
         if cond is None:
             return self.model(x_t, t)

@@ -1,9 +1,9 @@
 """The text encoder of SD 1.x: CLIP ViT-L/14's text tower (arXiv 2103.00020, section 2.4).
 
-12 causal blocks of width 768 with quick-gelu, x * sigmoid(1.702 x). Tokens are padded with the end token (49407),
-no padding mask is used, and the output is taken after the final layer norm. Parameter names are those of the
-published checkpoints (`transformer.text_model...`); newer releases of transformers nest them differently, which is
-why the tower is written out here.
+12 causal blocks of width 768 with quick-gelu, x * sigmoid(1.702 x). Tokens are padded with the end token
+(49407), no padding mask is used, and the output is taken after the final layer norm. Parameter names are
+those of the published checkpoints (`transformer.text_model...`); newer releases of transformers nest them
+differently, which is why the tower is written out here.
 """
 
 from functools import cached_property
@@ -83,7 +83,7 @@ class EncoderLayer(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Token plus position embedding. `position_ids` is stored in published files, and absent from newer ones."""
+    """Token plus position embedding. `position_ids` is in published files and absent from newer ones."""
 
     def __init__(self, config: dict) -> None:
         super().__init__()
@@ -137,8 +137,8 @@ class FrozenCLIPEmbedder(nn.Module):
     Args:
         version: name of the published weights; kept for information, never downloaded.
         max_length: tokens a prompt.
-        layer: "last" (after the final norm), "pooled" (its end token, (b, 1, width)) or "hidden" (before block
-            `layer_idx`, without the norm).
+        layer: "last" (after the final norm), "pooled" (its end token, (b, 1, width)) or "hidden" (before
+            block `layer_idx`, without the norm).
         text_config: sizes by their Hugging Face names, where they differ from ViT-L/14's.
 
     Raises:
@@ -182,7 +182,7 @@ class FrozenCLIPEmbedder(nn.Module):
         return SimpleTokenizer(context_length=self.max_length)
 
     def tokenize(self, prompts: list[str]) -> Tensor:
-        """Return ids (b, max_length): start, text, end, then end tokens; a longer text is cut before the end."""
+        """Return ids (b, max_length): start, text, end, then more ends; a long text is cut before the end."""
         end = self.tokenizer.eot_token_id
         ids = self.tokenizer(list(prompts), self.max_length)
         past_end = (ids == end).cumsum(dim=1) > 0

@@ -1,8 +1,8 @@
 """The text encoder of SD 2.x: OpenCLIP's text tower (arXiv 2103.00020, section 2.4; arXiv 2212.07143).
 
 The tower's blocks come from open_clip; nothing is downloaded, because every Stable Diffusion checkpoint holds
-these weights. Tokens are padded with 0 to the context length. Layer "penultimate" leaves out the last block and
-still applies the final layer norm; that is what SD 2.x was trained with.
+these weights. Tokens are padded with 0 to the context length. Layer "penultimate" leaves out the last block
+and still applies the final layer norm; that is what SD 2.x was trained with.
 """
 
 import difflib
@@ -42,7 +42,7 @@ class TextTower(nn.Module):
         length = tokens.shape[1]
         mask = torch.full((length, length), float("-inf"), device=x.device, dtype=x.dtype).triu_(1)
         batch_first = self.transformer.batch_first
-        x = x if batch_first else x.transpose(0, 1)                                     # what the blocks expect
+        x = x if batch_first else x.transpose(0, 1)                             # what the blocks expect
         for block in self.transformer.resblocks[: len(self.transformer.resblocks) - skip]:
             if self.grad_checkpointing and self.training:
                 x = checkpoint(block, x, attn_mask=mask.to(x.dtype), use_reentrant=False)
@@ -85,7 +85,8 @@ class FrozenOpenCLIPEmbedder(nn.Module):
         self.model = TextTower(config["embed_dim"], config["text_cfg"], config.get("quick_gelu", False))
         if max_length not in (None, self.model.context_length):
             raise ConfigError(
-                f"FrozenOpenCLIPEmbedder: max_length {max_length}; {arch} has {self.model.context_length} tokens"
+                f"FrozenOpenCLIPEmbedder: max_length {max_length}; "
+                f"{arch} has {self.model.context_length} tokens"
             )
         self.arch = arch
         self.version = version
@@ -107,7 +108,7 @@ class FrozenOpenCLIPEmbedder(nn.Module):
         return SimpleTokenizer(context_length=self.model.context_length, **options)
 
     def tokenize(self, prompts: list[str]) -> Tensor:
-        """Return ids (b, context_length): start, text, end, then zeros; a longer text is cut before the end."""
+        """Return ids (b, context_length): start, text, end, then zeros; a long text is cut before the end."""
         return self.tokenizer(list(prompts), self.model.context_length)
 
     def forward(self, prompts: list[str] | str) -> Tensor:
@@ -137,6 +138,7 @@ def architecture(arch: str) -> dict:
         near = difflib.get_close_matches(arch, open_clip.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError(
-            f"arch {arch!r} is not known to open_clip, and there is no {arch}.json beside the configuration{hint}"
+            f"arch {arch!r} is not known to open_clip, "
+            f"and there is no {arch}.json beside the configuration{hint}"
         )
     return config

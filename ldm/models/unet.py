@@ -1,8 +1,9 @@
 """The UNet that predicts noise (eps) or velocity (v) from a noisy latent.
 
-One class covers every published variant: SD 1.x (convolutional projections, 8 heads), SD 2.x (linear projections,
-64 channels a head), inpainting (9 input channels), depth (5), 4x upscaler (7, a noise-level label, self-attention
-partly replaced), unCLIP (an image embedding). Architecture: arXiv 2112.10752, appendix; arXiv 2105.05233.
+One class covers every published variant: SD 1.x (convolutional projections, 8 heads), SD 2.x (linear
+projections, 64 channels a head), inpainting (9 input channels), depth (5), 4x upscaler (7, a noise-level
+label, self-attention partly replaced), unCLIP (an image embedding). Architecture: arXiv 2112.10752, appendix;
+arXiv 2105.05233.
 
 Parameter names and their order are those of the published checkpoints: `input_blocks`, `middle_block`,
 `output_blocks`, `time_embed`, `label_emb`, `out`.
@@ -35,8 +36,9 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, use_conv: bool, out_channels: int | None = None) -> None:
         super().__init__()
-        convolution = nn.Conv2d(channels, out_channels or channels, 3, stride=2, padding=1) if use_conv else None
-        self.op = convolution or nn.AvgPool2d(2)
+        self.op: nn.Module = nn.AvgPool2d(2)
+        if use_conv:
+            self.op = nn.Conv2d(channels, out_channels or channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
@@ -162,8 +164,8 @@ class UNetModel(nn.Module):
         _check_heads(num_heads, num_head_channels)
         if use_spatial_transformer != (context_dim is not None):
             raise ConfigError(
-                f"UNetModel: use_spatial_transformer={use_spatial_transformer} with context_dim={context_dim}; "
-                "give both, or neither"
+                f"UNetModel: use_spatial_transformer={use_spatial_transformer} with "
+                f"context_dim={context_dim}; give both, or neither"
             )
         self.image_size = image_size
         self.in_channels = in_channels
@@ -197,7 +199,9 @@ class UNetModel(nn.Module):
             return AttentionBlock(channels, heads, head_dim, use_checkpoint, use_new_attention_order)
 
         def has_attention(level: int, index: int, factor: int) -> bool:
-            return factor in attention_resolutions and (attention_blocks is None or index < attention_blocks[level])
+            if attention_blocks is not None and index >= attention_blocks[level]:
+                return False
+            return factor in attention_resolutions
 
         ch = int(model_channels)
         factor = 1
@@ -234,12 +238,15 @@ class UNetModel(nn.Module):
                 if has_attention(level, index, factor):
                     layers.append(attention(ch, self_attention_off[level], upsample_heads))
                 if level and index == blocks_a_level[level]:
-                    layers.append(res_block(ch, ch, up=True) if resblock_updown else Upsample(ch, conv_resample))
+                    up = res_block(ch, ch, up=True) if resblock_updown else Upsample(ch, conv_resample)
+                    layers.append(up)
                     factor //= 2
                 self.output_blocks.append(TimestepEmbedSequential(*layers))
 
         self.out = nn.Sequential(
-            nn.GroupNorm(32, ch), nn.SiLU(), zero_module(nn.Conv2d(model_channels, out_channels, 3, padding=1))
+            nn.GroupNorm(32, ch),
+            nn.SiLU(),
+            zero_module(nn.Conv2d(model_channels, out_channels, 3, padding=1)),
         )
 
     def forward(
