@@ -182,7 +182,7 @@ class FrozenCLIPEmbedder(nn.Module):
         return SimpleTokenizer(context_length=self.max_length)
 
     def tokenize(self, prompts: list[str]) -> Tensor:
-        """Return ids (b, max_length): start, text, end, then more ends; a long text is cut before the end."""
+        """Return ids (b, max_length): start, text, end tokens; a long text is cut before the end."""
         end = self.tokenizer.eot_token_id
         ids = self.tokenizer(list(prompts), self.max_length)
         past_end = (ids == end).cumsum(dim=1) > 0
