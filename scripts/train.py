@@ -5,8 +5,8 @@
     python scripts/train.py --resume runs/emoji_autoencoder
     python scripts/train.py --config configs/training/text_to_image.yaml --dry-run
 
-Exit code: 0 finished or out of time, with model.safetensors written; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C after
-saving, to go on with --resume; 2 wrong input, or training that cannot go on.
+Exit code: 0 finished or out of time, with model.safetensors written; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C
+after saving, to go on with --resume; 2 wrong input, or training that cannot go on.
 """
 
 import sys
@@ -21,15 +21,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works wi
 from ldm.cli import app, options  # noqa: E402
 
 
+class Parser(app.Parser):
+    """A parser that takes key=value between the flags too."""
+
+    parse_args = app.Parser.parse_intermixed_args
+
+
 def make_parser() -> app.Parser:
-    parser = app.Parser(description=__doc__)
-    parser.add_argument("--config", help="training configuration; with --resume RUN, that run's own by default")
-    parser.add_argument("--run", help="folder of the run; runs/NAME by default, a number is added when it is taken")
-    parser.add_argument("--resume", metavar="RUN", help='go on with this run folder, or "auto": with the newest, if any')
-    parser.add_argument("--max-time", default="", metavar="TIME",
-                        help="end after so many seconds, or HH:MM:SS, of wall-clock time")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and end")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.batch_size=8")
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("--config", help="training configuration; with --resume RUN, that run's own by default")
+    add("--run", help="folder of the run; default runs/NAME, with a number added when it is taken")
+    add("--resume", metavar="RUN", help='go on with this run folder, or with the newest, if any: "auto"')
+    add("--max-time", default="", metavar="TIME", help="end after so many seconds, or HH:MM:SS, of wall clock")
+    add("--dry-run", action="store_true", help="print the resolved configuration and end")
+    add("overrides", nargs="*", metavar="key=value", help="such as train.batch_size=8")
     options.common(parser)
     return parser
 

@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.config import instantiate
-from ldm.data.stream import BatchStream
+from ldm.training.stream import BatchStream
 from ldm.errors import ConfigError, TrainingError
 from ldm.training.callbacks import Clock, Keeper
 from ldm.training.exporting import versions

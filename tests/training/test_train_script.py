@@ -1,0 +1,238 @@
+"""scripts/train.py: the real command, for every method, stopped in every way."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors import safe_open
+from script_files import REPOSITORY, load_script
+
+import ldm
+from ldm.training import callbacks
+from ldm.training.fit import FOLDER_VARIABLE
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path, capsys):
+    """Run scripts/train.py in this process: train(config, "--dry-run") -> exit code and output."""
+    from ldm.cli import app
+
+    logger = logging.getLogger("ldm")
+    before = logger.handlers, logger.propagate, logger.level
+    monkeypatch.chdir(tmp_path)
+
+    def run(config: dict | None, *args: str) -> tuple[int, str, str]:
+        monkeypatch.setenv(FOLDER_VARIABLE, "")
+        script = load_script("train.py")
+        if config is not None:
+            path = tmp_path / "tiny.yaml"
+            path.write_text(yaml.safe_dump(config))
+            args = ("--config", str(path), *args)
+        try:
+            code = app.exit_code(script.make_parser(), script.main, list(args))
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    yield run
+    logger.handlers, logger.propagate, level = before
+    logger.setLevel(level)
+
+
+def state(folder) -> dict:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+METHODS = {
+    "autoencoder": {"disc_start": 1, "disc_channels": 8, "disc_num_layers": 1, "scale_images": 32},
+    "diffusion": {"cache_latents": 32, "scale_by_std": True, "sample_count": 4, "sample_steps": 2},
+    "clip": {"retrieval_count": 16},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_three_steps_leave_a_model_that_loads(train, config, tmp_path, method):
+    code, out, err = train(config(method, METHODS[method], precision="bfloat16"), "--run", "run")
+    assert (code, err) == (0, "")
+    folder = tmp_path / "run"
+    model = ldm.load_model(folder / "model.yaml", folder / "model.safetensors", device="cpu")
+    assert not model.training
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        about = file.metadata()
+        kept = {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
+    assert kept == {torch.float16}
+    assert about["steps"] == "3" and about["weights"] == ("ema" if method == "diffusion" else "raw")
+    if method == "diffusion":
+        assert model.scale_factor == float(about["scale_factor"]) != 1.0
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "versions.json", "metrics.csv", "loss.png", "checkpoints", "images"} <= names
+    with Image.open(folder / "images" / "00000003.png") as grid:
+        assert grid.width >= 64
+    assert json.loads((folder / "versions.json").read_text())[0]["torch"] == torch.__version__
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 5      # heading, 3 steps, validation
+
+
+def test_dry_run_prints_every_setting_and_writes_nothing(train, config, tmp_path):
+    code, out, err = train(config("autoencoder"), "--dry-run", "train.seed=7", "--run", "run")
+    assert (code, err) == (0, "")
+    printed = yaml.safe_load(out)
+    assert printed["train"]["seed"] == 7 and printed["train"]["keep"] == 2
+    assert printed["autoencoder"]["kl_weight"] == 1e-6
+    assert "M parameters" in out
+    assert not (tmp_path / "run").exists() and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (["train.learning_rat=1"], "learning_rate"),
+        (["train.batch_size=few"], "batch_size"),
+        (["model.params.embed_dim=four"], "embed_dim"),
+        (["--max-time", "soon"], "HH:MM:SS"),
+        (["--resume", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_input_is_one_line(train, config, tmp_path, change, said):
+    code, out, err = train(config("autoencoder"), *change)
+    assert code == 2 and said in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_clock_ends_a_run_cleanly(train, config, tmp_path):
+    code, out, err = train(
+        config("autoencoder", max_steps=0, lr_schedule="cosine_by_time"), "--run", "run", "--max-time", "0.01"
+    )
+    assert (code, err) == (0, "")
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def kill_self(number: int, at_step: int, monkeypatch) -> None:
+    """Send this process a signal at the end of a step."""
+    end = callbacks.Keeper.on_train_batch_end
+
+    def then_kill(self, trainer, module, *args):
+        if module.step == at_step:
+            os.kill(os.getpid(), number)
+        end(self, trainer, module, *args)
+
+    monkeypatch.setattr(callbacks.Keeper, "on_train_batch_end", then_kill)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_saves_and_says_how_to_go_on(train, config, tmp_path, monkeypatch, name):
+    handlers = signal.getsignal(signal.SIGTERM)
+    kill_self(getattr(signal, name), 2, monkeypatch)
+    code, out, err = train(config("autoencoder"), "--run", "run")
+    assert code == 75 and f"stopped by {name}" in out and "--resume" in out
+    assert state(tmp_path / "run")["step"] == 2
+    assert signal.getsignal(signal.SIGTERM) == handlers
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    code, out, err = train(None, "--resume", "run")
+    assert (code, err) == (0, "") and state(tmp_path / "run")["step"] == 3
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_state(train, config, tmp_path, monkeypatch):
+    from ldm.data.synthetic import Discs
+
+    batch = Discs.batch
+
+    def poisoned(self, generator, batch_size):
+        images, captions = batch(self, generator, batch_size)
+        poisoned.calls += 1
+        return (images * float("nan") if poisoned.calls == 8 else images), captions
+
+    poisoned.calls = 0
+    monkeypatch.setattr(Discs, "batch", poisoned)
+    code, out, err = train(config("autoencoder", max_steps=20), "--run", "run")
+    assert code == 2 and "not finite" in err and len(err.splitlines()) == 1
+    saved = state(tmp_path / "run")
+    assert 0 < saved["step"] < 8 and callbacks.finite(saved)
+
+
+def test_a_detached_parameter_is_named(train, config, monkeypatch):
+    from ldm.models.autoencoder import AutoencoderKL
+
+    decode = AutoencoderKL.decode
+    monkeypatch.setattr(AutoencoderKL, "decode", lambda self, z: decode(self, z.detach()))
+    code, out, err = train(config("autoencoder", {"kl_weight": 0.0}, max_steps=20))
+    assert code == 2 and "encoder.conv_in.weight" in err and "no gradient" in err
+
+
+RUNS = {
+    "autoencoder": ({"disc_start": 4, "disc_channels": 8, "disc_num_layers": 1, "ema_decay": 0.9}, {}),
+    "diffusion": ({"cache_latents": 32, "scale_by_std": True, "sample_count": 0}, {"precision": "bfloat16"}),
+    "clip": ({}, {"accumulate": 2, "batch_size": 3}),
+}
+
+
+@pytest.mark.parametrize("method", RUNS)
+def test_resume_equals_uninterrupted(train, config, tmp_path, monkeypatch, leaves, method):
+    options, settings = RUNS[method]
+    made = config(method, options, max_steps=20, save_every=10, lr_schedule="cosine", warmup_steps=5, **settings)
+    assert train(made, "--run", "straight")[0] == 0
+    kill_self(signal.SIGTERM, 10, monkeypatch)
+    assert train(made, "--run", "broken")[0] == 75
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(99)       # what the process did before must not matter
+    assert train(None, "--resume", "broken")[0] == 0
+    assert_equal_runs(tmp_path, leaves)
+
+
+def assert_equal_runs(tmp_path, leaves) -> None:
+    straight, broken = (leaves(state(tmp_path / name)) for name in ("straight", "broken"))
+    assert straight.keys() == broken.keys()
+    assert straight["/step"] == 20
+    for name, value in straight.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, broken[name]), name
+        elif name != "/elapsed":
+            assert value == broken[name], name
+    first, second = ((tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("straight", "broken"))
+    assert len(first) == len(second)
+
+
+KILLED = """
+import os, sys
+sys.path.insert(0, {repository!r})
+from ldm.training import callbacks
+end = callbacks.Keeper.on_train_batch_end
+def then_die(self, trainer, module, *args):
+    end(self, trainer, module, *args)
+    if module.step == 13:
+        os.kill(os.getpid(), 9)
+callbacks.Keeper.on_train_batch_end = then_die
+sys.argv = ["train.py", *{args!r}]
+import runpy
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
+def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(train, config, tmp_path, leaves):
+    """20 steps = 13 + kill -9 + 10 from the checkpoint at 10, in processes of their own."""
+    made = config("autoencoder", {"ema_decay": 0.9}, max_steps=20, save_every=10, num_threads=1)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(made))
+    script = str(REPOSITORY / "scripts" / "train.py")
+    code = KILLED.format(
+        repository=str(REPOSITORY), script=script, args=["--config", str(path), "--run", "broken", "--quiet"]
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    assert state(tmp_path / "broken")["step"] == 10
+    done = subprocess.run(
+        [sys.executable, script, "--resume", "broken", "--quiet"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    threads = torch.get_num_threads()
+    assert train(made, "--run", "straight")[0] == 0
+    torch.set_num_threads(threads)
+    assert_equal_runs(tmp_path, leaves)
