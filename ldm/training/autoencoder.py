@@ -110,7 +110,8 @@ class AutoencoderTraining(TrainingModule):
             rec = rec + options.gradient_weight * edges
             figures["l1_gradient"] = edges.detach()
         if self.perceptual is not None and self.step % options.perceptual_every == 0:
-            distance = self.perceptual(*self.crop(images, reconstruction)).mean()
+            with self.autocast():
+                distance = self.perceptual(*self.crop(images, reconstruction)).mean()
             rec = rec + options.perceptual_weight * distance
             figures["perceptual"] = distance.detach()
         logvar = self.loss_parameters["logvar"]
