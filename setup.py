@@ -34,7 +34,6 @@ TEST = [
     "hypothesis>=6.100",
     "diffusers>=0.30",
     "transformers>=4.44",
-    "psutil>=5.9",
     "ruff>=0.6",
 ]
 
