@@ -51,7 +51,7 @@ setup(
     long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="MIT",
-    license_files=["LICENSE", "NOTICE"],
+    license_files=["LICENSE", "NOTICE", "LICENSES/*"],
     python_requires=">=3.10",
     packages=[*find_packages(include=["ldm", "ldm.*"]), "ldm.configs", *scripts()],
     package_dir={"ldm": "ldm", "ldm.configs": "configs", "ldm.scripts": "scripts"},

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE = "ldm configs scripts setup.py pyproject.toml MANIFEST.in README.md LICENSE NOTICE".split()
+SOURCE = "ldm configs scripts setup.py pyproject.toml MANIFEST.in README.md LICENSE NOTICE LICENSES".split()
 
 
 @pytest.fixture(scope="module")
