@@ -1,0 +1,75 @@
+"""Failures become one line and an exit code."""
+
+import errno
+import logging
+
+import pytest
+
+from ldm.cli import app, options
+from ldm.errors import CheckpointError, InputError
+
+
+@pytest.fixture(autouse=True)
+def _restore_log():
+    logger = logging.getLogger("ldm")
+    before = logger.handlers, logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate, level = before
+    logger.setLevel(level)
+
+
+def outcome(capsys, error: BaseException | None, *argv: str):
+    def main(args):
+        if error is not None:
+            raise error
+
+    parser = app.Parser()
+    options.common(parser)
+    return app.exit_code(parser, main, list(argv)), *capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("--seed is -1"), 2, "error: --seed is -1"),
+        (CheckpointError("two\nlines\x1b[2J"), 2, "error: two lines [2J"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a.png"), 2, "error: No such file: a.png"),
+        (OSError(errno.ENOSPC, "No space left on device"), 5, "error: No space left on device"),
+        (MemoryError("1 TB"), 6, "error: out of memory: 1 TB; use a smaller"),
+        (KeyError("x"), 70, "error: internal error: KeyError: 'x'; run again with --debug"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_every_failure_is_one_line_and_a_code(capsys, error, code, line):
+    got, out, err = outcome(capsys, error)
+    assert got == code and out == ""
+    assert err.startswith(line) and err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(capsys):
+    code, _, err = outcome(capsys, InputError("broken"), "--debug")
+    assert code == 2 and "Traceback" in err and err.endswith("error: broken\n")
+
+
+def test_success_is_zero_and_silent(capsys):
+    assert outcome(capsys, None) == (0, "", "")
+
+
+def test_a_wrong_flag_is_one_line(capsys):
+    code, _, err = outcome(capsys, None, "--nonsense")
+    assert code == 2 and err.count("\n") == 1 and "--nonsense" in err
+
+
+def test_information_goes_to_stdout_and_warnings_to_stderr(capsys):
+    app.set_up_logging()
+    logging.getLogger("ldm.somewhere").info("loaded")
+    logging.getLogger("ldm.somewhere").warning("careful")
+    assert tuple(capsys.readouterr()) == ("loaded\n", "warning: careful\n")
+
+
+def test_quiet_leaves_warnings(capsys):
+    app.set_up_logging(quiet=True)
+    logging.getLogger("ldm.somewhere").info("loaded")
+    logging.getLogger("ldm.somewhere").warning("careful")
+    assert tuple(capsys.readouterr()) == ("", "warning: careful\n")

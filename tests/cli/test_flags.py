@@ -1,0 +1,147 @@
+"""The published flags with their published defaults, and what they mean together."""
+
+from argparse import Namespace
+
+import pytest
+from script_files import load_script
+
+from ldm.cli import inputs
+from ldm.errors import InputError
+
+PUBLISHED = {
+    "txt2img.py": {
+        "prompt": "a professional photograph of an astronaut riding a triceratops",
+        "outdir": "outputs/txt2img-samples",
+        "steps": 50,
+        "plms": False,
+        "dpm": False,
+        "fixed_code": False,
+        "ddim_eta": 0.0,
+        "n_iter": 3,
+        "n_samples": 3,
+        "n_rows": 0,
+        "scale": 9.0,
+        "from_file": None,
+        "seed": 42,
+        "precision": "autocast",
+        "repeat": 1,
+        "torchscript": False,
+        "ipex": False,
+        "bf16": False,
+    },
+    "img2img.py": {
+        "prompt": "a painting of a virus monster playing guitar",
+        "init_img": None,
+        "outdir": "outputs/img2img-samples",
+        "steps": 50,
+        "fixed_code": False,
+        "ddim_eta": 0.0,
+        "n_iter": 1,
+        "n_samples": 2,
+        "n_rows": 0,
+        "scale": 9.0,
+        "strength": 0.8,
+        "from_file": None,
+        "seed": 42,
+        "precision": "autocast",
+    },
+}
+SHARED = (
+    "--prompt x --outdir o --fixed_code --ddim_eta 0.5 --n_iter 1 --C 4 --f 8 --n_samples 1 --n_rows 2 "
+    "--scale 7.5 --from-file f --config c --ckpt k --seed 1 --precision full "
+)
+COMMAND_LINES = {
+    "txt2img.py": SHARED
+    + "--steps 20 --plms --dpm --H 64 --W 64 --repeat 2 --device cpu --torchscript --ipex --bf16",
+    "img2img.py": SHARED + "--ddim_steps 20 --init-img i --strength 0.5",
+}
+
+
+@pytest.mark.parametrize("script", PUBLISHED)
+def test_defaults_are_the_published_ones(script):
+    args = vars(load_script(script).make_parser().parse_args([]))
+    assert {name: args[name] for name in PUBLISHED[script]} == PUBLISHED[script]
+
+
+@pytest.mark.parametrize("script", COMMAND_LINES)
+def test_every_published_flag_is_taken(script):
+    args = load_script(script).make_parser().parse_args(COMMAND_LINES[script].split())
+    assert (args.steps, args.C, args.f, args.scale, args.precision) == (20, 4, 8, 7.5, "full")
+
+
+def test_published_abbreviations_still_work():
+    parser = load_script("txt2img.py").make_parser()
+    args = parser.parse_args(
+        "--prom x --out o --st 5 --sc 2 --se 3 --fr f --co c --ck k --rep 2 --dev cpu --tor".split()
+    )
+    assert (args.prompt, args.outdir, args.steps, args.scale, args.seed) == ("x", "o", 5, 2.0, 3)
+    assert (args.from_file, args.config, args.ckpt, args.repeat, args.device) == ("f", "c", "k", 2, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, "ddim"),
+        ({"plms": True}, "plms"),
+        ({"dpm": True}, "dpm"),
+        ({"plms": True, "dpm": True}, "plms"),
+        ({"sampler": "DPM++ 2M"}, "dpm"),
+        ({"sampler": "plms", "plms": True}, "plms"),
+        ({"sampler": "ddim", "plms": True}, None),
+        ({"sampler": "eulr"}, None),
+    ],
+)
+def test_sampler(flags, expected):
+    args = Namespace(**{"sampler": None, "plms": False, "dpm": False, **flags})
+    if expected:
+        assert inputs.chosen_sampler(args) == expected
+    else:
+        with pytest.raises(InputError):
+            inputs.chosen_sampler(args)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, "auto"),
+        ({"precision": "full"}, "float32"),
+        ({"dtype": "float16"}, "float16"),
+        ({"bf16": True}, "bfloat16"),
+        ({"bf16": True, "precision": "full"}, "bfloat16"),
+        ({"bf16": True, "dtype": "float16"}, None),
+        ({"precision": "full", "dtype": "float16"}, None),
+    ],
+)
+def test_dtype(flags, expected):
+    args = Namespace(**{"dtype": "auto", "precision": "autocast", "bf16": False, **flags})
+    if expected:
+        assert inputs.chosen_dtype(args) == expected
+    else:
+        with pytest.raises(InputError, match="contradict"):
+            inputs.chosen_dtype(args)
+
+
+@pytest.mark.parametrize(
+    ("content", "prompts"),
+    [
+        (b"a\nb", ["a", "b"]),
+        (b"a\r\nb\r\n", ["a", "b"]),
+        (b"\xef\xbb\xbfa\n\n b \n", ["a", "", " b "]),
+        ("灯台\n🗼\n".encode(), ["灯台", "🗼"]),
+        ("one\u2028line\x0cstill\n".encode(), ["one\u2028line\x0cstill"]),
+    ],
+    ids=["plain", "crlf", "bom-and-blank", "unicode", "other-separators"],
+)
+def test_prompt_files(tmp_path, content, prompts):
+    (tmp_path / "prompts.txt").write_bytes(content)
+    args = Namespace(from_file=str(tmp_path / "prompts.txt"), prompt="x", repeat=1)
+    assert inputs.read_prompts(args) == prompts
+    args.repeat = 2
+    assert inputs.read_prompts(args) == [prompt for prompt in prompts for _ in range(2)]
+
+
+@pytest.mark.parametrize(("content", "says"), [(b"a\nb\n\xff\n", "line 3"), (b"", "empty")])
+def test_bad_prompt_files_are_named_with_the_line(tmp_path, content, says):
+    (tmp_path / "prompts.txt").write_bytes(content)
+    with pytest.raises(InputError, match=says):
+        inputs.read_prompts(Namespace(from_file=str(tmp_path / "prompts.txt"), prompt="x"))

@@ -1,0 +1,303 @@
+"""scripts/txt2img.py and scripts/img2img.py as commands: files, pictures, metadata, wrong input."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from golden_cases import cases, names
+from ldm.imaging import metadata
+
+TXT2IMG, IMG2IMG = cases("e2e_txt2img"), cases("e2e_img2img")
+QUICK = ("--steps", 2, "--H", 16, "--W", 16, "--n_iter", 1, "--n_samples", 1, "--precision", "full")
+
+
+def weights(case=TXT2IMG[0]) -> tuple:
+    return "--config", case.files["config"], "--ckpt", case.files["checkpoint"]
+
+
+def golden_flags(case) -> tuple:
+    """The reference's own command line of an end-to-end case."""
+    c = case.config
+    flags = "--prompt", c["prompt"], "--scale", c["scale"], "--seed", case.seed, "--n_samples", c["n_samples"]
+    flags += (
+        "--ddim_eta",
+        c["eta"],
+        "--n_iter",
+        1,
+        "--precision",
+        "full",
+        "--negative-prompt",
+        c["negative_prompt"],
+    )
+    return *flags, *weights(case)
+
+
+def txt2img_flags(case, tmp_path) -> tuple:
+    c = case.config
+    sampler = {"ddim": (), "plms": ("--plms",), "dpm": ("--dpm",)}[c["sampler"]]
+    prompts = tmp_path / "prompts.txt"  # a batch of equal prompts, as the reference makes it from one
+    prompts.write_text(c["prompt"] + "\n")
+    file = ("--from-file", prompts, "--repeat", c["n_samples"])
+    return *golden_flags(case), *file, "--steps", c["steps"], "--H", c["H"], "--W", c["W"], *sampler
+
+
+def img2img_flags(case, tmp_path) -> tuple:
+    c = case.config
+    Image.fromarray(case.inputs["image_uint8"].numpy()).save(tmp_path / "init.png")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{c['prompt']}\n" * c["n_samples"])
+    file = ("--from-file", prompts, "--init-img", tmp_path / "init.png")
+    return *golden_flags(case), *file, "--ddim_steps", c["steps"], "--strength", c["strength"]
+
+
+def picture(path) -> torch.Tensor:
+    with Image.open(path) as image:
+        assert image.mode == "RGB"
+        return torch.from_numpy(np.array(image)).long()
+
+
+def check_files(case, outdir):
+    """Compare every saved picture with the reference's, within 1 of 255."""
+    files = sorted((outdir / "samples").iterdir())
+    assert [file.name for file in files] == [f"{i:05d}.png" for i in range(case.config["n_samples"])]
+    case.check("image_uint8", torch.stack([picture(file) for file in files]))
+    assert sorted(p.name for p in outdir.iterdir()) == ["grid-0000.png", "samples"]
+
+
+@pytest.mark.parametrize("case", TXT2IMG, ids=names("e2e_txt2img"))
+def test_txt2img_gives_the_reference_picture(run, tmp_path, case):
+    outcome = run("txt2img.py", *txt2img_flags(case, tmp_path), "--outdir", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    check_files(case, tmp_path / "out")
+
+
+@pytest.mark.parametrize("case", IMG2IMG, ids=names("e2e_img2img"))
+def test_img2img_gives_the_reference_picture(run, tmp_path, case):
+    outcome = run("img2img.py", *img2img_flags(case, tmp_path), "--outdir", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    check_files(case, tmp_path / "out")
+
+
+def test_txt2img_in_its_own_process_without_network_from_another_folder(run_alone, tmp_path):
+    case = TXT2IMG[0]
+    outcome = run_alone("txt2img.py", *txt2img_flags(case, tmp_path), "--outdir", "out")
+    assert outcome.code == 0, outcome.err
+    check_files(case, tmp_path / "out")
+    assert "out" in outcome.out and "00000.png" in outcome.out and "cpu" in outcome.out
+    assert "batches" in outcome.err, "the progress bar"
+
+
+def test_img2img_in_its_own_process_without_network_from_another_folder(run_alone, tmp_path):
+    case = IMG2IMG[0]
+    outcome = run_alone("img2img.py", *img2img_flags(case, tmp_path), "--outdir", "out")
+    assert outcome.code == 0, outcome.err
+    check_files(case, tmp_path / "out")
+
+
+@pytest.mark.parametrize("script", ["txt2img.py", "img2img.py", "tests/test_watermark.py"])
+def test_help_is_quick_and_loads_no_torch(run_alone, script):
+    started = time.process_time_ns()
+    outcome = run_alone(script, "--help", python_args=("-X", "importtime"))
+    assert outcome.code == 0 and "usage" in outcome.out
+    imported = {line.rsplit("|", 1)[-1].strip() for line in outcome.err.splitlines() if "|" in line}
+    assert "argparse" in imported and not imported & {"torch", "numpy", "PIL", "omegaconf", "open_clip"}
+    assert time.process_time_ns() - started < 10**9
+
+
+def test_the_default_command_line_works_with_the_published_layout(run, tmp_path):
+    """Three iterations of one prompt: three pictures, one grid in a row of three, one warning, a summary."""
+    outcome = run("txt2img.py", *weights(), "--H", 16, "--W", 24, "--steps", 2)
+    assert outcome.code == 0, outcome.err
+    outdir = tmp_path / "outputs" / "txt2img-samples"
+    assert sorted(p.name for p in (outdir / "samples").iterdir()) == [f"{i:05d}.png" for i in range(3)]
+    assert picture(outdir / "samples" / "00000.png").shape == (16, 24, 3)
+    assert picture(outdir / "grid-0000.png").shape == (2 + 18, 2 + 3 * 26, 3)
+    assert outcome.err.count("watermark") == 1 and "without it" in outcome.err
+    assert "4 files" in outcome.out
+
+
+def test_a_second_run_adds_and_overwrites_nothing(run, tmp_path):
+    for _ in range(2):
+        assert run("txt2img.py", *weights(), *QUICK, "--outdir", "o").code == 0
+    first = (tmp_path / "o" / "samples" / "00001.png").read_bytes()
+    (tmp_path / "o" / "samples" / "00000.png").unlink()
+    assert run("txt2img.py", *weights(), *QUICK, "--outdir", "o", "--seed", 7).code == 0
+    assert sorted(p.name for p in (tmp_path / "o" / "samples").iterdir()) == ["00001.png", "00002.png"]
+    assert (tmp_path / "o" / "samples" / "00001.png").read_bytes() == first
+    assert {p.name for p in (tmp_path / "o").glob("grid*")} == {
+        "grid-0000.png",
+        "grid-0001.png",
+        "grid-0002.png",
+    }
+
+
+def test_the_same_command_gives_the_same_bytes(run, tmp_path):
+    contents = set()
+    for _ in range(2):
+        assert run("txt2img.py", *weights(), *QUICK, "--outdir", "o", "--no-grid").code == 0
+    contents = {p.read_bytes() for p in (tmp_path / "o" / "samples").iterdir()}
+    assert len(contents) == 1 and not list((tmp_path / "o").glob("grid*"))
+
+
+def test_metadata_says_how_to_make_it_again(run, tmp_path):
+    (tmp_path / "p.txt").write_text("one\ntwo\nthree\n")
+    flags = *weights(), *QUICK, "--outdir", "o", "--from-file", "p.txt", "--n_samples", 2, "--sampler", "dpm"
+    assert run("txt2img.py", *flags, "--negative-prompt", "blurry").code == 0
+    record = metadata.read_record(tmp_path / "o" / "samples" / "00002.png")
+    expected = {"prompt": "three", "negative_prompt": "blurry", "seed": 42, "sampler": "dpm", "steps": 2}
+    expected |= {"iteration": 0, "batch": 1, "index_in_batch": 0, "batch_size": 2, "width": 16, "height": 16}
+    expected |= {
+        "guidance_scale": 9.0,
+        "dtype": "float32",
+        "device": "cpu",
+        "watermark": None,
+        "task": "txt2img",
+    }
+    assert {name: record[name] for name in expected} == expected
+    assert record["torch"] == torch.__version__ and len(record["model"]["sha256"]) == 64
+    assert record["flags"]["from_file"] == "p.txt" and record["flags"]["fixed_code"] is False
+    with Image.open(tmp_path / "o" / "samples" / "00002.png") as image:
+        assert image.text["parameters"].startswith(
+            "three\nNegative prompt: blurry\nSteps: 2, Sampler: DPM++ 2M"
+        )
+
+
+def test_no_metadata_means_none(run, tmp_path):
+    assert run("txt2img.py", *weights(), *QUICK, "--outdir", "o", "--no-metadata").code == 0
+    with Image.open(tmp_path / "o" / "samples" / "00000.png") as image:
+        assert image.info == {}
+
+
+def test_large_pictures_carry_the_mark_and_the_script_reads_it(run, tmp_path):
+    size = ("--H", 256, "--W", 272, "--steps", 1)
+    assert run("txt2img.py", *weights(), *QUICK, *size, "--outdir", "o").code == 0
+    for name in ("samples/00000.png", "grid-0000.png"):
+        for args in ((tmp_path / "o" / name,), ("--img_path", tmp_path / "o" / name)):
+            outcome = run("tests/test_watermark.py", *args)
+            assert (outcome.code, outcome.out) == (0, "SDV2\n")
+    assert metadata.read_record(tmp_path / "o" / "samples" / "00000.png")["watermark"] == "SDV2"
+    assert run("txt2img.py", *weights(), *QUICK, *size, "--outdir", "off", "--watermark", "off").code == 0
+    assert run("tests/test_watermark.py", tmp_path / "off" / "samples" / "00000.png").out == "null\n"
+
+
+def test_img2img_keeps_an_odd_size_and_undoes_exif(run, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGBA", (37, 29), (200, 30, 30, 128)).save(tmp_path / "odd.png", exif=exif)
+    flags = (
+        "--init-img",
+        "odd.png",
+        "--ddim_steps",
+        4,
+        "--n_samples",
+        1,
+        "--precision",
+        "full",
+        "--outdir",
+        "o",
+    )
+    outcome = run("img2img.py", *weights(), *flags, "--fixed_code", "--sampler", "dpm")
+    assert outcome.code == 0, outcome.err
+    assert picture(tmp_path / "o" / "samples" / "00000.png").shape == (37, 29, 3)
+    record = metadata.read_record(tmp_path / "o" / "samples" / "00000.png")
+    assert record["strength"] == 0.8 and record["init_image"]["file"] == "odd.png"
+
+
+def test_published_intel_flags_work_and_explain_themselves(run, tmp_path):
+    flags = *weights(), *QUICK, "--device", "cpu", "--torchscript", "--ipex", "--bf16", "--outdir", "o"
+    outcome = run("txt2img.py", *flags)
+    assert outcome.code == 0, outcome.err
+    assert "--torchscript has no effect" in outcome.out and "--ipex only" in outcome.out
+    assert metadata.read_record(tmp_path / "o" / "samples" / "00000.png")["dtype"] == "bfloat16"
+
+
+def test_quiet_says_nothing(run):
+    outcome = run("txt2img.py", *weights(), *QUICK, "--quiet", "--watermark", "off", "--outdir", "o")
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
+
+
+def test_ctrl_c_keeps_what_was_made(run, tmp_path, monkeypatch):
+    from ldm.tasks import txt2img as task
+
+    original = task.txt2img
+
+    def interrupted(*args, **kwargs):
+        yield next(original(*args, **kwargs))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(task, "txt2img", interrupted)
+    outcome = run("txt2img.py", *weights(), *QUICK, "--quiet", "--n_iter", 5, "--outdir", "o")
+    assert outcome.code == 130
+    assert "samples/00000.png" in outcome.err and outcome.err.endswith("interrupted\n")
+    assert [p.name for p in (tmp_path / "o" / "samples").iterdir()] == ["00000.png"]
+
+
+GIVEN = ("--config", "CONFIG", "--ckpt", "CKPT")
+WRONG = {
+    "prompt without a text": ("txt2img.py", "--prompt"),
+    "height 0": ("txt2img.py", "--H", 0),
+    "height in letters": ("txt2img.py", "--H", "tall"),
+    "width too large": ("txt2img.py", "--W", 99999),
+    "no steps": ("txt2img.py", "--steps", 0),
+    "too many steps": ("txt2img.py", "--steps", 1001, *GIVEN),
+    "scale nan": ("txt2img.py", "--scale", "nan"),
+    "eta below 0": ("txt2img.py", "--ddim_eta", -1),
+    "eta with plms": ("txt2img.py", "--plms", "--ddim_eta", 0.5, *GIVEN),
+    "eta with dpm": ("txt2img.py", "--dpm", "--ddim_eta", 0.5, *GIVEN),
+    "negative seed": ("txt2img.py", "--seed", -1),
+    "seed too large": ("txt2img.py", "--seed", 2**32),
+    "fractional seed": ("txt2img.py", "--seed", 1.5),
+    "empty seed": ("txt2img.py", "--seed", ""),
+    "no samples": ("txt2img.py", "--n_samples", 0),
+    "no iterations": ("txt2img.py", "--n_iter", 0),
+    "rows below 0": ("txt2img.py", "--n_rows", -1),
+    "missing prompt file": ("txt2img.py", "--from-file", "nowhere.txt"),
+    "prompt file is a folder": ("txt2img.py", "--from-file", "."),
+    "empty prompt file": ("txt2img.py", "--from-file", "EMPTY"),
+    "missing weights": ("txt2img.py", "--ckpt", "nowhere.ckpt"),
+    "weights are a folder": ("txt2img.py", "--ckpt", "."),
+    "weights are text": ("txt2img.py", "--config", "CONFIG", "--ckpt", "TEXT"),
+    "missing config": ("txt2img.py", "--config", "nowhere.yaml", "--ckpt", "CKPT"),
+    "config without weights": ("txt2img.py", "--config", "CONFIG"),
+    "weights of another model": ("txt2img.py", "--ckpt", "CKPT"),
+    "unknown device": ("txt2img.py", "--device", "tpu", *GIVEN),
+    "unknown sampler": ("txt2img.py", "--sampler", "eulr"),
+    "two samplers": ("txt2img.py", "--plms", "--sampler", "dpm"),
+    "two dtypes": ("txt2img.py", "--bf16", "--dtype", "float16", *GIVEN),
+    "full in half": ("txt2img.py", "--precision", "full", "--dtype", "float16", *GIVEN),
+    "other channels": ("txt2img.py", "--C", 3, *GIVEN),
+    "unknown flag": ("txt2img.py", "--stepz", 3),
+    "outdir is a file": ("txt2img.py", "--outdir", "TEXT"),
+    "outdir below a file": ("txt2img.py", "--outdir", "TEXT/out"),
+    "outdir without a name": ("txt2img.py", "--outdir"),
+    "no init image": ("img2img.py",),
+    "missing init image": ("img2img.py", "--init-img", "nowhere.png"),
+    "init image is text": ("img2img.py", "--init-img", "TEXT"),
+    "strength above 1": ("img2img.py", "--init-img", "PICTURE", "--strength", 1.01),
+    "strength nan": ("img2img.py", "--init-img", "PICTURE", "--strength", "nan"),
+    "no picture to read": ("tests/test_watermark.py",),
+    "two pictures to read": ("tests/test_watermark.py", "PICTURE", "--img_path", "PICTURE"),
+}
+
+
+@pytest.mark.parametrize("args", WRONG.values(), ids=WRONG.keys())
+def test_wrong_input_is_one_line_and_nothing_is_written(run, tmp_path, args):
+    (tmp_path / "text.bin").write_text("not what was expected")
+    (tmp_path / "empty.txt").touch()
+    Image.new("RGB", (16, 16)).save(tmp_path / "picture.png")
+    files = {"CONFIG": weights()[1], "CKPT": weights()[3], "TEXT": tmp_path / "text.bin"}
+    files |= {
+        "TEXT/out": tmp_path / "text.bin" / "out",
+        "EMPTY": "empty.txt",
+        "PICTURE": tmp_path / "picture.png",
+    }
+    before = sorted(tmp_path.rglob("*"))
+    outcome = run(*(files.get(arg, arg) for arg in args))
+    assert outcome.code == 2
+    assert (
+        outcome.err.startswith("error: ") and outcome.err.count("\n") == 1 and "Traceback" not in outcome.err
+    )
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,124 @@
+"""File numbers: those of the published scripts in a fresh folder, and never one that is taken."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ldm.jobs import numbering
+from ldm.jobs.numbering import NumberedFiles
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def save(folder: Path, count: int = 1) -> list[str]:
+    """Save as a new run would."""
+    files = NumberedFiles(folder, "%05d.png")
+    return [files.save(b"data").name for _ in range(count)]
+
+
+def test_a_fresh_folder_starts_at_zero(tmp_path):
+    assert save(tmp_path / "samples", 2) == ["00000.png", "00001.png"]
+    assert save(tmp_path / "samples", 2) == ["00002.png", "00003.png"]
+
+
+def test_deleting_files_never_leads_to_overwriting(tmp_path):
+    save(tmp_path, 4)
+    (tmp_path / "00001.png").unlink()
+    (tmp_path / "00002.png").write_bytes(b"mine")
+    assert save(tmp_path) == ["00004.png"]
+    assert (tmp_path / "00002.png").read_bytes() == b"mine"
+
+
+def test_a_deletion_during_a_run_does_not_bring_a_number_back(tmp_path):
+    files = NumberedFiles(tmp_path, "%05d.png")
+    files.save(b"")
+    files.save(b"").unlink()
+    assert files.save(b"").name in ("00001.png", "00002.png")
+    (tmp_path / "00009.png").touch()
+    assert files.save(b"").name == "00010.png"
+
+
+def test_foreign_entries_count_as_published(tmp_path):
+    for name in ("notes.txt", "old.jpg"):
+        (tmp_path / name).touch()
+    assert save(tmp_path) == ["00002.png"]
+
+
+def test_the_grid_number_leaves_out_the_samples_folder(tmp_path):
+    (tmp_path / "samples").mkdir()
+    grids = NumberedFiles(tmp_path, "grid-%04d.png", foreign=1)
+    assert [grids.save(b"").name for _ in range(2)] == ["grid-0000.png", "grid-0001.png"]
+
+
+def test_numbers_grow_beyond_their_digits(tmp_path):
+    (tmp_path / "99999.png").touch()
+    assert save(tmp_path, 2) == ["100000.png", "100001.png"]
+
+
+def test_no_temporary_file_is_left_and_none_counts(tmp_path):
+    (tmp_path / f"{numbering.TEMPORARY_PREFIX}of-a-killed-process.tmp").touch()
+    assert save(tmp_path) == ["00000.png"]
+    assert len(names(tmp_path)) == 2
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    def disk_full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_without_hard_links_the_name_is_still_claimed(tmp_path, monkeypatch):
+    def no_links(*args):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    (tmp_path / "00003.png").touch()
+    files = NumberedFiles(tmp_path, "%05d.png")
+    monkeypatch.setattr(files, "_first_free", lambda: 3)  # another process took 3 after we had looked
+    assert files.save(b"data").name == "00004.png"
+    assert (tmp_path / "00004.png").read_bytes() == b"data" and (tmp_path / "00003.png").read_bytes() == b""
+    assert len(names(tmp_path)) == 2
+
+
+def test_a_symbolic_link_is_not_written_through(tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "00001.png").symlink_to(tmp_path / "outside" / "victim")
+    save(tmp_path / "samples", 3)
+    assert names(tmp_path / "outside") == []
+
+
+def test_permissions_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save(tmp_path)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "00000.png").stat().st_mode & 0o777 == 0o640
+
+
+def test_four_processes_in_one_folder_lose_nothing(tmp_path):
+    code = (
+        "import sys; from ldm.jobs.numbering import NumberedFiles\n"
+        "f = NumberedFiles(sys.argv[1], '%05d.png')\n"
+        "for i in range(40): f.save(f'{sys.argv[2]}-{i}'.encode())"
+    )
+    workers = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(worker)], cwd=REPOSITORY)
+        for worker in range(4)
+    ]
+    assert [worker.wait() for worker in workers] == [0] * 4
+    assert names(tmp_path) == [f"{number:05d}.png" for number in range(160)]
+    contents = {path.read_text() for path in tmp_path.iterdir()}
+    assert contents == {f"{worker}-{i}" for worker in range(4) for i in range(40)}

@@ -1,0 +1,67 @@
+"""Prompt to picture and picture to picture, beside what the reference scripts gave."""
+
+import numpy as np
+import pytest
+import torch
+
+from golden_cases import cases, names
+from ldm import load_model
+from ldm.imaging.colour import to_uint8
+from ldm.tasks.img2img import img2img
+from ldm.tasks.sampling import Settings
+from ldm.tasks.txt2img import txt2img
+
+
+def settings(config: dict) -> Settings:
+    return Settings(
+        sampler=config["sampler"],
+        num_steps=config["steps"],
+        eta=config["eta"],
+        guidance_scale=config["scale"],
+        negative_prompt=config["negative_prompt"],
+    )
+
+
+def load(case):
+    return load_model(case.files["config"], case.files["checkpoint"], device="cpu", dtype="float32")
+
+
+def check_pictures(case, batch):
+    case.check("latents", batch.latents)
+    case.check("image", batch.images)
+    case.check("image_uint8", to_uint8(batch.images).astype(np.int64))
+
+
+@pytest.mark.parametrize("case", cases("e2e_txt2img"), ids=names("e2e_txt2img"))
+def test_txt2img_is_that_of_the_reference(case):
+    model, c = load(case), case.config
+    if "cond_embedding" in case.expected:
+        case.check("cond_embedding", model.get_learned_conditioning([c["prompt"]]))
+    drawn = torch.randn(case.draws[0].shape, generator=torch.Generator().manual_seed(case.seed))
+    assert torch.equal(drawn, case.draws[0])
+    prompts = [c["prompt"]] * c["n_samples"]
+    (batch,) = txt2img(
+        model,
+        prompts,
+        seed=case.seed,
+        height=c["H"],
+        width=c["W"],
+        batch_size=c["n_samples"],
+        settings=settings(c),
+    )
+    check_pictures(case, batch)
+
+
+@pytest.mark.parametrize("case", cases("e2e_img2img"), ids=names("e2e_img2img"))
+def test_img2img_is_that_of_the_reference(case):
+    c = case.config
+    (batch,) = img2img(
+        load(case),
+        case.inputs["image_uint8"].numpy(),
+        [c["prompt"]] * c["n_samples"],
+        seed=case.seed,
+        strength=c["strength"],
+        batch_size=c["n_samples"],
+        settings=settings(c),
+    )
+    check_pictures(case, batch)
