@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +45,6 @@ def open_model(args: argparse.Namespace) -> OpenedModel:
 
     Raises: ConfigError, CheckpointError, BackendUnavailable, InputError.
     """
-    started = time.perf_counter()
     config, checkpoint = find_files(args)
     dtype_name = chosen_dtype(args)
 
@@ -63,15 +61,6 @@ def open_model(args: argparse.Namespace) -> OpenedModel:
         log.info(
             "no --ckpt given: using the small demo model that ships with this (%d pixels)", native_size(model)
         )
-    chosen = " (auto)" if args.device == "auto" else ""
-    log.info(
-        "%s on %s%s, %s, loaded in %.1f s",
-        checkpoint.name,
-        device,
-        chosen,
-        str(dtype).removeprefix("torch."),
-        time.perf_counter() - started,
-    )
     _explain_intel_flags(args, model)
     return OpenedModel(model, config, checkpoint, args.ckpt is None, dtype, sha256)
 
