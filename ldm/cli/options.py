@@ -212,7 +212,9 @@ def output(parser: argparse.ArgumentParser, outdir: str) -> None:
         metavar="N",
         help="pictures in a row of the grid (default: 0: n_samples)",
     )
-    group.add_argument("--no-grid", action="store_true", help="save no grid")
+    group.add_argument(
+        "--no-grid", action="store_true", help="save no grid; long runs then need no more memory"
+    )
     group.add_argument(
         "--watermark",
         choices=("on", "off"),

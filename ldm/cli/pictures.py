@@ -104,7 +104,7 @@ class Pictures:
         return files.save(buffer.getvalue())
 
     def _marked(self, image: "np.ndarray") -> tuple["np.ndarray", str | None]:
-        """Return the picture with its watermark, and what can be read back from it."""
+        """Return the picture with its watermark, and what to remember of it."""
         from ldm.imaging import watermark
 
         if not self.watermark:
@@ -116,9 +116,9 @@ class Pictures:
             )
             return image, None
         marked = watermark.mark(image)
-        if watermark.read(marked, 8 * len(watermark.PAYLOAD)) != watermark.PAYLOAD:
+        if not watermark.carries(marked):
             self._warn("the watermark cannot be read back from every picture; some are too flat to hold it")
-            return marked, None
+            return marked, f"{watermark.PAYLOAD.decode()} (unreadable)"
         return marked, watermark.PAYLOAD.decode()
 
     def _warn(self, *message: Any) -> None:
