@@ -28,8 +28,8 @@ def make_parser() -> app.Parser:
 
 def main(args: Namespace) -> None:
     from ldm.cli.model import check_factor, open_model
-    from ldm.cli.pictures import Pictures, run_record, sampling_settings, save_all
-    from ldm.cli.progress import batch_bar, step_bar
+    from ldm.cli.pictures import Pictures, run_record, sampling_arguments, save_all
+    from ldm.cli.progress import batch_bar
 
     prompts, sampler, pictures = inputs.read_prompts(args), inputs.chosen_sampler(args), Pictures(args)
     image, init_record = inputs.read_init_image(args)
@@ -38,18 +38,8 @@ def main(args: Namespace) -> None:
 
     from ldm.tasks.img2img import img2img
 
-    batches = img2img(
-        opened.model,
-        image,
-        prompts,
-        seed=args.seed,
-        strength=args.strength,
-        batch_size=args.n_samples,
-        n_iter=args.n_iter,
-        settings=sampling_settings(args, opened, sampler),
-        fixed_code=args.fixed_code,
-        track=step_bar(sampler, args.quiet),
-    )
+    settings = sampling_arguments(args, opened, sampler)
+    batches = img2img(opened.model, image, prompts, strength=args.strength, **settings)
     about = {"sampler": sampler, "strength": args.strength, "init_image": init_record}
     save_all(
         pictures, batch_bar(batches, prompts, args), lambda: run_record(args, opened, "img2img", **about)

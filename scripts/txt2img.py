@@ -31,8 +31,8 @@ def make_parser() -> app.Parser:
 
 def main(args: Namespace) -> None:
     from ldm.cli.model import open_model, picture_size
-    from ldm.cli.pictures import Pictures, run_record, sampling_settings, save_all
-    from ldm.cli.progress import batch_bar, step_bar
+    from ldm.cli.pictures import Pictures, run_record, sampling_arguments, save_all
+    from ldm.cli.progress import batch_bar
 
     prompts, sampler, pictures = inputs.read_prompts(args), inputs.chosen_sampler(args), Pictures(args)
     opened = open_model(args)
@@ -40,18 +40,8 @@ def main(args: Namespace) -> None:
 
     from ldm.tasks.txt2img import txt2img
 
-    batches = txt2img(
-        opened.model,
-        prompts,
-        seed=args.seed,
-        height=height,
-        width=width,
-        batch_size=args.n_samples,
-        n_iter=args.n_iter,
-        settings=sampling_settings(args, opened, sampler),
-        fixed_code=args.fixed_code,
-        track=step_bar(sampler, args.quiet),
-    )
+    settings = sampling_arguments(args, opened, sampler)
+    batches = txt2img(opened.model, prompts, height=height, width=width, **settings)
     save_all(
         pictures,
         batch_bar(batches, prompts, args),

@@ -74,6 +74,8 @@ def describe(error: Exception) -> tuple[str, int]:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         advice = "use a smaller --n_samples, --H or --W, or --dtype float16"
         return f"out of memory: {error}; {advice}", EXIT_OUT_OF_MEMORY
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}; install the requirements: pip install . in the repository", LdmError.exit_code
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
         where = f": {error.filename}" if error.filename else ""

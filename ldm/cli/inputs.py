@@ -64,7 +64,7 @@ def chosen_outdir(args: argparse.Namespace) -> Path:
 
 
 def read_prompts(args: argparse.Namespace) -> list[str]:
-    """Return the prompts of --from-file, each --repeat times, or the one of --prompt.
+    """Return the prompts of --from-file, each --repeat times, or that of --prompt for one whole batch.
 
     A file is UTF-8 (a byte order mark is skipped), one prompt a line; an empty line is an empty prompt.
     Raises: InputError naming the file and line.
@@ -72,7 +72,7 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     if args.from_file is None:
         if args.prompt is None:
             raise InputError("--prompt needs a text; an empty prompt is --prompt ''")
-        return [check_text(args.prompt, "--prompt")]
+        return [check_text(args.prompt, "--prompt")] * args.n_samples
     path = Path(args.from_file)
     try:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.cli.inputs import chosen_dtype
 from ldm.cli.options import DEFAULT_CONFIG
 from ldm.config import find_config
-from ldm.errors import CheckpointError, InputError
+from ldm.errors import CheckpointError, ConfigError, InputError
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,13 @@ def find_files(args: argparse.Namespace) -> tuple[Path, Path]:
             raise InputError(
                 f"--config {args.config} needs its weights: --ckpt FILE (without both, the demo model)"
             )
-        return find_config(DEMO_CONFIG), find_config(DEMO_CHECKPOINT)
+        try:
+            return find_config(DEMO_CONFIG), find_config(DEMO_CHECKPOINT)
+        except ConfigError as error:
+            raise CheckpointError(
+                f"no --ckpt given, and this copy lacks the demo model ({DEMO_CONFIG}, {DEMO_CHECKPOINT}); "
+                "give --ckpt FILE"
+            ) from error
     checkpoint = Path(args.ckpt).expanduser()
     if not checkpoint.is_file():
         what = "is a folder" if checkpoint.is_dir() else "does not exist"

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import ldm
 from ldm.cli.inputs import chosen_outdir
 from ldm.cli.model import OpenedModel
+from ldm.cli.progress import step_bar
 from ldm.errors import LdmError
 from ldm.jobs.numbering import NumberedFiles
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ldm.tasks.sampling import Batch, Settings
+    from ldm.tasks.sampling import Batch
 
 # Flags that say how to talk or where to save, not what to make.
 NOT_RECORDED = ("quiet", "debug", "outdir", "no_metadata")
@@ -147,13 +148,22 @@ def save_all(pictures: Pictures, batches: Iterable["Batch"], describe: Callable[
     log.info(pictures.summary())
 
 
-def sampling_settings(args: argparse.Namespace, opened: OpenedModel, sampler: str) -> "Settings":
-    """Return how to sample, from the flags."""
+def sampling_arguments(args: argparse.Namespace, opened: OpenedModel, sampler: str) -> dict[str, Any]:
+    """Return the arguments that every task takes: seed, counts, settings, progress bar."""
     from ldm.tasks.sampling import Settings
 
     if args.negative_prompt and args.scale == 1:
         log.warning("--negative-prompt has no effect at --scale 1, which leaves out the unconditional pass")
-    return Settings(sampler, args.steps, args.ddim_eta, args.scale, args.negative_prompt, opened.dtype)
+    return {
+        "seed": args.seed,
+        "batch_size": args.n_samples,
+        "n_iter": args.n_iter,
+        "settings": Settings(
+            sampler, args.steps, args.ddim_eta, args.scale, args.negative_prompt, opened.dtype
+        ),
+        "fixed_code": args.fixed_code,
+        "track": step_bar(sampler, args.quiet),
+    }
 
 
 def run_record(args: argparse.Namespace, opened: OpenedModel, task: str, **settings: Any) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Progress bars: tqdm on stderr; seldom redrawn where stderr is a file, absent with --quiet."""
+"""Progress bars: tqdm on stderr.
+
+Where stderr is a file the outer bar is redrawn every ten seconds and the inner one left out.
+"""
 
 import argparse
 import sys
@@ -14,14 +17,14 @@ def bar(
     """Yield the items under a bar; an inner bar disappears when it is full."""
     from tqdm import tqdm
 
-    interval = 0.1 if sys.stderr.isatty() else 10.0
+    on_terminal = sys.stderr.isatty()
     yield from tqdm(
         items,
         desc=what,
         total=total,
         leave=not inner,
-        disable=quiet,
-        mininterval=interval,
+        disable=quiet or (inner and not on_terminal),
+        mininterval=0.1 if on_terminal else 10.0,
         dynamic_ncols=True,
         position=1 if inner else 0,
     )

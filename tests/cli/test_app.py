@@ -36,6 +36,7 @@ def outcome(capsys, error: BaseException | None, *argv: str):
         (FileNotFoundError(errno.ENOENT, "No such file", "a.png"), 2, "error: No such file: a.png"),
         (OSError(errno.ENOSPC, "No space left on device"), 5, "error: No space left on device"),
         (MemoryError("1 TB"), 6, "error: out of memory: 1 TB; use a smaller"),
+        (ModuleNotFoundError("No module named 'torch'"), 2, "error: No module named 'torch'; install"),
         (KeyError("x"), 70, "error: internal error: KeyError: 'x'; run again with --debug"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

@@ -140,6 +140,10 @@ def test_prompt_files(tmp_path, content, prompts):
     assert inputs.read_prompts(args) == [prompt for prompt in prompts for _ in range(2)]
 
 
+def test_one_prompt_fills_a_batch():
+    assert inputs.read_prompts(Namespace(from_file=None, prompt="x", n_samples=3)) == ["x"] * 3
+
+
 @pytest.mark.parametrize(("content", "says"), [(b"a\nb\n\xff\n", "line 3"), (b"", "empty")])
 def test_bad_prompt_files_are_named_with_the_line(tmp_path, content, says):
     (tmp_path / "prompts.txt").write_bytes(content)

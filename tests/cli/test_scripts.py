@@ -22,35 +22,21 @@ def golden_flags(case) -> tuple:
     """The reference's own command line of an end-to-end case."""
     c = case.config
     flags = "--prompt", c["prompt"], "--scale", c["scale"], "--seed", case.seed, "--n_samples", c["n_samples"]
-    flags += (
-        "--ddim_eta",
-        c["eta"],
-        "--n_iter",
-        1,
-        "--precision",
-        "full",
-        "--negative-prompt",
-        c["negative_prompt"],
-    )
-    return *flags, *weights(case)
+    flags += "--ddim_eta", c["eta"], "--n_iter", c.get("n_iter", 1), "--negative-prompt", c["negative_prompt"]
+    return *flags, "--precision", "full", *weights(case)
 
 
-def txt2img_flags(case, tmp_path) -> tuple:
+def txt2img_flags(case) -> tuple:
     c = case.config
     sampler = {"ddim": (), "plms": ("--plms",), "dpm": ("--dpm",)}[c["sampler"]]
-    prompts = tmp_path / "prompts.txt"  # a batch of equal prompts, as the reference makes it from one
-    prompts.write_text(c["prompt"] + "\n")
-    file = ("--from-file", prompts, "--repeat", c["n_samples"])
-    return *golden_flags(case), *file, "--steps", c["steps"], "--H", c["H"], "--W", c["W"], *sampler
+    return *golden_flags(case), "--steps", c["steps"], "--H", c["H"], "--W", c["W"], *sampler
 
 
 def img2img_flags(case, tmp_path) -> tuple:
     c = case.config
     Image.fromarray(case.inputs["image_uint8"].numpy()).save(tmp_path / "init.png")
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text(f"{c['prompt']}\n" * c["n_samples"])
-    file = ("--from-file", prompts, "--init-img", tmp_path / "init.png")
-    return *golden_flags(case), *file, "--ddim_steps", c["steps"], "--strength", c["strength"]
+    flags = "--ddim_steps", c["steps"], "--strength", c["strength"]
+    return *golden_flags(case), *flags, "--init-img", tmp_path / "init.png"
 
 
 def picture(path) -> torch.Tensor:
@@ -62,14 +48,14 @@ def picture(path) -> torch.Tensor:
 def check_files(case, outdir):
     """Compare every saved picture with the reference's, within 1 of 255."""
     files = sorted((outdir / "samples").iterdir())
-    assert [file.name for file in files] == [f"{i:05d}.png" for i in range(case.config["n_samples"])]
+    assert [file.name for file in files] == [f"{i:05d}.png" for i in range(len(case.expected["image_uint8"]))]
     case.check("image_uint8", torch.stack([picture(file) for file in files]))
     assert sorted(p.name for p in outdir.iterdir()) == ["grid-0000.png", "samples"]
 
 
 @pytest.mark.parametrize("case", TXT2IMG, ids=names("e2e_txt2img"))
 def test_txt2img_gives_the_reference_picture(run, tmp_path, case):
-    outcome = run("txt2img.py", *txt2img_flags(case, tmp_path), "--outdir", tmp_path / "out")
+    outcome = run("txt2img.py", *txt2img_flags(case), "--outdir", tmp_path / "out")
     assert outcome.code == 0, outcome.err
     check_files(case, tmp_path / "out")
 
@@ -83,7 +69,7 @@ def test_img2img_gives_the_reference_picture(run, tmp_path, case):
 
 def test_txt2img_in_its_own_process_without_network_from_another_folder(run_alone, tmp_path):
     case = TXT2IMG[0]
-    outcome = run_alone("txt2img.py", *txt2img_flags(case, tmp_path), "--outdir", "out")
+    outcome = run_alone("txt2img.py", *txt2img_flags(case), "--outdir", "out")
     assert outcome.code == 0, outcome.err
     check_files(case, tmp_path / "out")
     assert "out" in outcome.out and "00000.png" in outcome.out and "cpu" in outcome.out
@@ -108,15 +94,15 @@ def test_help_is_quick_and_loads_no_torch(run_alone, script):
 
 
 def test_the_default_command_line_works_with_the_published_layout(run, tmp_path):
-    """Three iterations of one prompt: three pictures, one grid in a row of three, one warning, a summary."""
+    """Three iterations of three samples: nine pictures, a grid of three columns, one warning, a summary."""
     outcome = run("txt2img.py", *weights(), "--H", 16, "--W", 24, "--steps", 2)
     assert outcome.code == 0, outcome.err
     outdir = tmp_path / "outputs" / "txt2img-samples"
-    assert sorted(p.name for p in (outdir / "samples").iterdir()) == [f"{i:05d}.png" for i in range(3)]
+    assert sorted(p.name for p in (outdir / "samples").iterdir()) == [f"{i:05d}.png" for i in range(9)]
     assert picture(outdir / "samples" / "00000.png").shape == (16, 24, 3)
-    assert picture(outdir / "grid-0000.png").shape == (2 + 18, 2 + 3 * 26, 3)
+    assert picture(outdir / "grid-0000.png").shape == (2 + 3 * 18, 2 + 3 * 26, 3)
     assert outcome.err.count("watermark") == 1 and "without it" in outcome.err
-    assert "4 files" in outcome.out
+    assert "10 files" in outcome.out
 
 
 def test_a_second_run_adds_and_overwrites_nothing(run, tmp_path):
@@ -217,6 +203,25 @@ def test_published_intel_flags_work_and_explain_themselves(run, tmp_path):
 def test_quiet_says_nothing(run):
     outcome = run("txt2img.py", *weights(), *QUICK, "--quiet", "--watermark", "off", "--outdir", "o")
     assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
+
+
+def test_without_weights_the_demo_model_is_used_at_its_own_size_and_said_so(run, tmp_path, monkeypatch):
+    from ldm.cli import model
+
+    monkeypatch.setattr(model, "DEMO_CONFIG", weights()[1])
+    monkeypatch.setattr(model, "DEMO_CHECKPOINT", weights()[3])
+    outcome = run("txt2img.py", "--steps", 2, "--n_iter", 1, "--n_samples", 1, "--outdir", "o")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("demo model") == 1 and "64 pixels" in outcome.out
+    assert picture(tmp_path / "o" / "samples" / "00000.png").shape == (64, 64, 3)
+
+
+def test_without_weights_and_without_demo_model_it_says_what_to_give(run, monkeypatch):
+    from ldm.cli import model
+
+    monkeypatch.setattr(model, "DEMO_CHECKPOINT", "configs/demo/nowhere.safetensors")
+    outcome = run("txt2img.py")
+    assert outcome.code == 2 and "--ckpt" in outcome.err and outcome.err.count("\n") == 1
 
 
 def test_ctrl_c_keeps_what_was_made(run, tmp_path, monkeypatch):

@@ -26,10 +26,12 @@ def load(case):
     return load_model(case.files["config"], case.files["checkpoint"], device="cpu", dtype="float32")
 
 
-def check_pictures(case, batch):
-    case.check("latents", batch.latents)
-    case.check("image", batch.images)
-    case.check("image_uint8", to_uint8(batch.images).astype(np.int64))
+def check_pictures(case, batches):
+    batches = list(batches)
+    images = torch.cat([batch.images for batch in batches])
+    case.check("latents", torch.cat([batch.latents for batch in batches]))
+    case.check("image", images)
+    case.check("image_uint8", to_uint8(images).astype(np.int64))
 
 
 @pytest.mark.parametrize("case", cases("e2e_txt2img"), ids=names("e2e_txt2img"))
@@ -39,29 +41,30 @@ def test_txt2img_is_that_of_the_reference(case):
         case.check("cond_embedding", model.get_learned_conditioning([c["prompt"]]))
     drawn = torch.randn(case.draws[0].shape, generator=torch.Generator().manual_seed(case.seed))
     assert torch.equal(drawn, case.draws[0])
-    prompts = [c["prompt"]] * c["n_samples"]
-    (batch,) = txt2img(
+    batches = txt2img(
         model,
-        prompts,
+        [c["prompt"]] * c["n_samples"],
         seed=case.seed,
         height=c["H"],
         width=c["W"],
         batch_size=c["n_samples"],
+        n_iter=c.get("n_iter", 1),
         settings=settings(c),
     )
-    check_pictures(case, batch)
+    check_pictures(case, batches)
 
 
 @pytest.mark.parametrize("case", cases("e2e_img2img"), ids=names("e2e_img2img"))
 def test_img2img_is_that_of_the_reference(case):
     c = case.config
-    (batch,) = img2img(
+    batches = img2img(
         load(case),
         case.inputs["image_uint8"].numpy(),
         [c["prompt"]] * c["n_samples"],
         seed=case.seed,
         strength=c["strength"],
         batch_size=c["n_samples"],
+        n_iter=c.get("n_iter", 1),
         settings=settings(c),
     )
-    check_pictures(case, batch)
+    check_pictures(case, batches)
