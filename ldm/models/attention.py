@@ -214,7 +214,8 @@ class AttentionBlock(nn.Module):
             q, k, v = (y.unflatten(1, (self.num_heads, -1)) for y in qkv.chunk(3, dim=1))
         else:
             q, k, v = qkv.unflatten(1, (self.num_heads, -1)).chunk(3, dim=2)
-        q, k, v = (y.transpose(2, 3) for y in (q, k, v))     # (b, h, n, d)
+        # Contiguous, because torch's attention falls back to a matrix of n x n weights for other layouts.
+        q, k, v = (y.transpose(2, 3).contiguous() for y in (q, k, v))     # (b, h, n, d)
         out = F.scaled_dot_product_attention(q, k, v)
         out = self.proj_out(out.transpose(2, 3).flatten(1, 2))
         return (tokens + out).view_as(x)

@@ -51,7 +51,9 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        q, k, v = (f(y).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v))  # (b, 1, n, c)
+        # Contiguous, because torch's attention falls back to a matrix of n x n weights for other layouts.
+        tokens = (f(y).flatten(2).transpose(1, 2).contiguous() for f in (self.q, self.k, self.v))
+        q, k, v = (t[:, None] for t in tokens)                                                  # (b, 1, n, c)
         out = F.scaled_dot_product_attention(q, k, v)
         out = out.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])                          # (b, c, h, w)
         return x + self.proj_out(out)
