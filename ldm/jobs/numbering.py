@@ -2,10 +2,13 @@
 
 In a fresh folder the numbers are those of the published scripts, which start at the count of entries
 in the folder. That count alone goes back when files are deleted, and two processes get the same one;
-here the next number is at least the highest present plus one, and taking it is atomic: the finished
-file is linked to its name, which fails if the name exists.
+here the next number is above every number present or ever given out, and taking it is atomic: the
+finished file is linked to its name, which fails if the name exists. What was given out is kept as an
+extended attribute of the folder, so nothing is added to it and a new folder starts afresh; a file system
+without such attributes remembers only the files present.
 """
 
+import contextlib
 import os
 import re
 import secrets
@@ -28,6 +31,7 @@ class NumberedFiles:
         self.foreign = foreign
         before, digits, after = re.fullmatch(r"(.*)(%0?\d*d)(.*)", pattern).groups()
         self._name = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
+        self._attribute = f"user.ldm.next.{before}{after}"
         self._next = 0
 
     def save(self, data: bytes) -> Path:
@@ -39,14 +43,29 @@ class NumberedFiles:
             self._next = max(self._next, self._first_free())
             while not _claim(temporary, self.folder / (self.pattern % self._next)):
                 self._next += 1
-            return self.folder / (self.pattern % self._next)
+            taken = self.folder / (self.pattern % self._next)
+            self._next += 1
+            self._remember()
+            return taken
         finally:
             temporary.unlink(missing_ok=True)
 
     def _first_free(self) -> int:
         names = [name for name in os.listdir(self.folder) if not name.startswith(TEMPORARY_PREFIX)]
         numbers = [int(match[1]) for match in map(self._name.fullmatch, names) if match]
-        return max([len(names) - self.foreign, *(number + 1 for number in numbers)])
+        return max([len(names) - self.foreign, self._remembered(), *(number + 1 for number in numbers)])
+
+    def _remembered(self) -> int:
+        """Return the number after the highest ever given out, 0 where none is on record."""
+        try:
+            return int(os.getxattr(self.folder, self._attribute))
+        except (OSError, ValueError, AttributeError):  # none yet, damaged, or a system without attributes
+            return 0
+
+    def _remember(self) -> None:
+        """Put the next number on record, never a lower one than is there."""
+        with contextlib.suppress(OSError, AttributeError):
+            os.setxattr(self.folder, self._attribute, str(max(self._next, self._remembered())).encode())
 
 
 def _write(path: Path, data: bytes) -> None:

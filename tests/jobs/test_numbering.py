@@ -36,6 +36,19 @@ def test_deleting_files_never_leads_to_overwriting(tmp_path):
     assert (tmp_path / "00002.png").read_bytes() == b"mine"
 
 
+def test_the_number_of_a_deleted_last_file_does_not_come_back(tmp_path):
+    files = save(tmp_path, 3)
+    try:
+        os.setxattr(tmp_path, "user.ldm.test", b"1")
+    except (OSError, AttributeError):
+        expected = "00002.png"  # no extended attributes here: only the files present count
+    else:
+        expected = "00003.png"
+    (tmp_path / files[-1]).unlink()
+    assert names(tmp_path) == files[:-1]  # nothing beside the pictures
+    assert save(tmp_path) == [expected]
+
+
 def test_a_deletion_during_a_run_does_not_bring_a_number_back(tmp_path):
     files = NumberedFiles(tmp_path, "%05d.png")
     files.save(b"")
