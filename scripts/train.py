@@ -1,7 +1,7 @@
 """Train an autoencoder, a diffusion model or a small CLIP.
 
     python scripts/train.py --config configs/training/emoji_autoencoder.yaml --max-time 01:30:00
-    python scripts/train.py --config configs/training/emoji_autoencoder.yaml --resume auto train.learning_rate=1e-4
+    python scripts/train.py --config configs/training/emoji_clip.yaml --resume auto train.learning_rate=1e-4
     python scripts/train.py --resume runs/emoji_autoencoder
     python scripts/train.py --config configs/training/text_to_image.yaml --dry-run
 
@@ -33,7 +33,9 @@ def make_parser() -> app.Parser:
     add("--config", help="training configuration; with --resume RUN, that run's own by default")
     add("--run", help="folder of the run; default runs/NAME, with a number added when it is taken")
     add("--resume", metavar="RUN", help='go on with this run folder, or with the newest, if any: "auto"')
-    add("--max-time", default="", metavar="TIME", help="end after so many seconds, or HH:MM:SS, of wall clock")
+    add(
+        "--max-time", default="", metavar="TIME", help="end after so many seconds, or HH:MM:SS, of wall clock"
+    )
     add("--dry-run", action="store_true", help="print the resolved configuration and end")
     add("overrides", nargs="*", metavar="key=value", help="such as train.batch_size=8")
     options.common(parser)

@@ -10,7 +10,7 @@ from ldm.config import load_config
 from ldm.errors import InputError
 from ldm.training.options import parse_duration
 
-EXIT_STOPPED = 75       # EX_TEMPFAIL: saved, go on with --resume
+EXIT_STOPPED = 75  # EX_TEMPFAIL: saved, go on with --resume
 
 
 def run(args: Namespace, started: float) -> None:
@@ -20,17 +20,18 @@ def run(args: Namespace, started: float) -> None:
     if args.dry_run:
         print_config(config)
         return
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:        # a second process of the same run has nothing new to say
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # a second process of the same run has nothing new to say
         import logging
 
         logging.getLogger("ldm").setLevel(logging.WARNING)
     from ldm.training.fit import train
 
     result = train(config, Path(args.run or f"runs/{name}"), args.resume, deadline, started)
-    if result.weights is None:
+    if result.interrupted:
         print(f"stopped by {result.stopped_by} after step {result.step}; go on with --resume {result.folder}")
         sys.exit(EXIT_STOPPED)
-    print(f"trained {result.step} steps: {result.weights}, {result.folder / 'model.yaml'}", flush=True)
+    if result.weights is not None:
+        print(f"trained {result.step} steps: {result.weights}, {result.folder / 'model.yaml'}", flush=True)
 
 
 def read_config(args: Namespace) -> tuple[Any, str]:

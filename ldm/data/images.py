@@ -6,8 +6,8 @@ Captions are looked for in this order:
     captions.csv     columns file_name, text (or any other .csv given by name)
     NAME.txt         beside NAME.png
 
-A picture without a caption has the empty one. Pictures are opened when they are drawn, and small sets are kept in memory
-as uint8. Every random choice comes from the generator that the caller passes.
+A picture without a caption has the empty one. Pictures are opened when they are drawn, and small sets are
+kept in memory as uint8. Every random choice comes from the generator that the caller passes.
 """
 
 import csv
@@ -150,7 +150,11 @@ def read_table(file: Path) -> dict[str, str]:
         if file.suffix == ".csv":
             rows = list(enumerate(csv.DictReader(opened), start=2))
         else:
-            rows = [(number, parse_line(file, number, line)) for number, line in enumerate(opened, 1) if line.strip()]
+            rows = [
+                (number, parse_line(file, number, line))
+                for number, line in enumerate(opened, 1)
+                if line.strip()
+            ]
     captions = {}
     for number, row in rows:
         text = next((row[key] for key in TEXT_KEYS if row.get(key) is not None), None)

@@ -1,4 +1,4 @@
-"""Pictures that can be computed: coloured discs on coloured ground, for tests and for trying a configuration."""
+"""Pictures that can be computed: coloured discs on coloured ground, to test and to try a configuration."""
 
 import torch
 from torch import Tensor
@@ -35,9 +35,9 @@ class Discs:
             fixed = torch.rand(self.count, 5, generator=torch.Generator().manual_seed(0))
             draws = fixed[(draws[:, 0] * self.count).long()]
         names = list(COLOURS)
-        table = torch.tensor(list(COLOURS.values())) * 2 - 1                            # (n, 3)
+        table = torch.tensor(list(COLOURS.values())) * 2 - 1  # (n, 3)
         ground = (draws[:, 0] * len(names)).long()
-        disc = (ground + 1 + (draws[:, 1] * (len(names) - 1)).long()) % len(names)      # never that of the ground
+        disc = (ground + 1 + (draws[:, 1] * (len(names) - 1)).long()) % len(names)  # never that of the ground
         centre = 0.3 + 0.4 * draws[:, 2:4]
         radius = 0.15 + 0.15 * draws[:, 4]
         axis = (torch.arange(self.size) + 0.5) / self.size

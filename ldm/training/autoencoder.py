@@ -4,10 +4,10 @@
     nll = rec / exp(logvar) + logvar
     L   = nll + w_kl KL(q(z|x) || N(0, 1)) + w_disc lambda g,    lambda = ||d nll|| / (||d g|| + 1e-4)
 
-Sums over a picture are divided by its number of values, all alike: published weights keep their meaning, and the size
-of the loss does not depend on the size of the picture. Both optimizers use one pass of the autoencoder: the
-discriminator sees the reconstruction from before the autoencoder's step. `disc_start` counts optimizer steps of the
-autoencoder.
+Sums over a picture are divided by its number of values, all alike: published weights keep their meaning, and
+the size of the loss does not depend on the size of the picture. Both optimizers use one pass of the
+autoencoder: the discriminator sees the reconstruction from before the autoencoder's step. `disc_start` counts
+optimizer steps of the autoencoder.
 """
 
 import logging
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ldm.training.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss
 from ldm.training.ema import LitEma
 from ldm.training.exporting import export_config, export_weights
+from ldm.training.loading import load_part
 from ldm.training.module import TrainingModule, averaged
 from ldm.training.options import AutoencoderOptions, TrainOptions
 from ldm.training.seeding import generator
@@ -50,6 +51,8 @@ class AutoencoderTraining(TrainingModule):
         super().__init__(train)
         self.options = options
         self.autoencoder = model
+        if options.ckpt:
+            load_part(model, options.ckpt, "first_stage_model.")
         self.loss_parameters = nn.ParameterDict(
             {"logvar": nn.Parameter(torch.tensor(options.logvar_init), requires_grad=options.learn_logvar)}
         )
@@ -77,7 +80,9 @@ class AutoencoderTraining(TrainingModule):
         if self.discriminator is None:
             return {}
         last = f"discriminator.{len(self.discriminator) - 1}.bias"
-        return {last: "hinge pulls up real patches as much as it pushes down the others while all are in the margin"}
+        return {
+            last: "hinge pulls real patches up as hard as it pushes others down while all are in the margin"
+        }
 
     @property
     def adversarial(self) -> bool:
@@ -152,7 +157,7 @@ class AutoencoderTraining(TrainingModule):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Return reconstructions from the posteriors' means, with the averaged weights where there are any."""
+        """Return reconstructions from the posteriors' means, with averaged weights where there are any."""
         self.autoencoder.eval()
         with averaged(self.ema, self.autoencoder):
             result = self.autoencoder(images.to(self.device), sample_posterior=False)[0].float()
@@ -167,11 +172,13 @@ class AutoencoderTraining(TrainingModule):
     def sample(self, data: Any) -> Tensor:
         images, _ = data.batch(generator(0, "samples"), 8)
         images = images.to(self.device)
-        return torch.stack([images, self.reconstruct(images)], 1).flatten(0, 1)      # original, copy, original, ...
+        return torch.stack([images, self.reconstruct(images)], 1).flatten(
+            0, 1
+        )  # original, copy, original, ...
 
     @torch.no_grad()
     def latent_std(self, data: Any) -> float:
-        """Return the standard deviation of unscaled latents; 1 / std is the scale factor of a diffusion model."""
+        """Return the standard deviation of unscaled latents; a diffusion model scales by 1 / std."""
         self.autoencoder.eval()
         values = []
         with averaged(self.ema, self.autoencoder):
@@ -211,6 +218,8 @@ class AutoencoderTraining(TrainingModule):
             }
             path = folder / "model.safetensors"
             export_weights(path, tensors, self.train_options.export_dtype, about)
-        heading = f"ldm.load_model({str(folder / 'model.yaml')!r}, {str(path)!r}); scale_factor {1.0 / std:.5f}"
+        heading = (
+            f"ldm.load_model({str(folder / 'model.yaml')!r}, {str(path)!r}); scale_factor {1.0 / std:.5f}"
+        )
         export_config(folder / "model.yaml", config["model"], heading)
         return path

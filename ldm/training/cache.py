@@ -1,8 +1,9 @@
 """Latents and texts encoded once, so that diffusion training runs the UNet alone.
 
-For each picture the posterior's mean and standard deviation are kept in float16, so that a fresh sample can still be
-drawn every time (2 * 4 * 16 * 16 * 2 bytes = 4 KB for a picture of 128 px). Texts are kept once each, in float16.
-The cache lies in the run folder: a resumed run reads back the same bits instead of encoding again.
+For each picture the posterior's mean and standard deviation are kept in float16, so that a fresh sample can
+still be drawn every time (2 * 4 * 16 * 16 * 2 bytes = 4 KB for a picture of 128 px). Texts are kept once
+each, in float16. The cache lies in the run folder: a resumed run reads back the same bits instead of encoding
+again.
 """
 
 import hashlib
@@ -36,7 +37,9 @@ class LatentCache:
         contexts: (m, tokens, width) float16, or None when they would not fit.
     """
 
-    def __init__(self, moments: Tensor, captions: list[str], contexts: Tensor | None, texts: list[str]) -> None:
+    def __init__(
+        self, moments: Tensor, captions: list[str], contexts: Tensor | None, texts: list[str]
+    ) -> None:
         self.moments = moments
         self.captions = captions
         self.contexts = contexts
@@ -100,10 +103,15 @@ def build_cache(
         first = encode_text([""])
         megabytes = len(texts) * first[0].numel() * 2 / 2**20
         if megabytes <= text_limit_mb:
-            parts = [encode_text(texts[i : i + BATCH]).to("cpu", torch.float16) for i in range(0, len(texts), BATCH)]
+            parts = [
+                encode_text(texts[i : i + BATCH]).to("cpu", torch.float16)
+                for i in range(0, len(texts), BATCH)
+            ]
             contexts = torch.cat(parts)
         else:
-            log.info("%d captions need %.0f MB, above cache_text_mb: encoded in every step", len(texts), megabytes)
+            log.info(
+                "%d captions need %.0f MB, above cache_text_mb: encoded in every step", len(texts), megabytes
+            )
     log.info("encoded %d pictures, %d captions in %.0f s", count, len(texts), time.monotonic() - started)
     return LatentCache(torch.cat(moments), captions, contexts, texts)
 

@@ -31,8 +31,8 @@ class Clock:
         self.elapsed_before = elapsed_before
         self.started = started
         limits = [limit for limit in (budget, elapsed_before + deadline if deadline else 0.0) if limit > 0]
-        self.end = min(limits) if limits else 0.0           # where training stops
-        self.horizon = budget or self.end                   # what cosine_by_time looks at
+        self.end = min(limits) if limits else 0.0  # where training stops
+        self.horizon = budget or self.end  # what cosine_by_time looks at
 
     @property
     def elapsed(self) -> float:
@@ -48,7 +48,7 @@ class Clock:
 
 
 class StopSignals:
-    """Notes SIGTERM, SIGUSR1 and SIGINT; the step in progress is finished first. A second Ctrl-C stops at once."""
+    """Notes SIGTERM, SIGUSR1 and SIGINT; the step in progress is finished. A second Ctrl-C stops at once."""
 
     names = ("SIGTERM", "SIGUSR1", "SIGINT")
 
@@ -176,11 +176,21 @@ class Keeper(pl.Callback):
         options, now = module.train_options, time.monotonic()
         step, then = self._last_logged
         pictures = (module.step - step) * options.batch_size * options.accumulate * trainer.world_size
-        row = {"step": module.step, "seconds": self.clock.elapsed, "images_per_second": pictures / (now - then)}
+        row = {
+            "step": module.step,
+            "seconds": self.clock.elapsed,
+            "images_per_second": pictures / (now - then),
+        }
         self._last_logged = (module.step, now)
         self._log.add({**row, **means})
         shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
-        log.info("step %d  %s  %.1f images/s  %s", module.step, hms(self.clock.elapsed), row["images_per_second"], shown)
+        log.info(
+            "step %d  %s  %.1f images/s  %s",
+            module.step,
+            hms(self.clock.elapsed),
+            row["images_per_second"],
+            shown,
+        )
 
     def _look(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         """Write a sample grid and the validation figures; training's random numbers are not touched."""

@@ -2,8 +2,9 @@
 
     logits = exp(s) f(image) g(text)^T,     L = (CE over rows + CE over columns) / 2,     exp(s) <= 100
 
-Made-up captions repeat within a batch. Pairs with the same caption are all right answers, so the target spreads evenly
-over them. The image tower stays out of the diffusion model, but it is the CLIP score for what that model draws.
+Made-up captions repeat within a batch. Pairs with the same caption are all right answers, so the target
+spreads evenly over them. The image tower stays out of the diffusion model, but it is the CLIP score for what
+that model draws.
 """
 
 import logging
@@ -29,8 +30,8 @@ LOGIT_SCALE_MAX = math.log(100.0)
 
 
 def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tensor, same: Tensor) -> Tensor:
-    """Return the symmetric cross entropy of unit features (b, d); `same` (b, b) marks pairs with equal captions."""
-    logits = scale * image_features @ text_features.T                                  # (b, b)
+    """Return the symmetric cross entropy of unit features (b, d); `same` (b, b) marks equal captions."""
+    logits = scale * image_features @ text_features.T  # (b, b)
     target = same.float() / same.float().sum(dim=1, keepdim=True)
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
 
@@ -51,7 +52,9 @@ class ClipTraining(TrainingModule):
     def __init__(self, model: FrozenOpenCLIPEmbedder, train: TrainOptions, options: ClipOptions) -> None:
         super().__init__(train)
         if not isinstance(model, FrozenOpenCLIPEmbedder):
-            raise ConfigError(f"model: a CLIP is trained from FrozenOpenCLIPEmbedder, got {type(model).__name__}")
+            raise ConfigError(
+                f"model: a CLIP is trained from FrozenOpenCLIPEmbedder, got {type(model).__name__}"
+            )
         config = architecture(model.arch)
         if "vision_cfg" not in config:
             raise ConfigError(f"{model.arch}: has no vision_cfg, so there is no image tower to train")
@@ -89,7 +92,7 @@ class ClipTraining(TrainingModule):
         if self.trainer.world_size > 1:
             images, texts = (self.all_gather(x, sync_grads=True).flatten(0, 1) for x in (images, texts))
             tokens = self.all_gather(tokens).flatten(0, 1)
-        same = (tokens[:, None] == tokens[None]).all(dim=2)                             # (b, b)
+        same = (tokens[:, None] == tokens[None]).all(dim=2)  # (b, b)
         with torch.autocast(self.device.type, enabled=False):
             scale = self.clip.logit_scale.exp()
             loss = contrastive_loss(images, texts, scale, same)
@@ -106,7 +109,7 @@ class ClipTraining(TrainingModule):
 
     @torch.no_grad()
     def features(self, data: Any, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return pictures, their features, the features of the distinct captions, and each picture's caption."""
+        """Return pictures, their features, those of the distinct captions, and each picture's caption."""
         self.clip.eval()
         images, captions = data.batch(generator(0, "validation"), count)
         distinct = list(dict.fromkeys(captions))
@@ -139,7 +142,7 @@ class ClipTraining(TrainingModule):
         self.clip.load_state_dict(state["clip"])
 
     def export(self, folder: Path, config: dict[str, Any], data: Any) -> Path:
-        """Write the text encoder as model.safetensors, and both towers as clip.safetensors with open_clip's names."""
+        """Write the text encoder as model.safetensors, both towers as clip.safetensors (open_clip names)."""
         towers = self.clip.state_dict()
         text = {key: value for key, value in towers.items() if not key.startswith("visual.")}
         self.text_encoder.model.load_state_dict(text)
@@ -148,5 +151,7 @@ class ClipTraining(TrainingModule):
         export_weights(folder / "clip.safetensors", towers, dtype, about)
         path = folder / "model.safetensors"
         export_weights(path, self.text_encoder.state_dict(), dtype, about)
-        export_config(folder / "model.yaml", config["model"], "The text encoder; clip.safetensors has both towers.")
+        export_config(
+            folder / "model.yaml", config["model"], "The text encoder; clip.safetensors has both towers."
+        )
         return path

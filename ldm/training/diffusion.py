@@ -1,10 +1,11 @@
 """Train the UNet of a latent diffusion model (arXiv 2112.10752, eq. 3; loss in ldm.diffusion.loss).
 
-    z = scale * sample of the encoder's posterior,    x_t = alpha_t z + sigma_t eps,    t uniform over 0 .. N-1
+    z = scale * sample of the encoder's posterior,   x_t = alpha_t z + sigma_t eps,   t uniform over 0 .. N-1
     L = mean w_t |target - UNet(x_t, t, text)|^2
 
-Autoencoder and text encoder are frozen. Trained weights are float32 whatever `precision` says; the average of the
-weights (LitEma) moves once an optimizer step, is used for samples and validation, and is what gets exported.
+Autoencoder and text encoder are frozen. Trained weights are float32 whatever `precision` says; the average of
+the weights (LitEma) moves once an optimizer step, is used for samples and validation, and is what gets
+exported.
 """
 
 import logging
@@ -14,23 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import load_checkpoint
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.loss import diffusion_loss, offset_noise
 from ldm.diffusion.prediction import add_noise, denoiser
-from ldm.errors import CheckpointError, ConfigError
-from ldm.loading import match
+from ldm.errors import ConfigError
 from ldm.samplers import make_sampler, sample_loop
 from ldm.training.cache import LatentCache, build_cache, fingerprint, load_cache, save_cache
 from ldm.training.ema import LitEma
 from ldm.training.exporting import export_config, export_weights
+from ldm.training.loading import load_part
 from ldm.training.module import TrainingModule, averaged
 from ldm.training.options import DiffusionOptions, TrainOptions
 from ldm.training.seeding import generator
 
 log = logging.getLogger(__name__)
 
-VALIDATION_TIMES = (0.1, 0.35, 0.6, 0.85)       # fractions of N at which the held-out loss is measured
+VALIDATION_TIMES = (0.1, 0.35, 0.6, 0.85)  # fractions of N at which the held-out loss is measured
 
 
 class DiffusionTraining(TrainingModule):
@@ -93,7 +93,10 @@ class DiffusionTraining(TrainingModule):
         """Return the cache of the run folder, made now if there is none from these data and weights."""
         model, options = self.diffusion, self.options
         texts = model.cond_stage_model is not None and options.cache_text_mb > 0
-        about = [type(data).__name__, {k: v for k, v in vars(data).items() if isinstance(v, (str, int, float))}]
+        about = [
+            type(data).__name__,
+            {k: v for k, v in vars(data).items() if isinstance(v, (str, int, float))},
+        ]
         about += [count, self.train_options.seed, self.train_options.precision]
         mark = fingerprint(about, model.first_stage_model, *([model.cond_stage_model] if texts else []))
         cache = load_cache(path, mark)
@@ -126,7 +129,7 @@ class DiffusionTraining(TrainingModule):
 
     @staticmethod
     def noise(like: Tensor) -> Tensor:
-        """Return normal numbers whose order does not depend on the memory layout, as that of randn_like does."""
+        """Return normal numbers in an order that, unlike randn_like's, does not depend on the layout."""
         return torch.randn(like.shape, device=like.device)
 
     def context(self, captions: list[str]) -> Tensor | None:
@@ -143,9 +146,12 @@ class DiffusionTraining(TrainingModule):
         model, options = self.diffusion, self.options
         x_0 = self.latents(batch)
         dropped = torch.rand(len(x_0)) < options.text_dropout
-        cond = self.context([
-            "" if drop else caption for drop, caption in zip(dropped.tolist(), batch["captions"], strict=True)
-        ])
+        cond = self.context(
+            [
+                "" if drop else caption
+                for drop, caption in zip(dropped.tolist(), batch["captions"], strict=True)
+            ]
+        )
         t = torch.randint(model.num_timesteps, (len(x_0),), device=self.device)
         eps = self.noise(x_0)
         if options.offset_noise > 0:
@@ -154,8 +160,14 @@ class DiffusionTraining(TrainingModule):
         output = model.apply_model(x_t, t, cond)
         with torch.autocast(self.device.type, enabled=False):
             loss = diffusion_loss(
-                model.schedule, model.parameterization, output, x_0, eps, t,
-                loss_type=options.loss_type, min_snr_gamma=options.min_snr_gamma or None,
+                model.schedule,
+                model.parameterization,
+                output,
+                x_0,
+                eps,
+                t,
+                loss_type=options.loss_type,
+                min_snr_gamma=options.min_snr_gamma or None,
             )
         self.loss_backward(loss.total)
         return {"loss": loss.total.detach(), "loss_simple": loss.simple.detach()}
@@ -168,7 +180,7 @@ class DiffusionTraining(TrainingModule):
 
     @torch.no_grad()
     def evaluate(self, data: Any) -> dict[str, float]:
-        """Return the loss of averaged weights on the same 32 pictures and noise every time, by noise level."""
+        """Return the loss of averaged weights by noise level, on the same 32 pictures and noise always."""
         model = self.diffusion
         random = generator(0, "validation")
         images, captions = data.batch(random, 32)
@@ -221,7 +233,10 @@ class DiffusionTraining(TrainingModule):
     # State
 
     def trained_state(self) -> dict[str, Any]:
-        state = {"unet": self.diffusion.model.state_dict(), "scale_factor": float(self.diffusion.scale_factor)}
+        state = {
+            "unet": self.diffusion.model.state_dict(),
+            "scale_factor": float(self.diffusion.scale_factor),
+        }
         return state | ({"ema": self.ema.state_dict()} if self.ema is not None else {})
 
     def load_trained_state(self, state: dict[str, Any]) -> None:
@@ -257,21 +272,12 @@ def load_parts(model: nn.Module, options: DiffusionOptions) -> None:
         ConfigError: a complete checkpoint and parts of one.
     """
     if options.ckpt and (options.first_stage_ckpt or options.cond_stage_ckpt):
-        raise ConfigError("diffusion.ckpt is a complete checkpoint; leave first_stage_ckpt and cond_stage_ckpt out")
+        raise ConfigError(
+            "diffusion.ckpt is a complete checkpoint; leave first_stage_ckpt and cond_stage_ckpt out"
+        )
     if options.ckpt:
         load_part(model, options.ckpt, "")
     if options.first_stage_ckpt:
         load_part(model.first_stage_model, options.first_stage_ckpt, "first_stage_model.")
     if options.cond_stage_ckpt:
         load_part(model.cond_stage_model, options.cond_stage_ckpt, "cond_stage_model.")
-
-
-def load_part(part: nn.Module, path: str, prefix: str) -> None:
-    """Load a network from its own file, or from a complete checkpoint that holds it under `prefix`."""
-    weights = load_checkpoint(path)
-    inside = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    weights = {k: v for k, v in (inside or weights).items() if not k.startswith(("loss.", "model_ema."))}
-    fit = match(part, weights)
-    if not fit.is_good:
-        raise CheckpointError(f"{path} does not fit {type(part).__name__}: {fit.report(part, weights)}")
-    part.load_state_dict({name: weights[name].float() for name in fit.matched}, strict=False)

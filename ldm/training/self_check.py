@@ -1,9 +1,10 @@
 """Find, in the first steps, a tensor that training does not reach.
 
-A run that trains nothing looks healthy for hours. So each trainable tensor must, within a few optimizer steps, have
-had a gradient that is finite and not all zero, and must then have changed. The first step alone cannot tell: layers
-that start at zero give everything before them a zero gradient until they have moved. And behind such layers the
-gradients of a warm-up are at first so small that a weight cannot follow in float32: moving gets more time.
+A run that trains nothing looks healthy for hours. So each trainable tensor must, within a few optimizer
+steps, have had a gradient that is finite and not all zero, and must then have changed. The first step alone
+cannot tell: layers that start at zero give everything before them a zero gradient until they have moved. And
+behind such layers the gradients of a warm-up are at first so small that a weight cannot follow in float32:
+moving gets more time.
 """
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ldm.errors import TrainingError
 
-PATIENCE = 40       # a tensor has this many times longer to move than to get a gradient
+PATIENCE = 40  # a tensor has this many times longer to move than to get a gradient
 
 
 class SelfCheck:
@@ -23,7 +24,9 @@ class SelfCheck:
         allow: part of a name -> reason why such a tensor may rest.
     """
 
-    def __init__(self, parameters: dict[str, Tensor], steps: int, allow: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, parameters: dict[str, Tensor], steps: int, allow: dict[str, str] | None = None
+    ) -> None:
         watched = parameters if steps > 0 else {}
         self.pending = {
             name: p for name, p in watched.items() if not any(part in name for part in (allow or {}))
@@ -64,8 +67,8 @@ class SelfCheck:
         no_gradient = [name for name in self.pending if name not in self.had_gradient]
         if self.taken >= self.steps and no_gradient:
             raise TrainingError(
-                f"{named(no_gradient)}: no gradient reaches it in {self.taken} steps; freeze it, or name it with a "
-                "reason in train.self_check_allow"
+                f"{named(no_gradient)}: no gradient reaches it in {self.taken} steps; freeze it, or name it "
+                "with a reason in train.self_check_allow"
             )
         if self.taken >= self.steps * PATIENCE and self.pending:
             raise TrainingError(

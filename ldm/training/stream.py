@@ -1,7 +1,8 @@
 """The endless stream of training batches, addressed by step.
 
-Batch (step, micro) is drawn with a generator seeded from (seed, step, micro, rank), so the position in the data is the
-step number: nothing needs to be saved, and a resumed run sees what an uninterrupted one would have seen.
+Batch (step, micro) is drawn with a generator seeded from (seed, step, micro, rank), so the position in the
+data is the step number: nothing needs to be saved, and a resumed run sees what an uninterrupted one would
+have seen.
 """
 
 from collections import deque

@@ -49,7 +49,9 @@ def test_a_bad_line_is_named(folder):
 
 
 def test_splits_share_nothing(folder):
-    train, held_out = (CaptionedImages(str(folder), size=8, split=s, held_out_every=3) for s in ("train", "held_out"))
+    train, held_out = (
+        CaptionedImages(str(folder), size=8, split=s, held_out_every=3) for s in ("train", "held_out")
+    )
     assert [f.name for f in held_out.files] == ["0.png", "3.png"]
     assert [f.name for f in train.files] == ["1.png", "2.png"]
 

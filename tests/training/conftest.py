@@ -34,8 +34,8 @@ UNET = {
     },
 }
 TRAIN = {
-    "batch_size": 4, "max_steps": 3, "log_every": 1, "sample_every": 0, "save_every": 100, "accelerator": "cpu",
-    "learning_rate": 1e-3,
+    "batch_size": 4, "max_steps": 3, "learning_rate": 1e-3,
+    "log_every": 1, "sample_every": 0, "save_every": 100, "accelerator": "cpu",
 }
 DATA = {"target": "ldm.data.synthetic.Discs", "params": {"size": 16}}
 
@@ -58,8 +58,8 @@ def config(arch):
     diffusion = {
         "target": "ldm.models.latent_diffusion.LatentDiffusion",
         "params": {
-            "parameterization": "v", "linear_start": 0.00085, "linear_end": 0.012, "image_size": 8, "channels": 4,
-            "conditioning_key": "crossattn", "use_ema": False,
+            "parameterization": "v", "linear_start": 0.00085, "linear_end": 0.012,
+            "image_size": 8, "channels": 4, "conditioning_key": "crossattn", "use_ema": False,
             "unet_config": UNET, "first_stage_config": AUTOENCODER, "cond_stage_config": text,
         },
     }
@@ -80,7 +80,10 @@ def parameters_of(state: Any, path: str = "") -> dict[str, Any]:
         items = enumerate(state)
     else:
         return {path: state}
-    return {name: leaf for key, value in items for name, leaf in parameters_of(value, f"{path}/{key}").items()}
+    found = {}
+    for key, value in items:
+        found |= parameters_of(value, f"{path}/{key}")
+    return found
 
 
 @pytest.fixture

@@ -21,7 +21,9 @@ class Loop:
         self.module = build_module(config)
         self.data = build_data(config, "data")
         optimizers = [self.module.make_optimizer(name) for name in self.module.groups()]
-        monkeypatch.setattr(self.module, "optimizer_of", lambda n: optimizers[list(self.module.groups()).index(n)])
+        monkeypatch.setattr(
+            self.module, "optimizer_of", lambda n: optimizers[list(self.module.groups()).index(n)]
+        )
         monkeypatch.setattr(self.module, "manual_backward", lambda loss: loss.backward())
         monkeypatch.setattr(type(self.module), "global_rank", 0)
         monkeypatch.setattr(type(self.module), "trainer", type("OneProcess", (), {"world_size": 1})())
@@ -59,7 +61,9 @@ def test_the_autoencoder_overfits_one_picture(config, monkeypatch):
 
 
 def test_the_discriminator_joins_at_disc_start(config, monkeypatch):
-    loop = Loop(config("autoencoder", {"disc_start": 2, "disc_channels": 8, "disc_num_layers": 1}), monkeypatch)
+    loop = Loop(
+        config("autoencoder", {"disc_start": 2, "disc_channels": 8, "disc_num_layers": 1}), monkeypatch
+    )
     before = weights(loop.module.discriminator)
     loop.run(2)
     assert changed(before, loop.module.discriminator) == set()
@@ -71,7 +75,9 @@ def test_the_discriminator_joins_at_disc_start(config, monkeypatch):
 
 def test_the_generator_step_gives_the_discriminator_no_gradient(config, monkeypatch):
     """Its only gradient is that of its own loss."""
-    loop = Loop(config("autoencoder", {"disc_start": 0, "disc_channels": 8, "disc_num_layers": 1}), monkeypatch)
+    loop = Loop(
+        config("autoencoder", {"disc_start": 0, "disc_channels": 8, "disc_num_layers": 1}), monkeypatch
+    )
     module, batch = loop.module, next(loop.batches)
     torch.manual_seed(3)
     module.backward_losses(batch)
@@ -112,11 +118,15 @@ def test_the_unet_overfits_one_picture_and_nothing_else_moves(config, monkeypatc
     losses = loop.run(80)
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
     moved = changed(before, loop.module.diffusion)
-    assert moved == {name for name, _ in loop.module.diffusion.named_parameters() if name.startswith("model.")}
+    assert moved == {
+        name for name, _ in loop.module.diffusion.named_parameters() if name.startswith("model.")
+    }
     assert loop.module.evaluate(loop.data)["val_loss"] < 0.7
     raw = weights(loop.module.diffusion)
     assert loop.module.sample(loop.data).shape == (16, 3, 16, 16)
-    assert changed(raw, loop.module.diffusion) == set(), "sampling with averaged weights must put the raw ones back"
+    assert changed(raw, loop.module.diffusion) == set(), (
+        "sampling with averaged weights must put the raw ones back"
+    )
 
 
 @pytest.mark.parametrize("parameterization", ["eps", "v"])
@@ -126,7 +136,7 @@ def test_checkpointing_gives_equal_gradients(config, monkeypatch, parameterizati
         made = config("diffusion", {"gradient_checkpointing": recompute, "min_snr_gamma": 5.0})
         made["model"]["params"]["parameterization"] = parameterization
         loop = Loop(made, monkeypatch)
-        for p in loop.module.diffusion.model.parameters():      # no zero layers, or there is nothing to compare
+        for p in loop.module.diffusion.model.parameters():  # no zero layers, or there is nothing to compare
             p.data.add_(0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
         torch.manual_seed(7)
         loop.module.backward_losses(next(loop.batches))
@@ -154,7 +164,9 @@ def test_text_dropout_gives_the_empty_caption(config, monkeypatch):
     loop = Loop(config("diffusion", {"text_dropout": 1.0}), monkeypatch)
     asked = []
     encode = loop.module.encode_text
-    monkeypatch.setattr(loop.module, "encode_text", lambda captions: asked.append(captions) or encode(captions))
+    monkeypatch.setattr(
+        loop.module, "encode_text", lambda captions: asked.append(captions) or encode(captions)
+    )
     loop.module.backward_losses(next(loop.batches))
     assert asked == [[""] * 4]
 
@@ -201,7 +213,7 @@ def test_contrastive_loss_by_hand():
     distinct = torch.eye(3, dtype=torch.bool)
     expected = -math.log(math.exp(2) / (math.exp(2) + 2))
     assert float(contrastive_loss(features, features, torch.tensor(2.0), distinct)) == pytest.approx(expected)
-    same = torch.ones(3, 3, dtype=torch.bool)       # all captions equal: guessing evenly is the best one can do
+    same = torch.ones(3, 3, dtype=torch.bool)  # all captions equal: guessing evenly is the best one can do
     flat = torch.ones(3, 3) / 3**0.5
     assert float(contrastive_loss(flat, flat, torch.tensor(2.0), same)) == pytest.approx(math.log(3))
 

@@ -37,7 +37,13 @@ def test_an_unknown_key_is_refused_with_the_nearest():
 
 @pytest.mark.parametrize(
     "section",
-    [{"batch_size": "many"}, {"batch_size": 2.5}, {"channels_last": 1}, {"betas": 0.9}, {"precision": "float16"}],
+    [
+        {"batch_size": "many"},
+        {"batch_size": 2.5},
+        {"channels_last": 1},
+        {"betas": 0.9},
+        {"precision": "float16"},
+    ],
 )
 def test_a_wrong_value_is_refused(section):
     with pytest.raises(ConfigError, match=next(iter(section))):

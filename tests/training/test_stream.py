@@ -40,7 +40,11 @@ def test_seeds_and_ranks_differ():
 def test_states_keep_the_last_few_and_survive_a_torn_file(tmp_path, caplog):
     for step in (1, 2, 3):
         save_state(tmp_path, {"step": step, "value": torch.full((3,), float(step))}, keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "step-00000002.ckpt", "step-00000003.ckpt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "last.ckpt",
+        "step-00000002.ckpt",
+        "step-00000003.ckpt",
+    ]
     assert load_state(tmp_path)["step"] == 3
     torn = (tmp_path / "last.ckpt").read_bytes()[:200]
     for name in ("last.ckpt", "step-00000003.ckpt"):
@@ -103,4 +107,11 @@ def test_a_grid_has_every_picture_in_its_place(tmp_path):
     save_grid(images, tmp_path / "grid.png", columns=3)
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.size == (12, 4)
-        assert [grid.getpixel((4 * (i % 3), 2 * (i // 3)))[0] for i in range(6)] == [0, 64, 128, 191, 255, 255]
+        assert [grid.getpixel((4 * (i % 3), 2 * (i // 3)))[0] for i in range(6)] == [
+            0,
+            64,
+            128,
+            191,
+            255,
+            255,
+        ]

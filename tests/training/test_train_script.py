@@ -76,7 +76,7 @@ def test_three_steps_leave_a_model_that_loads(train, config, tmp_path, method):
     with Image.open(folder / "images" / "00000003.png") as grid:
         assert grid.width >= 64
     assert json.loads((folder / "versions.json").read_text())[0]["torch"] == torch.__version__
-    assert len((folder / "metrics.csv").read_text().splitlines()) == 5      # heading, 3 steps, validation
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 5  # heading, 3 steps, validation
 
 
 def test_dry_run_prints_every_setting_and_writes_nothing(train, config, tmp_path):
@@ -176,13 +176,15 @@ RUNS = {
 @pytest.mark.parametrize("method", RUNS)
 def test_resume_equals_uninterrupted(train, config, tmp_path, monkeypatch, leaves, method):
     options, settings = RUNS[method]
-    made = config(method, options, max_steps=20, save_every=10, lr_schedule="cosine", warmup_steps=5, **settings)
+    made = config(
+        method, options, max_steps=20, save_every=10, lr_schedule="cosine", warmup_steps=5, **settings
+    )
     assert train(made, "--run", "straight")[0] == 0
     kill_self(signal.SIGTERM, 10, monkeypatch)
     assert train(made, "--run", "broken")[0] == 75
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(99)       # what the process did before must not matter
+    torch.manual_seed(99)  # what the process did before must not matter
     assert train(None, "--resume", "broken")[0] == 0
     assert_equal_runs(tmp_path, leaves)
 
@@ -196,7 +198,9 @@ def assert_equal_runs(tmp_path, leaves) -> None:
             assert torch.equal(value, broken[name]), name
         elif name != "/elapsed":
             assert value == broken[name], name
-    first, second = ((tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("straight", "broken"))
+    first, second = (
+        (tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("straight", "broken")
+    )
     assert len(first) == len(second)
 
 
@@ -229,10 +233,49 @@ def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(train, config, 
     assert done.returncode == -9, done.stderr
     assert state(tmp_path / "broken")["step"] == 10
     done = subprocess.run(
-        [sys.executable, script, "--resume", "broken", "--quiet"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, script, "--resume", "broken", "--quiet"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
     threads = torch.get_num_threads()
     assert train(made, "--run", "straight")[0] == 0
     torch.set_num_threads(threads)
     assert_equal_runs(tmp_path, leaves)
+
+
+TWO_PROCESSES = """
+import sys
+sys.path.insert(0, {repository!r})
+import torch
+from ldm.training import callbacks
+end = callbacks.Keeper.on_train_end
+def then_compare(self, trainer, module):
+    here = torch.cat([p.detach().flatten() for p in module.parameters()])
+    everywhere = module.all_gather(here)
+    assert len(everywhere) == 2 and torch.equal(everywhere[0], everywhere[1]), "the ranks' weights differ"
+    end(self, trainer, module)
+callbacks.Keeper.on_train_end = then_compare
+sys.path.insert(0, {repository!r} + "/tests")
+from ldm.cli import app
+from script_files import load_script
+script = load_script("train.py")
+app.run(script.make_parser(), script.main)      # not runpy: the second process must run this file too
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", RUNS)
+def test_two_processes_keep_equal_weights(config, tmp_path, method):
+    options, settings = RUNS[method]
+    made = config(method, options, max_steps=8, devices=2, **settings)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(made))
+    driver = tmp_path / "two.py"
+    driver.write_text(TWO_PROCESSES.format(repository=str(REPOSITORY)))
+    command = [sys.executable, str(driver), "--config", "tiny.yaml", "--run", "run"]
+    environment = {k: v for k, v in os.environ.items() if k != FOLDER_VARIABLE} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run folder") == done.stdout.count("trained 8 steps") == 1
+    assert state(tmp_path / "run")["step"] == 8
