@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -36,17 +37,20 @@ def script_commands() -> list[list[str]]:
     return [command for command in every if len(command) > 1 and command[1].startswith("scripts/")]
 
 
-def parser_of(script: Path):
+def parse(script: Path, arguments: list[str]) -> Namespace:
+    """Parse arguments as the script does."""
     spec = importlib.util.spec_from_file_location(f"readme_{script.stem}", script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.make_parser()
+    if hasattr(module, "parse_arguments"):
+        return module.parse_arguments(arguments)
+    return module.make_parser().parse_args(arguments)
 
 
 @pytest.mark.parametrize("command", script_commands(), ids=shlex.join)
 def test_the_script_takes_these_flags(command: list[str], monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
-    args = parser_of(ROOT / command[1]).parse_args(command[2:])
+    args = parse(ROOT / command[1], command[2:])
     config = getattr(args, "config", None)
     if config and config.startswith("configs/"):
         assert (ROOT / config).is_file()
