@@ -30,6 +30,7 @@ def replace_file(path: Path, write: Any) -> None:
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~current_umask())  # some writers make files that only their owner can read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -38,6 +39,13 @@ def replace_file(path: Path, write: Any) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def current_umask() -> int:
+    """Return the process's umask, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -59,7 +59,9 @@ METHODS = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_three_steps_leave_a_model_that_loads(train, config, tmp_path, method):
+    mask = os.umask(0o022)
     code, out, err = train(config(method, METHODS[method], precision="bfloat16"), "--run", "run")
+    os.umask(mask)
     assert (code, err) == (0, "")
     folder = tmp_path / "run"
     model = ldm.load_model(folder / "model.yaml", folder / "model.safetensors", device="cpu")
@@ -68,6 +70,7 @@ def test_three_steps_leave_a_model_that_loads(train, config, tmp_path, method):
         about = file.metadata()
         kept = {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
     assert kept == {torch.float16}
+    assert {(folder / name).stat().st_mode & 0o777 for name in ("model.safetensors", "model.yaml")} == {0o644}
     assert about["steps"] == "3" and about["weights"] == ("ema" if method == "diffusion" else "raw")
     if method == "diffusion":
         assert model.scale_factor == float(about["scale_factor"]) != 1.0
