@@ -12,7 +12,6 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
-from ldm.backends.allocator import keep_freed_memory
 from ldm.config import instantiate
 from ldm.errors import ConfigError, TrainingError
 from ldm.training.callbacks import Clock, Keeper
@@ -149,8 +148,6 @@ def train(
     module = build_module(config)
     keeper = Keeper(folder, clock, val_data, state)
     trainer = build_trainer(options, keeper)
-    if trainer.strategy.root_device.type == "cpu":
-        keep_freed_memory()
     if trainer.is_global_zero:
         write_start(folder, config, versions())
     log.info("run folder %s; %s parameters trained", folder, f"{count_trained(module):,}")
