@@ -178,7 +178,7 @@ class SpatialTransformer(nn.Module):
         x = x.transpose(1, 2).unflatten(2, (h, w))           # (b, c, h, w)
         if not self.use_linear:
             x = self.proj_out(x)
-        return x + x_in
+        return x_in + x    # in this order the sum keeps the memory layout of the convolutions around it
 
 
 class AttentionBlock(nn.Module):
