@@ -108,7 +108,7 @@ class BasicTransformerBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.disable_self_attn = disable_self_attn
-        self.checkpoint = checkpoint
+        self.use_checkpoint = checkpoint                     # by this name training switches it on
         self.attn1 = CrossAttention(dim, context_dim if disable_self_attn else None, n_heads, d_head, dropout)
         self.ff = FeedForward(dim, glu=gated_ff, dropout=dropout)
         self.attn2 = CrossAttention(dim, context_dim, n_heads, d_head, dropout)
@@ -117,7 +117,7 @@ class BasicTransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return run_block(self._forward, x, context, recompute=self.checkpoint and self.training)
+        return run_block(self._forward, x, context, recompute=self.use_checkpoint and self.training)
 
     def _forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x = self.attn1(self.norm1(x), context if self.disable_self_attn else None) + x

@@ -1,10 +1,13 @@
 """Each method learns what it should, and nothing else moves."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
 
+from ldm.models.attention import BasicTransformerBlock
+from ldm.models.unet import ResBlock
 from ldm.training.cache import LatentCache
 from ldm.training.clip import contrastive_loss, retrieval
 from ldm.training.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss
@@ -131,16 +134,24 @@ def test_the_unet_overfits_one_picture_and_nothing_else_moves(config, monkeypatc
 
 @pytest.mark.parametrize("parameterization", ["eps", "v"])
 def test_checkpointing_gives_equal_gradients(config, monkeypatch, parameterization):
-    gradients = []
+    gradients, calls = [], []
     for recompute in (False, True):
         made = config("diffusion", {"gradient_checkpointing": recompute, "min_snr_gamma": 5.0})
         made["model"]["params"]["parameterization"] = parameterization
         loop = Loop(made, monkeypatch)
         for p in loop.module.diffusion.model.parameters():  # no zero layers, or there is nothing to compare
             p.data.add_(0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+        seen = Counter()
+        for block in loop.module.diffusion.model.modules():
+            if isinstance(block, (ResBlock, BasicTransformerBlock)):
+                first = block.norm1 if isinstance(block, BasicTransformerBlock) else block.in_layers[0]
+                first.register_forward_hook(lambda *_, kind=type(block): seen.update([kind]))
         torch.manual_seed(7)
         loop.module.backward_losses(next(loop.batches))
         gradients.append([p.grad for p in loop.module.diffusion.model.parameters()])
+        calls.append(seen)
+    assert calls[0].keys() == {ResBlock, BasicTransformerBlock}
+    assert calls[1] == {kind: 2 * count for kind, count in calls[0].items()}, "each block runs again backwards"
     for plain, recomputed in zip(*gradients, strict=True):
         assert plain.abs().max() > 0
         torch.testing.assert_close(plain, recomputed, rtol=1e-5, atol=1e-8)
