@@ -30,6 +30,7 @@ IGNORED_PARAMS = {
     "attn_type": "attention is always torch's scaled_dot_product_attention",
     "ckpt_path": "weights come with --ckpt, or from the training configuration",
     "ckpt_paths": "weights come with --ckpt, or from the training configuration",
+    "clip_denoised": "latents are never clipped, whatever the published class was told",
     "colorize_nlabels": "segmentation autoencoders were never released",
     "concat_mode": "replaced by conditioning_key",
     "cond_stage_forward": "text encoders are called, never another method",
@@ -37,19 +38,25 @@ IGNORED_PARAMS = {
     "cond_stage_trainable": "the training method says what is trained",
     "device": "--device decides, for the whole model",
     "dims": "pictures have two dimensions",
+    "ema_decay": "belongs to training; its configuration says it",
     "finetune_keys": "null in every published file for inference",
     "first_stage_key": "names a column of the training data; the data set says it",
     "ignore_keys": "harmless keys of checkpoints are known by name",
     "image_key": "names a column of the training data; the data set says it",
     "keep_finetune_dims": "belongs to finetune_keys",
     "l_simple_weight": "belongs to training; its configuration says it",
+    "learn_logvar": "belongs to training; its configuration says it",
     "load_only_unet": "checkpoints are matched whole",
     "log_every_t": "the sampling loop yields every step",
+    "logvar_init": "belongs to training; its configuration says it",
     "loss_type": "belongs to training; its configuration says it",
     "lossconfig": "belongs to training; its configuration says it",
+    "make_it_fit": "weights of another shape are an error, never tiled",
     "monitor": "belongs to training; its configuration says it",
     "num_timesteps_cond": "noisy conditioning was never released; every published file says 1",
     "original_elbo_weight": "belongs to training; its configuration says it",
+    "reset_ema": "belongs to training; its configuration says it",
+    "reset_num_ema_updates": "belongs to training; its configuration says it",
     "scheduler_config": "belongs to training; its configuration says it",
     "ucg_training": "belongs to training; its configuration says it",
     "use_bf16": "--dtype decides",
@@ -57,8 +64,12 @@ IGNORED_PARAMS = {
     "use_ema": "says which weights of a checkpoint to read",
     "use_fp16": "--dtype decides",
     "use_positional_encodings": "unused in every published file",
+    "v_posterior": "of DDPM's posterior alone, which no sampler of the scripts uses",
     "version": "weights are never downloaded; the checkpoint holds them",
 }
+
+# Published keys for what is not built; null or false, their published default, asks for nothing.
+NOT_BUILT = ("force_null_conditioning", "given_betas", "n_embed", "scale_by_std")
 
 NONE_LITERALS = ("__is_first_stage__", "__is_unconditional__")
 # Nodes that only training reads, where its own configuration says it: not built, a class that asks gets None.
@@ -254,7 +265,7 @@ def _param_faults(cls: type, params: dict[str, Any], path: str) -> Iterator[str]
     accepted, takes_any = _parameters(cls)
     hints = _hints(cls)
     for key, value in params.items():
-        if key in TRAINING_NODES:
+        if key in TRAINING_NODES or (key in NOT_BUILT and value in (None, False)):
             continue
         if key not in accepted and key not in IGNORED_PARAMS and not takes_any:
             yield f"{path}.{key}: {cls.__name__} has no such parameter{_nearest(key, accepted)}"
@@ -345,7 +356,7 @@ def _build(value: Any, path: str) -> Any:
             params[key] = None
         elif key in accepted or takes_any:
             params[key] = _build(item, f"{path}.params.{key}")
-        else:
+        elif key in IGNORED_PARAMS:
             logger.debug("%s.params.%s=%r is ignored: %s", path, key, item, IGNORED_PARAMS[key])
     try:
         return cls(**params)

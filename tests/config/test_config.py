@@ -160,6 +160,24 @@ def test_a_published_class_that_is_not_there_yet_is_named():
         instantiate({"target": "cldm.cldm.ControlLDM", "params": {"control_stage_config": part}})
 
 
+def test_published_parameters_that_change_nothing_are_taken():
+    node = copy.deepcopy(MODEL)
+    ignored = {"v_posterior": 0.0, "clip_denoised": True, "learn_logvar": False, "logvar_init": 0.0,
+               "make_it_fit": False, "reset_ema": False, "reset_num_ema_updates": False, "ema_decay": None}
+    absent = {"given_betas": None, "scale_by_std": False, "force_null_conditioning": False}
+    node["params"] |= ignored | absent
+    node["params"]["unet_config"]["params"]["n_embed"] = None
+    assert type(instantiate(node)).__name__ == "LatentDiffusion"
+
+
+@pytest.mark.parametrize("key, value", [("scale_by_std", True), ("given_betas", [0.1, 0.2])])
+def test_published_parameters_that_cannot_be_honoured_are_an_error(key, value):
+    node = copy.deepcopy(MODEL)
+    node["params"][key] = value
+    with pytest.raises(ConfigError, match=f"{key}: LatentDiffusion has no such parameter"):
+        instantiate(node)
+
+
 def test_every_ignored_key_has_a_reason():
     assert all(len(reason) > 10 for reason in ldm.config.IGNORED_PARAMS.values())
     assert list(ldm.config.IGNORED_PARAMS) == sorted(ldm.config.IGNORED_PARAMS)
