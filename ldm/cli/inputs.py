@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def chosen_sampler(args: argparse.Namespace) -> str:
     """Return the sampler asked for: --sampler, else --plms, else --dpm, else ddim.
 
-    Raises: InputError when --sampler contradicts a flag or is unknown.
+    Raises: InputError when --sampler contradicts a flag or is unknown, or cannot honour --ddim_eta.
     """
     from ldm.samplers import find_sampler
 
@@ -28,7 +28,10 @@ def chosen_sampler(args: argparse.Namespace) -> str:
         raise InputError(
             f"--{flag} and --sampler {args.sampler} ask for different samplers; give one of them"
         )
-    return name or flag or "ddim"
+    row = find_sampler(name or flag or "ddim")
+    if args.ddim_eta and not row.takes_eta:
+        raise InputError(f"--ddim_eta {args.ddim_eta:g} needs DDIM: {row.name} is deterministic; leave it out")
+    return row.name
 
 
 def chosen_dtype(args: argparse.Namespace) -> str:

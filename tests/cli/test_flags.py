@@ -89,10 +89,13 @@ def test_published_abbreviations_still_work():
         ({"sampler": "plms", "plms": True}, "plms"),
         ({"sampler": "ddim", "plms": True}, None),
         ({"sampler": "eulr"}, None),
+        ({"ddim_eta": 0.5}, "ddim"),
+        ({"ddim_eta": 0.5, "plms": True}, None),
+        ({"ddim_eta": 0.5, "sampler": "dpm"}, None),
     ],
 )
 def test_sampler(flags, expected):
-    args = Namespace(**{"sampler": None, "plms": False, "dpm": False, **flags})
+    args = Namespace(**{"sampler": None, "plms": False, "dpm": False, "ddim_eta": 0.0, **flags})
     if expected:
         assert inputs.chosen_sampler(args) == expected
     else:
