@@ -71,7 +71,7 @@ def describe(error: Exception) -> tuple[str, int]:
     """Return one line for the user and the exit code."""
     if isinstance(error, LdmError):
         return str(error), error.exit_code
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         advice = "use a smaller --n_samples, --H or --W, or --dtype float16"
         return f"out of memory: {error}; {advice}", EXIT_OUT_OF_MEMORY
     if isinstance(error, ModuleNotFoundError):
@@ -84,6 +84,14 @@ def describe(error: Exception) -> tuple[str, int]:
         f"internal error: {type(error).__name__}: {error}; run again with --debug and report it",
         EXIT_INTERNAL,
     )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell it from the text where torch raises a plain RuntimeError: on CPUs and Apple's GPUs."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    texts = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 
 def set_up_logging(quiet: bool = False, debug: bool = False) -> None:

@@ -16,7 +16,6 @@ import ldm
 from ldm.cli.inputs import chosen_outdir
 from ldm.cli.model import OpenedModel
 from ldm.cli.progress import step_bar
-from ldm.errors import LdmError
 from ldm.jobs.numbering import NumberedFiles
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ def save_all(pictures: Pictures, batches: Iterable["Batch"], describe: Callable[
             record = record or describe()
             pictures.save(batch, record)
         pictures.save_grid(record)
-    except (KeyboardInterrupt, LdmError, OSError):
+    except BaseException:
         if pictures.saved:
             log.warning("stopped early, kept %s", pictures.summary())
         raise
