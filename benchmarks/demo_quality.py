@@ -1,6 +1,6 @@
 """How good is the demonstration model? Figures with their sample sizes, and a sheet of samples to look at.
 
-    python benchmarks/demo_quality.py [--clip CLIP.safetensors] [--limit 100]
+    python benchmarks/demo_quality.py [--limit 100]
 
     autoencoder    PSNR of decode(encode(x)), on training and on held-out pictures
     background     share of pictures whose corners are nearest to the right one of ten colours and white
@@ -40,7 +40,7 @@ from ldm.tasks.sampling import Settings  # noqa: E402
 from ldm.tasks.txt2img import txt2img  # noqa: E402
 
 COLOURS: dict[str | None, tuple[int, int, int]] = {None: WHITE, **BACKGROUNDS}
-TRAINED_CLIP = ROOT / "runs" / "emoji_clip" / "clip.safetensors"
+TEXT_TOWER = "cond_stage_model.model."  # in a checkpoint: the text tower of the CLIP that judges
 COPY_DISTANCE = 0.05  # below it a picture counts as a copy: what an autoencoder of 26 dB does to a real one
 
 
@@ -112,18 +112,29 @@ def average(values: Tensor) -> dict[str, Any]:
 # --- the judge ----------------------------------------------------------------------------------------------
 
 
+def clip_weights(file: Path, checkpoint: Path) -> dict[str, Tensor]:
+    """Return both towers; a file of the image tower alone is completed by the text tower in `checkpoint`."""
+    from safetensors.torch import load_file
+
+    weights = load_file(file)
+    if all(name.startswith("visual.") for name in weights):
+        for name, tensor in load_file(checkpoint).items():
+            if name.startswith(TEXT_TOWER):
+                weights[name.removeprefix(TEXT_TOWER)] = tensor
+    return weights
+
+
 class PictureClip:
     """The project's own CLIP: an open_clip model of a JSON architecture, pictures shrunk by averaging."""
 
-    def __init__(self, weights: Path, arch: Path, bpe: Path) -> None:
+    def __init__(self, weights: dict[str, Tensor], arch: Path, bpe: Path) -> None:
         import open_clip
         from open_clip.tokenizer import SimpleTokenizer
-        from safetensors.torch import load_file
 
         described = json.loads(arch.read_text(encoding="utf-8"))
         names = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
         self.model = open_clip.model.CLIP(**{name: described[name] for name in names if name in described})
-        self.model.load_state_dict(load_file(weights))
+        self.model.load_state_dict(weights)
         self.model.eval().float()
         self.size = described["vision_cfg"]["image_size"]
         self.tokenizer = SimpleTokenizer(str(bpe), context_length=described["text_cfg"]["context_length"])
@@ -201,7 +212,8 @@ class Benchmark:
             EmojiScenes(options.data, split, size=self.size, styles=styles, concepts=concepts)
             for split in ("train", "held_out", "all")
         )
-        self.clip = PictureClip(options.clip, options.clip_arch, options.clip_bpe) if options.clip else None
+        weights = clip_weights(options.clip, options.ckpt)
+        self.clip = PictureClip(weights, options.clip_arch, options.clip_bpe)
         self.seconds_per_picture = 0.0
         self.samples: dict[str, list[tuple[str, Tensor]]] = {}
 
@@ -212,9 +224,8 @@ class Benchmark:
             images = self.generate(name, asked)
             measures[name] = self.judge(asked, images)
             print(f"{name}: {len(asked)} pictures measured", flush=True)
-        if self.clip is not None:
-            asked = pair_requests(self.train, self.options.limit, self._generator("pairs"))
-            measures["left_right_order"] = self.judge_order(asked, self.generate("pairs", asked))
+        asked = pair_requests(self.train, self.options.limit, self._generator("pairs"))
+        measures["left_right_order"] = self.judge_order(asked, self.generate("pairs", asked))
         return measures
 
     def _generator(self, name: str) -> torch.Generator:
@@ -256,9 +267,8 @@ class Benchmark:
         right = [found == wanted for found, wanted in zip(corner_colours(images), colours, strict=True)]
         named = [hit for hit, wanted in zip(right, colours, strict=True) if wanted is not None]
         found = {"background": proportion(right), "background_named": proportion(named)}
-        if self.clip is not None:
-            for name, judged in (("retrieval", images), ("retrieval_real_pictures", real)):
-                found[name] = self.retrieval(asked, judged)
+        for name, judged in (("retrieval", images), ("retrieval_real_pictures", real)):
+            found[name] = self.retrieval(asked, judged)
         found["nearest"] = self.nearest(asked, images)
         found["nearest_autoencoded"] = self.nearest(asked, self._autoencoded(real))
         return found
@@ -350,7 +360,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", type=Path, default=ROOT / "data" / "emoji" / "128", help="folder of make_emoji.py")
     add("--styles", default="", help="comma-separated styles that the model was trained on; default: all")
     add("--concepts", type=Path, help="file of the labels that it was trained on; default: all")
-    add("--clip", type=Path, help="weights of the CLIP that judges; default: that of runs/emoji_clip")
+    add("--clip", type=Path, default=demo / "emoji_clip_image.safetensors", help="the CLIP that judges")
     add("--clip-arch", type=Path, default=demo / "emoji_clip.json", help="its architecture")
     add("--clip-bpe", type=Path, default=demo / "emoji_bpe.txt.gz", help="its merges")
     add("--limit", type=int, default=0, help="pictures a measure; 0: every cell once")
@@ -366,11 +376,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    if options.clip is None and TRAINED_CLIP.is_file():
-        options.clip = TRAINED_CLIP
-    if options.clip is None:
-        print("no CLIP weights: retrieval and left-right order are left out (--clip)")
-    for path in filter(None, (options.config, options.ckpt, options.clip)):
+    for path in (options.config, options.ckpt, options.clip):
         if not path.is_file():
             raise InputError(f"{path}: no such file")
     benchmark = Benchmark(options)
