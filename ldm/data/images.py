@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ldm.errors import InputError
+from ldm.imaging.files import to_rgb
 
 log = logging.getLogger(__name__)
 
@@ -113,13 +114,8 @@ def read_picture(file: Path, size: int, background: int) -> Tensor:
     """
     try:
         with Image.open(file) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            if "A" in picture.getbands() or "transparency" in picture.info:
-                picture = picture.convert("RGBA")
-                ground = Image.new("RGBA", picture.size, (background,) * 3 + (255,))
-                picture = Image.alpha_composite(ground, picture)
-            picture = picture.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            picture = to_rgb(ImageOps.exif_transpose(opened), background)
+    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise InputError(f"{file}: cannot be read as a picture ({error})") from error
     scale = size / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)

@@ -57,15 +57,15 @@ def open_image(path: str | Path) -> Image.Image:
         raise InputError(f"cannot open picture {path}: {reason}; is the file complete?") from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB: transparency is laid on white, 16 bits are scaled, not clipped."""
+def to_rgb(image: Image.Image, background: int = 255) -> Image.Image:
+    """Convert any mode to RGB: transparency is laid on a grey level, 16 bits are scaled, not clipped."""
     if image.mode.startswith("I"):
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range; save it as 8 or 16 bit")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        ground = Image.new("RGBA", image.size, (background,) * 3 + (255,))
+        return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -67,6 +68,12 @@ def test_transparent_pictures_get_the_background(tmp_path):
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     images, _ = CaptionedImages(str(tmp_path), size=8, background=0).batch(torch.Generator(), 1)
     assert torch.equal(images, -torch.ones(1, 3, 8, 8))
+
+
+def test_16_bit_pictures_are_scaled_not_clipped(tmp_path):
+    Image.fromarray(np.full((8, 8), 257 * 100, np.uint16)).save(tmp_path / "deep.png")
+    images, _ = CaptionedImages(str(tmp_path), size=8).batch(torch.Generator(), 1)
+    torch.testing.assert_close(images, torch.full((1, 3, 8, 8), 100 / 127.5 - 1))
 
 
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: (p / "a.png").write_bytes(b"no picture")])
