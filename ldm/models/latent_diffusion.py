@@ -4,6 +4,7 @@ The object that samplers, tasks and third-party code hold: UNet, autoencoder and
 published names, and the noise schedule. It computes; it neither trains nor saves.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -156,6 +157,13 @@ class LatentDiffusion(nn.Module):
     def get_unconditional_conditioning(self, batch_size: int, null_label: str = "") -> Tensor:
         """Encode `null_label` once and repeat it over the batch."""
         return self.get_learned_conditioning([null_label]).expand(batch_size, -1, -1)
+
+    def ema_scope(self, context: str | None = None) -> AbstractContextManager:
+        """Change nothing: averaged or raw weights was decided in loading (`use_ema`).
+
+        Published scripts sample inside `with model.ema_scope():`; `context` is what theirs print.
+        """
+        return nullcontext()
 
     def encode_first_stage(self, images: Tensor) -> DiagonalGaussianDistribution:
         """Encode pictures (b, 3, H, W) in [-1, 1] to the distribution of their unscaled latents."""
