@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ldm.errors import ConfigError
 from ldm.models.text_openclip import FrozenOpenCLIPEmbedder, architecture
 from ldm.training.exporting import export_config, export_weights
+from ldm.training.loading import load_part
 from ldm.training.module import TrainingModule
 from ldm.training.options import ClipOptions, TrainOptions
 from ldm.training.seeding import generator
@@ -65,9 +66,7 @@ class ClipTraining(TrainingModule):
         )
         self.image_size = config["vision_cfg"]["image_size"]
         if options.ckpt:
-            from ldm.checkpoint import load_checkpoint
-
-            self.clip.load_state_dict(load_checkpoint(options.ckpt))
+            load_part(self.clip, options.ckpt, "")
 
     def groups(self) -> dict[str, nn.Module]:
         return {"clip": self.clip}
