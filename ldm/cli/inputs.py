@@ -30,7 +30,7 @@ def chosen_sampler(args: argparse.Namespace) -> str:
         )
     row = find_sampler(name or flag or "ddim")
     if args.ddim_eta and not row.takes_eta:
-        raise InputError(f"--ddim_eta {args.ddim_eta:g} needs DDIM: {row.name} is deterministic; leave it out")
+        raise InputError(f"--ddim_eta {args.ddim_eta:g} needs DDIM: {row.name} adds no noise; leave it out")
     return row.name
 
 
