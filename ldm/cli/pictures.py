@@ -43,6 +43,7 @@ class Pictures:
         self.grid: list[np.ndarray] | None = None if args.no_grid else []
         self._samples = NumberedFiles(self.outdir / "samples", "%05d.png")
         self._grids = NumberedFiles(self.outdir, "grid-%04d.png", foreign=1)  # samples/ does not count
+        self._prompts: dict[str, None] = {}  # those on the grid, each once, in order
         self._warned = False
         self._started = time.perf_counter()
         if self.watermark:
@@ -64,6 +65,7 @@ class Pictures:
             self.saved.append(self._write(self._samples, image, record | where))
             if self.grid is not None:
                 self.grid.append(image)
+                self._prompts[prompt] = None
 
     def save_grid(self, record: dict[str, Any]) -> None:
         """Save all pictures of the run on one sheet, unless --no-grid."""
@@ -73,7 +75,7 @@ class Pictures:
             sheet = make_grid(self.grid, self.columns)
             height, width = self.grid[0].shape[:2]
             about = {
-                "prompt": record["flags"]["prompt"],
+                "prompt": "\n".join(self._prompts),
                 "pictures": len(self.grid),
                 "picture_size": [width, height],
             }

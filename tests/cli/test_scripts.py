@@ -149,6 +149,7 @@ def test_metadata_says_how_to_make_it_again(run, tmp_path):
         assert image.text["parameters"].startswith(
             "three\nNegative prompt: blurry\nSteps: 2, Sampler: DPM++ 2M"
         )
+    assert metadata.read_record(tmp_path / "o" / "grid-0000.png")["prompt"] == "one\ntwo\nthree"
 
 
 def test_no_metadata_means_none(run, tmp_path):
