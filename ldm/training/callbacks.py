@@ -196,7 +196,8 @@ class Keeper(pl.Callback):
         """Write a sample grid and the validation figures; training's random numbers are not touched."""
         self._last_looked = module.step
         if trainer.is_global_zero:
-            with module.autocast():
+            # Compiled networks would be translated anew for other batch sizes, which takes minutes.
+            with module.autocast(), torch.compiler.set_stance("force_eager"):
                 figures = module.evaluate(self.val_data)
                 images = module.sample(self.val_data)
             if images is not None:
