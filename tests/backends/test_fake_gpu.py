@@ -1,0 +1,122 @@
+"""The way of a picture on a GPU that is not there.
+
+Fake tensors have no numbers, but a device and a dtype, and operations refuse a mixture as those of CUDA do.
+float16 runs under autocast's own rules for CUDA.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from golden_cases import case
+from ldm.config import instantiate, load_config
+from ldm.diffusion.guidance import ClassifierFreeGuidance
+from ldm.diffusion.loss import diffusion_loss, offset_noise
+from ldm.diffusion.prediction import add_noise, denoiser
+from ldm.models.text_clip import FrozenCLIPEmbedder
+from ldm.samplers import DDPM, make_sampler, sample_loop
+
+GPU = "cuda:0"
+TINY_CLIP = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def built():
+    return instantiate(load_config(case("e2e_txt2img_ddim").files["config"]).model).eval()
+
+
+@pytest.fixture
+def tiny(built):
+    return copy.deepcopy(built)
+
+
+@pytest.fixture(params=[torch.float32, torch.float16], ids=str)
+def dtype(request):
+    """The dtype of the weights, with CUDA's autocast for it: `torch.autocast` asks for a real GPU."""
+    torch.set_autocast_enabled("cuda", request.param != torch.float32)
+    torch.set_autocast_dtype("cuda", torch.float16)
+    with torch.no_grad():
+        yield request.param
+    torch.set_autocast_enabled("cuda", False)
+
+
+def on_gpu(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Replace the weights by fake ones on the GPU, placed as loading would place them."""
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                fake = torch.empty(weight.shape, device=GPU, dtype=dtype)
+                module._parameters[name] = nn.Parameter(fake, requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, device=GPU, dtype=buffer.dtype)
+    return model
+
+
+def is_on_gpu(x: torch.Tensor, *shape: int) -> bool:
+    return str(x.device) == GPU and tuple(x.shape) == shape
+
+
+def test_the_networks_agree_on_device_and_dtype(tiny, dtype):
+    tokens = tiny.cond_stage_model.tokenize(["a", "b"])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = on_gpu(tiny, dtype)
+        x = torch.randn(2, 4, 8, 8, device=GPU)
+        cond = model.cond_stage_model.model(tokens.to(GPU), skip=1)
+        assert cond.dtype == dtype
+        assert is_on_gpu(model.apply_model(x, torch.full((2,), 5, device=GPU), cond), *x.shape)
+        images = model.decode_first_stage(x)
+        assert is_on_gpu(images, 2, 3, 8 * model.downsampling_factor, 8 * model.downsampling_factor)
+        latents = model.get_first_stage_encoding(model.encode_first_stage(images))
+        assert is_on_gpu(latents, *x.shape)
+
+
+@pytest.mark.parametrize("layer", ["last", "pooled"])
+def test_the_text_encoder_of_sd_1_agrees_on_device_and_dtype(dtype, layer):
+    encoder = FrozenCLIPEmbedder(layer=layer, text_config=TINY_CLIP)
+    tokens = encoder.tokenize(["a", "b"])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        context = on_gpu(encoder, dtype).encode_tokens(tokens.to(GPU))
+        assert is_on_gpu(context, 2, 1 if layer == "pooled" else 77, 32)
+
+
+@pytest.mark.parametrize("name, options", [("ddim", {"eta": 0.5}), ("plms", {}), ("dpm", {})])
+def test_samplers_stay_on_the_gpu(tiny, dtype, name, options):
+    sampler = make_sampler(name, tiny.schedule, 4, **options)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = on_gpu(tiny, dtype)
+        x, mask = torch.randn(2, 4, 8, 8, device=GPU), torch.ones(2, 1, 8, 8, device=GPU)
+        cond = torch.randn(2, 77, model.model.diffusion_model.context_dim, device=GPU, dtype=dtype)
+        guided = ClassifierFreeGuidance(denoiser(model.apply_model, tiny.schedule, "v"), cond, 7.5)
+        x_t = sampler.noised(x, 3, torch.randn(x.shape, device=GPU))
+        steps = list(sample_loop(sampler, guided, x_t, cond, keep_mask=mask, keep_x_0=x))
+        assert len(steps) == 4
+        assert all(is_on_gpu(s.x_t, *x.shape) and s.x_t.dtype == torch.float32 for s in steps)
+
+
+def test_ancestral_sampling_and_the_loss_stay_on_the_gpu(tiny, dtype):
+    sampler = DDPM(tiny.schedule, 2)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = on_gpu(tiny, dtype)
+        x_0 = torch.randn(2, 4, 8, 8, device=GPU)
+        cond = torch.randn(2, 77, model.model.diffusion_model.context_dim, device=GPU, dtype=dtype)
+        denoise = denoiser(model.apply_model, tiny.schedule, "v")
+        assert is_on_gpu([*sample_loop(sampler, denoise, x_0, cond)][-1].x_t, *x_0.shape)
+        t, eps = torch.randint(1000, (2,), device=GPU), offset_noise(torch.randn_like(x_0), 0.1)
+        output = model.apply_model(add_noise(tiny.schedule, x_0, eps, t), t, cond)
+        loss = diffusion_loss(tiny.schedule, "v", output, x_0, eps, t, min_snr_gamma=5.0)
+        assert is_on_gpu(loss.total) and loss.total.dtype == torch.float32
+
+
+def test_a_mixture_is_noticed(tiny, dtype):
+    """Or the tests above could not fail."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        decode = on_gpu(tiny, dtype).first_stage_model.decode
+        with pytest.raises(RuntimeError, match="device"):
+            decode(torch.randn(1, 4, 8, 8, dtype=dtype))
+        torch.set_autocast_enabled("cuda", False)
+        with pytest.raises(RuntimeError, match="type"):
+            decode(torch.randn(1, 4, 8, 8, device=GPU, dtype=torch.bfloat16))
