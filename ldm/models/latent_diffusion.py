@@ -102,7 +102,7 @@ class LatentDiffusion(nn.Module):
             expected = ", ".join(PARAMETERIZATIONS)
             raise ConfigError(f"parameterization {parameterization!r}; expected one of {expected}")
         if conditioning_key is None and cond_stage_config is not None:
-            conditioning_key = "crossattn"
+            conditioning_key = "crossattn"      # the only key that text can enter by alone
         self.parameterization = parameterization
         self.scale_factor = scale_factor
         self.image_size = image_size

@@ -101,6 +101,8 @@ def sample_loop(
         raise InputError("a mask needs the latents to keep where it is 1, and those need a mask")
     if not 0 <= start <= len(sampler):
         raise InputError(f"cannot start at step {start} of {len(sampler)}")
+    if keep_mask is not None:
+        keep_mask = keep_mask.to(keep_x_0.dtype)  # a boolean mask too
     sampler.reset()
     for i in range(start, len(sampler)):
         t = sampler.timesteps[i]

@@ -103,9 +103,10 @@ def test_the_start_of_image_to_image_is_one_row_noisier_than_its_first_step():
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bool])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_mask_keeps_the_noised_original_before_every_step(name: str):
-    keep = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+def test_a_mask_keeps_the_noised_original_before_every_step(name: str, dtype: torch.dtype):
+    keep = torch.zeros(1, 1, 4, 4, dtype=dtype)
     keep[..., :2] = 1
     original = X.flip(0)
     eps = torch.randn_like(X)
