@@ -18,7 +18,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 
 demo: $(VENV)/.core
 	@start=$$(date +%s); set -e; \
-	$(PY) scripts/txt2img.py --prompt "$(PROMPT)" --n_samples 4 --n_iter 1 --seed 42 --outdir outputs/demo; \
+	$(PY) scripts/txt2img.py --prompt "$(PROMPT)" --n_samples 4 --n_iter 1 --seed 42 --scale 4 --outdir outputs/demo; \
 	echo "\"$(PROMPT)\" took $$(($$(date +%s) - start)) s, loading included:" \
 	"$$(pwd)/$$(ls -1t outputs/demo/grid-*.png | head -n 1)"
 
