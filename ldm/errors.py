@@ -3,7 +3,11 @@
     LdmError                    exit code 2; one line: what, got, expected, what to do
     ├── ConfigError             a YAML file or an override
     ├── CheckpointError         a weights file
-    │   └── UnsafeCheckpointError   it asks for code to be run
+    │   ├── UnsafeCheckpointError   it asks for code to be run
+    │   ├── DamagedCheckpointError  it is truncated, corrupt or contradicts itself
+    │   ├── NotACheckpointError     it is something else: a web page, a picture, a folder without weights
+    │   ├── WrongModelError         it holds another model than the one asked for
+    │   └── BadValuesError          it holds NaN or infinite weights
     ├── InputError              a flag, a prompt, an image
     ├── BackendUnavailable      an optional package or a device that is not there
     └── TrainingError           training cannot go on
@@ -26,6 +30,22 @@ class CheckpointError(LdmError):
 
 class UnsafeCheckpointError(CheckpointError):
     """A pickle that names something outside the allow-list; nothing of it was executed."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A weights file that is truncated, corrupt or claims more than it holds."""
+
+
+class NotACheckpointError(CheckpointError):
+    """A file or folder that is no weights at all, or none of a kind that is read."""
+
+
+class WrongModelError(CheckpointError):
+    """Whole weights, but of another model than the configuration or the flags describe."""
+
+
+class BadValuesError(CheckpointError):
+    """Weights that are NaN or infinite."""
 
 
 class InputError(LdmError):
