@@ -19,8 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ldm.checkpoint.whole_file import replace_file
 from ldm.training.seeding import generator
-from ldm.training.state import replace_file
 
 log = logging.getLogger(__name__)
 

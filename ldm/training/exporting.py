@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import ldm
+from ldm.checkpoint.whole_file import replace_file
 from ldm.config import FILE_KEYS
-from ldm.training.state import replace_file
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 

@@ -20,7 +20,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from ldm.training.state import has_state, replace_file
+from ldm.checkpoint.whole_file import replace_file
+from ldm.training.state import has_state
 
 
 def choose_folder(wanted: Path, resume: str | None) -> tuple[Path, bool]:

@@ -16,36 +16,12 @@ from typing import Any
 
 import torch
 
+from ldm.checkpoint.whole_file import replace_file
 from ldm.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-
-
-def replace_file(path: Path, write: Any) -> None:
-    """Call write(temporary path), then put the result under `path` in one indivisible move."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~current_umask())  # some writers make files that only their owner can read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def current_umask() -> int:
-    """Return the process's umask, which can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def link_or_copy(source: Path, target: Path) -> None:
