@@ -48,4 +48,7 @@ $(VENV)/.core: $(VENV)/.made setup.py
 $(VENV)/.test: $(VENV)/.core
 	@echo "Installing what the tests need"
 	@$(PIP) install --quiet --editable ".[test]"
+	@# Its samplers run on our model in a test. What it asks for beyond that (wandb, kornia, clip, numpy<2) serves
+	@# its own training; what sampling needs (torchdiffeq, torchsde) is in setup.py.
+	@$(PIP) install --quiet --no-deps "k-diffusion>=0.1.1"
 	@touch $@

@@ -35,6 +35,9 @@ TEST = [
     "diffusers>=0.30",
     "transformers>=4.44",
     "ruff>=0.6",
+    # k-diffusion itself is installed by the Makefile, without what only its training needs.
+    "torchdiffeq>=0.2.3",
+    "torchsde>=0.2.6",
 ]
 
 
