@@ -17,6 +17,7 @@ class Container(enum.Enum):
     SAFETENSORS = "safetensors"
     ZIP = "a zip-format checkpoint"
     PICKLE = "an old-format checkpoint"
+    FOLDER = "a folder"
 
 
 # what the first bytes are -> what the file is
@@ -38,7 +39,7 @@ def sniff(path: Path) -> Container:
         CheckpointError: missing, not a file, empty, or none of the containers; the text says what it is.
     """
     if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder; give the .ckpt or .safetensors file in it")
+        return Container.FOLDER
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such file; give a .ckpt or .safetensors file")
     if not path.is_file():
