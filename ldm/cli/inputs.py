@@ -29,7 +29,7 @@ def chosen_sampler(args: argparse.Namespace) -> str:
             f"--{flag} and --sampler {args.sampler} ask for different samplers; give one of them"
         )
     row = find_sampler(name or flag or "ddim")
-    if args.ddim_eta and not row.takes_eta:
+    if args.ddim_eta and not row.cls.takes_eta:
         raise InputError(f"--ddim_eta {args.ddim_eta:g} needs DDIM: {row.name} adds no noise; leave it out")
     return row.name
 

@@ -134,6 +134,16 @@ class Schedule:
                 self._tables[key] = tuple(x.to(dtype).to(like.device) for x in tables)
         return self._tables[key]
 
+    def times_of_sigma(self, sigma_karras: np.ndarray) -> list[float]:
+        """Return the fractional times at which sigma / alpha has these values, the inverse of `alpha_sigma`.
+
+        Values outside the schedule give its first or last time.
+        """
+        log_alpha = -0.5 * np.log1p(np.square(np.asarray(sigma_karras, dtype=np.float64)))
+        table = 0.5 * np.log(self.alphas_cumprod.numpy())[::-1]     # rising, as np.interp wants it
+        times = np.arange(self.num_timesteps, dtype=np.float64)[::-1]
+        return np.interp(log_alpha, table, times).tolist()
+
     def snr(self, t: Tensor) -> Tensor:
         """Return the signal-to-noise ratio alpha_t^2 / sigma_t^2 at integer times, float32, beside `t`."""
         ratio = self.alphas_cumprod / (1 - self.alphas_cumprod)

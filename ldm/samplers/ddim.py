@@ -2,34 +2,42 @@
 
     x_prev = sqrt(abar_prev) x_0 + sqrt(1 - abar_prev - eta_sigma^2) eps + eta_sigma n
 
-The last step goes to abar_0, not to 1, as published.
+The last step goes to abar_0, not to 1, as published, unless it starts there.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout
 
-from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.prediction import Prediction, add_noise
 from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.spacing import spaced_times
 from ldm.diffusion.timesteps import DDIMTable, ddim_table, ddim_timesteps
 from ldm.errors import InputError
-from ldm.samplers.loop import Noise, batch_of
+from ldm.samplers.base import Correction, Model, Noise, Sampler, batch_of
 
 
 def _times_and_table(
-    schedule: Schedule, num_steps: int, spacing: str, eta: float
-) -> tuple[np.ndarray, DDIMTable]:
-    times = ddim_timesteps(num_steps, schedule.num_timesteps, spacing)
-    # Over all times the last step goes to no noise at all, as in DDPM.
-    last = 1.0 if spacing == "all" else None
-    return times, ddim_table(schedule.alphas_cumprod.numpy(), times, eta, last)
+    schedule: Schedule, num_steps: int, spacing: str | None, published: str, eta: float
+) -> tuple[list[float], DDIMTable]:
+    """Return the times, noisiest first, and the table, least noisy first."""
+    if spacing is None:
+        times = ddim_timesteps(num_steps, schedule.num_timesteps, published)[::-1].tolist()
+    else:
+        times = spaced_times(spacing, schedule, num_steps)
+    at = torch.tensor(times[::-1], device="cpu")
+    like = torch.empty(0, dtype=torch.float64, device="cpu")
+    abar = schedule.alpha_sigma(at.double() if at.is_floating_point() else at, like)[0].numpy() ** 2
+    # From time 0 there is nothing left to do but to go to the clean latents; otherwise abar_0, as published.
+    last = 1.0 if times[-1] == 0 else float(schedule.alphas_cumprod[0])
+    return times, ddim_table(abar, np.arange(len(times)), eta, last)
 
 
-class DDIM:
+class DDIM(Sampler):
     """One evaluation a step; deterministic at eta 0, as noisy as DDPM at eta 1."""
+
+    takes_eta = True
 
     def __init__(
         self,
@@ -37,34 +45,26 @@ class DDIM:
         num_steps: int,
         *,
         eta: float = 0.0,
+        spacing: str | None = None,  # one of ldm.diffusion.spacing.SPACINGS, with exactly num_steps; or None:
+        published: str = "uniform",  # the published times, see ddim_timesteps
         temperature: float = 1.0,  # factor of the added noise
         noise_dropout: float = 0.0,  # part of the added noise that is left out
-        spacing: str = "uniform",  # see ddim_timesteps
-        correct_x_0: Callable[[Tensor], Tensor] | None = None,  # clip or quantize each x_0
+        correct_x_0: Correction | None = None,
     ):
-        self.schedule = schedule
+        if eta < 0:
+            raise InputError(f"eta is {eta}: expected 0 (deterministic) to 1 (as noisy as DDPM)")
+        times, self.table = _times_and_table(schedule, num_steps, spacing, published, eta)
+        if np.any(self.table.eta_sigmas**2 > 1 - self.table.alphas_cumprod_prev):
+            raise InputError(f"eta is {eta}: a step would add more noise than it may leave; expected 0 to 1")
+        super().__init__(schedule, times, correct_x_0)
+        self.num_steps = num_steps
+        self.spacing = spacing
+        self.published = published
         self.eta = eta
         self.temperature = temperature
         self.noise_dropout = noise_dropout
-        self.correct_x_0 = correct_x_0
-        self.num_steps = num_steps  # as asked for; len(self) is how many there are
-        self.spacing = spacing
-        if eta < 0:
-            raise InputError(f"eta is {eta}: expected 0 (deterministic) to 1 (as noisy as DDPM)")
-        times, self.table = _times_and_table(schedule, num_steps, spacing, eta)
-        if np.any(self.table.eta_sigmas**2 > 1 - self.table.alphas_cumprod_prev):
-            raise InputError(f"eta is {eta}: a step would add more noise than it may leave; expected 0 to 1")
-        self.timesteps = [int(t) for t in times[::-1]]
 
-    def __len__(self) -> int:
-        return len(self.timesteps)
-
-    def reset(self) -> None:
-        """Do nothing: DDIM remembers no earlier step."""
-
-    def step(
-        self, i: int, x_t: Tensor, denoise: Callable[[Tensor, Tensor], Prediction], noise: Noise
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
         """Take step `i` and return (x_prev, x_0)."""
         prediction = denoise(x_t, batch_of(self.timesteps[i], x_t))
         return self.update(i, prediction, noise(x_t))
@@ -80,12 +80,6 @@ class DDIM:
             x_prev = x_prev + float(eta_sigma * self.temperature) * n
         return x_prev, x_0
 
-    def start_index(self, t_enc: int) -> int:
-        """Return the step from which `t_enc` steps are left."""
-        if not 0 <= t_enc <= len(self):
-            raise InputError(f"cannot run {t_enc} of {len(self)} sampling steps")
-        return len(self) - t_enc
-
     def noised(self, x_0: Tensor, t_enc: int | Tensor, eps: Tensor) -> Tensor:
         """Return x_t at row `t_enc` of the table, counted from the least noisy.
 
@@ -100,31 +94,23 @@ class DDIM:
             raise InputError(f"cannot add the noise of row {t_enc} of a table of {len(self)} sampling steps")
         rows = rows.clamp(max=len(self) - 1).expand(len(x_0)).to(x_0.device)
         times = torch.tensor(self.timesteps[::-1], device=x_0.device)
-        alpha, sigma = self.schedule.alpha_sigma(times[rows], x_0)
-        return alpha * x_0 + sigma * eps
+        return add_noise(self.schedule, x_0, eps, times[rows])
 
 
-class DDIMInversion:
+class DDIMInversion(Sampler):
     """From clean latents back to the noise that DDIM at eta 0 would have made them from.
 
     The same formula read towards more noise (arXiv 2010.02502, eq. 13). The network is asked at the noise
     that x_t has before the step: times 0, tau_0, tau_1, ...
     """
 
-    def __init__(self, schedule: Schedule, num_steps: int, *, spacing: str = "uniform"):
-        self.schedule = schedule
-        times, self.table = _times_and_table(schedule, num_steps, spacing, 0.0)
-        self.timesteps = [0, *(int(t) for t in times[:-1])]
+    def __init__(
+        self, schedule: Schedule, num_steps: int, *, spacing: str | None = None, published: str = "uniform"
+    ):
+        times, self.table = _times_and_table(schedule, num_steps, spacing, published, 0.0)
+        super().__init__(schedule, [type(times[0])(0), *times[:0:-1]])
 
-    def __len__(self) -> int:
-        return len(self.timesteps)
-
-    def reset(self) -> None:
-        """Do nothing: each step stands alone."""
-
-    def step(
-        self, i: int, x_t: Tensor, denoise: Callable[[Tensor, Tensor], Prediction], noise: Noise
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
         """Take step `i` towards more noise and return (x_next, x_0)."""
         eps = denoise(x_t, batch_of(self.timesteps[i], x_t)).eps
         here, there = self.table.alphas_cumprod_prev[i], self.table.alphas_cumprod[i]

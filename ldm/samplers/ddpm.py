@@ -5,36 +5,24 @@
 It visits every training time; DDIM with eta 1 is its strided form.
 """
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InputError
-from ldm.samplers.loop import Noise, batch_of
+from ldm.samplers.base import Model, Noise, Sampler, batch_of
 
 
-class DDPM:
+class DDPM(Sampler):
     """One evaluation for each of the last `num_steps` training times, all of them by default."""
 
     def __init__(self, schedule: Schedule, num_steps: int | None = None, *, clip_denoised: bool = False):
         num_steps = schedule.num_timesteps if num_steps is None else num_steps
         if not 1 <= num_steps <= schedule.num_timesteps:
             raise InputError(f"{num_steps} steps: the model was trained with 1 to {schedule.num_timesteps}")
-        self.schedule = schedule
+        super().__init__(schedule, range(num_steps - 1, -1, -1))
         self.clip_denoised = clip_denoised  # to [-1, 1], for models of pixels
-        self.timesteps = list(range(num_steps - 1, -1, -1))
 
-    def __len__(self) -> int:
-        return len(self.timesteps)
-
-    def reset(self) -> None:
-        """Do nothing: each step stands alone."""
-
-    def step(
-        self, i: int, x_t: Tensor, denoise: Callable[[Tensor, Tensor], Prediction], noise: Noise
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
         """Take step `i` and return (x_prev, x_0)."""
         t = batch_of(self.timesteps[i], x_t)
         x_0 = denoise(x_t, t).x_0

@@ -9,22 +9,24 @@ Times are uniform from N - 1 to 0 and mostly fractional. As published, the first
 """
 
 import math
-from collections.abc import Callable
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.spacing import spaced_times
 from ldm.errors import InputError
-from ldm.samplers.loop import Noise, batch_of
+from ldm.samplers.base import Correction, Model, Nodes, Noise, Sampler
 
 FIRST_ORDER_END_BELOW = 15
 """With so few steps the last second-order one is unstable."""
 
 
-class DPMSolver:
-    """One evaluation a step; deterministic; good from about 15 steps."""
+class DPMSolver(Sampler):
+    """One evaluation a step; deterministic; good from about 15 steps.
+
+    With a `spacing` it takes those times, ends at the clean latents and always in first order.
+    """
 
     def __init__(
         self,
@@ -32,58 +34,34 @@ class DPMSolver:
         num_steps: int,
         *,
         eta: float = 0.0,
-        correct_x_0: Callable[[Tensor], Tensor] | None = None,
+        spacing: str | None = None,  # None: the published times
+        correct_x_0: Correction | None = None,
     ):
         if num_steps < 1:
             raise InputError(f"{num_steps} sampling steps: expected at least 1")
         if eta != 0:
             raise InputError(f"eta is {eta}: DPM-Solver++ is deterministic, so eta must be 0 (DDIM takes it)")
-        self.schedule = schedule
-        self.correct_x_0 = correct_x_0
-        start = schedule.num_timesteps - 1
-        nodes = torch.linspace(start, 0, num_steps + 1, dtype=torch.float64, device="cpu")
-        alphas, sigmas = schedule.alpha_sigma(nodes, nodes)
-        self.timesteps: list[float] = nodes[:-1].tolist()
-        self.alphas: list[float] = alphas.tolist()  # at every node: one more than there are steps
-        self.sigmas: list[float] = sigmas.tolist()
-        self.lambdas: list[float] = (alphas.log() - sigmas.log()).tolist()
-        self.x_0_before: Tensor | None = None
+        if spacing is None:
+            nodes = np.linspace(schedule.num_timesteps - 1, 0, num_steps + 1).tolist()
+            super().__init__(schedule, nodes[:-1], correct_x_0)
+            self.nodes = Nodes.at(schedule, nodes)
+        else:
+            super().__init__(schedule, spaced_times(spacing, schedule, num_steps), correct_x_0)
+            self.nodes = Nodes.at(schedule, self.timesteps).then_clean()
 
-    def __len__(self) -> int:
-        return len(self.timesteps)
-
-    def reset(self) -> None:
-        """Forget the earlier step."""
-        self.x_0_before = None
-
-    def step(
-        self, i: int, x_t: Tensor, denoise: Callable[[Tensor, Tensor], Prediction], noise: Noise
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
         """Take step `i` and return (latents at the next node, x_0)."""
-        x_0 = denoise(x_t, batch_of(self.timesteps[i], x_t)).x_0
-        x_0 = x_0 if self.correct_x_0 is None else self.correct_x_0(x_0)
-        h = self.lambdas[i + 1] - self.lambdas[i]
+        x_0 = self.predict(i, x_t, denoise).x_0
+        lambdas = self.nodes.lambdas
+        h = lambdas[i + 1] - lambdas[i]
         direction = x_0
-        first_order_end = i == len(self) - 1 and len(self) < FIRST_ORDER_END_BELOW
-        if self.x_0_before is not None and not first_order_end:
-            r = (self.lambdas[i] - self.lambdas[i - 1]) / h
-            direction = x_0 + (x_0 - self.x_0_before) / (2 * r)
-        self.x_0_before = x_0
-        ratio = self.sigmas[i + 1] / self.sigmas[i]
-        return ratio * x_t - self.alphas[i + 1] * math.expm1(-h) * direction, x_0
+        if self.memory and not self._ends_in_first_order(i):
+            r = (lambdas[i] - lambdas[i - 1]) / h
+            direction = x_0 + (x_0 - self.memory[0]) / (2 * r)
+        self.memory = [x_0]
+        ratio = self.nodes.sigmas[i + 1] / self.nodes.sigmas[i]
+        return ratio * x_t - self.nodes.alphas[i + 1] * math.expm1(-h) * direction, x_0
 
-    def start_index(self, t_enc: int) -> int:
-        """Return the step from which `t_enc` steps are left."""
-        if not 0 <= t_enc <= len(self):
-            raise InputError(f"cannot run {t_enc} of {len(self)} sampling steps")
-        return len(self) - t_enc
-
-    def noised(self, x_0: Tensor, t_enc: int | Tensor, eps: Tensor) -> Tensor:
-        """Return x_t exactly at the time of step `start_index(t_enc)`; `t_enc` is one number or (b,)."""
-        rows = torch.as_tensor(t_enc, device="cpu").long()
-        if bool((rows < 0).any()) or bool((rows > len(self)).any()):
-            raise InputError(f"cannot add the noise of {t_enc} of {len(self)} sampling steps")
-        times = torch.tensor([*self.timesteps, 0.0], dtype=torch.float64, device="cpu")[len(self) - rows]
-        times = times.expand(len(x_0)).to(torch.promote_types(x_0.dtype, torch.float32))
-        alpha, sigma = self.schedule.alpha_sigma(times.to(x_0.device), x_0)
-        return alpha * x_0 + sigma * eps
+    def _ends_in_first_order(self, i: int) -> bool:
+        to_clean = math.isinf(self.nodes.lambdas[i + 1])
+        return to_clean or (i == len(self) - 1 and len(self) < FIRST_ORDER_END_BELOW)

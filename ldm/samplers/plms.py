@@ -8,18 +8,17 @@
 Then DDIM's update with eps'. It averages noise, whatever the network predicts.
 """
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-from ldm.diffusion.prediction import Prediction, from_eps
+from ldm.diffusion.prediction import from_eps
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InputError
+from ldm.samplers.base import Correction, Model, Noise, batch_of
 from ldm.samplers.ddim import DDIM
-from ldm.samplers.loop import Noise, batch_of
 
 # Weights of the newest noise and of the ones before it, by how many there are.
 ADAMS_BASHFORTH = {
+    1: (1,),
     2: (3 / 2, -1 / 2),
     3: (23 / 12, -16 / 12, 5 / 12),
     4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
@@ -29,37 +28,40 @@ ADAMS_BASHFORTH = {
 class PLMS(DDIM):
     """One evaluation a step and one more in the first; always deterministic."""
 
+    takes_eta = False
+
     def __init__(
         self,
         schedule: Schedule,
         num_steps: int,
         *,
         eta: float = 0.0,
-        spacing: str = "uniform",
-        correct_x_0: Callable[[Tensor], Tensor] | None = None,
+        spacing: str | None = None,  # with one: exactly num_steps evaluations, hence one step less
+        published: str = "uniform",
+        correct_x_0: Correction | None = None,
     ):
         if eta != 0:
             raise InputError(f"eta is {eta}: PLMS is deterministic, so eta must be 0 (DDIM takes it)")
-        super().__init__(schedule, num_steps, spacing=spacing, correct_x_0=correct_x_0)
-        self.history: list[Tensor] = []
+        nodes = num_steps if spacing is None else max(1, num_steps - 1)
+        super().__init__(schedule, nodes, spacing=spacing, published=published, correct_x_0=correct_x_0)
+        self.looks_ahead = spacing is None or num_steps > 1
 
-    def reset(self) -> None:
-        """Forget the noise of earlier steps."""
-        self.history = []
+    def evaluations(self, start: int = 0) -> int:
+        """Return how often the network is asked from step `start` to the end."""
+        left = len(self) - start
+        return left + 1 if left and self.looks_ahead else left
 
-    def step(
-        self, i: int, x_t: Tensor, denoise: Callable[[Tensor, Tensor], Prediction], noise: Noise
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
         """Take step `i` and return (x_prev, x_0)."""
         prediction = denoise(x_t, batch_of(self.timesteps[i], x_t))
-        self.history = [prediction.eps, *self.history[:3]]
-        if len(self.history) == 1:
+        self.memory = [prediction.eps, *self.memory[:3]]
+        if len(self.memory) == 1 and self.looks_ahead:
             x_prev, _ = self.update(i, prediction, noise(x_t))
             t_prev = self.timesteps[min(i + 1, len(self) - 1)]
             eps = (prediction.eps + denoise(x_prev, batch_of(t_prev, x_prev)).eps) / 2
         else:
-            weights = ADAMS_BASHFORTH[len(self.history)]
-            eps = sum(w * e for w, e in zip(weights, self.history, strict=True))
+            weights = ADAMS_BASHFORTH[len(self.memory)]
+            eps = sum(w * e for w, e in zip(weights, self.memory, strict=True))
         alpha, sigma = self.schedule.alpha_sigma(batch_of(self.timesteps[i], x_t), x_t)
         # The noise is multiplied by nothing; drawing it keeps the generator where the published one is.
         return self.update(i, from_eps(x_t, eps, alpha, sigma), noise(x_t))

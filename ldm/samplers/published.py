@@ -23,7 +23,8 @@ from ldm.diffusion.prediction import Denoise, Prediction, denoiser, from_eps
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InputError
 from ldm.samplers import DDIM, DDIMInversion, Sampler, Step, make_sampler, sample_loop
-from ldm.samplers.loop import Noise, gaussian
+from ldm.samplers.base import Noise
+from ldm.samplers.loop import gaussian
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +203,7 @@ class _PublishedSampler:
 
     def _steps(self, all_times: bool = False) -> Sampler:
         if all_times:
-            return DDIM(self.schedule, self.ddpm_num_timesteps, spacing="all")
+            return DDIM(self.schedule, self.ddpm_num_timesteps, published="all")
         if self.sampler is None:
             raise InputError("no steps have been chosen: call make_schedule(num_steps) or sample first")
         return self.sampler
@@ -265,7 +266,7 @@ class _TableSampler(_PublishedSampler):
         verbose: bool = True,
     ) -> None:
         """Choose the steps and set `ddim_timesteps`, `ddim_alphas` and their siblings."""
-        self._make(ddim_num_steps, ddim_eta, spacing=ddim_discretize)
+        self._make(ddim_num_steps, ddim_eta, published=ddim_discretize)
         if verbose:
             logger.info("%s timesteps: %s", type(self).__name__, self.ddim_timesteps)
 
@@ -307,7 +308,7 @@ class DDIMSampler(_TableSampler):
             number of them, "intermediates".
         """
         table = self._steps(use_original_steps)
-        inversion = DDIMInversion(self.schedule, table.num_steps, spacing=table.spacing)
+        inversion = DDIMInversion(self.schedule, table.num_steps, published=table.published)
         if not 0 <= t_enc <= len(inversion):
             raise InputError(f"t_enc is {t_enc}: expected 0 to {len(inversion)} sampling steps")
         every = max(1, t_enc // return_intermediates) if return_intermediates else 0

@@ -5,6 +5,7 @@ import torch
 
 from gaussian_data import SCHEDULE, denoise, exact
 from ldm.diffusion.prediction import add_noise
+from ldm.diffusion.spacing import SPACINGS
 from ldm.errors import InputError
 from ldm.samplers import DDIM, DDPM, PLMS, SAMPLERS, DPMSolver, find_sampler, make_sampler, sample_loop
 from ldm.samplers.loop import gaussian
@@ -203,3 +204,54 @@ def test_samplers_are_found_by_any_spelling():
 def test_what_cannot_be_honoured_is_one_clear_error(make, text: str):
     with pytest.raises(InputError, match=text):
         make()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("steps", [1, 2, 9, 30])
+def test_with_a_spacing_the_network_is_asked_exactly_so_often(name: str, spacing: str, steps: int):
+    sampler = make_sampler(name, SCHEDULE, steps, spacing=spacing)
+    calls = []
+
+    def counted(x, t, cond):
+        calls.append(t)
+        return denoise(x, t)
+
+    *_, step = sample_loop(sampler, counted, X, None)
+    assert len(calls) == sampler.evaluations() == steps
+    assert torch.isfinite(step.x_t).all()
+
+
+@pytest.mark.parametrize(("name", "steps", "calls"), [("ddim", 30, 31), ("plms", 30, 32), ("dpm", 30, 30)])
+def test_without_a_spacing_the_published_count_is_kept_and_known(name: str, steps: int, calls: int):
+    assert make_sampler(name, SCHEDULE, steps).evaluations() == calls
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_run_goes_on_from_any_step_given_latents_and_memory(name: str):
+    sampler = make_sampler(name, SCHEDULE, 10)
+    whole, stops = [], []
+    for step in sample_loop(sampler, denoise, X, None, noise=torch.zeros_like):
+        whole.append(step.x_t)
+        stops.append((step.i + 1, step.x_t, list(sampler.memory)))
+    for start, x_t, memory in stops[:-1]:
+        *_, step = sample_loop(
+            sampler, denoise, x_t, None, noise=torch.zeros_like, start=start, memory=memory
+        )
+        assert torch.equal(step.x_t, whole[-1])
+
+
+def test_keyed_noise_is_told_the_step_and_the_purpose():
+    asked = []
+
+    class Keyed:
+        def at(self, i, purpose):
+            asked.append((i, purpose))
+            return torch.zeros_like
+
+    list(
+        sample_loop(
+            DDIM(SCHEDULE, 2), denoise, X, None, noise=Keyed(), keep_mask=torch.ones(1, 1, 4, 4), keep_x_0=X
+        )
+    )
+    assert asked == [(0, "keep"), (0, "step"), (1, "keep"), (1, "step")]
