@@ -3,13 +3,13 @@
 The network is built on the meta device, without memory. Each tensor of the file is then matched by name and
 shape, converted on its own if it must be, and put in place; one that needs no conversion stays mapped from
 the file. So the peak is the kept weights plus one tensor. Nothing is guessed: a tensor too many, too few or
-of another shape is an error, but for the keys listed below by name.
+of another shape is an error, but for the keys listed below by name, and what a module names itself as unused.
 """
 
 import logging
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from ldm.backends.device import resolve_device, resolve_dtype
-from ldm.checkpoint import load_checkpoint
 from ldm.checkpoint.guess import guess
+from ldm.checkpoint.opened import Opened, open_weights, published
 from ldm.checkpoint.pages import release_pages
 from ldm.config import instantiate, load_config
-from ldm.errors import CheckpointError, ConfigError
+from ldm.errors import BadValuesError, ConfigError, WrongModelError
 
 logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]       # (bytes done, bytes in all)
 
 SCHEDULE = (
     "betas|alphas_cumprod|alphas_cumprod_prev|sqrt_alphas_cumprod|sqrt_one_minus_alphas_cumprod"
@@ -48,7 +50,8 @@ SURPLUS = {
     r"cond_stage_model\.model\.attn_mask": "the causal mask, computed by the model",
     r"cond_stage_model\.transformer\.text_model\.embeddings\.position_ids": "0..76",
 }
-# May be missing from a file although the model has a place for it; filled with zeros.
+# May be missing from a file although the model has a place for it; filled with zeros. A module adds to it by
+# `unused_parameters()`: names of those that its forward pass never reads. All of them are there, or none.
 UNUSED = {
     r"cond_stage_model\.model\.(logit_scale|text_projection)": "only CLIP's own training reads them",
 }
@@ -60,6 +63,10 @@ PARTS = {
     "model_ema.": "the averaged copy",
     "control_model.": "the ControlNet",
 }
+PREDICTIONS = {                 # what files say -> what a configuration's `parameterization` says
+    "eps": "eps", "epsilon": "eps", "v": "v", "v_prediction": "v", "x0": "x0", "sample": "x0",
+}
+WEIGHTS = ("auto", "ema", "raw")
 EXAMPLES = 3                    # names shown of each group
 SCHEDULE_TOLERANCE = 2e-3       # half precision rounds alphas_cumprod by up to 5e-4
 
@@ -70,19 +77,28 @@ def load_model(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     *,
+    weights: str = "auto",
     allow_nonfinite: bool = False,
+    progress: Progress | None = None,
 ) -> nn.Module:
     """Build the model of `config` with the weights of `checkpoint`, in evaluation mode and without gradients.
 
     Args:
         config: path of a YAML file, or what `load_config` returned; its `model` node is built.
-        checkpoint: a .ckpt or .safetensors file in the published layout.
+        checkpoint: a .ckpt or .safetensors file, or a diffusers folder.
         device, dtype: as `resolve_device` and `resolve_dtype` take them; run it under `autocast` of the same.
+        weights: "ema" takes the averaged copy and "raw" the weights proper, or fails; "auto" does what the
+            configuration's `use_ema` says, and takes the averaged copy of a file that has nothing else.
         allow_nonfinite: only warn of NaN and infinite weights.
+        progress: called with (bytes done, bytes in all) of the file after each tensor.
 
     Raises:
+        WrongModelError: the file holds another model, or predicts otherwise, than the configuration says.
+        BadValuesError: NaN or infinite weights.
         ConfigError, CheckpointError, BackendUnavailable: in one line, before anything was sampled.
     """
+    if weights not in WEIGHTS:
+        raise ConfigError(f"weights {weights!r}; expected one of {', '.join(WEIGHTS)}")
     started = time.perf_counter()
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
@@ -94,19 +110,54 @@ def load_model(
         node = node["model"]
     with torch.device("meta"):
         model = instantiate(node, path=f"{source}: model")
-    weights = load_checkpoint(checkpoint)
-    _prefer_averaged(model, weights, Path(checkpoint))
-    fit = match(model, weights)
+    file = Path(checkpoint)
+    opened = open_weights(file)
+    _check_prediction(model, opened, source)
+    mark = opened.metadata.get("sd.weights")
+    tensors = published(opened)
+    del opened                      # what is converted is let go of, one tensor after the other
+    _choose_average(model, tensors, weights, mark, file)
+    fit = match(model, tensors)
     if not fit.is_good:
-        raise CheckpointError(f"{checkpoint} does not fit {source}: {fit.report(model, weights)}")
-    _warn_of_another_schedule(model, weights, Path(checkpoint))
-    kept = _fill(model, fit, weights, device, dtype, Path(checkpoint), allow_nonfinite)
+        raise WrongModelError(_refusal(fit, model, tensors, file, source))
+    _warn_of_another_schedule(model, tensors, file)
+    kept = _fill(model, fit, tensors, device, dtype, file, allow_nonfinite, progress)
     model.eval().requires_grad_(False)
     logger.info(
         "loaded %s in %.1f s: %d tensors, %.2f GB, %s on %s",
-        Path(checkpoint).name, time.perf_counter() - started, len(fit.matched), kept / 1e9, dtype, device,
+        file.name, time.perf_counter() - started, len(fit.matched), kept / 1e9, dtype, device,
     )
     return model
+
+
+def load_part(
+    model: nn.Module,
+    path: str | Path,
+    part: str = "first_stage_model",
+    *,
+    allow_nonfinite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Replace one part of a loaded model by that of a file, which may hold more; device and dtype stay.
+
+    Args:
+        part: the attribute of `model`: "first_stage_model", "cond_stage_model", ...
+
+    Raises:
+        WrongModelError: the file holds no such part, or one that does not fit; the model is as it was.
+        BadValuesError, CheckpointError: as `load_model`.
+    """
+    file, prefix = Path(path), f"{part}."
+    tensors = published(open_weights(file))
+    what = PARTS.get(prefix, part)
+    fit = match(model, {name: x for name, x in tensors.items() if name.startswith(prefix)}, prefix)
+    if not fit.matched and not fit.misshapen:
+        raise WrongModelError(f"{file} holds no weights of {what}: it is {_file_is(tensors)}")
+    if not fit.is_good:
+        raise WrongModelError(f"{file} does not fit {what} of the model: {fit.report()}")
+    like = next(model.get_submodule(part).parameters())
+    _fill(model, fit, tensors, like.device, like.dtype, file, allow_nonfinite, progress)
+    logger.info("%s: %d tensors of %s", file.name, len(fit.matched), what)
 
 
 @dataclass
@@ -123,8 +174,8 @@ class Fit:
     def is_good(self) -> bool:
         return not (self.missing or self.unexpected or self.misshapen)
 
-    def report(self, model: nn.Module, weights: dict[str, Tensor]) -> str:
-        """Say in one line what disagrees, by part of the model, and what the file seems to be."""
+    def report(self) -> str:
+        """Say in one line what disagrees, with counts and by part of the model."""
         expected = len(self.matched) + len(self.missing) + len(self.misshapen)
         counts = (
             f"{expected} tensors expected: {len(self.matched)} matched, {len(self.missing)} missing, "
@@ -137,23 +188,19 @@ class Fit:
             )
             for group in _groups(names)
         ]
-        file_is = guess({name: tuple(x.shape) for name, x in weights.items()})
-        model_is = guess({name: tuple(x.shape) for name, x in model.state_dict().items()})
-        verdict = f"the file looks like {file_is}, the configuration describes {model_is}"
-        if file_is == model_is:
-            verdict = f"both look like {file_is}, so the file is incomplete or of another size"
-        return "; ".join([counts, *groups, verdict])
+        return "; ".join([counts, *groups])
 
 
-def match(model: nn.Module, weights: dict[str, Tensor]) -> Fit:
-    """Compare the names, shapes and kinds of `weights` with what `model` stores."""
+def match(model: nn.Module, weights: Mapping[str, Tensor], prefix: str = "") -> Fit:
+    """Compare the names, shapes and kinds of `weights` with what `model` stores below `prefix`."""
     fit = Fit()
-    stored = model.state_dict()
+    stored = {name: x for name, x in model.state_dict().items() if name.startswith(prefix)}
+    unused = _unused_parameters(model, weights)
     for name, place in stored.items():
         if _is_listed(name, COMPUTED):
             continue
         if name not in weights:
-            (fit.zeros if _is_listed(name, UNUSED) else fit.missing).append(name)
+            (fit.zeros if name in unused or _is_listed(name, UNUSED) else fit.missing).append(name)
         elif weights[name].shape != place.shape:
             fit.misshapen.append(f"{name} {tuple(weights[name].shape)} instead of {tuple(place.shape)}")
         elif weights[name].is_floating_point() != place.is_floating_point():
@@ -162,6 +209,43 @@ def match(model: nn.Module, weights: dict[str, Tensor]) -> Fit:
             fit.matched.append(name)
     fit.unexpected = [name for name in weights if name not in stored and not _is_listed(name, SURPLUS)]
     return fit
+
+
+def _unused_parameters(model: nn.Module, weights: Mapping[str, Tensor]) -> set[str]:
+    """Return what the modules of `model` name as unused, where a file has none of it.
+
+    Folders in the diffusers layout have no place for such weights. A file with some of them is damaged.
+    """
+    unused: set[str] = set()
+    for path, module in model.named_modules():
+        if hasattr(module, "unused_parameters"):
+            names = {f"{path}.{name}" if path else name for name in module.unused_parameters()}
+            unused |= names if names.isdisjoint(weights) else set()
+    return unused
+
+
+def _refusal(fit: Fit, model: nn.Module, weights: Mapping[str, Tensor], file: Path, source: str) -> str:
+    """Say what the file is, what the configuration asks for, what to do, and then what disagrees."""
+    held = {next((part for part in PARTS if name.startswith(part)), None) for name in weights}
+    file_is, model_is = _file_is(weights), _guess(model.state_dict())
+    if held <= {"first_stage_model."}:
+        advice = "give the whole model with --ckpt and this file with --vae"
+        return f"{file} is {file_is}, but {source} asks for {model_is}: {advice}"
+    if file_is == model_is:
+        verdict = f"{file} does not fit {source}: both are {model_is}, so it is incomplete or of another size"
+    else:
+        verdict = f"{file} is {file_is}, but {source} asks for {model_is}"
+    return f"{verdict}; {fit.report()}"
+
+
+def _file_is(weights: Mapping[str, Tensor]) -> str:
+    held = {next((what for prefix, what in PARTS.items() if name.startswith(prefix)), "") for name in weights}
+    alone = held.pop() if len(held) == 1 else ""
+    return f"{alone} alone" if alone and alone != PARTS["model_ema."] else _guess(weights)
+
+
+def _guess(weights: Mapping[str, Tensor]) -> str:
+    return guess({name: tuple(x.shape) for name, x in weights.items()})
 
 
 def _is_listed(name: str, patterns: Iterable[str]) -> bool:
@@ -192,21 +276,53 @@ def averaged_names(model: nn.Module) -> dict[str, str]:
     return {"model_ema." + name.replace(".", ""): "model." + name for name, _ in wrapper.named_parameters()}
 
 
-def _prefer_averaged(model: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
-    """Let the averaged copy take the place of the raw weights, if the configuration wants it (`use_ema`)."""
+def _choose_average(
+    model: nn.Module, weights: dict[str, Tensor], choice: str, mark: str | None, file: Path
+) -> None:
+    """Let the averaged copy take the place of the raw weights, or not.
+
+    Args:
+        choice: of WEIGHTS.
+        mark: what the file says it holds under the names of the weights proper: "ema", "raw", or None.
+    """
     names = averaged_names(model)
-    there = [name for name in names if name in weights]
-    if not there:
+    lacking = [averaged for averaged in names if averaged not in weights]
+    has_average = len(lacking) < len(names)
+    has_raw = mark != "ema" and any(raw in weights for raw in names.values())
+    if choice == "raw" and names and not has_raw:
+        raise WrongModelError(f"{file}: holds only averaged (EMA) weights; leave --weights raw out")
+    if choice == "ema" and lacking and mark != "ema":
+        what = f"lacks {len(lacking)} of its" if has_average else "has no"
+        raise WrongModelError(f"{file}: {what} averaged (EMA) weights; leave --weights ema out")
+    if choice == "raw" or not has_average:
         return
-    if not getattr(model, "use_ema", False):
+    if choice == "auto" and has_raw and not getattr(model, "use_ema", False):
         logger.info("%s also holds averaged (EMA) weights; the raw ones are used (use_ema: false)", file.name)
-    elif len(there) < len(names):
-        lacking = len(names) - len(there)
-        logger.warning("%s lacks %d of its averaged weights; the raw ones are used", file.name, lacking)
+    elif lacking:
+        logger.warning("%s lacks %d of its averaged weights; the raw ones are used", file.name, len(lacking))
     else:
-        logger.info("%s: the averaged (EMA) weights are used (use_ema: true)", file.name)
+        reason = "as asked" if choice == "ema" else "use_ema: true" if has_raw else "the file has no others"
+        logger.info("%s: the averaged (EMA) weights are used (%s)", file.name, reason)
         for averaged, raw in names.items():
             weights[raw] = weights.pop(averaged)
+
+
+def _check_prediction(model: nn.Module, opened: Opened, source: str) -> None:
+    """Refuse a file that says it predicts otherwise than the configuration does."""
+    ours = getattr(model, "parameterization", None)
+    scheduler = opened.configs.get("scheduler", {})
+    said = {
+        "metadata sd.prediction": opened.metadata.get("sd.prediction"),
+        "metadata modelspec.prediction_type": opened.metadata.get("modelspec.prediction_type"),
+        "scheduler_config.json prediction_type": scheduler.get("prediction_type"),
+    }
+    for where, value in said.items():
+        theirs = PREDICTIONS.get(value) if isinstance(value, str) else None
+        if ours is not None and theirs not in (None, ours):
+            raise WrongModelError(
+                f"{opened.path} predicts {theirs} ({where}: {value}), but {source} says "
+                f"parameterization: {ours}; give a configuration with parameterization: {theirs}"
+            )
 
 
 def _warn_of_another_schedule(model: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
@@ -227,9 +343,11 @@ def _fill(
     dtype: torch.dtype,
     file: Path,
     allow_nonfinite: bool,
+    progress: Progress | None,
 ) -> int:
     """Put the matched tensors in place, one after the other; return the bytes that are kept."""
-    kept = 0
+    kept = done = 0
+    total = sum(weights[name].nbytes for name in fit.matched)
     spoilt = []
     for name in fit.matched:
         source = weights.pop(name)
@@ -240,6 +358,9 @@ def _fill(
         kept += placed.nbytes
         if placed.data_ptr() != source.data_ptr():
             release_pages(source)
+        done += source.nbytes
+        if progress is not None:
+            progress(done, total)
     weights.clear()
     if spoilt:
         _report_nonfinite(spoilt, dtype, file, allow_nonfinite)
@@ -272,5 +393,5 @@ def _report_nonfinite(spoilt: list[str], dtype: torch.dtype, file: Path, allow: 
     more = f" and {len(spoilt) - EXAMPLES} more" if len(spoilt) > EXAMPLES else ""
     text = f"{file}: NaN or infinite weights as {dtype} in {', '.join(spoilt[:EXAMPLES])}{more}"
     if not allow:
-        raise CheckpointError(f"{text}; the file is damaged, or needs another --dtype")
+        raise BadValuesError(f"{text}; the file is damaged, or needs another --dtype")
     logger.warning("%s; loaded all the same", text)

@@ -31,6 +31,6 @@ def load_checkpoint(path: str | Path) -> "dict[str, Tensor]":
         UnsafeCheckpointError: it names something outside the allow-list; nothing of it was executed.
         CheckpointError: it is missing, no weights, truncated or damaged.
     """
-    from ldm.checkpoint.opened import open_weights
+    from ldm.checkpoint.opened import open_weights, published
 
-    return open_weights(path).parts[""]
+    return published(open_weights(path))

@@ -226,7 +226,7 @@ def _plain_name(name: str, index: Path) -> str:
 
 
 def _check_inside(file: Path, root: Path) -> None:
-    """Refuse a link out of the folder, but for those that a hub cache is made of: snapshots/X/* -> blobs/*."""
+    """Refuse a link out of the folder, but for what a hub cache is made of: snapshots/X/* -> blobs/*."""
     home, target = root.resolve(), file.resolve()
     snapshot = next((place for place in (home, *home.parents) if place.parent.name == "snapshots"), None)
     homes = [home] if snapshot is None else [home, snapshot.parent.parent / "blobs"]

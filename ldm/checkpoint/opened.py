@@ -55,12 +55,17 @@ def open_weights(path: str | Path, *, variant: str | None = None) -> Opened:
 
             return open_folder(path, variant)
         if variant is not None:
-            raise CheckpointError(f"{path}: is one file, and variant {variant!r} is asked for; give its folder")
+            raise CheckpointError(f"{path}: is one file, and variant {variant!r} is asked for; give a folder")
         shard = SHARD.search(path.name)
         if shard and int(shard[1]) > 1:
             raise CheckpointError(f"{path}: is one of {int(shard[1])} shards; give the folder {path.parent}")
         tensors, metadata = read_file(path, container)
         return Opened(path, container, {"": tensors}, {}, metadata, [path])
+
+
+def published(opened: Opened) -> "dict[str, Tensor]":
+    """Return all tensors under their published names, whatever the layout; mapped, but for joined ones."""
+    return opened.parts[""]
 
 
 def read_file(path: Path, container: Container) -> "tuple[dict[str, Tensor], dict[str, str]]":

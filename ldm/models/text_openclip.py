@@ -102,6 +102,13 @@ class FrozenOpenCLIPEmbedder(nn.Module):
         self.model = self.model.eval()
         self.requires_grad_(False)
 
+    def unused_parameters(self) -> list[str]:
+        """Name the parameters of the blocks that `layer` leaves out; some layouts do not store them."""
+        blocks = self.model.transformer.resblocks
+        unused = range(len(blocks) - LAYERS[self.layer], len(blocks))
+        names = [f"{i}.{name}" for i in unused for name, _ in blocks[i].named_parameters()]
+        return [f"model.transformer.resblocks.{name}" for name in names]
+
     @cached_property
     def tokenizer(self) -> SimpleTokenizer:
         options = {} if self.bpe_path is None else {"bpe_path": self.bpe_path}

@@ -3,7 +3,7 @@
 from torch import nn
 
 from ldm.checkpoint import load_checkpoint
-from ldm.errors import CheckpointError
+from ldm.errors import WrongModelError
 from ldm.loading import match
 
 
@@ -14,6 +14,6 @@ def load_part(part: nn.Module, path: str, prefix: str) -> None:
     weights = {k: v for k, v in (inside or weights).items() if not k.startswith(("loss.", "model_ema."))}
     fit = match(part, weights)
     if not fit.is_good:
-        raise CheckpointError(f"{path} does not fit {type(part).__name__}: {fit.report(part, weights)}")
+        raise WrongModelError(f"{path} does not fit {type(part).__name__}: {fit.report()}")
     # Not strict, because `match` was; what it leaves out are the schedule's tables, which the model computes.
     part.load_state_dict({name: weights[name].float() for name in fit.matched}, strict=False)
