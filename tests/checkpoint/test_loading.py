@@ -113,8 +113,8 @@ def test_the_refusal_counts_groups_and_guesses(tmp_path, stored):
         f"missing {lacking} of the autoencoder (first_stage_model.",
         f"misshapen 1 of the UNet ({FIRST_CONV} (32, 9, 3, 3) instead of (32, 4, 3, 3))",
         "unexpected 1 of no known part (strange)",
-        f"model.safetensors is a model of context width 8 for inpainting (9 input channels) without VAE, but {YAML} "
-        "asks for a model of context width 8 for text-to-image (4 input channels); ",
+        "model.safetensors is a model of context width 8 for inpainting (9 input channels) without VAE, but "
+        f"{YAML} asks for a model of context width 8 for text-to-image (4 input channels); ",
     )
 
 
