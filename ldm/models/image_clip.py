@@ -1,0 +1,152 @@
+"""CLIP's image towers, which condition unCLIP: OpenCLIP ViT-H/14 and OpenAI's ViT-L/14.
+
+A picture becomes one projected vector that is not normalised (arXiv 2103.00020, section 2.4; unCLIP:
+arXiv 2204.06125). The pictures are prepared as for the published models: if a side shrinks, both are blurred
+by a Gaussian with sigma = the factor, at least 1; they are squeezed to a square whatever their aspect ratio,
+by bicubic interpolation with aligned corners, and normalised by CLIP's mean and deviation.
+
+The tower's blocks come from open_clip, as those of the text tower do; nothing is downloaded.
+"""
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.errors import ConfigError, InputError
+from ldm.models.text_openclip import TextTower, architecture
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class CLIPModel(TextTower):
+    """A CLIP model: the image tower `visual` beside the text tower, or what unCLIP-H keeps of that."""
+
+    def __init__(self, config: dict, text_blocks: bool) -> None:
+        embed_dim, quick_gelu = config["embed_dim"], config.get("quick_gelu", False)
+        text_cfg = config["text_cfg"] if text_blocks else {**config["text_cfg"], "layers": 1}
+        super().__init__(embed_dim, text_cfg, quick_gelu)
+        if not text_blocks:
+            del self.transformer            # open_clip builds no tower without blocks
+        self.visual = open_clip.model._build_vision_tower(embed_dim, config["vision_cfg"], quick_gelu)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Encode normalised pixels (b, 3, side, side) to (b, embed_dim)."""
+        return self.visual(pixels.to(self.visual.proj.dtype))
+
+
+class CLIPImageEmbedder(nn.Module):
+    """Pictures (b, 3, h, w), -1..1 -> (b, embed_dim); what the two published classes share."""
+
+    def __init__(self, config: dict, text_blocks: bool, antialias: bool, device: str | None) -> None:
+        super().__init__()
+        self.model = CLIPModel(config, text_blocks)
+        self.side: int = config["vision_cfg"].get("image_size", 224)
+        self.embed_dim: int = config["embed_dim"]
+        self.antialias = antialias
+        self.freeze()
+        if device is not None and not next(self.parameters()).is_meta:      # else loading decides
+            self.to(device)
+
+    def freeze(self) -> None:
+        """Put the towers into evaluation mode and switch off their gradients."""
+        self.model = self.model.eval()
+        self.requires_grad_(False)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Return normalised pixels (b, 3, side, side) of pictures of any size, -1..1, in float32."""
+        return preprocess(images, self.side, self.antialias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode pictures (b, 3, h, w), -1..1, to (b, embed_dim), in the dtype of `images`.
+
+        Raises:
+            InputError: another shape.
+        """
+        return self.model.encode_image(self.preprocess(images)).to(images.dtype)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Do what calling the module does; third-party code uses this name."""
+        return self(images)
+
+
+class FrozenOpenCLIPImageEmbedder(CLIPImageEmbedder):
+    """The image tower of unCLIP-H; the text tower's blocks are left out, its other parameters kept.
+
+    Args:
+        arch: an open_clip architecture name, or the path of its JSON description.
+        version: name of the published weights; kept for information, never downloaded.
+        device: where to put the module; None leaves it where it was built.
+        layer: "pooled", one vector a picture, is all that was published.
+        antialias: blur before pictures are made smaller.
+
+    Raises:
+        ConfigError: an unknown arch or layer.
+    """
+
+    def __init__(
+        self,
+        arch: str = "ViT-H-14",
+        version: str | None = "laion2b_s32b_b79k",
+        device: str | None = None,
+        layer: str = "pooled",
+        antialias: bool = True,
+    ) -> None:
+        if layer != "pooled":
+            raise ConfigError(f"FrozenOpenCLIPImageEmbedder: layer {layer!r}; expected 'pooled'")
+        super().__init__(architecture(arch), text_blocks=False, antialias=antialias, device=device)
+        self.arch = arch
+        self.version = version
+
+
+class ClipImageEmbedder(CLIPImageEmbedder):
+    """The image tower of unCLIP-L, with the whole of OpenAI's CLIP around it.
+
+    Args:
+        model: OpenAI's name of the architecture, such as "ViT-L/14", or the path of a JSON description.
+        device: where to put the module; None leaves it where it was built.
+        antialias: blur before pictures are made smaller.
+
+    Raises:
+        ConfigError: an unknown model.
+    """
+
+    def __init__(self, model: str = "ViT-L/14", device: str | None = None, antialias: bool = True) -> None:
+        # OpenAI's models have quick-gelu; open_clip's plain names mean the exact gelu.
+        arch = model if model.endswith(".json") else model.replace("/", "-") + "-quickgelu"
+        super().__init__(architecture(arch), text_blocks=True, antialias=antialias, device=device)
+        self.name = model
+
+
+def preprocess(images: Tensor, side: int = 224, antialias: bool = True) -> Tensor:
+    """Resize pictures (b, 3, h, w), -1..1, to `side` x `side` and normalise them for CLIP, in float32."""
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise InputError(
+            f"image embedder: got pictures of shape {tuple(images.shape)}; expected (batch, 3, height, width)"
+        )
+    x = images.float()
+    factors = [length / side for length in x.shape[-2:]]
+    if antialias and max(factors) > 1:
+        for dim, factor in zip((-2, -1), factors, strict=True):
+            x = blur(x, dim, sigma=max(factor, 1.0))
+    x = F.interpolate(x, (side, side), mode="bicubic", align_corners=True)
+    mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (MEAN, STD))
+    return ((x + 1) / 2 - mean) / std
+
+
+def blur(x: Tensor, dim: int, sigma: float) -> Tensor:
+    """Convolve (b, c, h, w) along `dim` (-2 or -1) with a Gaussian of 4 sigma taps, made odd.
+
+    The border is reflected; where a side is too short for that, its last pixel is repeated.
+    """
+    radius = int(4 * sigma) // 2
+    offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    b, c, h, w = x.shape
+    padding, kernel = (
+        ((0, 0, radius, radius), kernel[:, None]) if dim == -2 else ((radius, radius, 0, 0), kernel[None])
+    )
+    padded = F.pad(x, padding, mode="reflect" if radius < x.shape[dim] else "replicate")
+    return F.conv2d(padded.flatten(0, 1)[:, None], kernel[None, None]).reshape(b, c, h, w)
