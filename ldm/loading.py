@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ldm.backends.device import resolve_device, resolve_dtype
 from ldm.checkpoint.guess import guess
+from ldm.checkpoint.layouts import averaged
 from ldm.checkpoint.opened import Opened, open_weights, published
 from ldm.checkpoint.pages import release_pages
 from ldm.config import instantiate, load_config
@@ -37,6 +38,8 @@ SCHEDULE = (
 # Computed by the model itself; a file's copy is not read, and a file without them is whole.
 COMPUTED = {
     SCHEDULE: "the configuration gives the noise schedule in float64; a half-precision file would degrade it",
+    rf"(low_scale_model|noise_augmentor)\.({SCHEDULE})": "the same, of the noise on the conditioning",
+    "logvar": "weights of the training loss; zeros in every published file",
     r"(.*\.)?text_model\.embeddings\.position_ids": "0..76; newer files leave it out, merges may round it",
 }
 # May be in a file although the model has no place for it.
@@ -53,7 +56,7 @@ SURPLUS = {
 # May be missing from a file although the model has a place for it; filled with zeros. A module adds to it by
 # `unused_parameters()`: names of those that its forward pass never reads. All of them are there, or none.
 UNUSED = {
-    r"cond_stage_model\.model\.(logit_scale|text_projection)": "only CLIP's own training reads them",
+    r"(cond_stage_model\.)?model\.(logit_scale|text_projection)": "only CLIP's own training reads them",
 }
 
 PARTS = {
@@ -62,6 +65,10 @@ PARTS = {
     "cond_stage_model.": "the text encoder",
     "model_ema.": "the averaged copy",
     "control_model.": "the ControlNet",
+    "depth_model.": "the depth estimator",
+    "embedder.": "the image encoder",
+    "low_scale_model.": "the noise schedule of the small picture",
+    "noise_augmentor.": "the noise schedule of the image embedding",
 }
 PREDICTIONS = {                 # what files say -> what a configuration's `parameterization` says
     "eps": "eps", "epsilon": "eps", "v": "v", "v_prediction": "v", "x0": "x0", "sample": "x0",
@@ -195,6 +202,7 @@ def match(model: nn.Module, weights: Mapping[str, Tensor], prefix: str = "") -> 
     """Compare the names, shapes and kinds of `weights` with what `model` stores below `prefix`."""
     fit = Fit()
     stored = {name: x for name, x in model.state_dict().items() if name.startswith(prefix)}
+    stored |= {name: x for name, x in _optional_buffers(model).items() if name in weights}
     unused = _unused_parameters(model, weights)
     for name, place in stored.items():
         if _is_listed(name, COMPUTED):
@@ -209,6 +217,15 @@ def match(model: nn.Module, weights: Mapping[str, Tensor], prefix: str = "") -> 
             fit.matched.append(name)
     fit.unexpected = [name for name in weights if name not in stored and not _is_listed(name, SURPLUS)]
     return fit
+
+
+def _optional_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that published files lack, and that are read where a file has them."""
+    return {
+        f"{path}.{name}" if path else name: getattr(module, name)
+        for path, module in model.named_modules()
+        for name in getattr(module, "OPTIONAL_BUFFERS", ())
+    }
 
 
 def _unused_parameters(model: nn.Module, weights: Mapping[str, Tensor]) -> set[str]:
@@ -265,15 +282,8 @@ def _groups(names: list[str]) -> list[str]:
 
 
 def averaged_names(model: nn.Module) -> dict[str, str]:
-    """Map each stored name of the averaged copy to the weight that it averages.
-
-    The copy's names are parameter paths below `model.` with every dot taken out, which cannot be undone
-    without knowing the paths.
-    """
-    wrapper = getattr(model, "model", None)
-    if not isinstance(wrapper, nn.Module):
-        return {}
-    return {"model_ema." + name.replace(".", ""): "model." + name for name, _ in wrapper.named_parameters()}
+    """Map each stored name of the averaged copy to the weight that it averages."""
+    return averaged.averaged_names(name for name, _ in model.named_parameters())
 
 
 def _choose_average(
@@ -286,7 +296,7 @@ def _choose_average(
         mark: what the file says it holds under the names of the weights proper: "ema", "raw", or None.
     """
     names = averaged_names(model)
-    lacking = [averaged for averaged in names if averaged not in weights]
+    lacking = [copy for copy in names if copy not in weights]
     has_average = len(lacking) < len(names)
     has_raw = mark != "ema" and any(raw in weights for raw in names.values())
     if choice == "raw" and names and not has_raw:
@@ -303,8 +313,8 @@ def _choose_average(
     else:
         reason = "as asked" if choice == "ema" else "use_ema: true" if has_raw else "the file has no others"
         logger.info("%s: the averaged (EMA) weights are used (%s)", file.name, reason)
-        for averaged, raw in names.items():
-            weights[raw] = weights.pop(averaged)
+        for copy, raw in names.items():
+            weights[raw] = weights.pop(copy)
 
 
 def _check_prediction(model: nn.Module, opened: Opened, source: str) -> None:
@@ -368,6 +378,8 @@ def _fill(
     for name in fit.zeros:
         _place(model, name, torch.zeros(stored[name].shape, dtype=dtype, device=device))
     for module in model.modules():
+        if hasattr(module, "look_beside"):
+            module.look_beside(file.parent)
         if hasattr(module, "materialise_buffers"):
             module.materialise_buffers(device)
     return kept

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ldm.checkpoint.opened import open_weights
+
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -93,6 +95,11 @@ def weights() -> dict[str, Tensor]:
         "logit_scale": torch.tensor(4.6),
         "nothing": torch.zeros(0, 3),
     }
+
+
+def stored(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of one file under the names stored."""
+    return open_weights(path).parts[""]
 
 
 def same(got: dict[str, Tensor], want: dict[str, Tensor]) -> bool:

@@ -64,8 +64,22 @@ def open_weights(path: str | Path, *, variant: str | None = None) -> Opened:
 
 
 def published(opened: Opened) -> "dict[str, Tensor]":
-    """Return all tensors under their published names, whatever the layout; mapped, but for joined ones."""
-    return opened.parts[""]
+    """Return all tensors under their published names, whatever the layout; mapped, but for joined ones.
+
+    Raises:
+        WrongModelError: weights of something else, such as a LoRA or SDXL.
+        NotACheckpointError: names that belong to no known model.
+    """
+    from ldm.checkpoint.layouts import to_published
+    from ldm.checkpoint.pages import release_pages
+
+    tensors = to_published(opened.parts, opened.configs, str(opened.path))
+    taken = {x.untyped_storage().data_ptr() for x in tensors.values()}
+    for part in opened.parts.values():
+        for x in part.values():
+            if x.untyped_storage().data_ptr() not in taken:     # it was copied, joined with others
+                release_pages(x)
+    return tensors
 
 
 def read_file(path: Path, container: Container) -> "tuple[dict[str, Tensor], dict[str, str]]":

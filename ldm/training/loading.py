@@ -1,19 +1,27 @@
 """Fill one network from a weights file, before training."""
 
-from torch import nn
+from torch import Tensor, nn
 
-from ldm.checkpoint import load_checkpoint
+from ldm.checkpoint.opened import open_weights, published
 from ldm.errors import WrongModelError
 from ldm.loading import match
 
 
 def load_part(part: nn.Module, path: str, prefix: str) -> None:
     """Load a network from its own file, or from a complete checkpoint that holds it under `prefix`."""
-    weights = load_checkpoint(path)
-    inside = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    weights = {k: v for k, v in (inside or weights).items() if not k.startswith(("loss.", "model_ema."))}
+    opened = open_weights(path)
+    weights = _below(prefix, opened.parts.get("", {}))
     fit = match(part, weights)
+    if not fit.is_good and (prefix or "" not in opened.parts):      # the names of another tool
+        weights = _below(prefix, published(opened))
+        fit = match(part, weights)
     if not fit.is_good:
         raise WrongModelError(f"{path} does not fit {type(part).__name__}: {fit.report()}")
     # Not strict, because `match` was; what it leaves out are the schedule's tables, which the model computes.
     part.load_state_dict({name: weights[name].float() for name in fit.matched}, strict=False)
+
+
+def _below(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what is stored under `prefix`, or everything where nothing is, but for what only training used."""
+    inside = {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}
+    return {k: x for k, x in (inside or weights).items() if not k.startswith(("loss.", "model_ema."))}

@@ -7,12 +7,11 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import pretended_class, same, saved, weights, zip_with
+from checkpoint_files import pretended_class, same, saved, stored, weights, zip_with
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from golden_cases import cases
-from ldm.checkpoint import load_checkpoint
 from ldm.checkpoint.pages import is_mapped, release_pages
 from ldm.errors import CheckpointError
 
@@ -21,7 +20,7 @@ LEGACY = {"_use_new_zipfile_serialization": False}
 
 @pytest.mark.parametrize("case", cases("ckpt_file"), ids=lambda case: case.name)
 def test_golden_files(case):
-    read = load_checkpoint(case.files["checkpoint"])
+    read = stored(case.files["checkpoint"])
     assert read.keys() == case.expected.keys()
     case.check_all(read)
     assert all(read[name].dtype == x.dtype for name, x in case.expected.items())
@@ -33,12 +32,12 @@ def test_pickled_files(options, wrap, tmp_path):
     path = tmp_path / "model.ckpt"
     content = {"state_dict": weights(), "global_step": 3, "epoch": 1} if wrap else weights()
     path.write_bytes(saved(content, **options))
-    assert same(load_checkpoint(path), weights())
+    assert same(stored(path), weights())
 
 
 def test_safetensors(tmp_path):
     save_file(weights(), tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert same(load_checkpoint(tmp_path / "model.safetensors"), weights())
+    assert same(stored(tmp_path / "model.safetensors"), weights())
 
 
 @pytest.mark.parametrize("options", [{}, LEGACY], ids=["zip", "legacy"])
@@ -61,13 +60,13 @@ def test_a_trainers_file_needs_neither_lightning_nor_omegaconf(options, tmp_path
     path.write_bytes(data)
     for module in ("pytorch_lightning", "lightning_fabric", "omegaconf"):
         monkeypatch.setitem(sys.modules, module, None)      # importing it now fails
-    assert same(load_checkpoint(path), weights())
+    assert same(stored(path), weights())
 
 
 def test_parameters_and_what_is_no_tensor(tmp_path):
     content = {"w": torch.nn.Parameter(torch.ones(2)), "note": "text", "step": 3}
     (tmp_path / "a.pt").write_bytes(saved(content))
-    read = load_checkpoint(tmp_path / "a.pt")
+    read = stored(tmp_path / "a.pt")
     assert read.keys() == {"w"} and not read["w"].requires_grad and type(read["w"]) is torch.Tensor
 
 
@@ -75,7 +74,7 @@ def test_strided_views_and_shared_memory(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
     want = {"t": base.t(), "row": base[1], "again": base}
     (tmp_path / "a.pt").write_bytes(saved(want))
-    assert same(load_checkpoint(tmp_path / "a.pt"), want)
+    assert same(stored(tmp_path / "a.pt"), want)
 
 
 @pytest.mark.parametrize("name", ["a.ckpt", "a.safetensors", "a.pt", "a", "a.SAFETENSORS"])
@@ -83,7 +82,7 @@ def test_the_content_decides_and_not_the_name(name, tmp_path):
     save_file(weights(), tmp_path / "source")
     for data in (saved(weights()), saved(weights(), **LEGACY), (tmp_path / "source").read_bytes()):
         (tmp_path / name).write_bytes(data)
-        assert same(load_checkpoint(tmp_path / name), weights())
+        assert same(stored(tmp_path / name), weights())
 
 
 def test_tensors_lie_in_the_file(tmp_path):
@@ -91,7 +90,7 @@ def test_tensors_lie_in_the_file(tmp_path):
     save_file(big, tmp_path / "a.safetensors")
     torch.save(big, tmp_path / "a.ckpt")
     for name in ("a.safetensors", "a.ckpt"):
-        read = load_checkpoint(tmp_path / name)
+        read = stored(tmp_path / name)
         assert is_mapped(read["w"])
         release_pages(read["w"])
         assert same(read, big)
@@ -109,7 +108,7 @@ def test_unpadded_safetensors_are_read_exactly(tmp_path):
     header = raw[8 : 8 + length].rstrip() + b" "            # one byte more than aligned
     header += b" " * ((len(header) + 1) % 2)
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + length :])
-    assert same(load_checkpoint(tmp_path / "a.safetensors"), want)
+    assert same(stored(tmp_path / "a.safetensors"), want)
 
 
 def test_many_threads_may_read_at_once(tmp_path):
@@ -118,7 +117,7 @@ def test_many_threads_may_read_at_once(tmp_path):
     (tmp_path / "a.ckpt").write_bytes(data)
     results = []
     threads = [
-        threading.Thread(target=lambda: results.append(same(load_checkpoint(tmp_path / "a.ckpt"), weights())))
+        threading.Thread(target=lambda: results.append(same(stored(tmp_path / "a.ckpt"), weights())))
         for _ in range(8)
     ]
     for thread in threads:
@@ -133,7 +132,7 @@ def test_torch_with_the_known_hole_reads_safetensors_only(tmp_path, monkeypatch)
     zip_with(b"\x80\x02}.", tmp_path / "a.ckpt")
     (tmp_path / "b.ckpt").write_bytes(saved(weights(), **LEGACY))
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
-    assert same(load_checkpoint(tmp_path / "a.safetensors"), weights())
+    assert same(stored(tmp_path / "a.safetensors"), weights())
     for name in ("a.ckpt", "b.ckpt"):
         with pytest.raises(CheckpointError, match="install torch 2.10 or newer, or give a .safetensors"):
-            load_checkpoint(tmp_path / name)
+            stored(tmp_path / name)

@@ -14,12 +14,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from checkpoint_files import stored
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from ldm.checkpoint import load_checkpoint, writer
+from ldm.checkpoint import writer
 from ldm.checkpoint.writer import DTYPE_NAMES, Entry, entry_of, write_safetensors
 from ldm.errors import InputError
 
@@ -61,7 +62,7 @@ def test_what_is_written_is_read_bit_for_bit(tmp_path, recipe, metadata):
     with safe_open(path, "pt") as file:
         assert (file.metadata() or {}) == metadata
         theirs = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    ours = load_checkpoint(path)
+    ours = stored(path)
     assert theirs.keys() == content.keys()
     assert list(ours) == list(content)
     for name, tensor in content.items():
@@ -120,7 +121,7 @@ def test_a_file_that_is_read_from_is_not_written_over(tmp_path):
     before = path.read_bytes()
     link = tmp_path / "the same.safetensors"
     link.symlink_to(path)
-    mapped = load_checkpoint(path)["x"]
+    mapped = stored(path)["x"]
     for target in (path, link):
         with pytest.raises(InputError, match="is also read from; give the result another name"):
             write_safetensors(target, [entry_of("y", mapped)], {}, sources=[path])
@@ -223,11 +224,11 @@ def test_killed_at_any_moment_the_old_or_the_new_file_is_there(tmp_path):
 
 PEAK = """
 import resource, sys, torch
-from ldm.checkpoint import load_checkpoint
+from ldm.checkpoint.opened import open_weights
 from ldm.checkpoint.writer import entry_of, write_safetensors
 torch.set_num_threads(1)
 def copy(source, target):
-    entries = [entry_of(name, x, torch.float16) for name, x in load_checkpoint(source).items()]
+    entries = [entry_of(name, x, torch.float16) for name, x in open_weights(source).parts[""].items()]
     write_safetensors(target, entries, {}, sources=[source])
 copy(sys.argv[1], sys.argv[3])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
