@@ -18,6 +18,12 @@ from ldm.errors import InputError, LdmError
 
 EXIT_DISK_FULL, EXIT_OUT_OF_MEMORY, EXIT_INTERNAL, EXIT_INTERRUPTED = 5, 6, 70, 130
 
+PUBLISHED_FLAGS = frozenset(
+    "--prompt --outdir --steps --ddim_steps --plms --dpm --fixed_code --ddim_eta --n_iter --H --W --C --f"
+    " --n_samples --n_rows --scale --from-file --config --ckpt --seed --precision --repeat --device"
+    " --torchscript --ipex --bf16 --init-img --strength".split()
+)
+
 log = logging.getLogger("ldm")
 
 
@@ -27,6 +33,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args, **kwargs) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
+
+    def _get_option_tuples(self, option_string: str) -> list[tuple]:
+        """Let an abbreviation that always worked keep its meaning, whatever flags have been added."""
+        matches = super()._get_option_tuples(option_string)
+        published = [match for match in matches if match[1] in PUBLISHED_FLAGS]
+        return published if len(published) == 1 else matches
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")

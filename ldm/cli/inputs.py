@@ -34,6 +34,20 @@ def chosen_sampler(args: argparse.Namespace) -> str:
     return row.name
 
 
+def chosen_spacing(args: argparse.Namespace, sampler: str) -> str | None:
+    """Return --schedule; without it the exact counterpart of the published times where --sampler is given.
+
+    None stands for the published times, which the published flags alone ask for, or for the sampler's own.
+    """
+    from ldm.diffusion.spacing import check_spacing
+    from ldm.samplers import find_sampler
+
+    if args.schedule is not None:
+        check_spacing(args.schedule)
+        return args.schedule
+    return find_sampler(sampler).cls.exact_spacing if args.sampler is not None else None
+
+
 def chosen_dtype(args: argparse.Namespace) -> str:
     """Return auto, float32, float16 or bfloat16 from --dtype, --precision and --bf16."""
     if getattr(args, "bf16", False):

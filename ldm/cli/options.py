@@ -12,6 +12,19 @@ MAX_SIDE = 16_384
 MAX_SEED = 2**32 - 1
 
 
+class ListSamplers(argparse.Action):
+    """Print the table of samplers and exit."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from ldm.samplers import sampler_table
+
+        print(sampler_table())
+        parser.exit()
+
+
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
     """Return an argparse type for whole numbers from `low` to `high`."""
     expected = f"a whole number from {low}" + (" up" if high is None else f" to {high}")
@@ -101,7 +114,16 @@ def sampling(parser: argparse.ArgumentParser, steps_flag: str, n_iter: int, n_sa
         metavar="N",
         help="sampling steps (default: %(default)s)",
     )
-    group.add_argument("--sampler", metavar="NAME", help="ddim, plms or dpm (default: ddim)")
+    group.add_argument(
+        "--sampler", metavar="NAME", help="see --list-samplers; exactly --steps evaluations (default: ddim)"
+    )
+    group.add_argument(
+        "--schedule",
+        metavar="NAME",
+        help="where the steps are put: uniform, quad, trailing, linspace, karras or exponential "
+        "(default: the sampler's own)",
+    )
+    group.add_argument("--list-samplers", action=ListSamplers, help="print the table of samplers and exit")
     group.add_argument(
         "--ddim_eta",
         type=number(0),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ldm
-from ldm.cli.inputs import chosen_outdir
+from ldm.cli.inputs import chosen_outdir, chosen_spacing
 from ldm.cli.model import OpenedModel
 from ldm.cli.progress import step_bar
 from ldm.jobs.numbering import NumberedFiles
@@ -160,7 +160,13 @@ def sampling_arguments(args: argparse.Namespace, opened: OpenedModel, sampler: s
         "batch_size": args.n_samples,
         "n_iter": args.n_iter,
         "settings": Settings(
-            sampler, args.steps, args.ddim_eta, args.scale, args.negative_prompt, opened.dtype
+            sampler=sampler,
+            num_steps=args.steps,
+            spacing=chosen_spacing(args, sampler),
+            eta=args.ddim_eta,
+            guidance_scale=args.scale,
+            negative_prompt=args.negative_prompt,
+            dtype=opened.dtype,
         ),
         "fixed_code": args.fixed_code,
         "track": step_bar(sampler, args.quiet),
@@ -177,6 +183,7 @@ def run_record(args: argparse.Namespace, opened: OpenedModel, task: str, **setti
         "negative_prompt": args.negative_prompt,
         "seed": args.seed,
         "steps": args.steps,
+        "schedule": args.schedule,
         "eta": args.ddim_eta,
         "guidance_scale": args.scale,
         "batch_size": args.n_samples,

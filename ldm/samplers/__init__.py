@@ -57,6 +57,16 @@ SAMPLERS: dict[str, SamplerRow] = {
 }
 
 
+def sampler_table() -> str:
+    """Return a table of all samplers for people, a line each."""
+    lines = [("name", "eta", "schedule", "")]
+    for row in SAMPLERS.values():
+        own = getattr(row.cls, "default_spacing", "published")
+        lines.append((row.name, "yes" if row.cls.takes_eta else "-", own, row.help))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
 def find_sampler(name: str) -> SamplerRow:
     """Return the row of a name or alias; case, spaces and underscores do not matter.
 

@@ -38,6 +38,8 @@ class Sampler:
     """
 
     takes_eta = False
+    exact_spacing: str | None = None
+    """the spacing to name where a count must be exact; None: without one it already is"""
 
     def __init__(
         self, schedule: Schedule, timesteps: Sequence[float], correct_x_0: Correction | None = None

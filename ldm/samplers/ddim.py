@@ -38,6 +38,7 @@ class DDIM(Sampler):
     """One evaluation a step; deterministic at eta 0, as noisy as DDPM at eta 1."""
 
     takes_eta = True
+    exact_spacing = "uniform"
 
     def __init__(
         self,

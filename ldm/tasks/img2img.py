@@ -43,7 +43,7 @@ def img2img(
     if not 0 <= strength <= 1:
         raise InputError(f"strength is {strength}; expected 0 (keep the picture) to 1 (repaint it)")
     diffuser = Diffuser(model, settings, batch_size, track)
-    t_enc = int(strength * settings.num_steps)
+    t_enc = int(strength * diffuser.sampler.num_steps)
     return _generate(diffuser, image, prompts, seed, t_enc, n_iter, fixed_code)
 
 
@@ -65,5 +65,5 @@ def _generate(
     for index, (iteration, texts) in enumerate(batches(prompts, diffuser.batch_size, n_iter)):
         eps = draws.normal(*shape) if start_code is None else start_code
         x_t = diffuser.sampler.noised(x_0, t_enc, eps)
-        latents = diffuser.sample(x_t[: len(texts)], texts, draws.normal_like, start)
+        latents = diffuser.sample(x_t[: len(texts)], *diffuser.text(texts), draws.normal_like, start=start)
         yield Batch(texts, diffuser.decode(latents, frame), latents, iteration, index)

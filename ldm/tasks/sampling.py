@@ -6,21 +6,25 @@ one on the model's device and one on the CPU; on the CPU they are the same one.
 A short last batch draws as a full one would and uses the first rows.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ldm.backends.device import autocast
-from ldm.diffusion.conditioning import take
+from ldm.diffusion.conditioning import Conditioning, take
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.prediction import denoiser
 from ldm.errors import InputError, LdmError
 from ldm.imaging.padding import Frame
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.samplers import make_sampler
-from ldm.samplers.loop import Step, sample_loop
+from ldm.samplers.base import Noise
+from ldm.samplers.loop import KeyedNoise, Step, sample_loop
+
+logger = logging.getLogger(__name__)
 
 # Wraps the iterator of steps of one batch, of known length: a progress bar, a preview, a cancellation.
 Track = Callable[[Iterator[Step], int], Iterable[Step]]
@@ -32,7 +36,9 @@ class Settings:
 
     Args:
         sampler: a name of ldm.samplers.SAMPLERS.
-        num_steps: steps asked for; DDIM and PLMS may take one or more above it (30 gives 31).
+        num_steps: network evaluations. Without a spacing DDIM, PLMS and DPM take the published steps, which
+            may be more (30 gives 31).
+        spacing: where the steps are put, a name of ldm.diffusion.spacing.SPACINGS; None is the sampler's own.
         eta: DDIM's noise, 0 deterministic, 1 as much as DDPM.
         guidance_scale: exactly 1 leaves out the unconditional pass.
         negative_prompt: what the unconditional pass is told.
@@ -41,6 +47,7 @@ class Settings:
 
     sampler: str = "ddim"
     num_steps: int = 50
+    spacing: str | None = None
     eta: float = 0.0
     guidance_scale: float = 9.0
     negative_prompt: str = ""
@@ -97,9 +104,12 @@ class Diffuser:
         self.settings = settings
         self.batch_size = batch_size
         self.track = track or (lambda steps, total: steps)
-        self.sampler = make_sampler(settings.sampler, model.schedule, settings.num_steps, eta=settings.eta)
+        self.sampler = make_sampler(
+            settings.sampler, model.schedule, settings.num_steps, eta=settings.eta, spacing=settings.spacing
+        )
         self._denoise = denoiser(model.apply_model, model.schedule, model.parameterization)
         self._uncond: Tensor | None = None
+        self._said: int | None = None
 
     def latent_shape(self, frame: Frame) -> tuple[int, int, int]:
         """Return (c, h, w) of the latents of a framed picture."""
@@ -107,15 +117,32 @@ class Diffuser:
         return self.model.channels, frame.inner_height // factor, frame.inner_width // factor
 
     @torch.no_grad()
-    def sample(
-        self, x_t: Tensor, prompts: list[str], noise: Callable[[Tensor], Tensor], start: int = 0
-    ) -> Tensor:
-        """Denoise x_t (b, c, h, w), which stands before step `start`; returns latents (b, c, h, w)."""
+    def text(self, prompts: list[str]) -> tuple[Tensor, Tensor | None]:
+        """Return the contexts (b, n, w) of the prompts and of the unconditional pass, or None without one."""
         with autocast(self.model.device, self.settings.dtype):
             cond = self.model.get_learned_conditioning(prompts)
-            uncond = take(self._unconditional(), slice(len(prompts)))
-            denoise = ClassifierFreeGuidance(self._denoise, uncond, self.settings.guidance_scale)
-            steps = sample_loop(self.sampler, denoise, x_t, cond, noise=noise, start=start)
+            return cond, take(self._unconditional(), slice(len(prompts)))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        x_t: Tensor,
+        cond: Conditioning,
+        uncond: Conditioning,
+        noise: Noise | KeyedNoise,
+        *,
+        start: int = 0,
+        memory: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Denoise x_t (b, c, h, w), which stands before step `start`; returns latents (b, c, h, w).
+
+        Args:
+            memory: the sampler's memory before that step, where an earlier run stopped.
+        """
+        self._say_cost(start)
+        denoise = ClassifierFreeGuidance(self._denoise, uncond, self.settings.guidance_scale)
+        with autocast(self.model.device, self.settings.dtype):
+            steps = sample_loop(self.sampler, denoise, x_t, cond, noise=noise, start=start, memory=memory)
             for step in self.track(steps, len(self.sampler) - start):
                 x_t = step.x_t
         return x_t
@@ -141,6 +168,17 @@ class Diffuser:
                 "(--precision full), or the weights do not fit the config"
             )
         return images
+
+    def _say_cost(self, start: int) -> None:
+        """Log what a batch costs, once for each cost."""
+        cost = self.sampler.evaluations(start)
+        if cost == self._said:
+            return
+        self._said = cost
+        name, asked = self.settings.sampler, self.settings.num_steps
+        odd = self.sampler.evaluations() != asked
+        why = f" (published times; --sampler {name} takes exactly {asked} for {asked} steps)" if odd else ""
+        logger.info("%s: %d network evaluations a batch%s", name, cost, why)
 
     def _unconditional(self) -> Tensor | None:
         if self.settings.guidance_scale == 1:

@@ -43,5 +43,5 @@ def _generate(
     start_code = draws.normal(*shape) if fixed_code else None
     for index, (iteration, texts) in enumerate(batches(prompts, diffuser.batch_size, n_iter)):
         x_t = draws.normal(*shape) if start_code is None else start_code
-        latents = diffuser.sample(x_t[: len(texts)], texts, draws.normal_like)
+        latents = diffuser.sample(x_t[: len(texts)], *diffuser.text(texts), draws.normal_like)
         yield Batch(texts, diffuser.decode(latents, frame), latents, iteration, index)

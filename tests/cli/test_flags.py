@@ -152,3 +152,33 @@ def test_bad_prompt_files_are_named_with_the_line(tmp_path, content, says):
     (tmp_path / "prompts.txt").write_bytes(content)
     with pytest.raises(InputError, match=says):
         inputs.read_prompts(Namespace(from_file=str(tmp_path / "prompts.txt"), prompt="x"))
+
+
+def test_the_table_of_samplers_lists_every_one(capsys):
+    from ldm.samplers import SAMPLERS
+
+    with pytest.raises(SystemExit, match="0"):
+        load_script("txt2img.py").make_parser().parse_args(["--list-samplers"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["name", *SAMPLERS]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "sampler", "expected"),
+    [
+        (None, None, None),  # the published flags: the published times
+        (None, "ddim", "uniform"),
+        (None, "plms", "uniform"),
+        (None, "dpm", None),
+        ("karras", None, "karras"),
+        ("trailing", "plms", "trailing"),
+    ],
+)
+def test_only_the_published_flags_give_the_published_step_counts(schedule, sampler, expected):
+    args = Namespace(schedule=schedule, sampler=sampler)
+    assert inputs.chosen_spacing(args, sampler or "ddim") == expected
+
+
+def test_an_unknown_schedule_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'karras'"):
+        inputs.chosen_spacing(Namespace(schedule="karas", sampler=None), "ddim")
