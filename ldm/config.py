@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.errors import BackendUnavailable, ConfigError
-from ldm.published_names import NOT_YET, PUBLISHED
+from ldm.published_names import PUBLISHED
 from ldm.yaml_file import NOTHING, child, parse_yaml, read_yaml, write_out_references
 
 if TYPE_CHECKING:
@@ -28,19 +28,26 @@ logger = logging.getLogger(__name__)
 # Published keys that no longer matter, each with the reason. A class that takes the key still gets it.
 IGNORED_PARAMS = {
     "attn_type": "attention is always torch's scaled_dot_product_attention",
+    "c_concat_log_end": "said which channels training logged",
+    "c_concat_log_start": "said which channels training logged",
     "ckpt_path": "weights come with --ckpt, or from the training configuration",
     "ckpt_paths": "weights come with --ckpt, or from the training configuration",
     "clip_denoised": "latents are never clipped, whatever the published class was told",
     "colorize_nlabels": "segmentation autoencoders were never released",
+    "concat_keys": "names columns of the training data; the data set says it",
     "concat_mode": "replaced by conditioning_key",
     "cond_stage_forward": "text encoders are called, never another method",
     "cond_stage_key": "names a column of the training data; the data set says it",
     "cond_stage_trainable": "the training method says what is trained",
+    "control_key": "names a column of the training data; the data set says it",
     "device": "--device decides, for the whole model",
     "dims": "pictures have two dimensions",
     "ema_decay": "belongs to training; its configuration says it",
+    "embedding_dropout": "belongs to training; its configuration says it",
+    "embedding_key": "names a column of the training data; the data set says it",
     "finetune_keys": "null in every published file for inference",
     "first_stage_key": "names a column of the training data; the data set says it",
+    "freeze_embedder": "the training method says what is trained",
     "ignore_keys": "harmless keys of checkpoints are known by name",
     "image_key": "names a column of the training data; the data set says it",
     "keep_finetune_dims": "belongs to finetune_keys",
@@ -51,13 +58,17 @@ IGNORED_PARAMS = {
     "logvar_init": "belongs to training; its configuration says it",
     "loss_type": "belongs to training; its configuration says it",
     "lossconfig": "belongs to training; its configuration says it",
+    "low_scale_key": "names a column of the training data; the data set says it",
     "make_it_fit": "weights of another shape are an error, never tiled",
+    "masked_image_key": "names a column of the training data; the data set says it",
     "monitor": "belongs to training; its configuration says it",
+    "noise_level_key": "names a column of the training data; the data set says it",
     "num_timesteps_cond": "noisy conditioning was never released; every published file says 1",
     "original_elbo_weight": "belongs to training; its configuration says it",
     "reset_ema": "belongs to training; its configuration says it",
     "reset_num_ema_updates": "belongs to training; its configuration says it",
     "scheduler_config": "belongs to training; its configuration says it",
+    "to_cuda": "--device decides, for the whole model",
     "ucg_training": "belongs to training; its configuration says it",
     "use_bf16": "--dtype decides",
     "use_checkpoint": "belongs to training",
@@ -204,14 +215,12 @@ def _find_class(target: Any) -> type:
     """Return the class a target means; nothing outside the project is imported."""
     if not isinstance(target, str) or not DOTTED_NAME.fullmatch(target):
         raise ConfigError(f"target {target!r}; expected a dotted class name")
-    if target in NOT_YET:
-        raise ConfigError(f"target {target} ({NOT_YET[target]}) is not available yet in this version")
     if target == "torch.nn.Identity":
         from torch.nn import Identity
 
         return Identity
     dotted = PUBLISHED.get(target, target)
-    known = [*PUBLISHED, *NOT_YET, "torch.nn.Identity"]
+    known = [*PUBLISHED, "torch.nn.Identity"]
     if not dotted.startswith(BUILDABLE_PACKAGES) and target not in PUBLISHED:
         raise ConfigError(f"target {target} is not a class of this project{_nearest(target, known)}")
     module, _, name = dotted.rpartition(".")
@@ -252,8 +261,6 @@ def _node_faults(node: dict[str, Any], path: str) -> Iterator[str]:
         cls = _find_class(node["target"])
     except ConfigError as error:
         yield f"{path}: {error}"
-        if isinstance(node["target"], str) and node["target"] in NOT_YET:
-            return              # its parts are as unknown as itself
         for key, value in (params or {}).items():
             yield from _faults(value, f"{path}.params.{key}")
         return
@@ -281,21 +288,37 @@ def _param_faults(cls: type, params: dict[str, Any], path: str) -> Iterator[str]
 
 
 def _parameters(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
-    """Return the named parameters of the constructor, and whether it takes any others."""
-    named, takes_any = {}, False
-    for parameter in inspect.signature(cls).parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            takes_any = True
-        elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
-            named[parameter.name] = parameter
+    """Return the named parameters of the constructor, and whether it takes any others.
+
+    A constructor with `**rest` hands the rest to the class above, so that one's parameters count too.
+    """
+    named: dict[str, inspect.Parameter] = {}
+    takes_any = False
+    for init in _constructors(cls):
+        takes_any = False
+        for parameter in list(inspect.signature(init).parameters.values())[1:]:
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                takes_any = True
+            elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
+                named.setdefault(parameter.name, parameter)
+        if not takes_any:
+            break
     return named, takes_any
 
 
+def _constructors(cls: type) -> list[Any]:
+    """Return the class's own constructor and those above it, nearest first."""
+    return [vars(base)["__init__"] for base in cls.__mro__ if base is not object and "__init__" in vars(base)]
+
+
 def _hints(cls: type) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(cls.__init__)
-    except (NameError, TypeError):      # names that exist for the type checker only
-        return {}
+    hints: dict[str, Any] = {}
+    for init in reversed(_constructors(cls)):
+        try:
+            hints |= typing.get_type_hints(init)
+        except (NameError, TypeError):      # names that exist for the type checker only
+            continue
+    return hints
 
 
 def _holds_nodes(value: Any) -> bool:

@@ -16,6 +16,17 @@ from typing import Any
 
 PUBLISHED: dict[str, str] = {
     "ldm.models.diffusion.ddpm.LatentDiffusion": "ldm.models.latent_diffusion.LatentDiffusion",
+    "ldm.models.diffusion.ddpm.LatentFinetuneDiffusion":
+        "ldm.models.latent_diffusion.LatentFinetuneDiffusion",
+    "ldm.models.diffusion.ddpm.LatentInpaintDiffusion": "ldm.models.latent_inpaint.LatentInpaintDiffusion",
+    "ldm.models.diffusion.ddpm.LatentDepth2ImageDiffusion":
+        "ldm.models.latent_depth.LatentDepth2ImageDiffusion",
+    "ldm.models.diffusion.ddpm.LatentUpscaleDiffusion": "ldm.models.latent_upscale.LatentUpscaleDiffusion",
+    "ldm.models.diffusion.ddpm.LatentUpscaleFinetuneDiffusion":
+        "ldm.models.latent_upscale.LatentUpscaleFinetuneDiffusion",
+    "ldm.models.diffusion.ddpm.ImageEmbeddingConditionedLatentDiffusion":
+        "ldm.models.unclip.ImageEmbeddingConditionedLatentDiffusion",
+    "ldm.models.diffusion.ddpm.DiffusionWrapper": "ldm.models.latent_diffusion.DiffusionWrapper",
     "ldm.models.diffusion.ddim.DDIMSampler": "ldm.samplers.published.DDIMSampler",
     "ldm.models.diffusion.plms.PLMSSampler": "ldm.samplers.published.PLMSSampler",
     "ldm.models.diffusion.dpm_solver.DPMSolverSampler": "ldm.samplers.published.DPMSolverSampler",
@@ -36,25 +47,23 @@ PUBLISHED: dict[str, str] = {
     "ldm.modules.ema.LitEma": "ldm.training.ema.LitEma",
     "ldm.modules.encoders.modules.FrozenCLIPEmbedder": "ldm.models.text_clip.FrozenCLIPEmbedder",
     "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder": "ldm.models.text_openclip.FrozenOpenCLIPEmbedder",
+    "ldm.modules.encoders.modules.FrozenOpenCLIPImageEmbedder":
+        "ldm.models.image_clip.FrozenOpenCLIPImageEmbedder",
+    "ldm.modules.encoders.modules.ClipImageEmbedder": "ldm.models.image_clip.ClipImageEmbedder",
+    "ldm.modules.midas.api.MiDaSInference": "ldm.models.midas.MiDaSInference",
+    "ldm.modules.encoders.modules.CLIPEmbeddingNoiseAugmentation":
+        "ldm.models.noise_augmentation.CLIPEmbeddingNoiseAugmentation",
+    "ldm.modules.diffusionmodules.upscaling.AbstractLowScaleModel":
+        "ldm.models.noise_augmentation.AbstractLowScaleModel",
+    "ldm.modules.diffusionmodules.upscaling.SimpleImageConcat":
+        "ldm.models.noise_augmentation.SimpleImageConcat",
+    "ldm.modules.diffusionmodules.upscaling.ImageConcatWithNoiseAugmentation":
+        "ldm.models.noise_augmentation.ImageConcatWithNoiseAugmentation",
+    "cldm.cldm.ControlLDM": "ldm.models.controlnet.ControlLDM",
+    "cldm.cldm.ControlNet": "ldm.models.controlnet.ControlNet",
+    "cldm.cldm.ControlledUnetModel": "ldm.models.controlnet.ControlledUnetModel",
+    "cldm.ddim_hacked.DDIMSampler": "ldm.samplers.published.DDIMSampler",
     "ldm.lr_scheduler.LambdaLinearScheduler": "ldm.training.lr_scheduler.LambdaLinearScheduler",
-}
-
-# Published classes that this version does not build; a YAML naming one gets told so instead of "unknown".
-NOT_YET: dict[str, str] = {
-    "ldm.models.diffusion.ddpm.LatentInpaintDiffusion": "the inpainting model",
-    "ldm.models.diffusion.ddpm.LatentDepth2ImageDiffusion": "the depth-to-image model",
-    "ldm.models.diffusion.ddpm.LatentUpscaleDiffusion": "the x4 upscaler",
-    "ldm.models.diffusion.ddpm.LatentUpscaleFinetuneDiffusion": "finetuning the x4 upscaler",
-    "ldm.models.diffusion.ddpm.LatentFinetuneDiffusion": "finetuning with extra input channels",
-    "ldm.models.diffusion.ddpm.ImageEmbeddingConditionedLatentDiffusion": "the unCLIP model",
-    "ldm.modules.midas.api.MiDaSInference": "the depth estimator",
-    "ldm.modules.encoders.modules.ClipImageEmbedder": "the OpenAI CLIP image embedder",
-    "ldm.modules.encoders.modules.FrozenOpenCLIPImageEmbedder": "the OpenCLIP image embedder",
-    "ldm.modules.encoders.modules.CLIPEmbeddingNoiseAugmentation": "noise augmentation of image embeddings",
-    "ldm.modules.diffusionmodules.upscaling.ImageConcatWithNoiseAugmentation": "the upscaler's noise level",
-    "cldm.cldm.ControlLDM": "the ControlNet model",
-    "cldm.cldm.ControlNet": "the ControlNet branch",
-    "cldm.cldm.ControlledUnetModel": "the UNet that takes control",
 }
 
 
@@ -63,8 +72,8 @@ def published_modules() -> set[str]:
     modules = set()
     for name in PUBLISHED:
         parts = name.split(".")[:-1]
-        modules.update(".".join(parts[:n]) for n in range(2, len(parts) + 1))
-    return modules
+        modules.update(".".join(parts[:n]) for n in range(1, len(parts) + 1))
+    return modules - {"ldm"}
 
 
 def resolve(dotted: str) -> Any:

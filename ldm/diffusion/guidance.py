@@ -18,7 +18,8 @@ class ClassifierFreeGuidance:
     """A `denoise` that pushes away from what the network predicts without the prompt.
 
     Both predictions come from one call on the doubled batch, unconditional half first. With scale 1, or
-    without `uncond`, it is one plain call.
+    without `uncond`, it is one plain call. Where `c_concat` is None in one half alone (ControlNet's guess
+    mode: no control there) the halves cannot be joined, and each has its own call.
     """
 
     def __init__(self, denoise: Denoise, uncond: Conditioning, guidance_scale: float):
@@ -35,8 +36,17 @@ class ClassifierFreeGuidance:
                     f"the {what} input describes {batch_size(part)} samples for a batch of {len(x_t)}: "
                     "expected one a sample"
                 )
+        if _only_one_has_concat(self.uncond, cond):
+            both = zip(self.denoise(x_t, t, self.uncond), self.denoise(x_t, t, cond), strict=True)
+            return Prediction(*(self._combine(*pair) for pair in both))
         both = self.denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), concat(self.uncond, cond))
         return Prediction(*(self._combine(*x.chunk(2)) for x in both))
 
     def _combine(self, uncond: Tensor, cond: Tensor) -> Tensor:
         return uncond + self.guidance_scale * (cond - uncond)
+
+
+def _only_one_has_concat(uncond: Conditioning, cond: Conditioning) -> bool:
+    if not (isinstance(uncond, dict) and isinstance(cond, dict)) or uncond.keys() != cond.keys():
+        return False
+    return (uncond.get("c_concat") is None) != (cond.get("c_concat") is None)

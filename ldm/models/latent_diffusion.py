@@ -158,6 +158,10 @@ class LatentDiffusion(nn.Module):
         """Encode `null_label` once and repeat it over the batch."""
         return self.get_learned_conditioning([null_label]).expand(batch_size, -1, -1)
 
+    def unconditional(self, cond: Conditioning, context: Tensor) -> Conditioning:
+        """Return guidance's other half of `cond`: the text is `context`, all else stays."""
+        return {**cond, "c_crossattn": [context]} if isinstance(cond, dict) else context
+
     def ema_scope(self, context: str | None = None) -> AbstractContextManager:
         """Change nothing: averaged or raw weights was decided in loading (`use_ema`).
 
@@ -179,3 +183,15 @@ class LatentDiffusion(nn.Module):
     def decode_first_stage(self, latents: Tensor) -> Tensor:
         """Decode scaled latents (b, c, h, w) to pictures, about [-1, 1], not clamped."""
         return self.first_stage_model.decode(latents / self.scale_factor)
+
+
+class LatentFinetuneDiffusion(LatentDiffusion):
+    """Latent diffusion whose UNet takes more channels than the latents have; what they hold, a subclass says.
+
+    Published models of this kind grew out of a text-to-image model by finetuning.
+    """
+
+    @staticmethod
+    def hybrid(context: Tensor, concat: Tensor) -> dict[str, list[Tensor]]:
+        """Return the conditioning of text (b, n, width) and channels (b or 1, c, h, w)."""
+        return {"c_concat": [concat.expand(len(context), -1, -1, -1)], "c_crossattn": [context]}

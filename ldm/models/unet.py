@@ -10,6 +10,8 @@ Parameter names and their order are those of the published checkpoints: `input_b
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -118,8 +120,70 @@ class TimestepEmbedSequential(nn.Sequential):
         return x
 
 
-class UNetModel(nn.Module):
-    """UNet with residual blocks, attention over pixels and cross-attention to a context.
+@dataclass(frozen=True)
+class _Layers:
+    """How the layers of a UNet are made; the same in its encoder, its middle and its decoder."""
+
+    emb_channels: int
+    dropout: float
+    conv_resample: bool
+    use_checkpoint: bool
+    num_heads: int
+    num_head_channels: int
+    use_scale_shift_norm: bool
+    resblock_updown: bool
+    use_new_attention_order: bool
+    use_spatial_transformer: bool
+    transformer_depth: int
+    context_dim: int | Sequence[int] | None
+    legacy: bool
+    use_linear_in_transformer: bool
+    attention_resolutions: Sequence[int]
+    self_attention_off: Sequence[bool]              # one a level
+    attention_blocks: Sequence[int] | None          # one a level
+
+    def res_block(self, channels: int, out: int, **kwargs: bool) -> ResBlock:
+        return ResBlock(
+            channels, self.emb_channels, self.dropout, out, use_scale_shift_norm=self.use_scale_shift_norm,
+            use_checkpoint=self.use_checkpoint, **kwargs,
+        )
+
+    def attention(self, channels: int, no_self_attention: bool, heads: int) -> nn.Module:
+        head_dim = self.num_head_channels if self.num_head_channels != -1 else channels // self.num_heads
+        if self.use_spatial_transformer:
+            return SpatialTransformer(
+                channels, channels // head_dim, head_dim, self.transformer_depth,
+                context_dim=self.context_dim, disable_self_attn=no_self_attention,
+                use_linear=self.use_linear_in_transformer, use_checkpoint=self.use_checkpoint,
+            )
+        if self.legacy:  # then num_heads_upsample decides where the width of a head is not given
+            head_dim = self.num_head_channels
+        return AttentionBlock(channels, heads, head_dim, self.use_checkpoint, self.use_new_attention_order)
+
+    def block(
+        self, channels: int, width: int, level: int, index: int, heads: int | None = None
+    ) -> list[nn.Module]:
+        """Make a residual block, and attention where block `index` of the level has it."""
+        layers: list[nn.Module] = [self.res_block(channels, width)]
+        count = None if self.attention_blocks is None else self.attention_blocks[level]
+        if 2**level in self.attention_resolutions and (count is None or index < count):
+            heads = self.num_heads if heads is None else heads
+            layers.append(self.attention(width, self.self_attention_off[level], heads))
+        return layers
+
+    def down(self, channels: int) -> nn.Module:
+        if self.resblock_updown:
+            return self.res_block(channels, channels, down=True)
+        return Downsample(channels, self.conv_resample)
+
+    def up(self, channels: int) -> nn.Module:
+        if self.resblock_updown:
+            return self.res_block(channels, channels, up=True)
+        return Upsample(channels, self.conv_resample)
+
+
+class UNetEncoder(nn.Module):
+    """The first half of the UNet, to the lowest resolution and through it; ControlNet is a copy of it.
 
     Raises:
         ConfigError: an impossible combination of parameters.
@@ -129,7 +193,6 @@ class UNetModel(nn.Module):
         self,
         in_channels: int,                               # latent channels plus concatenated conditioning
         model_channels: int,                            # width of the first level
-        out_channels: int,
         num_res_blocks: int | Sequence[int],            # one number, or one a level
         attention_resolutions: Sequence[int],           # downsampling factors at which attention is used
         channel_mult: Sequence[float] = (1, 2, 4, 8),   # width of each level over model_channels
@@ -141,7 +204,6 @@ class UNetModel(nn.Module):
         use_checkpoint: bool = False,                   # recompute activations in training
         num_heads: int = -1,
         num_head_channels: int = -1,                    # width of a head; wins over num_heads
-        num_heads_upsample: int = -1,
         use_scale_shift_norm: bool = False,
         resblock_updown: bool = False,
         use_new_attention_order: bool = False,
@@ -156,7 +218,7 @@ class UNetModel(nn.Module):
     ) -> None:
         super().__init__()
         levels = len(channel_mult)
-        blocks_a_level = _one_a_level(num_res_blocks, levels, "num_res_blocks")
+        self.blocks_a_level = _one_a_level(num_res_blocks, levels, "num_res_blocks")
         self_attention_off = _one_a_level(disable_self_attentions or False, levels, "disable_self_attentions")
         attention_blocks = None
         if num_attention_blocks is not None:
@@ -170,7 +232,6 @@ class UNetModel(nn.Module):
         self.image_size = image_size
         self.in_channels = in_channels
         self.model_channels = model_channels
-        self.out_channels = out_channels
         self.num_classes = num_classes
         self.downsampling_factor = 2 ** (levels - 1)
         self.context_dim = context_dim
@@ -180,68 +241,84 @@ class UNetModel(nn.Module):
         if num_classes is not None:
             self.label_emb = _label_embedding(num_classes, adm_in_channels, emb_channels)
 
-        def res_block(channels: int, out: int, **kwargs: bool) -> ResBlock:
-            return ResBlock(
-                channels, emb_channels, dropout, out, use_scale_shift_norm=use_scale_shift_norm,
-                use_checkpoint=use_checkpoint, **kwargs,
-            )
-
-        def attention(channels: int, no_self_attention: bool, heads: int = num_heads) -> nn.Module:
-            head_dim = num_head_channels if num_head_channels != -1 else channels // num_heads
-            if use_spatial_transformer:
-                return SpatialTransformer(
-                    channels, channels // head_dim, head_dim, transformer_depth, context_dim=context_dim,
-                    disable_self_attn=no_self_attention, use_linear=use_linear_in_transformer,
-                    use_checkpoint=use_checkpoint,
-                )
-            if legacy:  # then num_heads_upsample decides where the width of a head is not given
-                head_dim = num_head_channels
-            return AttentionBlock(channels, heads, head_dim, use_checkpoint, use_new_attention_order)
-
-        def has_attention(level: int, index: int, factor: int) -> bool:
-            if attention_blocks is not None and index >= attention_blocks[level]:
-                return False
-            return factor in attention_resolutions
-
+        self._layers = layers = _Layers(
+            emb_channels, dropout, conv_resample, use_checkpoint, num_heads, num_head_channels,
+            use_scale_shift_norm, resblock_updown, use_new_attention_order, use_spatial_transformer,
+            transformer_depth, context_dim, legacy, use_linear_in_transformer, attention_resolutions,
+            self_attention_off, attention_blocks,
+        )
+        self.widths = [int(mult * model_channels) for mult in channel_mult]
         ch = int(model_channels)
-        factor = 1
         self.input_blocks = nn.ModuleList(
             [TimestepEmbedSequential(nn.Conv2d(in_channels, model_channels, 3, padding=1))]
         )
-        skip_channels = [ch]
-        for level, mult in enumerate(channel_mult):
-            for index in range(blocks_a_level[level]):
-                width = int(mult * model_channels)
-                layers: list[nn.Module] = [res_block(ch, width)]
+        self.skip_channels = [ch]
+        for level, width in enumerate(self.widths):
+            for index in range(self.blocks_a_level[level]):
+                self.input_blocks.append(TimestepEmbedSequential(*layers.block(ch, width, level, index)))
                 ch = width
-                if has_attention(level, index, factor):
-                    layers.append(attention(ch, self_attention_off[level]))
-                self.input_blocks.append(TimestepEmbedSequential(*layers))
-                skip_channels.append(ch)
+                self.skip_channels.append(ch)
             if level != levels - 1:
-                down = res_block(ch, ch, down=True) if resblock_updown else Downsample(ch, conv_resample)
-                self.input_blocks.append(TimestepEmbedSequential(down))
-                skip_channels.append(ch)
-                factor *= 2
+                self.input_blocks.append(TimestepEmbedSequential(layers.down(ch)))
+                self.skip_channels.append(ch)
 
         self.middle_block = TimestepEmbedSequential(
-            res_block(ch, ch), attention(ch, disable_middle_self_attn), res_block(ch, ch)
+            layers.res_block(ch, ch),
+            layers.attention(ch, disable_middle_self_attn, num_heads),
+            layers.res_block(ch, ch),
         )
 
-        upsample_heads = num_heads if num_heads_upsample == -1 else num_heads_upsample
+    def embed(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> Tensor:
+        """Embed time and label; (b, 4*model_channels)."""
+        if (y is not None) != (self.num_classes is not None):
+            raise ConfigError(
+                f"UNetModel: num_classes={self.num_classes} but the label y is "
+                f"{'missing' if y is None else 'given'}; the conditioning key of the model must match"
+            )
+        t_emb = timestep_embedding(timesteps, self.model_channels)
+        emb = self.time_embed(t_emb.to(self.time_embed[0].weight.dtype))
+        if y is None:
+            return emb
+        return emb + self.label_emb(y if isinstance(self.num_classes, int) else y.to(emb.dtype))
+
+    def encode(self, x: Tensor, emb: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Return what the middle gives, and the skips: what each input block gives."""
+        skips, h = [], x
+        for block in self.input_blocks:
+            h = block(h, emb, context)
+            skips.append(h)
+        return self.middle_block(h, emb, context), skips
+
+
+class UNetModel(UNetEncoder):
+    """UNet with residual blocks, attention over pixels and cross-attention to a context.
+
+    Raises:
+        ConfigError: an impossible combination of parameters.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int | Sequence[int],
+        attention_resolutions: Sequence[int],
+        num_heads_upsample: int = -1,
+        **encoder: Any,                                 # the rest, as UNetEncoder takes it
+    ) -> None:
+        super().__init__(in_channels, model_channels, num_res_blocks, attention_resolutions, **encoder)
+        self.out_channels = out_channels
+        layers, skip_channels, ch = self._layers, list(self.skip_channels), self.widths[-1]
+        upsample_heads = layers.num_heads if num_heads_upsample == -1 else num_heads_upsample
         self.output_blocks = nn.ModuleList()
-        for level, mult in reversed(list(enumerate(channel_mult))):
-            for index in range(blocks_a_level[level] + 1):
-                width = int(mult * model_channels)
-                layers = [res_block(ch + skip_channels.pop(), width)]
+        for level, width in reversed(list(enumerate(self.widths))):
+            for index in range(self.blocks_a_level[level] + 1):
+                block = layers.block(ch + skip_channels.pop(), width, level, index, upsample_heads)
                 ch = width
-                if has_attention(level, index, factor):
-                    layers.append(attention(ch, self_attention_off[level], upsample_heads))
-                if level and index == blocks_a_level[level]:
-                    up = res_block(ch, ch, up=True) if resblock_updown else Upsample(ch, conv_resample)
-                    layers.append(up)
-                    factor //= 2
-                self.output_blocks.append(TimestepEmbedSequential(*layers))
+                if level and index == self.blocks_a_level[level]:
+                    block.append(layers.up(ch))
+                self.output_blocks.append(TimestepEmbedSequential(*block))
 
         self.out = nn.Sequential(
             nn.GroupNorm(32, ch),
@@ -267,27 +344,14 @@ class UNetModel(nn.Module):
             ConfigError: a label given to a model without, or the reverse.
         """
         emb = self.embed(x, timesteps, y)
-        skips, h = [], x
-        for block in self.input_blocks:
-            h = block(h, emb, context)
-            skips.append(h)
-        h = self.middle_block(h, emb, context)
+        h, skips = self.encode(x, emb, context)
+        return self.decode(h, skips, emb, context).to(x.dtype)
+
+    def decode(self, h: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor | None) -> Tensor:
+        """Return the prediction; empties `skips`, so that each is freed as soon as it is used."""
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), emb, context)
-        return self.out(h).to(x.dtype)
-
-    def embed(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> Tensor:
-        """Embed time and label; (b, 4*model_channels)."""
-        if (y is not None) != (self.num_classes is not None):
-            raise ConfigError(
-                f"UNetModel: num_classes={self.num_classes} but the label y is "
-                f"{'missing' if y is None else 'given'}; the conditioning key of the model must match"
-            )
-        t_emb = timestep_embedding(timesteps, self.model_channels)
-        emb = self.time_embed(t_emb.to(self.time_embed[0].weight.dtype))
-        if y is None:
-            return emb
-        return emb + self.label_emb(y if isinstance(self.num_classes, int) else y.to(emb.dtype))
+        return self.out(h)
 
 
 def _embedding_mlp(width_in: int, width: int) -> nn.Sequential:

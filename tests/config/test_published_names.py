@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ldm.published_names import NOT_YET, PUBLISHED, install_import_finder, resolve
+from ldm.published_names import PUBLISHED, install_import_finder, resolve
 
 
 @pytest.mark.parametrize("old, new", PUBLISHED.items(), ids=PUBLISHED)
@@ -45,10 +45,6 @@ def test_installing_twice_adds_nothing():
     before = list(sys.meta_path)
     install_import_finder()
     assert sys.meta_path == before
-
-
-def test_names_are_in_one_table_only():
-    assert not PUBLISHED.keys() & NOT_YET.keys()
 
 
 def test_importing_the_package_and_reading_a_config_load_no_torch(tmp_path):

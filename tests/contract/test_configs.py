@@ -72,6 +72,7 @@ def test_the_two_sd2_files_differ_in_what_is_predicted_only():
         ),
         ("v2-1-stable-unclip-h-inference", {"image_size": 96, "unet_config.adm_in_channels": 2048}),
         ("v2-1-stable-unclip-l-inference", {"image_size": 96, "unet_config.adm_in_channels": 1536}),
+        ("v1-inpainting-inference", {"conditioning_key": "hybrid", "unet_config.in_channels": 9}),
         (
             "v1-inference",
             {"scale_factor": 0.18215, "unet_config.num_heads": 8, "unet_config.context_dim": 768},
