@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ldm.checkpoint.layouts import controlnet, image_normalizer, text_encoder, unet, vae
+from ldm.checkpoint.layouts import controlnet, depth, image_encoder, image_normalizer, text_encoder, unet, vae
 from ldm.checkpoint.layouts.renaming import Tensors, below, with_prefix, without_prefix
 from ldm.errors import NotACheckpointError, WrongModelError
 
@@ -57,6 +57,8 @@ PARTS = {
             "image_normalizer", "noise_augmentor.",
             _any_config(image_normalizer.to_published), image_normalizer.to_diffusers,
         ),
+        ("image_encoder", "embedder.", _any_config(image_encoder.to_published), image_encoder.to_diffusers),
+        ("depth_estimator", "depth_model.", _any_config(depth.to_published), depth.to_diffusers),
     )
 }  # fmt: skip
 
@@ -95,7 +97,7 @@ def _openai_text(tensors: Tensors, config: Config) -> Tensors:
     """Place a CLIP with OpenCLIP's names: ViT-L/14's tower is SD 1.x's text encoder, others SD 2.x's."""
     tower = without_prefix("model.", tensors)
     prefix = PARTS["text_encoder"].prefix
-    if tower["ln_final.weight"].shape[0] == text_encoder.CLIP_WIDTH:
+    if text_encoder.width(tower) == text_encoder.CLIP_WIDTH:
         found, _ = text_encoder.transformers_names(tower)
         return with_prefix(prefix + text_encoder.CLIP, found)
     text = {name: x for name, x in tower.items() if not name.startswith("visual.")}
@@ -113,7 +115,7 @@ PUBLISHED = (
 # The first layout with a telltale name is taken.
 LAYOUTS = [
     _layout("published", PUBLISHED, _as_published),
-    _layout("diffusers ControlNet", r"controlnet_(down_blocks|mid_block|cond_embedding)\.", _part("controlnet")),
+    _layout("diffusers ControlNet", r"controlnet_(down|mid|cond)_", _part("controlnet")),
     _layout("diffusers UNet", r"(down|up)_blocks\.\d+\.(resnets|attentions)\.", _part("unet")),
     _layout("diffusers VAE", r"(encoder|decoder)\.(down_blocks|up_blocks|mid_block)\.", _part("vae")),
     _layout("bare ControlNet", r"(zero_convs|input_hint_block)\.\d", _under("control_model.")),
@@ -122,6 +124,9 @@ LAYOUTS = [
     _layout("bare VAE", r"(encoder|decoder)\.(down|up|mid)\.", _under("first_stage_model.")),
     _layout("HF text encoder", r"(transformer\.)?(text_model\.)?embeddings\.token_embedding\.", _hf_text),
     _layout("OpenCLIP text encoder", r"(model\.)?token_embedding\.weight$", _openai_text),
+    _layout("HF image encoder", r"vision_model\.embeddings\.", _part("image_encoder")),
+    _layout("HF depth estimator", r"dpt\.(embeddings|encoder)\.", _part("depth_estimator")),
+    _layout("MiDaS DPT-hybrid", r"pretrained\.model\.(cls_token|patch_embed)", _under("depth_model.model.")),
     _layout("diffusers image normalizer", r"(mean|std)$", _part("image_normalizer")),
 ]
 
@@ -238,8 +243,8 @@ def _single_to_published(tensors: Tensors, config: Config) -> Tensors:
     if layout is None:
         shown = ", ".join(list(tensors)[:EXAMPLES]) + (", ..." if len(tensors) > EXAMPLES else "")
         raise NotACheckpointError(
-            f"holds {len(tensors)} tensors ({shown}) of no known model; expected a checkpoint of SD 1.x or 2.x, "
-            "or a UNet, VAE, text encoder or ControlNet of one"
+            f"holds {len(tensors)} tensors ({shown}) of no known model; expected a checkpoint of SD 1.x or "
+            "2.x, or a UNet, VAE, text encoder or ControlNet of one"
         )
     return layout.to_published(tensors, config)
 
@@ -247,4 +252,5 @@ def _single_to_published(tensors: Tensors, config: Config) -> Tensors:
 def _text_config(parts: Mapping[str, Tensors], config: Config) -> Config:
     """Let what a folder keeps aside tell which text encoder it has, before the activation does."""
     openclip = PARTS["text_encoder"].prefix + text_encoder.OPENCLIP
-    return {"hidden_act": "gelu"} if any(name.startswith(openclip) for name in parts.get(UNUSED, ())) else config
+    is_openclip = any(name.startswith(openclip) for name in parts.get(UNUSED, ()))
+    return {"hidden_act": "gelu"} if is_openclip else config

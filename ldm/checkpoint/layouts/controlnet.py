@@ -18,14 +18,14 @@ WHAT = "the ControlNet"
 def to_published(tensors: Tensors) -> Tensors:
     """Rename diffusers' names to those below `control_model.`."""
     plan = unet.plan_of_diffusers(tensors)
-    hint_convs = 2 + _count(r"controlnet_cond_embedding\.blocks\.(\d+)\.", tensors)
+    hint_convs = 2 + _count(r"controlnet_cond_embedding\.blocks\.(\d\d?)\.", tensors)
     return renamed(tensors, forward(unet.OUTSIDE + unet.pairs(plan) + _control(plan, hint_convs)), WHAT)
 
 
 def to_diffusers(tensors: Tensors) -> Tensors:
     """Rename the names below `control_model.` to diffusers'."""
     plan = unet.plan_of_published(tensors)
-    hint_convs = 1 + (_count(r"input_hint_block\.(\d+)\.", tensors) - 1) // 2
+    hint_convs = 1 + (_count(r"input_hint_block\.(\d\d?)\.", tensors) - 1) // 2
     return renamed(tensors, backward(unet.OUTSIDE + unet.pairs(plan) + _control(plan, hint_convs)), WHAT)
 
 

@@ -63,9 +63,8 @@ def to_diffusers(tensors: Tensors) -> tuple[Tensors, Tensors]:
     """Rename the names below `cond_stage_model.`; return also those that transformers has no place for."""
     if any(name.startswith(OPENCLIP) for name in tensors):
         return _from_openclip(tensors)
-    kept = {
-        name: x for name, x in tensors.items() if name.startswith(CLIP) and name != CLIP + POSITION_IDS
-    }
+    kept = {name: x for name, x in tensors.items() if name.startswith(CLIP)}
+    kept.pop(CLIP + POSITION_IDS, None)
     unused = {name: x for name, x in tensors.items() if name not in kept}
     return without_prefix(CLIP.removesuffix(TOWER), kept), unused
 
@@ -74,16 +73,28 @@ def is_openclip(tower: Tensors, config: Mapping[str, Any] | None = None) -> bool
     """Tell by the config, else by the width, whether transformers' tensors are an OpenCLIP tower."""
     if config:
         return config.get("hidden_act", "quick_gelu") != "quick_gelu"
-    return tower["final_layer_norm.weight"].shape[0] > CLIP_WIDTH
+    return width(tower) > CLIP_WIDTH
 
 
-def openclip_names(tower: Tensors) -> Tensors:
-    """Rename transformers' names below `text_model.` to OpenCLIP's; q, k and v are copied into one."""
+def width(tower: Tensors) -> int:
+    """Return the width of a tower by either naming, or 0 without token embeddings."""
+    embeddings = (x for name, x in tower.items() if name.endswith("token_embedding.weight"))
+    return next((x.shape[-1] for x in embeddings if x.ndim == 2), 0)
+
+
+def openclip_names(
+    tower: Tensors, outside: Mapping[str, str] = OUTSIDE, what: str = "the text encoder"
+) -> Tensors:
+    """Rename transformers' names below `text_model.` to OpenCLIP's; q, k and v are copied into one.
+
+    Args:
+        outside: OpenCLIP's -> transformers' names of what is outside the blocks.
+    """
     import torch
 
     from ldm.errors import WrongModelError
 
-    outside = {theirs: ours for ours, theirs in OUTSIDE.items()}
+    outside = {theirs: ours for ours, theirs in outside.items()}
     inside = {theirs: ours for ours, theirs in BLOCK.items()}
     published: Tensors = {}
     for name, tensor in tower.items():
@@ -98,21 +109,23 @@ def openclip_names(tower: Tensors) -> Tensors:
             if joined not in published:
                 thirds = [tower.get(f"{path}.{part}.{layer[3]}") for part in QKV]
                 if any(third is None for third in thirds):
-                    raise WrongModelError(f"the text encoder lacks {layer[3]} of q, k or v in {path}")
+                    raise WrongModelError(f"{what} lacks {layer[3]} of q, k or v in {path}")
                 published[joined] = torch.cat(thirds)
         elif name != POSITION_IDS:
-            raise WrongModelError(f"the text encoder has {name}, which CLIP's text tower has not")
+            raise WrongModelError(f"{what} has {name}, which CLIP's tower has not")
     return published
 
 
-def transformers_names(tower: Tensors) -> tuple[Tensors, Tensors]:
+def transformers_names(
+    tower: Tensors, outside: Mapping[str, str] = OUTSIDE
+) -> tuple[Tensors, Tensors]:
     """Rename OpenCLIP's (or OpenAI's) names to transformers' below `text_model.`; return also the rest."""
     found: Tensors = {}
     rest: Tensors = {}
     for name, tensor in tower.items():
         block = RESBLOCK.fullmatch(name)
-        if name in OUTSIDE:
-            found[OUTSIDE[name]] = tensor
+        if name in outside:
+            found[outside[name]] = tensor
         elif block and block[2] in BLOCK:
             found[f"encoder.layers.{block[1]}.{BLOCK[block[2]]}.{block[3]}"] = tensor
         elif block and block[2] == IN_PROJ.removesuffix("_"):
@@ -126,9 +139,7 @@ def transformers_names(tower: Tensors) -> tuple[Tensors, Tensors]:
 def _from_openclip(tensors: Tensors) -> tuple[Tensors, Tensors]:
     tower = {name.removeprefix(OPENCLIP): x for name, x in tensors.items() if name.startswith(OPENCLIP)}
     last = max((int(block[1]) for name in tower if (block := RESBLOCK.fullmatch(name))), default=0)
-    read = {
-        name: x for name, x in tower.items() if not name.startswith(f"transformer.resblocks.{last}.")
-    }
+    read = {name: x for name, x in tower.items() if not name.startswith(f"transformer.resblocks.{last}.")}
     found, rest = transformers_names(read)
     placed = {OPENCLIP + name for name in read if name not in rest}
     return with_prefix(TOWER, found), {name: x for name, x in tensors.items() if name not in placed}

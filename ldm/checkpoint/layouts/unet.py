@@ -103,10 +103,10 @@ def _attention(published: str, diffusers: str) -> Pairs:
 
 
 def plan_of_diffusers(names: Iterable[str]) -> Plan:
-    """Read the plan off diffusers' names."""
+    """Read the plan off diffusers' names; a hundred levels or more are a hostile file's."""
     found: dict[tuple[str, str], dict[str, set[int]]] = {}
     for name in names:
-        block = re.match(r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(resnets|attentions)\.(\d+)\.", name)
+        block = re.match(r"(down|mid|up)_blocks?\.(?:(\d\d?)\.)?(resnets|attentions)\.(\d\d?)\.", name)
         if block:
             way, depth, kind, index = block.groups()
             found.setdefault((way, depth or "0"), {}).setdefault(kind, set()).add(int(index))

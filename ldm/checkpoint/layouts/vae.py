@@ -77,19 +77,18 @@ def _inside(published: str, diffusers: str) -> Pairs:
 
 
 def _shape_of_published(names: Iterable[str]) -> Shape:
-    return _counted(re.match(r"(encoder|decoder)\.(?:down|up)\.(\d+)\.block\.(\d+)\.", x) for x in names)
+    return _counted(r"(encoder|decoder)\.(?:down|up)\.(\d\d?)\.block\.(\d\d?)\.", names)
 
 
 def _shape_of_diffusers(names: Iterable[str]) -> Shape:
-    matches = (re.match(r"(encoder|decoder)\.(?:down|up)_blocks\.(\d+)\.resnets\.(\d+)\.", x) for x in names)
-    shape = _counted(matches)
+    shape = _counted(r"(encoder|decoder)\.(?:down|up)_blocks\.(\d\d?)\.resnets\.(\d\d?)\.", names)
     return {"encoder": shape["encoder"], "decoder": shape["decoder"][::-1]}
 
 
-def _counted(matches: Iterable[re.Match | None]) -> Shape:
+def _counted(pattern: str, names: Iterable[str]) -> Shape:
     found: dict[str, dict[int, int]] = {"encoder": {}, "decoder": {}}
-    for match in matches:
-        if match:
+    for name in names:
+        if match := re.match(pattern, name):
             levels, level = found[match[1]], int(match[2])
             levels[level] = max(levels.get(level, 0), int(match[3]) + 1)
     return {half: [levels.get(level, 0) for level in range(count(levels))] for half, levels in found.items()}
