@@ -6,6 +6,7 @@
     PIPELINE/unet/diffusion_pytorch_model.safetensors           or .bin
     PIPELINE/unet/diffusion_pytorch_model.fp16.safetensors      another variant of the same weights
     PIPELINE/text_encoder/model.safetensors                     or pytorch_model.bin
+    PIPELINE/unused.safetensors             of our conversion: published names that have no place in a part
     PART/NAME.safetensors.index.json        {"weight_map": {tensor: shard}}
     PART/NAME-00001-of-00002.safetensors    a shard
 
@@ -15,7 +16,7 @@ No name in a JSON file and no symbolic link leads out of the folder.
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +28,14 @@ from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointEr
 if TYPE_CHECKING:
     from torch import Tensor
 
+    Tensors = dict[str, Tensor]
+
 logger = logging.getLogger(__name__)
 
+Reader = Callable[[Path, Container], "tuple[dict[str, Any], dict[str, str]]"]
+
 MODEL_INDEX = "model_index.json"
+ASIDE = "unused.safetensors"                # published tensors that diffusers has no place for: ours alone
 CONFIGS = ("config.json", "scheduler_config.json")
 MAX_JSON_BYTES = 16_000_000
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -54,8 +60,8 @@ PART_OF_CLASS = {
 }
 
 
-def open_folder(path: Path, variant: str | None = None) -> Opened:
-    """Open the weights of every part; see `open_weights`.
+def open_folder(path: Path, variant: str | None = None, read: Reader = read_file) -> Opened:
+    """Open the weights of every part; see `open_weights`. `read` takes one file to tensors and metadata.
 
     Raises:
         NotACheckpointError: no weights here; the text says what to give instead.
@@ -81,10 +87,13 @@ def open_folder(path: Path, variant: str | None = None) -> Opened:
         if not choices:
             raise _no_weights(part, folders[part], path)
         chosen = _choose(choices, variant, folders[part])
-        tensors, said, read = _read_set(chosen.file, path)
-        parts[part] = tensors
+        parts[part], said, its_files = _read_set(chosen.file, path, read)
         metadata |= said
-        files += read
+        files += its_files
+    if (path / ASIDE).exists():
+        parts["unused"], said = _read_weights(path / ASIDE, path, read)
+        metadata |= said
+        files.append(path / ASIDE)
     return Opened(path, Container.FOLDER, parts, configs, metadata, files)
 
 
@@ -166,27 +175,27 @@ def _choose(choices: list[_Set], variant: str | None, folder: Path) -> _Set:
     return chosen
 
 
-def _read_set(file: Path, root: Path) -> "tuple[dict[str, Tensor], dict[str, str], list[Path]]":
+def _read_set(file: Path, root: Path, read: Reader) -> "tuple[Tensors, dict[str, str], list[Path]]":
     """Return the tensors, metadata and files of one set."""
     if file.suffix == ".json":
-        return _read_shards(file, root)
-    tensors, metadata = _read_weights(file, root)
+        return _read_shards(file, root, read)
+    tensors, metadata = _read_weights(file, root, read)
     return tensors, metadata, [file]
 
 
-def _read_weights(file: Path, root: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
+def _read_weights(file: Path, root: Path, read: Reader) -> "tuple[Tensors, dict[str, str]]":
     with one_line_errors(file):
         _check_inside(file, root)
-        return read_file(file, sniff(file))
+        return read(file, sniff(file))
 
 
-def _read_shards(index: Path, root: Path) -> "tuple[dict[str, Tensor], dict[str, str], list[Path]]":
+def _read_shards(index: Path, root: Path, read: Reader) -> "tuple[Tensors, dict[str, str], list[Path]]":
     """Read the shards that an index lists; each must hold exactly the tensors that the index gives it."""
     content = _read_json(index, root)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise DamagedCheckpointError(f"{index}: has no 'weight_map' of tensor to file; download it again")
-    tensors: dict[str, Tensor] = {}
+    tensors: Tensors = {}
     metadata: dict[str, str] = {}
     shards = [index.parent / _plain_name(name, index) for name in sorted(set(weight_map.values()))]
     absent = [shard.name for shard in shards if not shard.exists()]
@@ -195,7 +204,7 @@ def _read_shards(index: Path, root: Path) -> "tuple[dict[str, Tensor], dict[str,
             f"{index}: {len(absent)} of {len(shards)} shards are missing ({_some(absent)}); download them"
         )
     for shard in shards:
-        held, said = _read_weights(shard, root)
+        held, said = _read_weights(shard, root, read)
         listed = {name for name, file in weight_map.items() if file == shard.name}
         for what, names in (("lacks", listed - held.keys()), ("has surplus", held.keys() - listed)):
             if names:
@@ -209,7 +218,7 @@ def _read_shards(index: Path, root: Path) -> "tuple[dict[str, Tensor], dict[str,
     return tensors, metadata, shards
 
 
-def _check_total(metadata: Any, tensors: "dict[str, Tensor]", index: Path) -> None:
+def _check_total(metadata: Any, tensors: "Tensors", index: Path) -> None:
     """Warn of another total, no more: all names are there, and writers differ in how they count."""
     claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
     held = sum(x.nbytes for x in tensors.values())

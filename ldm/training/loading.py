@@ -22,6 +22,6 @@ def load_part(part: nn.Module, path: str, prefix: str) -> None:
 
 
 def _below(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what is stored under `prefix`, or everything where nothing is, but for what only training used."""
+    """Return what is stored under `prefix`, or all where nothing is; not what only training used."""
     inside = {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}
     return {k: x for k, x in (inside or weights).items() if not k.startswith(("loss.", "model_ema."))}
