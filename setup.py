@@ -78,6 +78,7 @@ setup(
             "sd-txt2img = ldm.cli.console:txt2img",
             "sd-img2img = ldm.cli.console:img2img",
             "sd-train = ldm.cli.console:train",
+            "sd-merge = ldm.cli.console:merge",
         ]
     },
 )

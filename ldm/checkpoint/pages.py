@@ -20,7 +20,8 @@ def is_mapped(tensor: Tensor) -> bool:
 def release_pages(tensor: Tensor) -> None:
     """Drop the whole pages under a mapped tensor from memory; reading it again reads the file again.
 
-    Pages that a caller has written to would lose the change.
+    Pages that a caller has written to would lose the change. Memory that is of no file stays as it is: a
+    tensor that shares it with a numpy array cannot be resized either.
     """
     if not is_mapped(tensor) or _madvise() is None:
         return
@@ -28,8 +29,19 @@ def release_pages(tensor: Tensor) -> None:
     start = tensor.untyped_storage().data_ptr()
     end = start + tensor.untyped_storage().nbytes()
     first, last = -(-start // page) * page, end // page * page
-    if last > first:
+    if last > first and _is_of_a_file(first):
         _madvise()(ctypes.c_void_p(first), ctypes.c_size_t(last - first), ctypes.c_int(mmap.MADV_DONTNEED))
+
+
+def _is_of_a_file(address: int) -> bool:
+    """Look the address up in the system's table: "start-end rights offset device inode path"."""
+    with open("/proc/self/maps", "rb") as table:
+        for line in table:
+            bounds, _, _, _, inode = line.split(maxsplit=5)[:5]
+            start, _, end = bounds.partition(b"-")
+            if int(start, 16) <= address < int(end, 16):
+                return inode != b"0"
+    return False
 
 
 @cache

@@ -36,7 +36,6 @@ class Entry:
     """A tensor to be written: what it is, and how to get it when its turn has come.
 
     mapped      the tensors of `load_checkpoint` that `load` reads; their pages are handed back afterwards.
-                Never one made from a numpy array: it looks mapped, and would lose its values.
     """
 
     name: str

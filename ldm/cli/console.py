@@ -1,4 +1,4 @@
-"""The installed commands (sd-txt2img, sd-img2img, sd-train): each runs the script of its name."""
+"""The installed commands (sd-txt2img, sd-img2img, sd-train, sd-merge): each runs the script of its name."""
 
 import runpy
 
@@ -13,6 +13,10 @@ def img2img() -> None:
 
 def train() -> None:
     _run("train")
+
+
+def merge() -> None:
+    _run("merge")
 
 
 def _run(name: str) -> None:

@@ -6,6 +6,7 @@ Where stderr is a file the outer bar is redrawn every ten seconds and the inner 
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -39,3 +40,19 @@ def batch_bar(batches: Iterable[T], prompts: list[str], args: argparse.Namespace
     """Show how many batches of the whole run are done."""
     total = args.n_iter * -(-len(prompts) // args.n_samples)
     return bar(batches, total, "batches", quiet=args.quiet)
+
+
+@contextmanager
+def byte_bar(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Give a function to be told (bytes done, bytes in all); the bar is there while the block runs."""
+    from tqdm import tqdm
+
+    mininterval = 0.1 if sys.stderr.isatty() else 10.0
+    options = {"unit": "B", "unit_scale": True, "mininterval": mininterval, "dynamic_ncols": True}
+    with tqdm(desc=what, disable=quiet, **options) as shown:
+
+        def tell(done: int, total: int) -> None:
+            shown.total = total
+            shown.update(done - shown.n)
+
+        yield tell

@@ -96,6 +96,20 @@ def test_views_and_casts_are_written_as_they_look(tmp_path):
     assert torch.equal(read["slice"], x[1:5:2, ::2])
 
 
+def test_what_was_written_is_still_there(tmp_path):
+    """Only pages of files are handed back; memory shared with numpy looks mapped and has no copy."""
+    own = torch.randn(100, 1000)
+    shared = torch.from_numpy(own.numpy().copy())
+    before = own.clone()
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, [entry_of(name, own) for name in "ab"] + [entry_of("c", shared)], {})
+    assert torch.equal(own, before) and torch.equal(shared, before)
+    mapped = open_weights(path).parts[""]
+    for _ in range(2):  # released and read again
+        write_safetensors(tmp_path / "b.safetensors", [entry_of(*item) for item in mapped.items()], {})
+        assert all(torch.equal(x, before) for x in load_file(tmp_path / "b.safetensors").values())
+
+
 def test_progress_counts_bytes_to_the_end(tmp_path):
     seen = []
     entries = [entry_of(str(n), torch.zeros(n, 5)) for n in range(1, 4)]
