@@ -97,3 +97,44 @@ def test_batch_size_repeat_and_take():
     assert take(twice, slice(1, 3))["c_adm"].tolist() == [4, 3]
     with pytest.raises(InputError, match=r"\[1, 2\] samples"):
         batch_size([torch.zeros(1), torch.zeros(2)])
+
+
+def test_where_one_half_alone_has_no_concat_each_half_has_its_own_call():
+    """ControlNet's guess mode: the unconditional half is not controlled."""
+    seen = []
+
+    def network_with_control(x, t, cond):
+        control = cond["c_concat"]
+        seen.append((len(x), control is not None))
+        out = network(x, t, cond["c_crossattn"][0])
+        return out if control is None else out + control[0]
+
+    plain = denoiser(network_with_control, SCHEDULE, "eps")
+    control = torch.full_like(X_T, 0.25)
+    cond = {"c_concat": [control], "c_crossattn": [COND]}
+    uncond = {"c_concat": None, "c_crossattn": [UNCOND]}
+    guided = ClassifierFreeGuidance(plain, uncond, 7.5)(X_T, T, cond)
+    assert sorted(seen) == [(2, False), (2, True)]
+    u, c = network(X_T, T, UNCOND), network(X_T, T, COND) + control
+    torch.testing.assert_close(guided.eps, u + 7.5 * (c - u))
+
+    seen.clear()
+    both = ClassifierFreeGuidance(plain, uncond | {"c_concat": [control]}, 7.5)(X_T, T, cond)
+    assert seen == [(4, True)]
+    torch.testing.assert_close(both.eps, guided.eps - 6.5 * control)
+
+
+@pytest.mark.parametrize(
+    "uncond",
+    [
+        {"c_crossattn": [UNCOND]},
+        {"c_crossattn": None, "c_concat": [X_T]},
+        {"c_crossattn": [UNCOND], "c_adm": None},
+    ],
+    ids=["no entry", "no text", "another entry"],
+)
+def test_other_differences_between_the_halves_stay_errors(uncond):
+    cond = {"c_crossattn": [COND], "c_concat": [X_T]}
+    guided = ClassifierFreeGuidance(denoiser(network, SCHEDULE, "eps"), uncond, 7.5)
+    with pytest.raises(InputError, match="unconditional part"):
+        guided(X_T, T, cond)
