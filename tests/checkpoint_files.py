@@ -16,6 +16,7 @@ from torch import Tensor
 from ldm.checkpoint.opened import open_weights
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LAST_OF_STORAGE = b"tQ"         # the end of a reference to data; the old format has a None before it
 
 
 def call(module: str, name: str, argument: str, protocol: int = 2) -> bytes:
@@ -30,23 +31,41 @@ def _short_text(text: str) -> bytes:
     return b"\x8c" + bytes([len(text)]) + text.encode()
 
 
-def zip_with(pickled: bytes, path: Path, members: dict[str, bytes] | None = None, packing: int = 0) -> Path:
+def tensor(numel: int, size: int, stride: int = 1, offset: int = 0) -> bytes:
+    """Return the opcodes of a float32 vector over data "0" of `numel` values, true or not."""
+    number = struct.Struct("<i").pack
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+        b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ" + number(numel) + LAST_OF_STORAGE + b"J" + number(offset)
+        + b"J" + number(size) + b"\x85J" + number(stride) + b"\x85\x89ccollections\nOrderedDict\n)RtR"
+    )
+
+
+def zip_with(
+    pickled: bytes,
+    path: Path,
+    members: dict[str, bytes] | None = None,
+    packing: int = 0,
+    order: str = "little",
+) -> Path:
     """Write a zip-format checkpoint around `pickled`."""
     with zipfile.ZipFile(path, "w", packing) as archive:
         archive.writestr("archive/data.pkl", pickled)
-        archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/byteorder", order)
         for name, content in (members or {}).items():
             archive.writestr(f"archive/{name}", content)
         archive.writestr("archive/version", "3\n")
     return path
 
 
-def legacy_with(pickled: bytes, path: Path) -> Path:
+def legacy_with(pickled: bytes, path: Path, data: tuple[tuple[str, bytes], ...] = ()) -> Path:
     """Write an old-format checkpoint around `pickled`."""
     sizes = {"short": 2, "int": 4, "long": 4}
     system = {"protocol_version": 1001, "little_endian": True, "type_sizes": sizes}
     head = b"".join(pickle.dumps(value, protocol=2) for value in (LEGACY_MAGIC, 1001, system))
-    path.write_bytes(head + pickled + pickle.dumps([], protocol=2))
+    keys = pickle.dumps([key for key, _ in data], protocol=2)
+    blocks = b"".join(struct.pack("<q", len(content) // 4) + content for _, content in data)
+    path.write_bytes(head + pickled.replace(LAST_OF_STORAGE, b"NtQ") + keys + blocks)
     return path
 
 
@@ -65,7 +84,7 @@ def saved(content: object, **kwargs) -> bytes:
 
 
 @contextmanager
-def pretended_class(dotted: str):
+def pretended_class(dotted: str, base: type = object):
     """Make an importable class of this dotted name for the duration, so that pickle can refer to it."""
     module, _, name = dotted.rpartition(".")
     parts = module.split(".")
@@ -73,7 +92,7 @@ def pretended_class(dotted: str):
     before = {path: sys.modules.get(path) for path in paths}
     for path in paths:
         sys.modules[path] = types.ModuleType(path)
-    cls = type(name, (), {"__module__": module})
+    cls = type(name, (base,), {"__module__": module})
     setattr(sys.modules[module], name, cls)
     try:
         yield cls

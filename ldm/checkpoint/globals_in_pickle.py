@@ -5,25 +5,26 @@ This serves messages and a first refusal. The gate proper is torch's restricted 
 
 import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # what unpicklers apply to old names
+from contextlib import suppress
 from typing import BinaryIO
 
-MAX_OPCODES = 5_000_000
+MAX_OPCODES = 50_000
 
 
-def globals_in_pickle(file: BinaryIO) -> set[str]:
-    """Return the dotted names that the pickle at the file's position refers to; read to its end.
+def find_names(file: BinaryIO, names: set[str]) -> None:
+    """Add to `names` the dotted names of the pickle at the file's position, up to its end or its damage."""
+    with suppress(Exception):       # whatever the bytes make a decoder think
+        _read(file, names)
 
-    Raises:
-        ValueError: not a pickle, or one too long to be sensible.
-    """
-    names: set[str] = set()
+
+def _read(file: BinaryIO, names: set[str]) -> None:
     memo: dict[int, str] = {}
     strings: list[str] = []             # the latest texts pushed; STACK_GLOBAL takes its two from the stack
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if count > MAX_OPCODES:
-            raise ValueError(f"pickle of more than {MAX_OPCODES} opcodes")
+            return
         if opcode.name in ("GLOBAL", "INST"):
-            names.add(_todays(*argument.split(" ", 1)))
+            names.add(todays_name(*argument.split(" ", 1)))
         elif opcode.name == "STACK_GLOBAL":
             names.add(".".join(strings[-2:]) or "an unknown name")
         elif opcode.name.startswith("EXT"):
@@ -37,10 +38,9 @@ def globals_in_pickle(file: BinaryIO) -> set[str]:
         elif opcode.name.endswith("GET") and argument in memo:
             strings.append(memo[argument])
         del strings[:-2]
-    return names
 
 
-def _todays(module: str, name: str) -> str:
+def todays_name(module: str, name: str) -> str:
     """Return the dotted name that a Python 2 name is read as."""
     if (module, name) in NAME_MAPPING:
         return ".".join(NAME_MAPPING[module, name])

@@ -1,26 +1,28 @@
 """Read torch's pickled files (.ckpt, .pt, .pth) through its restricted unpickler, and never any other way.
 
-Before that the names a pickle would import are compared with an allow-list of our own, shorter than torch's,
-and a zip archive is checked for what a loader must not meet: compressed members (a small file that unpacks to
-gigabytes), repeated names, bytes outside the archive.
+Before that the pickle is gone through without making anything of it: the names that it would import are
+compared with an allow-list of our own, shorter than torch's, and what it claims with what the file holds. A
+zip archive is checked for what a loader must not meet: compressed members (a small file that unpacks to
+gigabytes), repeated names, a second directory, bytes outside the archive.
 """
 
 import io
 import re
+import struct
 import threading
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
-from ldm.checkpoint.globals_in_pickle import globals_in_pickle
-from ldm.checkpoint.stand_ins import refused, stand_ins
-from ldm.errors import CheckpointError, UnsafeCheckpointError
+from ldm.checkpoint.rehearsal import Rehearsal
+from ldm.checkpoint.sniff import Container
+from ldm.checkpoint.stand_ins import is_plain, refused, stand_ins
+from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError, UnsafeCheckpointError
 
 SAFE_SINCE = (2, 10)            # before it, a file could corrupt memory all the same: CVE-2026-24747
 MAX_PICKLE_BYTES = 16_000_000
 MAX_MEMBERS = 100_000
+MAGIC = 0x1950A86A20F9469CFC6C  # the first of the old format's pickles
 LEGACY_PICKLES = 5              # magic number, protocol, system, content, storage keys; then the raw storages
 
 _allow_list = threading.Lock()  # torch's is one for the whole process
@@ -29,10 +31,7 @@ _allow_list = threading.Lock()  # torch's is one for the whole process
 def read_zip(path: Path) -> Any:
     """Return the content of a zip-format file, its tensors mapped from the file."""
     _check_torch(path)
-    with zipfile.ZipFile(path) as archive:
-        pickle = archive.read(_checked_archive(archive, path))
-    names = globals_in_pickle(io.BytesIO(pickle))
-    _refuse(names, path)
+    names = rehearse(path, Container.ZIP).names
     if path.suffix.lower() == ".safetensors":       # torch goes by the name and would not look inside
         with path.open("rb") as file:
             return _load(file, names, mmap=False)
@@ -42,25 +41,60 @@ def read_zip(path: Path) -> Any:
 def read_legacy(path: Path) -> Any:
     """Return the content of a file in the format that torch wrote before 1.6."""
     _check_torch(path)
+    names = rehearse(path, Container.PICKLE).names
     with path.open("rb") as file:
-        names = set()
-        for _ in range(LEGACY_PICKLES):
-            try:
-                names |= globals_in_pickle(file)
-            except Exception:
-                if names:
-                    break       # an ordinary pickle ends after one; its names say what it is
-                raise
-            _refuse(names, path)
-        file.seek(0)
-        content = _load(file, names, mmap=False)
-        surplus = path.stat().st_size - file.tell()
-    if surplus:
-        raise CheckpointError(f"{path}: has {surplus} bytes behind its end; download it again")
-    return content
+        return _load(file, names, mmap=False)
+
+
+def rehearse(path: Path, container: Container) -> Rehearsal:
+    """Check a file from end to end, without its data and without torch; return what it names and holds.
+
+    Raises:
+        CheckpointError: of the kind that reading it would raise.
+    """
+    return _rehearse_zip(path) if container is Container.ZIP else _rehearse_legacy(path)
+
+
+def _rehearse_zip(path: Path) -> Rehearsal:
+    with path.open("rb") as file:
+        try:
+            pickle, sizes = _checked_archive(file, path)
+        except (zipfile.BadZipFile, struct.error, NotImplementedError, UnicodeDecodeError) as error:
+            raise DamagedCheckpointError(
+                f"{path}: is truncated or damaged ({str(error)[:100]}); download it again"
+            ) from error
+    rehearsal = Rehearsal()
+    _go_through(rehearsal, io.BytesIO(pickle), path)
+    for key, claimed in rehearsal.storages.items():
+        if sizes.get(key) != claimed:
+            raise DamagedCheckpointError(
+                f"{path}: claims {claimed} bytes of data {key[:20]!r} and has {sizes.get(key, 'none')}; "
+                "download it again"
+            )
+    return rehearsal
+
+
+def _rehearse_legacy(path: Path) -> Rehearsal:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
+        rehearsal = Rehearsal()
+        _go_through(rehearsal, head, path)
+        if rehearsal.results[0] != MAGIC:
+            raise NotACheckpointError(f"{path}: is a pickle, but no weights; give a .ckpt or .safetensors")
+        for _ in range(LEGACY_PICKLES - 1):
+            _go_through(rehearsal, head, path)
+        expected = head.tell() + sum(8 + claimed for claimed in rehearsal.storages.values())
+        if size < expected:
+            raise DamagedCheckpointError(f"{path}: is truncated: {size} of {expected} bytes; get it again")
+        if size > expected:
+            raise DamagedCheckpointError(f"{path}: has {size - expected} bytes behind its end; get it again")
+    return rehearsal
 
 
 def _check_torch(path: Path) -> None:
+    import torch
+
     version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
     if version < SAFE_SINCE:
         wanted = ".".join(map(str, SAFE_SINCE))
@@ -70,51 +104,96 @@ def _check_torch(path: Path) -> None:
         )
 
 
-def _refuse(names: set[str], path: Path) -> None:
-    bad = refused(names)
+def _go_through(rehearsal: Rehearsal, pickle: BinaryIO, path: Path) -> None:
+    """Rehearse one pickle; what it names is judged before what is wrong with it."""
+    fault = None
+    try:
+        rehearsal.go_through(pickle)
+    except CheckpointError as error:
+        fault = error
+    bad = refused(rehearsal.names)
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise UnsafeCheckpointError(
-            f"{path}: refused, it names {', '.join(bad[:5])}{more}, which no weights need; "
+            f"{path}: refused, it names {', '.join(bad[:5])[:300]}{more}, which no weights need; "
             "nothing was executed; ask its author for the state_dict alone, as .safetensors"
         )
+    odd = sorted(name for name in rehearsal.names if not is_plain(name))
+    if odd:
+        raise NotACheckpointError(
+            f"{path}: holds tensors that are not plain ({', '.join(odd[:3])}); only dense floating-point and "
+            "integer weights can be read"
+        )
+    if fault:
+        raise type(fault)(f"{path}: {fault}") from fault
 
 
 def _load(source: Path | BinaryIO, names: set[str], mmap: bool) -> Any:
+    import torch
+
     with _allow_list, torch.serialization.safe_globals(stand_ins(names)):
         return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
 
 
-def _checked_archive(archive: zipfile.ZipFile, path: Path) -> str:
-    """Return the name of the archive's pickle, once its directory has been found in order."""
-    members = archive.infolist()
-    names = [member.filename for member in members]
-    root = names[0].partition("/")[0] if names else ""
-    pickle = f"{root}/data.pkl"
+def _checked_archive(file: BinaryIO, path: Path) -> tuple[bytes, dict[str, int]]:
+    """Return the archive's pickle and the size of each data member, once its directory is found in order."""
     size = path.stat().st_size
-    if f"{root}/constants.pkl" in names:
-        raise CheckpointError(f"{path}: is a TorchScript program, not weights; export its state_dict")
-    if pickle not in names:
-        raise CheckpointError(f"{path}: is a zip archive without weights (no data.pkl); unpack it first")
-    packed = any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members)
-    faults = {
-        "repeated names": len(set(names)) != len(names),
-        "names outside its folder": any(name.partition("/")[0] != root or ".." in name for name in names),
-        "compressed or encrypted members": packed,
-        "members larger than the file": sum(member.file_size for member in members) > size,
-        f"more than {MAX_MEMBERS} members": len(members) > MAX_MEMBERS,
-        f"a pickle beyond {MAX_PICKLE_BYTES} bytes": archive.getinfo(pickle).file_size > MAX_PICKLE_BYTES,
-        "bytes in front of its first member": min(member.header_offset for member in members) != 0,
-        "bytes behind its end": bool(archive.comment) or not _ends_with_directory(path, size),
-    }
-    found = [fault for fault, is_there in faults.items() if is_there]
-    if found:
-        raise CheckpointError(f"{path}: the archive has {', '.join(found)}, which torch never writes")
-    return pickle
+    start, entries = _directory(file, size)
+    if entries > MAX_MEMBERS:
+        raise DamagedCheckpointError(f"{path}: the archive has more than {MAX_MEMBERS} members")
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        root = names[0].partition("/")[0] if names else ""
+        pickle = f"{root}/data.pkl"
+        if names and all(name.endswith(".npy") for name in names):
+            raise NotACheckpointError(f"{path}: is a zip of numpy arrays; give a .ckpt or .safetensors")
+        if f"{root}/constants.pkl" in names:
+            raise NotACheckpointError(f"{path}: is a TorchScript program, not weights; export its state_dict")
+        if pickle not in names:
+            raise NotACheckpointError(f"{path}: is a zip archive without weights (no data.pkl)")
+        packed = any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members)
+        faults = {
+            "repeated names": len({name.lower() for name in names}) != len(names),  # torch ignores the case
+            "names outside its folder": any(name.partition("/")[0] != root or ".." in name for name in names),
+            "compressed or encrypted members": packed,
+            "members larger than the file": sum(member.file_size for member in members) > size,
+            f"a pickle beyond {MAX_PICKLE_BYTES} bytes": archive.getinfo(pickle).file_size > MAX_PICKLE_BYTES,
+            "bytes in front of its first member": min(member.header_offset for member in members) != 0,
+            "a second directory, or bytes behind its end": archive.start_dir != start,
+        }
+        found = [fault for fault, is_there in faults.items() if is_there]
+        if found:
+            raise DamagedCheckpointError(f"{path}: the archive has {', '.join(found)}, as torch never writes")
+        prefix = f"{root}/data/"
+        sizes = {
+            name.removeprefix(prefix): member.file_size
+            for name, member in zip(names, members, strict=True)
+            if name.startswith(prefix)
+        }
+        return archive.read(pickle), sizes
 
 
-def _ends_with_directory(path: Path, size: int) -> bool:
-    """Tell whether the end-of-directory record, 22 bytes without a comment, is the end of the file."""
-    with path.open("rb") as file:
-        file.seek(max(size - 22, 0))
-        return file.read(4) == b"PK\x05\x06"
+def _directory(file: BinaryIO, size: int) -> tuple[int, int]:
+    """Return where the archive's directory starts, and its number of entries, from the file's last 22 bytes.
+
+    Readers differ in where they look for it; where there is but one, right before its end records and those
+    right at the end of the file, they agree.
+    """
+    file.seek(max(size - 98, 0))
+    tail = file.read(98)
+    if tail[-22:-18] != b"PK\x05\x06":
+        file.seek(max(size - 65_557, 0))
+        if b"PK\x05\x06" in file.read():
+            raise DamagedCheckpointError(f"{file.name}: has bytes behind its end; download it again")
+        raise DamagedCheckpointError(f"{file.name}: is truncated: its end is missing; download it again")
+    entries, length, start, comment = struct.unpack("<HLLH", tail[-12:])
+    end = size - 22
+    if tail[-42:-38] == b"PK\x06\x07":             # records for more than 4 GB, which torch always writes
+        end -= 20 + 56
+        if tail[:4] != b"PK\x06\x06" or struct.unpack("<Q", tail[-34:-26])[0] != end:
+            raise DamagedCheckpointError(f"{file.name}: its directory is damaged; download it again")
+        entries, length, start = struct.unpack("<QQQ", tail[32:56])
+    if comment or start + length != end:
+        raise DamagedCheckpointError(f"{file.name}: has a second directory, or bytes behind its end")
+    return start, entries

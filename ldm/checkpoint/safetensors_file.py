@@ -1,64 +1,114 @@
 """Read .safetensors: 8 bytes of header length, a JSON header, then the tensors without gaps.
 
-The library checks offsets and shapes; what it lets through or is slow at (huge headers, repeated names) is
-checked here before it.
+The header is checked here, in whole and before the library sees it: a hostile one costs neither time nor
+memory, and what the library lets through (names that stand there twice) is refused.
 """
 
 import json
+import re
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
-from torch import Tensor
+from ldm.errors import DamagedCheckpointError
 
-from ldm.errors import CheckpointError
+if TYPE_CHECKING:
+    from torch import Tensor
 
-MAX_HEADER_BYTES = 16_000_000
-MAX_TENSORS = 100_000
+MAX_HEADER_BYTES = 8_000_000
+MAX_TENSORS = 20_000            # a training file with all of its copies has 4,000
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+    "U64": 8, "U32": 4, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1,
+    "F8_E5M2FNUZ": 1, "C64": 8,
+}
+JSON_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read(path: Path) -> "dict[str, Tensor]":
     """Return all tensors, mapped from the file."""
-    names = _checked_header(path)
+    from safetensors import safe_open
+
+    names, _ = checked_header(path)
     with safe_open(path, framework="pt", device="cpu") as file:
         tensors = {name: file.get_tensor(name) for name in names}
     # Files of early writers are not padded, and not every kernel takes an odd address.
     return {name: x.clone() if x.data_ptr() % x.element_size() else x for name, x in tensors.items()}
 
 
-def _checked_header(path: Path) -> list[str]:
-    """Return the names of the tensors."""
+def checked_header(path: Path) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, str]]:
+    """Return name -> (dtype as spelled in the file, shape), and the metadata; imports no torch.
+
+    Raises:
+        DamagedCheckpointError: truncated, too long, or a header that contradicts itself or the file.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER_BYTES:
-            raise CheckpointError(f"{path}: its header claims {length} bytes; at most {MAX_HEADER_BYTES}")
+            raise DamagedCheckpointError(
+                f"{path}: its header claims {length} bytes, more than {MAX_HEADER_BYTES}; download it again"
+            )
         if 8 + length > size:
-            raise CheckpointError(f"{path}: is truncated in its header ({size} bytes); download it again")
+            raise DamagedCheckpointError(f"{path}: is truncated in its header ({size} bytes); get it again")
         text = file.read(length)
-        if text.count(b"data_offsets") > MAX_TENSORS:
-            raise CheckpointError(f"{path}: has more than {MAX_TENSORS} tensors")
-        try:
-            header = json.loads(text, object_pairs_hook=_without_repeats)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path}: its header is damaged: {str(error)[:100]}") from error
-    header.pop("__metadata__", None)
     try:
-        expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (TypeError, KeyError, IndexError) as error:
-        raise CheckpointError(f"{path}: its header is damaged; download it again") from error
+        _check_extent(text)
+        header = json.loads(text.decode(), object_pairs_hook=_without_repeats)
+        metadata = header.pop("__metadata__", None) or {}
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("metadata that is no text")
+        end = _check_entries(header)
+    except (AttributeError, ValueError, RecursionError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0][:100] if isinstance(error, ValueError) else "not of its form"
+        raise DamagedCheckpointError(f"{path}: its header is damaged: {reason}; download it again") from error
+    expected = 8 + length + end
     if size < expected:
-        raise CheckpointError(f"{path}: is truncated: {size} of {expected} bytes; download it again")
+        raise DamagedCheckpointError(f"{path}: is truncated: {size} of {expected} bytes; download it again")
     if size > expected:
-        raise CheckpointError(f"{path}: has {size - expected} bytes behind its end; download it again")
-    return list(header)
+        raise DamagedCheckpointError(f"{path}: has {size - expected} bytes behind its end; download it again")
+    return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}, metadata
+
+
+def _check_extent(text: bytes) -> None:
+    """Refuse a header whose JSON would take much more memory than the tensors that it describes."""
+    tensors = text.count(b'"data_offsets"')
+    if tensors > MAX_TENSORS:
+        raise ValueError(f"more than {MAX_TENSORS} tensors")
+    if text.count(b'"') - text.count(b'\\"') > 12 * tensors + 40_000:
+        raise ValueError("more texts than its tensors have")
+    structure = JSON_TEXT.sub(b"", text)
+    if structure.count(b"[") + structure.count(b"{") > 3 * tensors + 10:
+        raise ValueError("more lists than its tensors have")
+    if structure.count(b",") > 16 * tensors + 20_000:
+        raise ValueError("more numbers than its tensors have")
+
+
+def _check_entries(header: dict[str, Any]) -> int:
+    """Check that the tensors lie one behind the other without gap or overlap; return where they end."""
+    spans = []
+    for name, entry in header.items():
+        dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if dtype not in ITEM_BYTES:
+            raise ValueError(f"{name[:50]!r} has the unknown dtype {str(dtype)[:20]!r}")
+        if not all(type(value) is int and 0 <= value < 2**63 for value in (*shape, start, end)):
+            raise ValueError(f"{name[:50]!r} has a shape or place that is no row of counts")
+        if end - start != prod(shape) * ITEM_BYTES[dtype]:
+            raise ValueError(f"{name[:50]!r} has another size than its shape says")
+        spans.append((start, end, name))
+    covered = 0
+    for start, end, name in sorted(spans):
+        if start != covered:
+            raise ValueError(f"{name[:50]!r} overlaps another tensor, or leaves a gap")
+        covered = end
+    return covered
 
 
 def _without_repeats(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for key, value in pairs:
         if key in content:
-            raise ValueError(f"{key!r} stands there twice")
+            raise ValueError(f"{key[:50]!r} stands there twice")
         content[key] = value
     return content

@@ -10,7 +10,6 @@ import re
 from typing import Any
 
 import numpy as np
-import torch
 
 REBUILDERS = {
     "collections.Counter",
@@ -26,18 +25,47 @@ STORAGES = {
     f"torch.{kind}Storage"
     for kind in ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 }
-DTYPES = {str(dtype) for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+DTYPES = {
+    f"torch.{name}"
+    for name in (
+        "float64", "float32", "float16", "bfloat16", "complex32", "complex64", "complex128", "bool",
+        *(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 9)),
+        *(f"{sign}int{bits}" for sign in ("", "u") for bits in (16, 32, 64)),
+        *(f"float8_{kind}" for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu")),
+        "float4_e2m1fn_x2", "qint8", "quint8", "qint32", "quint4x2", "quint2x4",
+        *(f"bits{kind}" for kind in ("8", "16", "1x8", "2x4", "4x2")),
+    )
+}
+
+# tensors and data that are no plain dense weights; none of them is unsafe
+NOT_PLAIN = re.compile(
+    r"torch\.(Complex\w*|Q\w+|storage\.Untyped)Storage|torch\.serialization\._get_layout|torch\.sparse_\w+"
+    r"|torch\._utils\._rebuild_(sparse_tensor|sparse_csr_tensor|qtensor|meta_tensor_no_storage|nested_tensor"
+    r"|tensor_v3|wrapper_subclass|device_tensor_from_numpy|device_tensor_from_cpu_tensor)"
+    r"|torch\._tensor\._rebuild_from_type_v2|torch\.per_(tensor|channel)_\w+"
+)
 
 TRAINER_CLASS = re.compile(
-    r"(pytorch_lightning|lightning|lightning_fabric|lightning_utilities|omegaconf)(\.[a-z_]\w*)*\.[A-Z]\w*"
+    r"(pytorch_lightning|lightning|lightning_fabric|lightning_utilities|omegaconf|torchmetrics|deepspeed"
+    r"|torch\.optim)(\.[a-z_]\w*)*\.[A-Z]\w*"
 )
 TRAINER_TYPES = {
     "argparse.Namespace",
-    "builtins.bool", "builtins.float", "builtins.int", "builtins.list", "builtins.object", "builtins.str",
+    "builtins.bool", "builtins.bytes", "builtins.complex", "builtins.float", "builtins.frozenset",
+    "builtins.int", "builtins.list", "builtins.object", "builtins.range", "builtins.slice", "builtins.str",
     "builtins.tuple",
-    "pathlib.Path", "pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib.WindowsPath",
+    "datetime.datetime", "datetime.timedelta",
+    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", "numpy.ndarray",
+    "pathlib.Path", "pathlib.PosixPath", "pathlib.PurePath", "pathlib.PurePosixPath",
+    "pathlib.PureWindowsPath", "pathlib.WindowsPath", "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
+    "torch.torch_version.TorchVersion",
     "typing.Any",
+    "uuid.UUID",
 }
+DICT_CLASS = re.compile(
+    r"(pytorch_lightning|lightning|lightning_fabric)\.(\w+\.)*AttributeDict|yacs\.config\.CfgNode"
+)
 
 
 class Inert:
@@ -51,6 +79,13 @@ class Inert:
 
     def __setstate__(self, state: Any) -> None:
         pass
+
+
+class ParameterDict(dict):
+    """The parameters of a `torch.nn.ParameterDict`, as textual-inversion files hold them."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.update(state["_parameters"])
 
 
 def numpy_scalar(dtype: Any, data: bytes = b"") -> int | float | bool:
@@ -72,14 +107,20 @@ NUMPY_AND_CONTAINERS = {
     "numpy.core.multiarray.scalar": numpy_scalar,
     "numpy._core.multiarray.scalar": numpy_scalar,
     "numpy.dtype": np.dtype,
+    "torch.nn.modules.container.ParameterDict": ParameterDict,
 }
 NUMBER_TYPES = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}     # what numpy.dtype(...) gives
+
+
+def is_plain(name: str) -> bool:
+    """Tell whether `name` stands for plain data, rather than a sparse, quantized or complex tensor."""
+    return not NOT_PLAIN.fullmatch(name)
 
 
 def refused(names: set[str]) -> list[str]:
     """Return those of `names` that a weights file has no need of, sorted."""
     allowed = REBUILDERS | STORAGES | DTYPES | TRAINER_TYPES | NUMPY_AND_CONTAINERS.keys()
-    return sorted(name for name in names if name not in allowed and not TRAINER_CLASS.fullmatch(name))
+    return sorted(name for name in names if name not in allowed and is_plain(name) and not _is_inert(name))
 
 
 def stand_ins(names: set[str]) -> list[tuple[Any, str]]:
@@ -88,6 +129,12 @@ def stand_ins(names: set[str]) -> list[tuple[Any, str]]:
     if "numpy.dtype" in names:
         pairs += [(kind, f"numpy.dtypes.{kind.__name__}") for kind in NUMBER_TYPES]
     for name in names:
-        if name in TRAINER_TYPES or TRAINER_CLASS.fullmatch(name):
+        if DICT_CLASS.fullmatch(name):
+            pairs.append((dict, name))
+        elif name in TRAINER_TYPES or _is_inert(name):
             pairs.append((type(name.rpartition(".")[2], (Inert,), {}), name))
     return pairs
+
+
+def _is_inert(name: str) -> bool:
+    return bool(TRAINER_CLASS.fullmatch(name) or DICT_CLASS.fullmatch(name))

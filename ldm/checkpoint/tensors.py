@@ -1,12 +1,13 @@
 """Keep the tensors of what a file held, and accept only plain ones."""
 
+import reprlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm.errors import CheckpointError
+from ldm.errors import DamagedCheckpointError, NotACheckpointError
 
 ACCEPTED = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16,
@@ -18,29 +19,30 @@ def only_tensors(content: Any, path: Path) -> dict[str, Tensor]:
     """Return the tensors of `content`, from its `state_dict` where it has one.
 
     Raises:
-        CheckpointError: it holds none, or one that is sparse, quantized, complex or larger than its data.
+        NotACheckpointError: it holds none, or one that is sparse, quantized or complex.
+        DamagedCheckpointError: one is larger than its data.
     """
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a dict of named tensors")
+        raise NotACheckpointError(f"{path}: holds a {type(content).__name__}, expected named tensors")
     state = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
     tensors = {}
     for name, value in state.items():
         if not isinstance(value, Tensor):
             continue
         if not isinstance(name, str):
-            raise CheckpointError(f"{path}: a tensor is named {name!r}; names must be text")
+            raise NotACheckpointError(f"{path}: a tensor is named {reprlib.repr(name)}; names must be text")
         tensors[name] = _plain(name, value, path)
     if not tensors:
-        keys = ", ".join(repr(key) for key in list(content)[:5]) or "nothing"
-        raise CheckpointError(f"{path}: holds no weights, only {keys}; expected a dict of named tensors")
+        keys = ", ".join(reprlib.repr(key) for key in list(content)[:5]) or "nothing"
+        raise NotACheckpointError(f"{path}: holds no weights, only {keys}; expected a dict of named tensors")
     return tensors
 
 
 def _plain(name: str, tensor: Tensor, path: Path) -> Tensor:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise CheckpointError(f"{path}: {name} is not a dense tensor; only dense weights can be read")
+        raise NotACheckpointError(f"{path}: {name} is not a dense tensor; only dense weights can be read")
     if tensor.dtype not in ACCEPTED:
-        raise CheckpointError(f"{path}: {name} is {tensor.dtype}; expected floating point or integer weights")
+        raise NotACheckpointError(f"{path}: {name} is {tensor.dtype}; only real numbers can be read")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise CheckpointError(f"{path}: {name} holds less data than its shape {tuple(tensor.shape)} says")
+        raise DamagedCheckpointError(f"{path}: {name} has less data than its shape {tuple(tensor.shape)}")
     return tensor.detach()

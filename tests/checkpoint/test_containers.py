@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import pretended_class, same, saved, stored, weights, zip_with
+from checkpoint_files import pretended_class, same, saved, stored, tensor, weights, zip_with
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
@@ -61,6 +61,71 @@ def test_a_trainers_file_needs_neither_lightning_nor_omegaconf(options, tmp_path
     for module in ("pytorch_lightning", "lightning_fabric", "omegaconf"):
         monkeypatch.setitem(sys.modules, module, None)      # importing it now fails
     assert same(stored(path), weights())
+
+
+TRAINERS = ["pytorch_lightning", "lightning.pytorch"]
+BESIDE_WEIGHTS = """
+    argparse.Namespace pathlib.PosixPath datetime.timedelta typing.Any torch.torch_version.TorchVersion
+    numpy.ndarray torch.optim.lr_scheduler.LambdaLR torch.optim.adamw.AdamW
+    torchmetrics.aggregation.MeanMetric
+    deepspeed.runtime.fp16.loss_scaler.LossScaler omegaconf.listconfig.ListConfig omegaconf.base.SCMode
+    lightning_fabric.utilities.enums.LightningEnum pytorch_lightning.utilities.enums.GradClipAlgorithmType
+""".split()
+
+
+@pytest.mark.parametrize("options", [{}, LEGACY], ids=["zip", "legacy"])
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_all_that_training_files_hold_beside_the_weights(trainer, options, tmp_path):
+    import argparse
+    import pathlib
+
+    callback = f"{trainer}.callbacks.model_checkpoint.ModelCheckpoint"
+    attributes = f"{trainer}.utilities.parsing.AttributeDict"
+    with pretended_class(callback) as old_key, pretended_class(attributes, dict) as kind:
+        content = {
+            "epoch": 7, "global_step": 470000, f"{trainer}_version": "1.4.2",
+            "state_dict": weights() | {"model_ema.decay": torch.tensor(0.9999)},
+            "callbacks": {old_key: {"best_model_score": torch.tensor(1.0), "dirpath": pathlib.PosixPath("/x")},
+                          "ModelCheckpoint{'monitor': 'val/loss'}": {"kth_value": torch.tensor(2.0)}},
+            "optimizer_states": [{"state": {0: {"step": 3, "exp_avg": torch.zeros(2)}},
+                                  "param_groups": [{"betas": (0.9, 0.999), "foreach": None, "params": [0]}]}],
+            "lr_schedulers": [{"base_lrs": [np.float64(1e-4)], "_step_count": 2, "lr_lambdas": [{}]}],
+            "hparams_name": "kwargs",
+            "hyper_parameters": kind(unet_config=OmegaConf.create({"target": "a", "params": {"b": [1, 2]}}),
+                                     args=argparse.Namespace(seed=1), array=np.arange(3.0), keys={"a", "b"}),
+            "rng": np.random.RandomState(0).get_state()[1],
+            "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 1}}}},
+            "native_amp_scaling_state": {"scale": 65536.0, "_growth_tracker": 5},
+        }
+        data = saved(content, **options)
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(data)
+    before = set(sys.modules)
+    read = stored(path)
+    assert same({name: x for name, x in read.items() if name != "model_ema.decay"}, weights())
+    new = {name.partition(".")[0] for name in set(sys.modules) - before}
+    assert not new & {"pytorch_lightning", "lightning", "lightning_fabric", "omegaconf", "argparse"}
+
+
+@pytest.mark.parametrize("dotted", BESIDE_WEIGHTS)
+def test_objects_beside_the_weights_are_inert(dotted, tmp_path):
+    module, _, name = dotted.rpartition(".")
+    made = f"c{module}\n{name}\n)\x81}}bc{module}\n{name}\n(K\x01K\x02tR".encode("latin1")
+    pickled = b"\x80\x02}(X\x01\x00\x00\x00z](" + made + b"eX\x01\x00\x00\x00w" + tensor(3, 3) + b"u."
+    before = set(sys.modules)
+    path = zip_with(pickled, tmp_path / "a.ckpt", {"data/0": bytes(12)})
+    assert stored(path)["w"].tolist() == [0, 0, 0]
+    assert module in before or module not in sys.modules
+
+
+def test_an_embedding_keeps_its_parameters(tmp_path):
+    """Textual-inversion files hold a `ParameterDict`."""
+    from ldm.checkpoint.pickle_file import read_zip
+
+    content = {"string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(torch.ones(2, 3))})}
+    (tmp_path / "a.pt").write_bytes(saved(content))
+    read = read_zip(tmp_path / "a.pt")["string_to_param"]
+    assert list(read) == ["*"] and torch.equal(read["*"], torch.ones(2, 3))
 
 
 def test_parameters_and_what_is_no_tensor(tmp_path):

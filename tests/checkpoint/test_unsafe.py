@@ -1,11 +1,16 @@
 """A pickle is a program; these try to run one. None may, in any container, under any name."""
 
-import pytest
-from checkpoint_files import call, legacy_with, zip_with
+import pickle
+import struct
+import subprocess
+import time
 
-from ldm.checkpoint import load_checkpoint
+import pytest
+import torch
+from checkpoint_files import call, legacy_with, pretended_class, saved, stored, weights, zip_with
+
 from ldm.checkpoint.stand_ins import Inert, refused
-from ldm.errors import CheckpointError, UnsafeCheckpointError
+from ldm.errors import CheckpointError, NotACheckpointError, UnsafeCheckpointError
 
 PAYLOADS = """
     os.system posix.system nt.system subprocess.Popen subprocess.run subprocess.call
@@ -16,18 +21,22 @@ PAYLOADS = """
     types.FunctionType types.CodeType operator.attrgetter operator.methodcaller functools.partial
     functools.reduce ctypes.CDLL code.interact pdb.run timeit.timeit cProfile.run bdb.Bdb.run
     webbrowser.open socket.socket multiprocessing.Process asyncio.run pip.main numpy.load
-    numpy.testing._private.utils.runstring numpy.core.multiarray._reconstruct torch.load torch.hub.load
-    torch.jit.load torch.ops.load_library torch.serialization.load torch._utils._rebuild_sparse_tensor
-    torch._utils._rebuild_qtensor torch.nn.modules.linear.Linear omegaconf.OmegaConf.create
-    pytorch_lightning.utilities.cloud_io.load pytorch_lightning.trainer.call
-    omegaconf._utils.get_yaml_loader transformers.AutoModel.from_pretrained ldm.config.instantiate
+    numpy.testing._private.utils.runstring numpy.core.multiarray.fromstring torch.load torch.hub.load
+    torch.jit.load torch.ops.load_library torch.serialization.load
+    torch._utils._validate_loaded_sparse_tensors torch.hub.load_state_dict_from_url torch.jit._script.load
+    torch.package.PackageImporter torch.Tensor torch.storage._load_from_bytes torch.nn.parameter.Parameter
+    torch.nn.modules.linear.Linear omegaconf.OmegaConf.create pytorch_lightning.utilities.cloud_io.load
+    pytorch_lightning.trainer.call omegaconf._utils.get_yaml_loader transformers.AutoModel.from_pretrained
+    ldm.config.instantiate
 """.split()
 CANARY = "touch canary"
 
 
 def _refuses(path, name, tmp_path):
+    started = time.process_time()
     with pytest.raises(UnsafeCheckpointError) as caught:
-        load_checkpoint(path)
+        stored(path)
+    assert time.process_time() - started < 1
     message = str(caught.value)
     assert name in message and "nothing was executed" in message and "\n" not in message
     assert not (tmp_path / "canary").exists()
@@ -77,25 +86,84 @@ def test_a_payload_behind_the_first_pickles_is_refused(tmp_path, monkeypatch):
     _refuses(path, "os.system", tmp_path)
 
 
+class Reduced:
+    """Pickles as a call; `how` is one of the ways in which a class can ask for one."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce_ex__(self, protocol):
+        return self.call
+
+
+def _wrapped(payload):
+    """Return the payload in all the places of a training file where an object may stand."""
+    yield "the weights", {"state_dict": weights() | {"w": payload}}
+    yield "a key", {"state_dict": weights(), "lr_schedulers": [{(payload,): 1}]}
+    yield "hyper_parameters", {"state_dict": weights(), "hyper_parameters": {"unet_config": [{"a": payload}]}}
+    yield "the optimizer", {"state_dict": weights(), "optimizer_states": [{"state": {0: payload}}]}
+    yield "behind the weights", {"state_dict": weights(), "z": [[[[payload]]]]}
+    yield "a pickle within", {"state_dict": weights(), "z": Reduced(pickle.loads, pickle.dumps(payload))}
+
+
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "legacy"])
+@pytest.mark.parametrize("place", [place for place, _ in _wrapped(None)])
+def test_payloads_within_a_training_file(place, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    payload = Reduced(subprocess.Popen, ["touch", "canary"])
+    content = dict(_wrapped(payload))[place]
+    name = "pickle.loads" if place == "a pickle within" else "subprocess.Popen"
+    (tmp_path / "last.ckpt").write_bytes(saved(content, **options))
+    _refuses(tmp_path / "last.ckpt", name, tmp_path)
+
+
+def test_payloads_within_a_trainers_callback(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pretended_class("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint") as callback_class:
+        callback = callback_class()
+        callback.state = Reduced(eval, "open('canary', 'w')")
+        data = saved({"state_dict": weights(), "callbacks": {callback_class: callback}})
+    (tmp_path / "last.ckpt").write_bytes(data)
+    _refuses(tmp_path / "last.ckpt", "builtins.eval", tmp_path)
+
+
+def test_a_whole_model_is_a_python_object(tmp_path):
+    (tmp_path / "a.ckpt").write_bytes(saved(torch.nn.Linear(2, 2)))
+    _refuses(tmp_path / "a.ckpt", "torch.nn.modules.linear.Linear", tmp_path)
+
+
+@pytest.mark.parametrize("write", [zip_with, legacy_with])
+def test_states_set_on_inert_things_stay_without_effect(write, tmp_path, monkeypatch):
+    """BUILD calls `__setstate__` or fills `__dict__`; on a stand-in it does neither."""
+    monkeypatch.chdir(tmp_path)
+    text = b"__class__"
+    pickled = (
+        b"\x80\x02}X\x01\x00\x00\x00wcpytorch_lightning.callbacks\nTimer\n)\x81"
+        b"}X" + struct.pack("<I", len(text)) + text + b"cpytorch_lightning.callbacks\nTimer\nsbs."
+    )
+    with pytest.raises(NotACheckpointError, match="no weights, only 'w'"):
+        stored(write(pickled, tmp_path / "a.ckpt"))
+
+
 def test_an_extension_registered_with_copyreg_is_refused(tmp_path):
     with pytest.raises(CheckpointError):
-        load_checkpoint(zip_with(b"\x80\x02\x82\x01.", tmp_path / "a.ckpt"))
+        stored(zip_with(b"\x80\x02\x82\x01.", tmp_path / "a.ckpt"))
 
 
 def test_a_pickle_that_hides_its_names_from_the_scan_meets_torchs_own_gate(tmp_path, monkeypatch):
     from ldm.checkpoint import pickle_file
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pickle_file, "globals_in_pickle", lambda file: set())
+    monkeypatch.setattr(pickle_file.Rehearsal, "go_through", lambda self, file: None)
     path = zip_with(b"\x80\x02" + call("os", "system", CANARY) + b".", tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError):
-        load_checkpoint(path)
+        stored(path)
     assert not (tmp_path / "canary").exists()
 
 
 def test_an_object_of_ones_own_class_says_what_to_do(tmp_path):
     with pytest.raises(UnsafeCheckpointError, match="__main__.Net.*state_dict"):
-        load_checkpoint(zip_with(b"\x80\x02" + call("__main__", "Net", "x") + b".", tmp_path / "a.ckpt"))
+        stored(zip_with(b"\x80\x02" + call("__main__", "Net", "x") + b".", tmp_path / "a.ckpt"))
 
 
 def test_stand_ins_are_for_classes_of_trainers_only():
