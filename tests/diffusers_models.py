@@ -1,6 +1,7 @@
 """The models of diffusers and transformers that the published checkpoints correspond to, at any size."""
 
 import contextlib
+import functools
 from typing import Any
 
 import torch
@@ -39,6 +40,22 @@ TEXT = {
         projection_dim=512, hidden_act="gelu",
     ),
 }  # fmt: skip
+VISION = {
+    "v2-1-stable-unclip-h": dict(
+        hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16,
+        patch_size=14, projection_dim=1024,
+    ),
+    "v2-1-stable-unclip-l": dict(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+        patch_size=14, projection_dim=768,
+    ),
+}  # fmt: skip
+DPT_HYBRID = dict(
+    is_hybrid=True, use_auxiliary_head=False, image_size=384, patch_size=16, neck_ignore_stages=[0, 1],
+    backbone_out_indices=[2, 5, 8, 11], backbone_featmap_shape=[1, 1024, 24, 24], readout_type="project",
+    neck_hidden_sizes=[256, 512, 768, 768], reassemble_factors=[1, 1, 1, 0.5], fusion_hidden_size=256,
+    hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072,
+)  # fmt: skip
 
 
 def unet(config: dict[str, Any]) -> nn.Module:
@@ -75,6 +92,19 @@ def controlnet(config: dict[str, Any]) -> nn.Module:
     return ControlNetModel(**config)
 
 
+def image_encoder(config: dict[str, Any]) -> nn.Module:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**config))
+
+
+def depth_estimator(config: dict[str, Any]) -> nn.Module:
+    from transformers import DPTConfig, DPTForDepthEstimation
+
+    return DPTForDepthEstimation(DPTConfig(**config))
+
+
+@functools.cache
 def parts_of(layout: str) -> dict[str, dict[str, Tensor]]:
     """Return the state of every part that diffusers has of a published layout, full size, without memory."""
     family = "sd1" if UNETS[layout]["cross_attention_dim"] == 768 else "sd2"
@@ -86,6 +116,10 @@ def parts_of(layout: str) -> dict[str, dict[str, Tensor]]:
         }
         if layout.startswith("cldm"):
             parts["controlnet"] = controlnet(UNETS[layout]).state_dict()
+        if layout in VISION:
+            parts["image_encoder"] = image_encoder(VISION[layout]).state_dict()
+        if layout == "v2-midas":
+            parts["depth_estimator"] = depth_estimator(DPT_HYBRID).state_dict()
     return parts
 
 

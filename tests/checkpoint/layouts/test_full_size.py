@@ -8,9 +8,6 @@ from torch import Tensor
 from golden_cases import manifest
 from ldm.checkpoint.layouts import PARTS, UNUSED, part_to_published, published_to_parts, to_published
 
-# Published names of parts that have a place in diffusers, but are another file's business to test.
-ELSEWHERE = ("image_encoder", "depth_estimator")
-
 
 def published(layout: str) -> dict[str, Tensor]:
     with torch.device("meta"):
@@ -24,7 +21,7 @@ def published(layout: str) -> dict[str, Tensor]:
 def test_a_published_file_has_the_tensors_of_the_modules_of_diffusers(layout: str):
     got = published_to_parts(published(layout))
     want = parts_of(layout)
-    assert set(want) == got.keys() - {UNUSED, *ELSEWHERE}
+    assert set(want) == got.keys() - {UNUSED}
     for part in want:
         assert shapes(got[part]) == shapes(want[part])
 

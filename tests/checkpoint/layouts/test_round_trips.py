@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers_models import controlnet, noise, same, shapes, text_encoder, text_names, unet, vae
+from diffusers_models import (
+    controlnet,
+    image_encoder,
+    noise,
+    same,
+    shapes,
+    text_encoder,
+    text_names,
+    unet,
+    vae,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -37,6 +47,10 @@ UNETS = {
 TEXT = dict(
     hidden_size=32, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, vocab_size=60,
     bos_token_id=58, eos_token_id=59,
+)  # fmt: skip
+VISION = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=28,
+    patch_size=14, projection_dim=24,
 )  # fmt: skip
 VAE = dict(widths=(32, 64), layers_per_block=1)
 
@@ -189,6 +203,20 @@ def test_the_tower_of_openais_clip_is_the_text_encoder_of_sd1():
     file = to_published({"": tower | extra})
     prefix = "cond_stage_model.transformer."
     assert shapes(file) == {prefix + name: shape for name, shape in shapes(want).items()}
+
+
+def test_the_unclip_image_encoder():
+    tensors = noise(image_encoder(VISION))
+    file = part_to_published("image_encoder", tensors)
+    assert all(name.startswith("embedder.model.visual.") for name in file)
+    assert same(published_to_parts(file)["image_encoder"], tensors)
+    assert same(to_published({"": tensors}), file)
+
+
+def test_midas_own_file_gets_its_prefix():
+    tensors = {"pretrained.model.cls_token": torch.ones(1, 1, 8), "scratch.output_conv.4.bias": torch.ones(1)}
+    file = to_published({"": tensors})
+    assert same(file, {"depth_model.model." + name: x for name, x in tensors.items()})
 
 
 def test_image_normalizer():
