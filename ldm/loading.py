@@ -124,6 +124,7 @@ def load_model(
     tensors = published(opened)
     del opened                      # what is converted is let go of, one tensor after the other
     _choose_average(model, tensors, weights, mark, file)
+    _drop_absent_parts(model, tensors, file)
     fit = match(model, tensors)
     if not fit.is_good:
         raise WrongModelError(_refusal(fit, model, tensors, file, source))
@@ -217,6 +218,14 @@ def match(model: nn.Module, weights: Mapping[str, Tensor], prefix: str = "") -> 
             fit.matched.append(name)
     fit.unexpected = [name for name in weights if name not in stored and not _is_listed(name, SURPLUS)]
     return fit
+
+
+def _drop_absent_parts(model: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:
+    """Set to None what a model can do without (`OPTIONAL_PARTS`) and a file holds nothing of."""
+    for part in getattr(model, "OPTIONAL_PARTS", ()):
+        if getattr(model, part) is not None and not any(name.startswith(f"{part}.") for name in weights):
+            logger.warning("%s holds no weights of %s; it is left out", file.name, PARTS[f"{part}."])
+            setattr(model, part, None)
 
 
 def _optional_buffers(model: nn.Module) -> dict[str, Tensor]:
@@ -359,9 +368,11 @@ def _fill(
     kept = done = 0
     total = sum(weights[name].nbytes for name in fit.matched)
     spoilt = []
+    tables = _optional_buffers(model)               # like the schedule's, they stay in full precision
     for name in fit.matched:
         source = weights.pop(name)
-        placed = source.to(device, dtype if source.is_floating_point() else source.dtype).contiguous()
+        wanted = torch.float32 if name in tables else dtype
+        placed = source.to(device, wanted if source.is_floating_point() else source.dtype).contiguous()
         if not _is_finite(placed):
             spoilt.append(f"{name} ({int((~torch.isfinite(source)).sum())} of {source.numel()})")
         _place(model, name, placed)
@@ -379,7 +390,7 @@ def _fill(
         _place(model, name, torch.zeros(stored[name].shape, dtype=dtype, device=device))
     for module in model.modules():
         if hasattr(module, "look_beside"):
-            module.look_beside(file.parent)
+            module.look_beside(file if file.is_dir() else file.parent)
         if hasattr(module, "materialise_buffers"):
             module.materialise_buffers(device)
     return kept

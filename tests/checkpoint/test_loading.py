@@ -10,8 +10,8 @@ import ldm
 from golden_cases import case
 from ldm.checkpoint.guess import guess
 from ldm.config import instantiate, load_config
-from ldm.errors import BackendUnavailable, CheckpointError, ConfigError, LdmError
-from ldm.loading import COMPUTED, SURPLUS, UNUSED, averaged_names, load_model, match
+from ldm.errors import BackendUnavailable, BadValuesError, ConfigError, LdmError, WrongModelError
+from ldm.loading import COMPUTED, SURPLUS, UNUSED, averaged_names, load_model, load_part, match
 
 BASE = case("e2e_txt2img_ddim").files
 YAML = BASE["config"]
@@ -31,16 +31,16 @@ def on_meta():
         return instantiate(load_config(YAML).model)
 
 
-def load(weights, tmp_path, **options):
-    save_file({name: x.contiguous() for name, x in weights.items()}, tmp_path / "model.safetensors")
+def load(tensors, tmp_path, metadata=None, **options):
+    save_file({name: x.contiguous() for name, x in tensors.items()}, tmp_path / "model.safetensors", metadata)
     return load_model(options.pop("config", YAML), tmp_path / "model.safetensors", device="cpu", **options)
 
 
-def fails(weights, tmp_path, *expected, **options):
-    with pytest.raises(CheckpointError) as caught:
-        load(weights, tmp_path, **options)
+def fails(tensors, tmp_path, *expected, error=WrongModelError, **options):
+    with pytest.raises(error) as caught:
+        load(tensors, tmp_path, **options)
     message = str(caught.value)
-    assert "\n" not in message
+    assert type(caught.value) is error and "\n" not in message
     assert all(part in message for part in expected), message
 
 
@@ -172,12 +172,139 @@ def test_half_an_average_is_not_used(tmp_path, stored, with_average, caplog):
     assert torch.equal(model.state_dict()[FIRST_CONV], stored[FIRST_CONV].float())
 
 
+def test_the_weights_asked_for_are_used_or_missed(tmp_path, stored, with_average, caplog):
+    caplog.set_level(logging.INFO)
+    use_ema = load_config(YAML, ["model.params.use_ema=true"])
+    averaged = (stored[FIRST_CONV] + 1).float()
+    model = load(with_average, tmp_path, weights="ema")
+    assert torch.equal(model.state_dict()[FIRST_CONV], averaged) and "are used (as asked)" in caplog.text
+    model = load(with_average, tmp_path, weights="raw", config=use_ema)
+    assert torch.equal(model.state_dict()[FIRST_CONV], stored[FIRST_CONV].float())
+    fails(stored, tmp_path, "has no averaged (EMA) weights; leave --weights ema out", weights="ema")
+    partial = dict(with_average)
+    del partial["model_ema.diffusion_modelinput_blocks00weight"]
+    fails(partial, tmp_path, "lacks 1 of its averaged (EMA) weights", weights="ema")
+    with pytest.raises(ConfigError, match="'best'; expected one of auto, ema, raw"):
+        load(stored, tmp_path, weights="best")
+
+
+def test_a_file_with_nothing_but_the_average(tmp_path, stored, with_average, caplog):
+    caplog.set_level(logging.INFO)
+    only = {name: x for name, x in with_average.items() if not name.startswith("model.")}
+    for choice in ("auto", "ema"):
+        model = load(only, tmp_path, weights=choice).state_dict()
+        assert torch.equal(model[FIRST_CONV], (stored[FIRST_CONV] + 1).float())
+    assert "are used (the file has no others)" in caplog.text
+    fails(only, tmp_path, "holds only averaged (EMA) weights; leave --weights raw out", weights="raw")
+    del only["model_ema.diffusion_modelinput_blocks00weight"]
+    fails(only, tmp_path, "model.safetensors is an EMA copy without the weights proper, but")
+
+
+def test_a_file_may_say_which_weights_it_holds(tmp_path, stored):
+    for mark, choice in (("ema", "auto"), ("ema", "ema"), ("raw", "raw"), ("raw", "auto")):
+        model = load(stored, tmp_path, {"sd.weights": mark}, weights=choice)
+        assert torch.equal(model.state_dict()[FIRST_CONV], stored[FIRST_CONV].float())
+    fails(stored, tmp_path, "holds only averaged", metadata={"sd.weights": "ema"}, weights="raw")
+    fails(stored, tmp_path, "has no averaged", metadata={"sd.weights": "raw"}, weights="ema")
+
+
+@pytest.mark.parametrize("key, value", [
+    ("sd.prediction", "v"), ("modelspec.prediction_type", "v"), ("modelspec.prediction_type", "v_prediction"),
+])
+def test_what_the_file_predicts_must_be_what_the_configuration_says(key, value, tmp_path, stored):
+    expected = f"predicts v (metadata {key}: {value}), but {YAML} says parameterization: eps"
+    fails(stored, tmp_path, expected, metadata={key: value})
+    config = load_config(YAML, ["model.params.parameterization=v"])
+    assert load(stored, tmp_path, {key: value}, config=config).parameterization == "v"
+    fails(stored, tmp_path, "predicts eps", metadata={key: "epsilon"}, config=config)
+    load(stored, tmp_path, {key: "something of tomorrow"})
+
+
+def test_progress_counts_every_byte(tmp_path, stored):
+    calls = []
+    load(stored, tmp_path, progress=lambda done, total: calls.append((done, total)), dtype="bfloat16")
+    total = sum(x.nbytes for name, x in stored.items() if not name.startswith(SKIPPED[:5]))
+    assert calls[-1] == (total, total) and {total for _, total in calls} == {total}
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls) and len(calls) > 400
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_a_part_is_no_model(prefix, tmp_path, stored):
+    vae = {
+        prefix + name.removeprefix("first_stage_model."): x
+        for name, x in stored.items() if name.startswith("first_stage_model.")
+    }
+    fails(vae, tmp_path, f"model.safetensors is the autoencoder alone, but {YAML} asks for a model of",
+          "give the whole model with --ckpt and this file with --vae")
+    unet = {name: x for name, x in stored.items() if name.startswith("model.diffusion_model.")}
+    fails(unet, tmp_path, "model.safetensors is the UNet alone, but ", "missing ", " of the autoencoder (")
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_a_part_of_a_loaded_model_is_replaced(prefix, tmp_path, stored):
+    model = load(stored, tmp_path, dtype="bfloat16")
+    other = {
+        prefix + name.removeprefix("first_stage_model."): x + 1
+        for name, x in stored.items() if name.startswith("first_stage_model.")
+    }
+    file = tmp_path / "vae.safetensors"
+    save_file(other, file)
+    load_part(model, file)
+    for name, x in model.state_dict().items():
+        if name.startswith("first_stage_model."):
+            assert torch.equal(x, (stored[name] + 1).bfloat16())
+        elif name.startswith("model."):
+            assert torch.equal(x, stored[name].bfloat16())
+    assert not any(p.requires_grad for p in model.parameters())
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    name, x = other.popitem()
+    for broken in (other, other | {name: x[None]}, other | {name: x, prefix + "decoder.more": x + 1}):
+        save_file(broken, file)
+        with pytest.raises(WrongModelError, match="does not fit the autoencoder of the model: "):
+            load_part(model, file)
+    save_file({FIRST_CONV: stored[FIRST_CONV]}, file)
+    with pytest.raises(WrongModelError, match="holds no weights of the autoencoder: it is the UNet alone"):
+        load_part(model, file)
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+def test_a_whole_file_gives_its_part(tmp_path, stored):
+    model = load(stored, tmp_path)
+    load_part(model, BASE["checkpoint_ckpt"])
+    load_part(model, BASE["checkpoint"], "cond_stage_model")
+
+
+def test_the_block_that_is_left_out_may_be_left_out_whole(tmp_path, stored, on_meta):
+    unused = sorted(name for name in stored if ".transformer.resblocks.2." in name)
+    named = on_meta.cond_stage_model.unused_parameters()
+    assert sorted(f"cond_stage_model.{name}" for name in named) == unused
+    lean = {name: x for name, x in stored.items() if name not in unused}
+    model = load(lean, tmp_path)
+    assert all(torch.count_nonzero(model.state_dict()[name]) == 0 for name in unused)
+    fails(lean | {unused[0]: stored[unused[0]]}, tmp_path, f"{len(unused) - 1} missing")
+    last = load_config(YAML, ["model.params.cond_stage_config.params.layer=last"])
+    fails(lean, tmp_path, f"{len(unused)} missing", config=last)
+
+
+def test_a_file_may_hold_buffers_that_published_ones_lack():
+    class Tables(torch.nn.Module):
+        OPTIONAL_BUFFERS = ("mean",)
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(1, 3), persistent=False)
+
+    part = Tables()
+    assert match(part, {}).is_good and match(part, {"mean": torch.ones(1, 3)}).matched == ["mean"]
+    assert match(part, {"mean": torch.ones(3)}).misshapen and match(part, {"std": torch.ones(3)}).unexpected
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_value_that_is_no_number_is_found(value, tmp_path, stored, caplog):
     spoilt = stored[FIRST_CONV].clone()
     spoilt.flatten()[17] = value
     weights = stored | {FIRST_CONV: spoilt}
-    fails(weights, tmp_path, f"{FIRST_CONV} (1 of {spoilt.numel()})")
+    fails(weights, tmp_path, f"{FIRST_CONV} (1 of {spoilt.numel()})", error=BadValuesError)
     load(weights, tmp_path, allow_nonfinite=True)
     assert "loaded all the same" in caplog.text
 
@@ -185,7 +312,8 @@ def test_a_value_that_is_no_number_is_found(value, tmp_path, stored, caplog):
 def test_weights_beyond_the_dtype_are_found_and_large_sums_are_not_mistaken(tmp_path, stored):
     large = torch.full_like(stored[FIRST_CONV], 60000.0, dtype=torch.float32)
     load(stored | {FIRST_CONV: large}, tmp_path, dtype="float16")
-    fails(stored | {FIRST_CONV: large * 2}, tmp_path, "torch.float16", FIRST_CONV, dtype="float16")
+    beyond = stored | {FIRST_CONV: large * 2}
+    fails(beyond, tmp_path, "torch.float16", FIRST_CONV, error=BadValuesError, dtype="float16")
 
 
 def test_a_configuration_without_a_model(tmp_path):
