@@ -21,8 +21,10 @@ class LatentDepth2ImageDiffusion(LatentFinetuneDiffusion):
 
     Args:
         depth_stage_config: network that estimates the map of a picture prepared for it; None where maps are
-            always given.
+            always given, and after loading a file that holds no such network.
     """
+
+    OPTIONAL_PARTS = ("depth_model",)
 
     def __init__(self, depth_stage_config: nn.Module | None = None, **latent_diffusion) -> None:
         super().__init__(**latent_diffusion)
@@ -35,7 +37,7 @@ class LatentDepth2ImageDiffusion(LatentFinetuneDiffusion):
             ConfigError: the model has no depth network.
         """
         if self.depth_model is None:
-            raise ConfigError("this model has no depth network (depth_stage_config); give it a depth map")
+            raise ConfigError("this model was loaded without a depth network; give it a depth map")
         return self.depth_model.depth(images)
 
     def conditioning(self, context: Tensor, depth: Tensor, size: tuple[int, int]) -> dict[str, list[Tensor]]:

@@ -225,7 +225,7 @@ def test_depth_is_stretched_to_the_whole_range_whatever_its_unit():
     assert concat.shape == (2, 1, 6, 4)
     assert concat.amin(dim=(1, 2, 3)).tolist() == [-1, -1] and concat.amax(dim=(1, 2, 3)).tolist() == [1, 1]
     torch.testing.assert_close(concat_depth(depth * 4000 + 7, (6, 4)), concat, atol=1e-4, rtol=0)
-    with pytest.raises(ConfigError, match="no depth network"):
+    with pytest.raises(ConfigError, match="without a depth network"):
         model.estimate_depth(torch.zeros(1, 3, 8, 8))
 
 
@@ -398,6 +398,22 @@ def test_files_that_hold_no_statistics_are_refused(content, tmp_path: Path):
         torch.save(content, file)
     with pytest.raises(CheckpointError, match=r"^.*statistics\.th: [^\n]*$"):
         read_statistics(file)
+
+
+def test_a_depth_model_loads_from_a_file_without_a_depth_network(tmp_path: Path, caplog):
+    node = unclip_node()
+    node["target"] = "ldm.models.diffusion.ddpm.LatentDepth2ImageDiffusion"
+    params = node["params"]
+    del params["embedder_config"], params["noise_aug_config"]
+    unet = {"in_channels": 5, **TINY}
+    params |= {"conditioning_key": "hybrid", "unet_config": params["unet_config"] | {"params": unet}}
+    file = tmp_path / "model.safetensors"
+    save_file(instantiate(node).state_dict(), file)
+    params["depth_stage_config"] = {"target": "ldm.modules.midas.api.MiDaSInference"}
+    model = load_model({"model": node}, file, device="cpu", dtype="float32")
+    assert model.depth_model is None and "the depth estimator; it is left out" in caplog.text
+    with pytest.raises(ConfigError, match="give it a depth map"):
+        model.estimate_depth(torch.zeros(1, 3, 8, 8))
 
 
 def test_third_parties_find_what_they_ask_for():
