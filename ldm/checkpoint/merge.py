@@ -17,29 +17,30 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ldm.checkpoint.guess import FIRST_CONV, UNET, guess
+from ldm.checkpoint.identify import identify
+from ldm.checkpoint.identity import Identity
 from ldm.checkpoint.layouts import to_published
 from ldm.checkpoint.layouts.averaged import averaged_names, with_averaged_weights
-from ldm.checkpoint.opened import Opened, open_weights
+from ldm.checkpoint.opened import open_weights
 from ldm.checkpoint.writer import Entry
 from ldm.errors import BadValuesError, CheckpointError, InputError, WrongModelError
 
 MODES = ("weighted-sum", "add-difference")
 PART_PREFIXES = {"unet": "model.", "vae": "first_stage_model.", "text": "cond_stage_model."}
+UNET = "model.diffusion_model."
+FIRST_CONV = UNET + "input_blocks.0.0.weight"
 AVERAGED = "model_ema."
 # Never averaged: the noise schedule (names without a dot), what the model computes by itself (masks and
 # positions), and whole numbers.
 COPIED = re.compile(r"[^.]+|.*\.(position_ids|attn_mask)")
 EXAMPLES = 3
 STRETCH = 1 << 18               # values computed at once: 2 MB in float64
-PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v_prediction": "v", "v": "v"}
-
-KEPT_METADATA = ("sd.family", "sd.task", "sd.prediction", "sd.config")
 
 Tensors = dict[str, Tensor]
 
@@ -51,14 +52,8 @@ class Source:
     path: Path
     tensors: Tensors
     weights: str                # "ema" or "raw": which set that is
-    prediction: str | None      # "eps" or "v", where the file says it
+    about: Identity
     files: list[Path]
-    metadata: dict[str, str]
-
-    @property
-    def kind(self) -> str:
-        """Say what it is, such as "SD 2.x for inpainting"."""
-        return guess({name: tuple(x.shape) for name, x in self.tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -78,6 +73,7 @@ def read_source(path: str | Path, weights: str = "auto") -> Source:
     Raises:
         CheckpointError: it cannot be read, or lacks the weights asked for.
     """
+    about = identify(path)
     opened = open_weights(path)
     tensors = to_published(opened.parts, opened.configs)
     averaged = averaged_names(tensors)
@@ -96,17 +92,7 @@ def read_source(path: str | Path, weights: str = "auto") -> Source:
         raise CheckpointError(f"{path}: holds only an averaged (EMA) copy, whose names cannot be undone")
     tensors = {name: x for name, x in tensors.items() if not name.startswith(AVERAGED)}
     kept = "ema" if weights == "ema" or marked == "ema" else "raw"
-    return Source(Path(path), tensors, kept, _prediction(opened), opened.files, opened.metadata)
-
-
-def _prediction(opened: Opened) -> str | None:
-    """Return what the file itself says that it predicts."""
-    said = (
-        opened.metadata.get("sd.prediction"),
-        opened.metadata.get("modelspec.prediction_type"),
-        opened.configs.get("scheduler", {}).get("prediction_type"),
-    )
-    return next((PREDICTIONS[text] for text in said if text in PREDICTIONS), None)
+    return Source(Path(path), tensors, kept, about, opened.files)
 
 
 def plan_merge(
@@ -171,11 +157,11 @@ def _check_request(sources: list[Source], alpha: float, mode: str, parts: Sequen
 
 
 def _check_predictions(sources: list[Source]) -> None:
-    a = next((source for source in sources if source.prediction), None)
-    for b in sources:
-        if a and b.prediction and b.prediction != a.prediction:
+    told = [source for source in sources if source.about.prediction]
+    for a, b in pairwise(told):
+        if b.about.prediction != a.about.prediction:
             raise WrongModelError(
-                f"{a.path} predicts {a.prediction} and {b.path} predicts {b.prediction}; "
+                f"{a.path} predicts {a.about.prediction} and {b.path} predicts {b.about.prediction}; "
                 "only models of the same prediction can be merged"
             )
 
@@ -227,7 +213,8 @@ def _has_extra_channels(name: str, x: Tensor, y: Tensor) -> bool:
 
 def _wrong_model(a: Source, b: Source, detail: str) -> WrongModelError:
     return WrongModelError(
-        f"{a.path} is {a.kind} and {b.path} is {b.kind}; only models of one kind can be merged ({detail})"
+        f"{a.path} is {a.about.sentence()}, and {b.path} is {b.about.sentence()}; "
+        f"only models of one kind can be merged ({detail})"
     )
 
 
@@ -337,7 +324,7 @@ def merge_metadata(
     parts: Sequence[str] | None = None,
     vae: str | None = None,
 ) -> dict[str, str]:
-    """Return the metadata of the result: what A says of itself, and the recipe as JSON under "sd.merge".
+    """Return the metadata of the result: what A is, and the recipe as JSON under "sd.merge".
 
     Args:
         digests: the SHA-256 of each input file.
@@ -358,9 +345,12 @@ def merge_metadata(
         "vae": vae,
     }
     kinds = {source.weights for source in sources}
-    about = {key: text for key, text in sources[0].metadata.items() if key in KEPT_METADATA}
-    prediction = next((source.prediction for source in sources if source.prediction), None)
-    if prediction:
-        about["sd.prediction"] = prediction
-    weights = "ema" if kinds == {"ema"} else "raw"
-    return {"format": "pt", **about, "sd.weights": weights, "sd.merge": json.dumps(recipe)}
+    about = {
+        "sd.family": sources[0].about.family,
+        "sd.task": sources[0].about.task,
+        "sd.prediction": next((x.about.prediction for x in sources if x.about.prediction), None),
+        "sd.config": sources[0].about.config,
+        "sd.weights": "ema" if kinds == {"ema"} else "raw",
+    }
+    known = {key: text for key, text in about.items() if text is not None}
+    return {"format": "pt", **known, "sd.merge": json.dumps(recipe)}

@@ -38,7 +38,7 @@ def merge_files(args: argparse.Namespace) -> None:
     with byte_bar("merging", quiet=args.quiet) as progress:
         read = [*files, args.vae] if args.vae else files
         write_safetensors(out, plan.entries, metadata, progress=progress, sources=read)
-    log.info("wrote %s: %s, %.2f GB", out, sources[0].kind, out.stat().st_size / 1e9)
+    log.info("wrote %s: %s, %.2f GB", out, sources[0].about.sentence(), out.stat().st_size / 1e9)
 
 
 def _target(args: argparse.Namespace) -> Path:

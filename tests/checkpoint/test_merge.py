@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ldm.checkpoint.identity import Identity
 from ldm.checkpoint.merge import PART_PREFIXES, Source, merge_metadata, plan_merge, read_source
 from ldm.checkpoint.writer import Entry, entry_of, write_safetensors
 from ldm.errors import BadValuesError, CheckpointError, InputError, WrongModelError
@@ -31,8 +32,13 @@ def model(seed, channels=4, width=1024, dtype=torch.float32):
     return tensors | {POSITIONS: torch.arange(seed, seed + 5)}
 
 
-def source(tensors, name="a", prediction=None, weights="raw"):
-    return Source(Path(name), tensors, weights, prediction, [], {})
+def source(tensors, name="a", prediction=None):
+    """Return an opened model; its text encoder's width and its input channels say what it is."""
+    family = {768: "1.x", 1024: "2.x"}.get(tensors.get(TO_K, torch.empty(0)).shape[-1])
+    channels = tensors[CONV].shape[1] if CONV in tensors else None
+    task = {4: "txt2img", 9: "inpaint"}.get(channels)
+    about = Identity("model", family, task, prediction, in_channels=channels)
+    return Source(Path(name), tensors, "raw", about, [])
 
 
 def merged(*models, alpha=0.5, mode="weighted-sum", **options):
@@ -161,10 +167,10 @@ def test_what_one_model_lacks_is_a_s_and_said():
 @pytest.mark.parametrize(
     "models, mode, message",
     [
-        ((model(0), model(1, width=768)), "weighted-sum", r"a is SD 2.x .* and b is SD 1.x .*one kind"),
-        ((model(0, 9), model(1)), "weighted-sum", "a is SD 2.x for inpainting .* b is SD 2.x for text"),
-        ((model(0), model(1, 9), model(2)), "add-difference", "b is SD 2.x for inpainting"),
-        ((model(0, 9), model(1, 9), model(2)), "add-difference", "c is SD 2.x for text-to-"),
+        ((model(0), model(1, width=768)), "weighted-sum", r"a is an SD 2.x .* and b is an SD 1.x .*one kind"),
+        ((model(0, 9), model(1)), "weighted-sum", "a is .* for inpainting .* b is .* for text-to-"),
+        ((model(0), model(1, 9), model(2)), "add-difference", "a is .* for text-to-.* b is .* for inp"),
+        ((model(0, 9), model(1, 9), model(2)), "add-difference", "c is .* for text-to-"),
         ((model(0), {VAE: torch.zeros(4, 4)}), "weighted-sum", "2 tensors of the UNet are in one of them"),
     ],
 )
@@ -240,10 +246,10 @@ def test_the_recipe_is_kept(tmp_path):
     a = stored(tmp_path / "a.safetensors", model(0), {"sd.prediction": "v", "sd.family": "2.x", "title": "x"})
     b = stored(tmp_path / "b.safetensors", model(1), {"modelspec.prediction_type": "v"})
     sources = [read_source(a), read_source(b)]
-    assert [x.prediction for x in sources] == ["v", "v"]
+    assert [x.about.prediction for x in sources] == ["v", "v"]
     metadata = merge_metadata(sources, 0.25, "weighted-sum", {a: "1234", b: "5678"}, parts=["unet"])
     recipe = json.loads(metadata.pop("sd.merge"))
-    assert metadata == {"format": "pt", "sd.prediction": "v", "sd.family": "2.x", "sd.weights": "raw"}
+    assert metadata == {"format": "pt", "sd.task": "txt2img", "sd.prediction": "v", "sd.weights": "raw"}
     assert recipe == {
         "mode": "weighted-sum",
         "alpha": 0.25,

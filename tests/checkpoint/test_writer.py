@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ldm.checkpoint import writer
+from ldm.checkpoint.opened import open_weights
 from ldm.checkpoint.writer import DTYPE_NAMES, Entry, entry_of, write_safetensors
 from ldm.errors import InputError
 
