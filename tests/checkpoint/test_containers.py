@@ -85,7 +85,7 @@ def test_all_that_training_files_hold_beside_the_weights(trainer, options, tmp_p
         content = {
             "epoch": 7, "global_step": 470000, f"{trainer}_version": "1.4.2",
             "state_dict": weights() | {"model_ema.decay": torch.tensor(0.9999)},
-            "callbacks": {old_key: {"best_model_score": torch.tensor(1.0), "dirpath": pathlib.PosixPath("/x")},
+            "callbacks": {old_key: {"best_model_score": torch.tensor(1.0), "path": pathlib.PosixPath("x")},
                           "ModelCheckpoint{'monitor': 'val/loss'}": {"kth_value": torch.tensor(2.0)}},
             "optimizer_states": [{"state": {0: {"step": 3, "exp_avg": torch.zeros(2)}},
                                   "param_groups": [{"betas": (0.9, 0.999), "foreach": None, "params": [0]}]}],
