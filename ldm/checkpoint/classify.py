@@ -1,0 +1,290 @@
+"""Say what a set of weights is from names, shapes and labels alone.
+
+Parts are told by the prefixes of published files (`model.diffusion_model.`, ...), by the folders of a
+diffusers pipeline ("unet/...": a slash is in no tensor's name), and in files of one part by the names
+themselves. A UNet then tells the rest by three shapes:
+
+    input channels      4 text-to-image, 5 depth, 7 upscaling, 8 editing, 9 inpainting
+    context width       768 SD 1.x, 1024 SD 2.x
+    label width         2048 unCLIP-H, 1536 unCLIP-L
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ldm.checkpoint.addons import recognise
+from ldm.checkpoint.header import Stored
+from ldm.checkpoint.identity import Identity
+
+Shapes = Mapping[str, Stored]
+Group = dict[str, Stored]
+Configs = Mapping[str, Mapping[str, Any]]       # part of a diffusers folder -> its config.json
+
+SCHEDULE = re.compile(
+    r"(low_scale_model\.|noise_augmentor\.)?((sqrt_|sqrt_one_minus_|log_one_minus_|sqrt_recip_|sqrt_recipm1_)?"
+    r"alphas_cumprod(_prev)?|betas|posterior_\w+|logvar|lvlb_weights|scale_factor|model_ema\.(decay|num_updates))"
+)
+# prefix -> part, published files; the first that fits counts
+PUBLISHED = {
+    "model.diffusion_model.": "unet",
+    "first_stage_model.loss.": "discriminator",
+    "first_stage_model.": "vae",
+    "cond_stage_model.": "text_encoder",
+    "control_model.": "controlnet",
+    "embedder.": "image_encoder",
+    "depth_model.": "depth_estimator",
+    "model_ema.": "average",
+}
+# a telling name of a file that holds one part -> (part, layout); the first that fits counts
+ALONE = [
+    (r"^controlnet_(down_blocks|cond_embedding|mid_block)", "controlnet", "diffusers"),
+    (r"^(zero_convs|input_hint_block)\.\d", "controlnet", "bare"),
+    (r"^(diffusion_model\.)?(input_blocks|output_blocks)\.\d", "unet", "bare"),
+    (r"^(down|up)_blocks\.\d+\.(resnets|attentions)\.", "unet", "diffusers"),
+    (r"^(encoder|decoder)\.(down|up)_blocks\.\d", "vae", "diffusers"),
+    (r"^(encoder|decoder)\.(down|up)\.\d", "vae", "bare"),
+    (r"^(transformer\.)?(text_model\.)?(embeddings\.token_embedding|encoder\.layers\.\d+\.self_attn)",
+     "text_encoder", "HF CLIP"),
+    (r"^(model\.)?(token_embedding\.|transformer\.resblocks\.)", "text_encoder", "OpenCLIP"),
+    (r"^(vision_model|visual)\.", "image_encoder", "CLIP"),
+    (r"^(dpt\.|neck\.reassemble|pretrained\.model\.)", "depth_estimator", "MiDaS"),
+]
+LABELS = {                      # part -> what people call it
+    "unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "controlnet": "ControlNet",
+    "image_encoder": "picture encoder", "depth_estimator": "depth estimator", "average": "averaged copy",
+    "discriminator": "discriminator",
+}
+CHANNEL_TASKS = {4: "txt2img", 5: "depth", 7: "upscale", 8: "instruct", 9: "inpaint"}
+UNCLIP = {2048: "unclip-h", 1536: "unclip-l"}
+FAMILIES = {768: "1.x", 1024: "2.x"}
+TRUNKS = {"1.x": (320,), "2.x": (320, 256)}    # channels of the first layer; 256 is the upscaler's
+DISTILLED = "distilled"
+WHOLE_UNET = 600                # tensors; published ones have 686 to 690, distilled ones far fewer
+PREDICTIONS = {
+    "eps": "eps", "epsilon": "eps", "v": "v", "v_prediction": "v", "v-prediction": "v",
+    "stable-diffusion-v2-512": "eps", "stable-diffusion-v2-768-v": "v",
+}
+
+SD = "configs/stable-diffusion/"
+CONFIGS = {
+    ("1.x", "txt2img"): SD + "v1-inference.yaml",
+    ("1.x", "inpaint"): SD + "v1-inpainting-inference.yaml",
+    ("1.x", "controlnet"): "configs/controlnet/cldm_v15.yaml",
+    ("2.x", "inpaint"): SD + "v2-inpainting-inference.yaml",
+    ("2.x", "depth"): SD + "v2-midas-inference.yaml",
+    ("2.x", "upscale"): SD + "x4-upscaling.yaml",
+    ("2.x", "unclip-h"): SD + "v2-1-stable-unclip-h-inference.yaml",
+    ("2.x", "unclip-l"): SD + "v2-1-stable-unclip-l-inference.yaml",
+    ("2.x", "controlnet"): "configs/controlnet/cldm_v21.yaml",
+}
+TEXT_TO_IMAGE_2 = {"eps": SD + "v2-inference.yaml", "v": SD + "v2-inference-v.yaml"}
+PUBLISHED_V = (("2.x", "upscale"), ("2.x", "unclip-h"), ("2.x", "unclip-l"))
+
+
+def classify(
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]],
+    metadata: Mapping[str, str] | None = None,
+    configs: Configs | None = None,
+) -> Identity:
+    """Return what weights of these (dtype, shape) are; nothing but the arguments is looked at.
+
+    Args:
+        shapes: of one file, names as stored; of a diffusers folder, "PART/name".
+        metadata: what a .safetensors file says of itself.
+        configs: part of a diffusers folder -> its config.json.
+    """
+    metadata, configs = metadata or {}, configs or {}
+    shapes = {name: Stored(*x) for name, x in shapes.items()}
+    groups, layout = _parts(shapes)
+    found = None if "model.diffusion_model.input_blocks.0.0.weight" in shapes else recognise(shapes, metadata)
+    if found is None and groups.keys() & {"unet", "average"}:
+        found = recognise(shapes, metadata) if _context_width(groups) not in FAMILIES else None
+        found = found if found and found["kind"] == "foreign" else None
+    fields = found or _by_parts(groups, shapes, metadata, configs)
+    parts = {LABELS.get(part, part): _count(group) for part, group in groups.items() if _count(group)}
+    dtypes: dict[str, int] = {}
+    for x in shapes.values():
+        dtypes[x.dtype] = dtypes.get(x.dtype, 0) + x.nbytes
+    identity = Identity(**({"layout": layout, "parameters": parts, "dtypes": dtypes} | fields))
+    return replace(identity, config=choose_config(identity))
+
+
+def choose_config(identity: Identity, prediction: str | None = None) -> str | None:
+    """Return the published YAML that describes a model, or None: no SD model, or eps and v both may be."""
+    if not identity.is_model or identity.variant == DISTILLED:
+        return None
+    if identity.family == "2.x" and identity.task == "txt2img":
+        return TEXT_TO_IMAGE_2.get(prediction or identity.prediction or "")
+    return CONFIGS.get((identity.family, identity.task))
+
+
+def published_prediction(family: str | None, task: str | None) -> str | None:
+    """Return what all published models of this kind predict; SD 2.x for text-to-image comes in both."""
+    if (family, task) in PUBLISHED_V:
+        return "v"
+    return "eps" if family == "1.x" or (family, task) in CONFIGS else None
+
+
+def _parts(shapes: Shapes) -> tuple[dict[str, Group], str | None]:
+    """Sort tensors by part, under names without the part's prefix, and name the layout."""
+    groups: dict[str, Group] = {}
+    layouts = set()
+    for name, x in shapes.items():
+        if SCHEDULE.fullmatch(name):
+            continue
+        prefix = next((prefix for prefix in PUBLISHED if name.startswith(prefix)), None)
+        folder, slash, rest = name.partition("/")
+        if slash:
+            layouts.add("diffusers")
+            groups.setdefault(folder, {})[rest] = x
+        elif prefix is not None:
+            layouts.add("published")
+            groups.setdefault(PUBLISHED[prefix], {})[name.removeprefix(prefix)] = x
+    if layouts:
+        return groups, layouts.pop() if len(layouts) == 1 else "mixed"
+    for pattern, part, layout in ALONE:
+        search = re.compile(pattern).search
+        if any(search(name) for name in shapes):
+            return {part: {name.removeprefix("diffusion_model."): x for name, x in shapes.items()}}, layout
+    return {"": dict(shapes)}, None
+
+
+def _count(group: Group) -> int:
+    return sum(x.numel for x in group.values() if "float" in x.dtype)
+
+
+def _by_parts(
+    groups: dict[str, Group], shapes: Shapes, metadata: Mapping[str, str], configs: Configs
+) -> dict[str, Any]:
+    """Return the fields for a model, or one part of it."""
+    held = groups.keys() - {"", "average", "discriminator", "safety_checker", "image_normalizer"}
+    if "controlnet" in held:
+        return _controlnet(groups, shapes, metadata, configs)
+    if held & {"unet"} or _has_average(groups):
+        return _model(groups, shapes, metadata, configs)
+    for part in ("vae", "text_encoder", "image_encoder", "depth_estimator"):
+        if held == {part} or (part == "text_encoder" and held == {"text_encoder", "image_encoder"}):
+            family = _text_family(groups[part]) if part == "text_encoder" else None
+            return {"kind": part, "family": family}
+    return {"kind": "unknown"}
+
+
+def _has_average(groups: dict[str, Group]) -> bool:
+    return any(name.startswith("diffusion_model") for name in groups.get("average", {}))
+
+
+def _model(
+    groups: dict[str, Group], shapes: Shapes, metadata: Mapping[str, str], configs: Configs
+) -> dict[str, Any]:
+    facts = _unet_facts(groups)
+    task = metadata.get("sd.task") or facts["task"]
+    fields = {
+        "kind": "model" if groups.keys() & {"vae", "text_encoder"} else "unet",
+        "family": facts["family"], "task": task, "in_channels": facts["in_channels"],
+        "context_width": facts["context_width"], "notes": facts["notes"],
+        "weights": _weights(groups, metadata),
+        "variant": DISTILLED if facts["family"] and not facts["is_whole"] else None,
+    }
+    if fields["kind"] == "model":
+        needed = {"vae": "VAE"} | ({"text_encoder": "text encoder"} if facts["context_width"] else {})
+        fields["lacks"] = [what for part, what in needed.items() if part not in groups]
+        theirs = _text_family(groups.get("text_encoder", {}))
+        if None not in (theirs, fields["family"]) and theirs != fields["family"]:
+            mixed = f"its text encoder is SD {theirs}'s, its UNet SD {fields['family']}'s"
+            fields["notes"] = [*fields["notes"], mixed]
+    return fields | _prediction(facts["family"], task, shapes, metadata, configs)
+
+
+def _unet_facts(groups: dict[str, Group], part: str = "unet") -> dict[str, Any]:
+    """Return family, task and what tells them."""
+    group = groups.get(part) or groups.get("average", {})
+    first = _first_layer(group)
+    trunk, channels = (first.shape[0], first.shape[1]) if first else (None, None)
+    width = _context_width(groups, part)
+    label = next((x.shape[1] for name, x in group.items() if _is_label(name) and len(x.shape) == 2), None)
+    family = FAMILIES.get(width) if trunk in TRUNKS.get(FAMILIES.get(width), ()) else None
+    task = "unconditional" if first and width is None else CHANNEL_TASKS.get(channels)
+    if label in UNCLIP and task == "txt2img":
+        task = UNCLIP[label]
+    is_whole = len(group) >= WHOLE_UNET or part != "unet"
+    notes = []
+    if family and not is_whole:
+        notes.append(f"its UNet has {len(group)} tensors, published ones 686: distilled, or not all there")
+    elif width and not family:
+        notes.append(f"its UNet is of no published size: {trunk} channels wide, for texts of width {width}")
+    return {
+        "family": family, "task": task, "in_channels": channels, "context_width": width, "notes": notes,
+        "is_whole": is_whole,
+    }
+
+
+def _first_layer(group: Group) -> Stored | None:
+    names = ("input_blocks.0.0.weight", "conv_in.weight", "diffusion_modelinput_blocks00weight")
+    return next((group[name] for name in names if name in group and len(group[name].shape) == 4), None)
+
+
+def _is_label(name: str) -> bool:
+    return name in (
+        "label_emb.0.0.weight", "class_embedding.linear_1.weight", "diffusion_modellabel_emb00weight"
+    )
+
+
+def _context_width(groups: dict[str, Group], part: str = "unet") -> int | None:
+    group = groups.get(part) or groups.get("average", {})
+    ends = (".attn2.to_k.weight", "attn2to_kweight")
+    return next((x.shape[-1] for name, x in group.items() if name.endswith(ends) and x.shape), None)
+
+
+def _text_family(group: Group) -> str | None:
+    """Return the family of a text encoder by its width."""
+    table = next((x for name, x in group.items() if name.endswith("token_embedding.weight")), None)
+    return FAMILIES.get(table.shape[-1]) if table is not None and len(table.shape) == 2 else None
+
+
+def _weights(groups: dict[str, Group], metadata: Mapping[str, str]) -> str:
+    said = metadata.get("sd.weights")
+    if said in ("raw", "ema", "raw+ema"):
+        return said
+    if not _has_average(groups):
+        return "raw"
+    return "raw+ema" if "unet" in groups else "ema"
+
+
+def _prediction(
+    family: str | None,
+    task: str | None,
+    shapes: Shapes,
+    metadata: Mapping[str, str],
+    configs: Configs,
+) -> dict[str, str | None]:
+    """Return eps or v and from where it is known; what a file says goes before what is usual."""
+    said = {
+        "metadata": next(
+            (
+                PREDICTIONS[metadata[key]]
+                for key in ("sd.prediction", "modelspec.prediction_type", "modelspec.architecture")
+                if metadata.get(key) in PREDICTIONS
+            ),
+            "v" if "v_pred" in shapes else None,
+        ),
+        "scheduler_config": PREDICTIONS.get(str(configs.get("scheduler", {}).get("prediction_type"))),
+        "family": published_prediction(family, task),
+    }
+    source = next((source for source, value in said.items() if value), None)
+    return {"prediction": said.get(source), "prediction_source": source}
+
+
+def _controlnet(
+    groups: dict[str, Group], shapes: Shapes, metadata: Mapping[str, str], configs: Configs
+) -> dict[str, Any]:
+    facts = _unet_facts(groups, "controlnet")
+    whole = "unet" in groups
+    variant = "difference" if "difference" in shapes else "whole" if whole else "control-only"
+    fields = {
+        "kind": "controlnet", "family": facts["family"], "task": "controlnet", "variant": variant,
+        "in_channels": facts["in_channels"], "context_width": facts["context_width"],
+        "weights": _weights(groups, metadata) if whole else "raw",
+    }
+    return fields | (_prediction(facts["family"], "controlnet", shapes, metadata, configs) if whole else {})

@@ -1,0 +1,70 @@
+"""Say what a file or folder is without reading its weights: in well under a second, without torch."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from ldm.checkpoint.classify import CONFIGS, TEXT_TO_IMAGE_2, classify
+from ldm.checkpoint.header import read_header
+from ldm.checkpoint.identity import Identity
+from ldm.checkpoint.opened import one_line_errors
+from ldm.checkpoint.sniff import Container, sniff
+from ldm.errors import NotACheckpointError
+
+CONTAINERS = {
+    Container.SAFETENSORS: "safetensors",
+    Container.ZIP: "torch zip",
+    Container.PICKLE: "torch, before 1.6",
+    Container.FOLDER: "folder",
+}
+SHIPPED_CONFIGS = {*CONFIGS.values(), *TEXT_TO_IMAGE_2.values()}
+
+
+def identify(path: str | Path) -> Identity:
+    """Return what a .ckpt, .pt, .bin or .safetensors file or a diffusers folder holds.
+
+    Raises:
+        CheckpointError: as loading does, but for NaN and infinite weights, which only reading them shows.
+    """
+    path = Path(path).expanduser()
+    with one_line_errors(path):
+        container = sniff(path)
+        if container is Container.FOLDER:
+            from ldm.checkpoint.folder import open_folder
+
+            opened = open_folder(path, read=read_header)
+            shapes = {
+                f"{part}/{name}" if part else name: x
+                for part, tensors in opened.parts.items()
+                for name, x in tensors.items()
+            }
+            metadata, configs, files = opened.metadata, opened.configs, opened.files
+        else:
+            (shapes, metadata), configs, files = read_header(path, container), {}, [path]
+    if not shapes:
+        raise NotACheckpointError(f"{path}: holds no weights; give a .ckpt or .safetensors file")
+    identity = classify(shapes, metadata, configs)
+    config = metadata.get("sd.config")
+    return replace(
+        identity,
+        config=config if config in SHIPPED_CONFIGS else identity.config,
+        notes=[*identity.notes, *_notes(identity, metadata)],
+        path=str(path),
+        container=CONTAINERS[container],
+        bytes=sum(file.stat().st_size for file in files),
+    )
+
+
+def _notes(identity: Identity, metadata: dict[str, str]) -> list[str]:
+    """Return what else a user may want to know, one sentence each."""
+    notes = []
+    if identity.is_model and identity.lacks:
+        notes.append(f"it has no {' and no '.join(identity.lacks)}, so it makes no pictures by itself")
+    if identity.weights == "raw+ema":
+        notes.append("it holds the UNet twice, raw and averaged: --weights ema takes the averaged one")
+    if metadata.get("holds"):
+        notes.append(f"beside the weights it holds {metadata['holds']}, which loading skips")
+    if metadata.get("global_step", "").isdigit():
+        notes.append(f"saved at training step {int(metadata['global_step']):,}")
+    if identity.is_model:
+        notes.append("values were not read: NaN or infinite weights show when it is loaded")
+    return notes
