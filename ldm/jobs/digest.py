@@ -1,16 +1,17 @@
 """The SHA-256 of a weights file, computed once.
 
-A 5 GB file takes seconds to hash, so the result is kept in the user's cache folder under the file's path,
-size and modification time. A cache that cannot be written costs time, nothing else.
+A 5 GB file takes seconds to hash, so the result is kept in the user's cache folder until the file changes.
 """
 
 import contextlib
 import hashlib
-import json
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+
+from ldm.jobs.file_notes import recall, remember
+
+NOTES = "sha256"                # folder of the notes
 
 
 def sha256_in_background(path: str | Path) -> Callable[[], str | None]:
@@ -37,16 +38,18 @@ def sha256_in_background(path: str | Path) -> Callable[[], str | None]:
 
 def sha256(path: str | Path) -> str:
     """Return the hexadecimal SHA-256 of a file, from the cache when the file has not changed."""
-    path = Path(path).resolve()
-    status = path.stat()
-    key = hashlib.sha256(f"{path}\0{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()
-    note = _cache_folder() / f"{key}.json"
-    try:
-        return json.loads(note.read_text())["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        digest = _hash(path)
-    _remember(note, {"sha256": digest, "file": str(path)})
+    digest = known_sha256(path)
+    if digest is None:
+        digest = _hash(Path(path))
+        remember(path, NOTES, {"sha256": digest})
     return digest
+
+
+def known_sha256(path: str | Path) -> str | None:
+    """Return the SHA-256 of a file if it was computed before and the file has not changed."""
+    note = recall(path, NOTES)
+    digest = note.get("sha256") if note else None
+    return digest if isinstance(digest, str) else None
 
 
 def _hash(path: Path) -> str:
@@ -55,19 +58,3 @@ def _hash(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _remember(note: Path, value: dict[str, str]) -> None:
-    partial = note.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(value))
-        os.replace(partial, note)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(root) / "ldm" / "sha256"
