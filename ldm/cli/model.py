@@ -2,13 +2,15 @@
 
 import argparse
 import logging
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm.cli.choice import choose, settle
 from ldm.cli.inputs import chosen_dtype
-from ldm.cli.options import DEFAULT_CONFIG
+from ldm.cli.progress import byte_bar
 from ldm.config import find_config
 from ldm.errors import CheckpointError, ConfigError, InputError
 
@@ -34,6 +36,7 @@ class OpenedModel:
     is_demo: bool
     dtype: "torch.dtype"
     sha256: Callable[[], str | None]
+    training_size: int | None = None    # side in pixels, where the weights are known
 
     def record(self) -> dict[str, Any]:
         """Return the model's part of a picture's metadata."""
@@ -41,12 +44,20 @@ class OpenedModel:
 
 
 def open_model(args: argparse.Namespace) -> OpenedModel:
-    """Load what --ckpt, --config, --device, --dtype, --precision and the Intel flags name.
+    """Load what --ckpt, --config, --weights, --device, --dtype, --precision and the Intel flags name.
+
+    Without --config the YAML is chosen from the file; eps or v is checked or found out (`ldm.cli.choice`).
 
     Raises: ConfigError, CheckpointError, BackendUnavailable, InputError.
     """
-    config, checkpoint = find_files(args)
     dtype_name = chosen_dtype(args)
+    if args.ckpt is None:
+        _refuse_without_weights(args)
+        choice, (config, checkpoint) = None, demo_files()
+    else:
+        checkpoint = Path(args.ckpt).expanduser()
+        choice = choose(args, checkpoint)
+        config = choice.config
 
     from ldm.backends.device import resolve_device, resolve_dtype
     from ldm.jobs.digest import sha256_in_background
@@ -55,35 +66,49 @@ def open_model(args: argparse.Namespace) -> OpenedModel:
     device = resolve_device(args.device)
     dtype = resolve_dtype(dtype_name, device)
     sha256 = sha256_in_background(checkpoint)
-    model = load_model(config, checkpoint, device=device, dtype=dtype)
+    with byte_bar("loading", quiet=args.quiet or not sys.stderr.isatty()) as progress:
+        model = load_model(
+            config if choice is None else choice.source(),
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            weights=args.weights,
+            allow_nonfinite=args.allow_nonfinite,
+            progress=progress,
+        )
     _check_latents(args, model)
+    if choice is not None:
+        choice = settle(choice, model, args, dtype)
+        config = choice.config
     if args.ckpt is None:
         log.info(
             "no --ckpt given: using the small demo model that ships with this (%d pixels)", native_size(model)
         )
     _explain_intel_flags(args, model)
-    return OpenedModel(model, config, checkpoint, args.ckpt is None, dtype, sha256)
+    identity = choice and replace(choice.identity, prediction=model.parameterization)
+    size = identity and identity.training_size
+    return OpenedModel(model, config, checkpoint, args.ckpt is None, dtype, sha256, size)
 
 
-def find_files(args: argparse.Namespace) -> tuple[Path, Path]:
-    """Return the paths of the YAML and of the weights; without --ckpt those of the demo model."""
-    if args.ckpt is None:
-        if args.config is not None:
-            raise InputError(
-                f"--config {args.config} needs its weights: --ckpt FILE (without both, the demo model)"
-            )
-        try:
-            return find_config(DEMO_CONFIG), find_config(DEMO_CHECKPOINT)
-        except ConfigError as error:
-            raise CheckpointError(
-                f"no --ckpt given, and this copy lacks the demo model ({DEMO_CONFIG}, {DEMO_CHECKPOINT}); "
-                "give --ckpt FILE"
-            ) from error
-    checkpoint = Path(args.ckpt).expanduser()
-    if not checkpoint.is_file():
-        what = "is a folder" if checkpoint.is_dir() else "does not exist"
-        raise CheckpointError(f"--ckpt {args.ckpt} {what}; expected a .ckpt or .safetensors file")
-    return find_config(args.config or DEFAULT_CONFIG), checkpoint
+def demo_files() -> tuple[Path, Path]:
+    """Return the paths of the demo model's YAML and weights."""
+    try:
+        return find_config(DEMO_CONFIG), find_config(DEMO_CHECKPOINT)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"no --ckpt given, and this copy lacks the demo model ({DEMO_CONFIG}, {DEMO_CHECKPOINT}); "
+            "give --ckpt FILE"
+        ) from error
+
+
+def _refuse_without_weights(args: argparse.Namespace) -> None:
+    """Refuse flags that say something of weights that are not given."""
+    given = {"--config": args.config, "--sha256": args.sha256}
+    given["--prediction"] = None if args.prediction == "auto" else args.prediction
+    given["--weights"] = None if args.weights == "auto" else args.weights
+    for flag, value in given.items():
+        if value is not None:
+            raise InputError(f"{flag} {value} needs the weights: --ckpt FILE (without both, the demo model)")
 
 
 def native_size(model: "LatentDiffusion") -> int:
@@ -100,6 +125,7 @@ def picture_size(args: argparse.Namespace, opened: OpenedModel) -> tuple[int, in
     default = native_size(model) if opened.is_demo else PUBLISHED_SIZE
     height, width = args.H or default, args.W or default
     if args.f in (None, model.downsampling_factor):
+        _hint_at_size(height, width, opened.training_size)
         return height, width
     height, width = (side // args.f * model.downsampling_factor for side in (height, width))
     if not (height and width):
@@ -112,6 +138,15 @@ def picture_size(args: argparse.Namespace, opened: OpenedModel) -> tuple[int, in
         height,
     )
     return height, width
+
+
+def _hint_at_size(height: int, width: int, trained: int | None) -> None:
+    """Say so where pictures have less than half or more than twice the pixels that were trained on."""
+    if trained and not 0.5 <= height * width / trained**2 <= 2:
+        log.info(
+            "%dx%d is far from the %dx%d that this model was trained at: try --H %d --W %d",
+            width, height, trained, trained, trained, trained,
+        )  # fmt: skip
 
 
 def check_factor(args: argparse.Namespace, opened: OpenedModel) -> None:

@@ -7,7 +7,6 @@ import argparse
 import math
 from collections.abc import Callable
 
-DEFAULT_CONFIG = "configs/stable-diffusion/v2-inference.yaml"
 MAX_SIDE = 16_384
 MAX_SEED = 2**32 - 1
 
@@ -132,6 +131,12 @@ def sampling(parser: argparse.ArgumentParser, steps_flag: str, n_iter: int, n_sa
         help="DDIM eta, 0 is deterministic (default: %(default)s)",
     )
     group.add_argument(
+        "--eta",
+        type=number(0),
+        metavar="ETA",
+        help="noise added by the steps of any sampler that adds some (default: the sampler's own)",
+    )
+    group.add_argument(
         "--scale",
         type=number(),
         default=9.0,
@@ -164,18 +169,49 @@ def sampling(parser: argparse.ArgumentParser, steps_flag: str, n_iter: int, n_sa
     )
 
 
-def model(parser: argparse.ArgumentParser) -> None:
-    """--ckpt, --config, --device, --dtype, --precision and the latent's --C and --f."""
+def sha256_digest(text: str) -> str:
+    """Return a SHA-256 as hashing gives it; an argparse type."""
+    digest = text.strip().lower()
+    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected the 64 hexadecimal digits of a SHA-256")
+    return digest
+
+
+def model(parser: argparse.ArgumentParser, tasks: tuple[str, ...] = ("txt2img",)) -> None:
+    """--ckpt, --config, how the weights are read, --device, --dtype, --precision, the latent's --C and --f.
+
+    `tasks` are the kinds of model (`ldm.checkpoint.identity.TASKS`) that the script has inputs for.
+    """
+    parser.set_defaults(tasks=tasks)
     group = parser.add_argument_group("model")
     group.add_argument(
         "--ckpt",
         metavar="FILE",
-        help="weights, .ckpt or .safetensors (default: the small demo model that ships with this)",
+        help="weights: .ckpt, .safetensors, or a diffusers folder (default: the small demo model that comes "
+        "with this)",
     )
     group.add_argument(
         "--config",
         metavar="FILE",
-        help=f"YAML that describes the model (default: {DEFAULT_CONFIG}; demo model: its own)",
+        help="YAML that describes the model (default: the published one, picked by what the file is)",
+    )
+    group.add_argument(
+        "--weights",
+        default="auto",
+        choices=("auto", "ema", "raw"),
+        help="which of a file's two copies: averaged or raw (default: %(default)s: as the YAML's use_ema)",
+    )
+    group.add_argument(
+        "--prediction",
+        default="auto",
+        choices=("auto", "eps", "v"),
+        help="what the network predicts (default: %(default)s: what the file says, else one step tells)",
+    )
+    group.add_argument(
+        "--allow-nonfinite", action="store_true", help="load weights that hold NaN or infinity all the same"
+    )
+    group.add_argument(
+        "--sha256", type=sha256_digest, metavar="HEX", help="stop unless the weights file has this SHA-256"
     )
     group.add_argument(
         "--device",

@@ -1,0 +1,255 @@
+"""Find out what the weights are, and which YAML describes them.
+
+What a file is comes from the file: its names and shapes, what it says of itself, and where that leaves eps
+or v open, one step of the network, whose verdict is remembered. A flag or a YAML that says otherwise is an
+error that names both.
+"""
+
+import argparse
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.config import find_config, load_config
+from ldm.errors import CheckpointError, InputError, WrongModelError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ldm.checkpoint.identity import Identity
+    from ldm.models.latent_diffusion import LatentDiffusion
+    from ldm.tasks.probe import Verdict
+
+# what a model is for -> the script that uses it
+SCRIPTS = {
+    "txt2img": "scripts/txt2img.py",
+    "inpaint": "scripts/inpaint.py",
+    "depth": "scripts/depth2img.py",
+    "upscale": "scripts/upscale.py",
+    "unclip-h": "scripts/unclip.py",
+    "unclip-l": "scripts/unclip.py",
+    "unconditional": "scripts/sample.py",
+}
+# sources that are the file's own word
+SAID_BY = {
+    "metadata": "its metadata say so",
+    "scheduler_config": "its scheduler_config.json says so",
+}
+NOTES = "prediction"                            # folder of the remembered verdicts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A YAML and what is to be written over it."""
+
+    identity: "Identity"
+    config: Path
+    prediction: str | None          # what the network predicts; None: as the YAML says, unless a probe tells
+    is_given: bool                  # by --config, rather than chosen here
+
+    def source(self) -> Any:
+        """Return what to load: the YAML, or its content with another prediction in it."""
+        if self.prediction in (None, asked_for(self.config)):
+            return self.config
+        return load_config(self.config, [f"model.params.parameterization={self.prediction}"])
+
+
+def choose(args: argparse.Namespace, checkpoint: Path) -> Choice:
+    """Identify --ckpt, check --sha256, --prediction and --config against it, and settle on a YAML.
+
+    Raises:
+        CheckpointError: damaged, unsafe, of another digest, no model, or not of a kind that is asked for.
+        InputError: no published YAML describes it, or flags contradict each other.
+    """
+    from ldm.checkpoint.identify import identify
+
+    identity = identify(checkpoint)
+    check_digest(args, checkpoint)
+    check_kind(identity, getattr(args, "tasks", None), whole=args.config is None)
+    asked = None if args.prediction == "auto" else args.prediction
+    stated = identity.prediction if identity.prediction_source in SAID_BY else None
+    found = recall_verdict(checkpoint)
+    known = stated or (found.prediction if found else None)
+    if asked and known and asked != known:
+        raise _contradiction(identity, known, found, stated, f"--prediction asks for {asked}: leave it out")
+    if args.config is not None:
+        config = find_config(args.config)
+        wanted = asked_for(config)
+        if asked and asked != wanted:
+            raise InputError(f"--prediction {asked}, but {args.config} says {wanted}; leave one of them out")
+        _check_config(identity, config, known, found, stated)
+        return Choice(identity, config, None, is_given=True)
+    prediction = asked or known or identity.prediction
+    config = _published(identity, prediction)
+    return Choice(identity, config, prediction, is_given=False)
+
+
+def check_digest(args: argparse.Namespace, checkpoint: Path) -> None:
+    """Refuse a file that is not the one that --sha256 names."""
+    if args.sha256 is None:
+        return
+    if not checkpoint.is_file():
+        raise InputError(f"--sha256: {checkpoint} is a folder; a digest is of one file")
+    from ldm.jobs.digest import sha256
+
+    digest = sha256(checkpoint)
+    if digest != args.sha256:
+        raise CheckpointError(
+            f"{checkpoint}: its SHA-256 is {digest}, expected {args.sha256}; download it again"
+        )
+
+
+def check_kind(identity: "Identity", tasks: tuple[str, ...] | None, whole: bool) -> None:
+    """Refuse what makes no pictures, and a model that this script has no inputs for.
+
+    Args:
+        tasks: what the script can do; None asks for nothing.
+        whole: also refuse a model without VAE or text encoder, which a --config of one's own may do without.
+    """
+    file, what = identity.path, identity.sentence()
+    if identity.kind == "foreign":
+        raise WrongModelError(f"{file} is {what}; this program runs Stable Diffusion 1.x and 2.x")
+    if not identity.is_model and identity.kind != "unknown":
+        raise WrongModelError(f"{file} is {what}; --ckpt takes a whole model")
+    if whole and (identity.kind == "unet" or identity.lacks):
+        raise WrongModelError(f"{file} is {what}; --ckpt takes a whole model: UNet, VAE and text encoder")
+    if tasks and identity.task not in (None, *tasks):
+        script = SCRIPTS.get(identity.task)
+        advice = f"give it to {script}" if script else "no script here makes pictures with it"
+        raise WrongModelError(f"{file} is {what}; {advice}")
+
+
+def asked_for(config: Path) -> str:
+    """Return what a YAML says that the network predicts."""
+    node = load_config(config)
+    return str(node.get("model", node).get("params", {}).get("parameterization", "eps"))
+
+
+def recall_verdict(checkpoint: Path) -> "Verdict | None":
+    """Return what a probe of this file has found before."""
+    from ldm.jobs.file_notes import recall
+
+    note = recall(checkpoint, NOTES)
+    if note is None:
+        return None
+    from ldm.tasks.probe import METHOD, Verdict
+
+    if note.get("method") != METHOD or note.get("prediction") not in ("eps", "v", None):
+        return None
+    try:
+        return Verdict(note["prediction"], float(note["agreement_eps"]), float(note["agreement_v"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def probe(model: "LatentDiffusion", checkpoint: Path, dtype: "torch.dtype") -> "Verdict":
+    """Return what the network predicts, by one step of it or from the cache."""
+    verdict = recall_verdict(checkpoint)
+    if verdict is None:
+        from ldm.jobs.file_notes import remember
+        from ldm.tasks.probe import METHOD, probe_prediction
+
+        verdict = probe_prediction(model, dtype)
+        note = {"agreement_eps": verdict.agreement_eps, "agreement_v": verdict.agreement_v}
+        remember(checkpoint, NOTES, note | {"prediction": verdict.prediction, "method": METHOD})
+    return verdict
+
+
+def settle(
+    choice: Choice, model: "LatentDiffusion", args: argparse.Namespace, dtype: "torch.dtype"
+) -> Choice:
+    """Compare what the loaded model predicts with what was asked for; say which YAML and prediction it is.
+
+    Raises:
+        WrongModelError: the network predicts otherwise than --config or --prediction say.
+        InputError: it may be either, and nobody has said which.
+    """
+    choice, reason = _settled(choice, model, args, dtype)
+    if not choice.is_given:
+        log.info("config: %s (the file is %s)", choice.config.name, choice.identity.sentence())
+    if reason:
+        log.info("%s-prediction (%s)", model.parameterization, reason)
+    return choice
+
+
+def _settled(
+    choice: Choice, model: "LatentDiffusion", args: argparse.Namespace, dtype: "torch.dtype"
+) -> tuple[Choice, str | None]:
+    """Return the choice, and from where it is known what the network predicts."""
+    identity = choice.identity
+    if identity.prediction_source in SAID_BY:
+        return choice, SAID_BY[identity.prediction_source]
+    if model.parameterization not in ("eps", "v"):
+        return choice, None
+    verdict = probe(model, Path(identity.path), dtype)
+    if verdict.prediction is None:
+        return choice, _undecided(choice, args)
+    if choice.is_given:
+        _check_config(identity, choice.config, verdict.prediction, verdict, None)
+    elif args.prediction not in ("auto", verdict.prediction):
+        advice = f"--prediction asks for {args.prediction}: leave it out"
+        raise _contradiction(identity, verdict.prediction, verdict, None, advice)
+    else:
+        model.parameterization = verdict.prediction
+        config = _published(identity, verdict.prediction)
+        choice = replace(choice, prediction=verdict.prediction, config=config)
+    return choice, _by_step(verdict)
+
+
+def _undecided(choice: Choice, args: argparse.Namespace) -> str:
+    """Say whose word is taken: the YAML's, the flag's, or that of all published models of this kind."""
+    if not choice.is_given and choice.prediction is None:
+        raise InputError(
+            f"{choice.identity.path} is {choice.identity.sentence()}; whether it predicts eps or v the file "
+            "does not say, and one network step did not tell: give --prediction eps or --prediction v"
+        )
+    source = choice.config.name if args.prediction == "auto" else "--prediction"
+    return f"{source} says so; one network step did not tell"
+
+
+def _published(identity: "Identity", prediction: str | None) -> Path:
+    from ldm.checkpoint.classify import choose_config
+
+    name = choose_config(identity, prediction or "eps")     # a probe tells, once it is loaded
+    if name is None:
+        raise InputError(
+            f"{identity.path} is {identity.sentence()}, which no published configuration describes; "
+            "give --config YAML"
+        )
+    return find_config(name)
+
+
+def _check_config(
+    identity: "Identity", config: Path, known: str | None, found: "Verdict | None", stated: str | None
+) -> None:
+    """Refuse a YAML that asks for another prediction than is known of the file."""
+    wanted = asked_for(config)
+    if known is None or wanted not in ("eps", "v") or wanted == known:
+        return
+    from ldm.checkpoint.classify import choose_config
+
+    better = choose_config(identity, known)
+    if better is None or asked_for(find_config(better)) != known:
+        better = f"one with parameterization: {known}"
+    what = f"{config} asks for {wanted}: give --config {better}"
+    raise _contradiction(identity, known, found, stated, what)
+
+
+def _contradiction(
+    identity: "Identity", known: str, found: "Verdict | None", stated: str | None, what: str
+) -> WrongModelError:
+    file = Path(identity.path).name
+    if stated:
+        return WrongModelError(f"{file} predicts {known} ({SAID_BY[identity.prediction_source]}), but {what}")
+    other = {"eps": "v", "v": "eps"}[known]
+    return WrongModelError(
+        f"{file} predicts {known} ({_by_step(found)}), but {what}; should the step have erred, say so in "
+        f"the file: scripts/convert.py {file} OUT --prediction {other}"
+    )
+
+
+def _by_step(verdict: "Verdict") -> str:
+    return f"found by one network step; agreement {verdict.agreement:.2f}"
