@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def chosen_sampler(args: argparse.Namespace) -> str:
     """Return the sampler asked for: --sampler, else --plms, else --dpm, else ddim.
 
-    Raises: InputError when --sampler contradicts a flag or is unknown, or cannot honour --ddim_eta.
+    Raises: InputError when --sampler contradicts a flag or is unknown, or cannot honour --eta.
     """
     from ldm.samplers import find_sampler
 
@@ -29,9 +29,22 @@ def chosen_sampler(args: argparse.Namespace) -> str:
             f"--{flag} and --sampler {args.sampler} ask for different samplers; give one of them"
         )
     row = find_sampler(name or flag or "ddim")
-    if args.ddim_eta and not row.cls.takes_eta:
-        raise InputError(f"--ddim_eta {args.ddim_eta:g} needs DDIM: {row.name} adds no noise; leave it out")
+    if (eta := chosen_eta(args)) and row.cls.default_eta is None:
+        raise InputError(f"eta {eta:g}: {row.name} adds no noise; leave it out, or use ddim or euler_a")
     return row.name
+
+
+def chosen_eta(args: argparse.Namespace) -> float | None:
+    """Return --eta, else a --ddim_eta other than its default; None is the sampler's own.
+
+    Raises: InputError when both are given and differ.
+    """
+    eta = getattr(args, "eta", None)
+    if eta is None:
+        return args.ddim_eta or None
+    if args.ddim_eta not in (0, eta):
+        raise InputError(f"--eta {eta:g} and --ddim_eta {args.ddim_eta:g} contradict each other; give one")
+    return eta
 
 
 def chosen_spacing(args: argparse.Namespace, sampler: str) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ldm
-from ldm.cli.inputs import chosen_outdir, chosen_spacing
+from ldm.cli.inputs import chosen_eta, chosen_outdir, chosen_spacing
 from ldm.cli.model import OpenedModel
 from ldm.cli.progress import step_bar
 from ldm.jobs.numbering import NumberedFiles
@@ -163,7 +163,7 @@ def sampling_arguments(args: argparse.Namespace, opened: OpenedModel, sampler: s
             sampler=sampler,
             num_steps=args.steps,
             spacing=chosen_spacing(args, sampler),
-            eta=args.ddim_eta,
+            eta=chosen_eta(args),
             guidance_scale=args.scale,
             negative_prompt=args.negative_prompt,
             dtype=opened.dtype,
@@ -184,7 +184,7 @@ def run_record(args: argparse.Namespace, opened: OpenedModel, task: str, **setti
         "seed": args.seed,
         "steps": args.steps,
         "schedule": args.schedule,
-        "eta": args.ddim_eta,
+        "eta": chosen_eta(args),
         "guidance_scale": args.scale,
         "batch_size": args.n_samples,
         "model": opened.record(),

@@ -5,6 +5,7 @@ and a row in `SAMPLERS`.
 """
 
 import difflib
+import re
 from typing import Any, NamedTuple
 
 from ldm.diffusion.schedule import Schedule
@@ -13,23 +14,38 @@ from ldm.samplers.base import GridSampler, Sampler
 from ldm.samplers.ddim import DDIM, DDIMInversion
 from ldm.samplers.ddpm import DDPM
 from ldm.samplers.dpm_solver import DPMSolver
+from ldm.samplers.dpmpp_2m import DPMpp2M
+from ldm.samplers.dpmpp_2m_sde import DPMpp2MSDE
+from ldm.samplers.dpmpp_3m_sde import DPMpp3MSDE
+from ldm.samplers.euler import Euler
+from ldm.samplers.euler_ancestral import EulerAncestral
+from ldm.samplers.heun import Heun
+from ldm.samplers.lms import LMS
 from ldm.samplers.loop import Step, sample_loop
 from ldm.samplers.plms import PLMS
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "LMS",
     "PLMS",
     "SAMPLERS",
     "DDIMInversion",
     "DPMSolver",
+    "DPMpp2M",
+    "DPMpp2MSDE",
+    "DPMpp3MSDE",
+    "Euler",
+    "EulerAncestral",
     "GridSampler",
+    "Heun",
     "Sampler",
     "SamplerRow",
     "Step",
     "find_sampler",
     "make_sampler",
     "sample_loop",
+    "sampler_table",
 ]
 
 
@@ -50,9 +66,17 @@ SAMPLERS: dict[str, SamplerRow] = {
         SamplerRow(
             "dpm",
             DPMSolver,
-            ("dpm++", "dpmpp", "dpm-solver", "dpm-solver++", "dpm++2m", "dpmpp2m"),
-            "DPM-Solver++ (2M): good pictures from about 15 steps",
+            ("dpm++", "dpmpp", "dpm-solver", "dpm-solver++"),
+            "DPM-Solver++ (2M) at the published times: good pictures from about 15 steps",
         ),
+        SamplerRow("dpmpp_2m", DPMpp2M, ("dpm++2m",), "the same to the clean end, as other tools know it"),
+        SamplerRow("dpmpp_2m_sde", DPMpp2MSDE, ("dpm++2msde",), "second order; eta adds noise"),
+        SamplerRow("dpmpp_3m_sde", DPMpp3MSDE, ("dpm++3msde",), "third order; eta adds noise"),
+        SamplerRow("euler", Euler, (), "first order: DDIM's formula to the clean end"),
+        SamplerRow("euler_a", EulerAncestral, ("euler-ancestral",), "first order; eta adds noise"),
+        SamplerRow("heun", Heun, (), "second order, two evaluations a step"),
+        SamplerRow("lms", LMS, (), "linear multistep of fourth order"),
+        SamplerRow("ddpm", DDPM, (), "ancestral sampling of the training chain; needs many steps"),
     )
 }
 
@@ -61,10 +85,14 @@ def sampler_table() -> str:
     """Return a table of all samplers for people, a line each."""
     lines = [("name", "eta", "schedule", "")]
     for row in SAMPLERS.values():
-        own = getattr(row.cls, "default_spacing", "published")
-        lines.append((row.name, "yes" if row.cls.takes_eta else "-", own, row.help))
+        eta = "-" if row.cls.default_eta is None else f"{row.cls.default_eta:g}"
+        lines.append((row.name, eta, getattr(row.cls, "default_spacing", "published"), row.help))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name.lower())
 
 
 def find_sampler(name: str) -> SamplerRow:
@@ -73,8 +101,8 @@ def find_sampler(name: str) -> SamplerRow:
     Raises:
         InputError: there is none; the text lists them.
     """
-    rows = {alias.replace("-", ""): row for row in SAMPLERS.values() for alias in (row.name, *row.aliases)}
-    wanted = name.lower().replace("-", "").replace("_", "").replace(" ", "")
+    rows = {_folded(alias): row for row in SAMPLERS.values() for alias in (row.name, *row.aliases)}
+    wanted = _folded(name)
     if wanted in rows:
         return rows[wanted]
     near = difflib.get_close_matches(wanted, rows, n=1)
@@ -87,7 +115,7 @@ def make_sampler(
     schedule: Schedule,
     num_steps: int,
     *,
-    eta: float = 0.0,
+    eta: float | None = None,
     spacing: str | None = None,
     **options: Any,
 ) -> Sampler:

@@ -28,6 +28,14 @@ def batch_of(t: float, like: Tensor) -> Tensor:
     return torch.full((len(like),), t, dtype=dtype, device=like.device)
 
 
+def check_eta(cls: type["Sampler"], eta: float | None) -> None:
+    """Raise InputError where a sampler cannot honour an eta."""
+    if eta and cls.default_eta is None:
+        raise InputError(f"eta is {eta}: {cls.__name__} is deterministic, so eta must be 0 (DDIM takes it)")
+    if eta is not None and eta < 0:
+        raise InputError(f"eta is {eta}: expected 0 (deterministic) to 1 (as noisy as DDPM)")
+
+
 class Sampler:
     """One way from noise to latents, a step at a time.
 
@@ -37,7 +45,8 @@ class Sampler:
         memory: all that a step keeps for later ones, newest first. Saved with latents, put back to go on.
     """
 
-    takes_eta = False
+    default_eta: float | None = None
+    """how much noise steps add if nobody says; None: they add none and take no eta"""
     exact_spacing: str | None = None
     """the spacing to name where a count must be exact; None: without one it already is"""
 
@@ -68,9 +77,9 @@ class Sampler:
     def predict(self, i: int, x_t: Tensor, denoise: Model) -> Prediction:
         """Ask the network at step `i`, with x_0 corrected."""
         prediction = denoise(x_t, batch_of(self.timesteps[i], x_t))
-        return prediction if self.correct_x_0 is None else self.corrected(prediction)
+        return prediction if self.correct_x_0 is None else self.corrected(prediction, i, x_t)
 
-    def corrected(self, prediction: Prediction) -> Prediction:
+    def corrected(self, prediction: Prediction, i: int, x_t: Tensor) -> Prediction:
         """Correct x_0 and leave eps, as the published samplers do."""
         return prediction._replace(x_0=self.correct_x_0(prediction.x_0))
 
@@ -126,17 +135,19 @@ class GridSampler(Sampler):
         num_steps: int,  # network evaluations
         *,
         spacing: str | None = None,  # one of ldm.diffusion.spacing.SPACINGS; None: the class's own
-        eta: float = 0.0,
+        eta: float | None = None,  # noise of the steps, in units of what an ancestral step adds
         correct_x_0: Correction | None = None,
     ):
-        if eta != 0 and not self.takes_eta:
-            raise InputError(f"eta is {eta}: {type(self).__name__} takes none, so eta must be 0")
-        if eta < 0:
-            raise InputError(f"eta is {eta}: expected 0 (deterministic) or more")
+        check_eta(type(self), eta)
         times = spaced_times(spacing or self.default_spacing, schedule, self.steps_for(num_steps))
         super().__init__(schedule, times, correct_x_0)
-        self.eta = eta
+        self.eta = (self.default_eta if eta is None else eta) or 0.0
         self.nodes = Nodes.at(schedule, times).then_clean()
+
+    def corrected(self, prediction: Prediction, i: int, x_t: Tensor) -> Prediction:
+        """Correct x_0, and eps with it, so that x_t = alpha x_0 + sigma eps still holds."""
+        x_0 = self.correct_x_0(prediction.x_0)
+        return Prediction(x_0, (x_t - self.nodes.alphas[i] * x_0) / self.nodes.sigmas[i])
 
     def steps_for(self, evaluations: int) -> int:
         """Return how many steps cost `evaluations` network evaluations."""

@@ -15,7 +15,7 @@ from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.spacing import spaced_times
 from ldm.diffusion.timesteps import DDIMTable, ddim_table, ddim_timesteps
 from ldm.errors import InputError
-from ldm.samplers.base import Correction, Model, Noise, Sampler, batch_of
+from ldm.samplers.base import Correction, Model, Noise, Sampler, batch_of, check_eta
 
 
 def _times_and_table(
@@ -37,7 +37,7 @@ def _times_and_table(
 class DDIM(Sampler):
     """One evaluation a step; deterministic at eta 0, as noisy as DDPM at eta 1."""
 
-    takes_eta = True
+    default_eta = 0.0
     exact_spacing = "uniform"
 
     def __init__(
@@ -45,15 +45,15 @@ class DDIM(Sampler):
         schedule: Schedule,
         num_steps: int,
         *,
-        eta: float = 0.0,
+        eta: float | None = None,
         spacing: str | None = None,  # one of ldm.diffusion.spacing.SPACINGS, with exactly num_steps; or None:
         published: str = "uniform",  # the published times, see ddim_timesteps
         temperature: float = 1.0,  # factor of the added noise
         noise_dropout: float = 0.0,  # part of the added noise that is left out
         correct_x_0: Correction | None = None,
     ):
-        if eta < 0:
-            raise InputError(f"eta is {eta}: expected 0 (deterministic) to 1 (as noisy as DDPM)")
+        check_eta(type(self), eta)
+        eta = self.default_eta if eta is None else eta
         times, self.table = _times_and_table(schedule, num_steps, spacing, published, eta)
         if np.any(self.table.eta_sigmas**2 > 1 - self.table.alphas_cumprod_prev):
             raise InputError(f"eta is {eta}: a step would add more noise than it may leave; expected 0 to 1")

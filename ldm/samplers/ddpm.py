@@ -1,34 +1,35 @@
-"""DDPM's ancestral sampling (arXiv 2006.11239, algorithm 2).
+"""DDPM's ancestral sampling (arXiv 2006.11239, algorithm 2), over all training times or any of them.
 
-    x_{t-1} ~ q(x_{t-1} | x_t, x_0),   t = T-1 .. 0, without noise in the last step
+    x' ~ q(x' | x_t, x_0) = N(m, v)                                          (eq. 6 and 7, from t to t')
+    b = 1 - (alpha_t / alpha_t')^2,    v = b sigma_t'^2 / sigma_t^2
+    m = alpha_t' b / sigma_t^2 x_0 + (alpha_t / alpha_t') sigma_t'^2 / sigma_t^2 x_t
 
-It visits every training time; DDIM with eta 1 is its strided form.
+The last step, to the clean latents, has v = 0. With all times it is the published chain; strided it is DDIM
+at eta 1 and Euler ancestral on other times.
 """
+
+import math
 
 from torch import Tensor
 
 from ldm.diffusion.schedule import Schedule
-from ldm.errors import InputError
-from ldm.samplers.base import Model, Noise, Sampler, batch_of
+from ldm.samplers.base import GridSampler, Model, Noise
 
 
-class DDPM(Sampler):
-    """One evaluation for each of the last `num_steps` training times, all of them by default."""
+class DDPM(GridSampler):
+    """One evaluation a step; adds noise; needs many steps."""
 
-    def __init__(self, schedule: Schedule, num_steps: int | None = None, *, clip_denoised: bool = False):
-        num_steps = schedule.num_timesteps if num_steps is None else num_steps
-        if not 1 <= num_steps <= schedule.num_timesteps:
-            raise InputError(f"{num_steps} steps: the model was trained with 1 to {schedule.num_timesteps}")
-        super().__init__(schedule, range(num_steps - 1, -1, -1))
-        self.clip_denoised = clip_denoised  # to [-1, 1], for models of pixels
+    default_spacing = "trailing"
+
+    def __init__(self, schedule: Schedule, num_steps: int | None = None, **options):
+        """Take `num_steps` of the training times, all of them by default; options as in GridSampler."""
+        super().__init__(schedule, schedule.num_timesteps if num_steps is None else num_steps, **options)
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Take step `i` and return (x_prev, x_0)."""
-        t = batch_of(self.timesteps[i], x_t)
-        x_0 = denoise(x_t, t).x_0
-        x_0 = x_0.clamp(-1, 1) if self.clip_denoised else x_0
-        mean, _, log_variance = self.schedule.posterior(x_0, x_t, t)
+        """Take step `i` and return (x_t at the next node, x_0)."""
+        x_0, _ = self.predict(i, x_t, denoise)
+        (alpha, alpha_next), (sigma, sigma_next) = self.nodes.alphas[i : i + 2], self.nodes.sigmas[i : i + 2]
+        b = 1 - (alpha / alpha_next) ** 2
+        mean = alpha_next * b / sigma**2 * x_0 + alpha / alpha_next * (sigma_next / sigma) ** 2 * x_t
         n = noise(x_t)  # drawn in the last step too, as published
-        if self.timesteps[i] == 0:
-            return mean, x_0
-        return mean + (0.5 * log_variance).exp() * n, x_0
+        return mean + math.sqrt(b) * sigma_next / sigma * n, x_0

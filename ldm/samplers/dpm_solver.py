@@ -16,7 +16,7 @@ from torch import Tensor
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.spacing import spaced_times
 from ldm.errors import InputError
-from ldm.samplers.base import Correction, Model, Nodes, Noise, Sampler
+from ldm.samplers.base import Correction, Model, Nodes, Noise, Sampler, check_eta
 
 FIRST_ORDER_END_BELOW = 15
 """With so few steps the last second-order one is unstable."""
@@ -33,14 +33,13 @@ class DPMSolver(Sampler):
         schedule: Schedule,
         num_steps: int,
         *,
-        eta: float = 0.0,
+        eta: float | None = None,
         spacing: str | None = None,  # None: the published times
         correct_x_0: Correction | None = None,
     ):
         if num_steps < 1:
             raise InputError(f"{num_steps} sampling steps: expected at least 1")
-        if eta != 0:
-            raise InputError(f"eta is {eta}: DPM-Solver++ is deterministic, so eta must be 0 (DDIM takes it)")
+        check_eta(type(self), eta)
         if spacing is None:
             nodes = np.linspace(schedule.num_timesteps - 1, 0, num_steps + 1).tolist()
             super().__init__(schedule, nodes[:-1], correct_x_0)

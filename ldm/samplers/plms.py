@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ldm.diffusion.prediction import from_eps
 from ldm.diffusion.schedule import Schedule
-from ldm.errors import InputError
-from ldm.samplers.base import Correction, Model, Noise, batch_of
+from ldm.samplers.base import Correction, Model, Noise, batch_of, check_eta
 from ldm.samplers.ddim import DDIM
 
 # Weights of the newest noise and of the ones before it, by how many there are.
@@ -28,22 +27,23 @@ ADAMS_BASHFORTH = {
 class PLMS(DDIM):
     """One evaluation a step and one more in the first; always deterministic."""
 
-    takes_eta = False
+    default_eta = None
 
     def __init__(
         self,
         schedule: Schedule,
         num_steps: int,
         *,
-        eta: float = 0.0,
+        eta: float | None = None,
         spacing: str | None = None,  # with one: exactly num_steps evaluations, hence one step less
         published: str = "uniform",
         correct_x_0: Correction | None = None,
     ):
-        if eta != 0:
-            raise InputError(f"eta is {eta}: PLMS is deterministic, so eta must be 0 (DDIM takes it)")
+        check_eta(PLMS, eta)
         nodes = num_steps if spacing is None else max(1, num_steps - 1)
-        super().__init__(schedule, nodes, spacing=spacing, published=published, correct_x_0=correct_x_0)
+        super().__init__(
+            schedule, nodes, eta=0.0, spacing=spacing, published=published, correct_x_0=correct_x_0
+        )
         self.looks_ahead = spacing is None or num_steps > 1
 
     def evaluations(self, start: int = 0) -> int:

@@ -39,7 +39,7 @@ class Settings:
         num_steps: network evaluations. Without a spacing DDIM, PLMS and DPM take the published steps, which
             may be more (30 gives 31).
         spacing: where the steps are put, a name of ldm.diffusion.spacing.SPACINGS; None is the sampler's own.
-        eta: DDIM's noise, 0 deterministic, 1 as much as DDPM.
+        eta: noise of the steps, 0 deterministic, 1 as much as DDPM; None is the sampler's own.
         guidance_scale: exactly 1 leaves out the unconditional pass.
         negative_prompt: what the unconditional pass is told.
         dtype: what the networks compute in.
@@ -48,7 +48,7 @@ class Settings:
     sampler: str = "ddim"
     num_steps: int = 50
     spacing: str | None = None
-    eta: float = 0.0
+    eta: float | None = None
     guidance_scale: float = 9.0
     negative_prompt: str = ""
     dtype: torch.dtype = torch.float32

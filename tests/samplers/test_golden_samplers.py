@@ -113,12 +113,14 @@ def test_ancestral_sampling(case: Case):
     model = bare_model(case)
     schedule = schedule_of(config)
     draws = iter(case.draws)
+    sampler = DDPM(schedule)
     steps = sample_loop(
-        DDPM(schedule, config["T"]),
+        sampler,
         denoiser(model.apply_model, schedule, config["parameterization"]),
         case.inputs["x_T"],
         case.inputs["c"],
         noise=lambda x: next(draws),
+        start=sampler.start_index(config["T"]),
     )
     x = [step.x_t for step in steps]
     assert next(draws, None) is None

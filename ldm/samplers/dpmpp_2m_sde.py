@@ -1,0 +1,43 @@
+"""DPM++ 2M SDE: the second-order multistep of DPM-Solver++ on the reverse SDE (arXiv 2211.01095, appendix E).
+
+With h = lambda' - lambda, k = (1 + eta) h, r = h_before / h and D = x_0 + (x_0 - x_0_before) / (2 r):
+
+    x' = (sigma' / sigma) e^(-eta h) x + alpha' (1 - e^-k) D + sigma' sqrt(1 - e^(-2 eta h)) n
+
+eta 0 is DPM++ 2M. The last step, to the clean latents, returns x_0.
+"""
+
+import math
+
+from torch import Tensor
+
+from ldm.samplers.base import GridSampler, Model, Noise
+
+
+class DPMpp2MSDE(GridSampler):
+    """One evaluation a step; adds noise; second order where eta is 0."""
+
+    default_spacing = "karras"
+    default_eta = 1.0
+
+    def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Take step `i` and return (x_t at the next node, x_0)."""
+        x_0, _ = self.predict(i, x_t, denoise)
+        if i == len(self) - 1:
+            return x_0, x_0
+        lambdas = self.nodes.lambdas
+        h = lambdas[i + 1] - lambdas[i]
+        direction = x_0
+        if self.memory:
+            r = (lambdas[i] - lambdas[i - 1]) / h
+            direction = x_0 + (x_0 - self.memory[0]) / (2 * r)
+        self.memory = [x_0]
+        return self.along(i, h, x_t, direction, noise), x_0
+
+    def along(self, i: int, h: float, x_t: Tensor, direction: Tensor, noise: Noise) -> Tensor:
+        """Apply the formula at the top of this file."""
+        alpha, sigma = self.nodes.alphas[i + 1], self.nodes.sigmas[i + 1]
+        keep = sigma / self.nodes.sigmas[i] * math.exp(-self.eta * h)
+        x = keep * x_t - alpha * math.expm1(-(1 + self.eta) * h) * direction
+        added = sigma * math.sqrt(-math.expm1(-2 * self.eta * h))
+        return x + added * noise(x_t) if added > 0 else x

@@ -1,0 +1,19 @@
+"""Euler's method on the probability-flow ODE (arXiv 2206.00364, algorithm 1 without its correction).
+
+    x / alpha -> x / alpha + (sigma_karras' - sigma_karras) eps,    hence    x' = alpha' x_0 + sigma' eps
+
+which is DDIM at eta 0; they differ in the times and in the last step, which ends at the clean latents.
+"""
+
+from torch import Tensor
+
+from ldm.samplers.base import GridSampler, Model, Noise
+
+
+class Euler(GridSampler):
+    """One evaluation a step; deterministic; first order."""
+
+    def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Take step `i` and return (x_t at the next node, x_0)."""
+        x_0, eps = self.predict(i, x_t, denoise)
+        return self.nodes.alphas[i + 1] * x_0 + self.nodes.sigmas[i + 1] * eps, x_0

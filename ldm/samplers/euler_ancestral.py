@@ -1,0 +1,30 @@
+"""Euler steps to less noise than asked for, and fresh noise on top (k-diffusion's "ancestral" sampling).
+
+In units of sigma_karras, from s to s':
+
+    up^2 = eta^2 s'^2 (s^2 - s'^2) / s^2,     down^2 = s'^2 - up^2          (DDPM's posterior at eta 1)
+    x'   = alpha' (x_0 + down eps + up n)
+"""
+
+import math
+
+from torch import Tensor
+
+from ldm.samplers.base import GridSampler, Model, Noise
+
+
+class EulerAncestral(GridSampler):
+    """One evaluation a step; adds noise, so it never settles: more steps give another picture."""
+
+    default_eta = 1.0
+
+    def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Take step `i` and return (x_t at the next node, x_0)."""
+        x_0, eps = self.predict(i, x_t, denoise)
+        here, there = self.nodes.sigma_karras(i), self.nodes.sigma_karras(i + 1)
+        up = min(there, self.eta * there * math.sqrt(here**2 - there**2) / here)
+        down = math.sqrt(there**2 - up**2)
+        x_hat = x_0 + down * eps
+        if up > 0:
+            x_hat = x_hat + up * noise(x_t)
+        return self.nodes.alphas[i + 1] * x_hat, x_0
