@@ -85,7 +85,7 @@ def test_published_abbreviations_still_work():
         ({"plms": True}, "plms"),
         ({"dpm": True}, "dpm"),
         ({"plms": True, "dpm": True}, "plms"),
-        ({"sampler": "DPM++ 2M"}, "dpm"),
+        ({"sampler": "DPM++ 2M"}, "dpmpp_2m"),
         ({"sampler": "plms", "plms": True}, "plms"),
         ({"sampler": "ddim", "plms": True}, None),
         ({"sampler": "eulr"}, None),
