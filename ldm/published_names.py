@@ -32,6 +32,16 @@ PUBLISHED: dict[str, str] = {
     "ldm.models.diffusion.dpm_solver.DPMSolverSampler": "ldm.samplers.published.DPMSolverSampler",
     "ldm.models.diffusion.dpm_solver.sampler.DPMSolverSampler": "ldm.samplers.published.DPMSolverSampler",
     "ldm.modules.diffusionmodules.openaimodel.UNetModel": "ldm.models.unet.UNetModel",
+    "ldm.modules.diffusionmodules.openaimodel.ResBlock": "ldm.models.unet.ResBlock",
+    "ldm.modules.diffusionmodules.openaimodel.Upsample": "ldm.models.unet.Upsample",
+    "ldm.modules.diffusionmodules.openaimodel.Downsample": "ldm.models.unet.Downsample",
+    "ldm.modules.diffusionmodules.openaimodel.AttentionBlock": "ldm.models.attention.AttentionBlock",
+    "ldm.modules.diffusionmodules.openaimodel.TimestepEmbedSequential":
+        "ldm.models.unet.TimestepEmbedSequential",
+    "ldm.modules.diffusionmodules.model.Encoder": "ldm.models.autoencoder.Encoder",
+    "ldm.modules.diffusionmodules.model.Decoder": "ldm.models.autoencoder.Decoder",
+    "ldm.modules.diffusionmodules.model.ResnetBlock": "ldm.models.autoencoder.ResnetBlock",
+    "ldm.modules.diffusionmodules.model.AttnBlock": "ldm.models.autoencoder.AttnBlock",
     "ldm.modules.diffusionmodules.util.make_beta_schedule": "ldm.diffusion.published.make_beta_schedule",
     "ldm.modules.diffusionmodules.util.timestep_embedding": "ldm.diffusion.timesteps.timestep_embedding",
     "ldm.modules.diffusionmodules.util.make_ddim_timesteps": "ldm.diffusion.published.make_ddim_timesteps",
@@ -42,6 +52,11 @@ PUBLISHED: dict[str, str] = {
     "ldm.modules.attention.SpatialTransformer": "ldm.models.attention.SpatialTransformer",
     "ldm.modules.attention.BasicTransformerBlock": "ldm.models.attention.BasicTransformerBlock",
     "ldm.modules.attention.FeedForward": "ldm.models.attention.FeedForward",
+    "ldm.modules.attention.GEGLU": "ldm.models.attention.GEGLU",
+    "ldm.modules.attention.default": "ldm.util.default",
+    "ldm.modules.attention.exists": "ldm.util.exists",
+    "ldm.modules.diffusionmodules.util.mean_flat": "ldm.util.mean_flat",
+    "ldm.modules.diffusionmodules.util.zero_module": "ldm.models.attention.zero_module",
     "ldm.modules.distributions.distributions.DiagonalGaussianDistribution":
         "ldm.models.gaussian.DiagonalGaussianDistribution",
     "ldm.modules.ema.LitEma": "ldm.training.ema.LitEma",
@@ -91,7 +106,11 @@ class _OldModule(ModuleType):
             value = resolve(PUBLISHED[published])
             setattr(self, attribute, value)
             return value
-        raise AttributeError(f"module {self.__name__!r} has no attribute {attribute!r}")
+        kept = [name for name in dir(self) if not name.startswith("_")]
+        raise AttributeError(
+            f"module {self.__name__!r} has no attribute {attribute!r}; of the published names it keeps "
+            f"{', '.join(kept)}; see ldm/published_names.py"
+        )
 
     def __dir__(self) -> list[str]:
         prefix = self.__name__ + "."

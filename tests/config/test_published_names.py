@@ -15,6 +15,58 @@ def test_every_old_name_imports_and_is_todays(old, new):
     assert getattr(importlib.import_module(module), name) is resolve(new)
 
 
+def test_a_name_that_is_not_kept_says_what_is():
+    import ldm.modules.attention as attention
+
+    with pytest.raises(AttributeError, match=r"no attribute 'LinearAttention'; .*CrossAttention, .*see ldm"):
+        attention.LinearAttention  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'LinearAttention'"):
+        exec("from ldm.modules.attention import LinearAttention", {})
+    assert not hasattr(attention, "__wrapped__")
+
+
+def test_the_small_helpers_do_what_they_did():
+    import torch
+
+    import ldm.util as util
+
+    x = torch.arange(24.0).reshape(2, 3, 2, 2)
+    assert util.exists(0) and not util.exists(None)
+    assert (util.default(None, 3), util.default(None, lambda: 4), util.default(0, 3)) == (3, 4, 0)
+    assert util.isimage(x) and util.isimage(x[:, :1]) and not util.isimage(x[0]) and not util.isimage("x")
+    assert util.ismap(torch.zeros(1, 4, 2, 2)) and not util.ismap(x) and not util.ismap(None)
+    assert util.mean_flat(x).tolist() == [5.5, 17.5]
+    assert util.count_params(torch.nn.Linear(3, 4), verbose=True) == 16
+    assert util.get_obj_from_str("ldm.modules.attention.GEGLU").__module__ == "ldm.models.attention"
+    assert util.get_obj_from_str("torch.nn.Linear") is torch.nn.Linear
+    captions = util.log_txt_as_img((64, 32), ["a cat", "", "a long caption that takes several lines"])
+    assert captions.shape == (3, 3, 32, 64) and captions.dtype == torch.float32
+    assert captions.min() >= -1 and captions.max() == 1
+    ink = (captions < 0).flatten(1).sum(1)
+    assert ink[0] > 0 and ink[1] == 0 and ink[2] > ink[0]
+
+
+# One published name of each old module -> what its callers do with it, which is true if it works.
+USES = {
+    "ldm.modules.attention.GEGLU": lambda found, x: found(4, 8)(x).shape == (1, 32, 4, 8),
+    "ldm.modules.diffusionmodules.openaimodel.Downsample": lambda found, x: found(32, True)(x).shape[-1] == 2,
+    "ldm.modules.diffusionmodules.model.AttnBlock": lambda found, x: found(32, 32)(x).shape == x.shape,
+    "ldm.modules.diffusionmodules.util.timestep_embedding":
+        lambda found, x: found(x[0, :2, 0, 0], 8).shape == (2, 8),
+    "ldm.modules.distributions.distributions.DiagonalGaussianDistribution":
+        lambda found, x: found(x).mode().shape == (1, 16, 4, 4),
+    "ldm.models.autoencoder.AutoencoderKL": lambda found, x: hasattr(found, "encode"),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_old_names_can_be_used(name):
+    import torch
+
+    module, _, attribute = name.rpartition(".")
+    assert USES[name](getattr(importlib.import_module(module), attribute), torch.zeros(1, 32, 4, 4))
+
+
 def test_as_notebooks_write_it():
     from ldm.models.diffusion.ddim import DDIMSampler
     from ldm.models.diffusion.ddpm import LatentDiffusion
