@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm.checkpoint.layouts import controlnet, depth, image_encoder, image_normalizer, text_encoder, unet, vae
-from ldm.checkpoint.layouts.renaming import Tensors, below, with_prefix, without_prefix
+from ldm.checkpoint.layouts.renaming import Tensors, below, shown, with_prefix, without_prefix
 from ldm.errors import NotACheckpointError, WrongModelError
 
 Config = Mapping[str, Any] | None
@@ -241,10 +241,10 @@ def _single_to_published(tensors: Tensors, config: Config) -> Tensors:
             raise WrongModelError(what)
     layout = layout_of(tensors)
     if layout is None:
-        shown = ", ".join(list(tensors)[:EXAMPLES]) + (", ..." if len(tensors) > EXAMPLES else "")
+        examples = [shown(name) for name in list(tensors)[:EXAMPLES]] + ["..."] * (len(tensors) > EXAMPLES)
         raise NotACheckpointError(
-            f"holds {len(tensors)} tensors ({shown}) of no known model; expected a checkpoint of SD 1.x or "
-            "2.x, or a UNet, VAE, text encoder or ControlNet of one"
+            f"holds {len(tensors)} tensors ({', '.join(examples)}) of no known model; expected a checkpoint of SD "
+            "1.x or 2.x, or a UNet, VAE, text encoder or ControlNet of one"
         )
     return layout.to_published(tensors, config)
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Tensors: TypeAlias = "dict[str, Tensor]"
+LONGEST_NAME = 120
 Pairs: TypeAlias = "list[tuple[str, str]]"      # (published module path, diffusers module path)
 
 
@@ -16,9 +17,15 @@ def renamed(tensors: Tensors, table: Mapping[str, str], what: str) -> Tensors:
     """Return the same tensors under the names that `table` gives their modules.
 
     Raises:
-        WrongModelError: a name that the table does not have.
+        WrongModelError: a name that the table does not have, or two names of one thing.
     """
-    return {_new_name(name, table, what): tensor for name, tensor in tensors.items()}
+    found: Tensors = {}
+    for name, tensor in tensors.items():
+        new = _new_name(name, table, what)
+        if new in found:
+            raise WrongModelError(f"{what} has {shown(name)} twice, by an older name too; remove one")
+        found[new] = tensor
+    return found
 
 
 def _new_name(name: str, table: Mapping[str, str], what: str) -> str:
@@ -28,8 +35,20 @@ def _new_name(name: str, table: Mapping[str, str], what: str) -> str:
             return table[name[:end]] + name[end:]
         end = name.rfind(".", 0, end)
     raise WrongModelError(
-        f"{what} has {name}, which SD 1.x and 2.x have not; give a model of these, or keep it in its layout"
+        f"{what} has {shown(name)}, which SD 1.x and 2.x have not; give a model of these"
     )
+
+
+def shown(name: str) -> str:
+    """Return a name from a file so that it takes one short line."""
+    return repr(name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME] + "...")
+
+
+def thirds(name: str, tensor: "Tensor") -> "tuple[Tensor, ...]":
+    """Split what CLIP keeps as one into query, key and value, without a copy."""
+    if tensor.ndim == 0 or tensor.shape[0] % 3:
+        raise WrongModelError(f"{shown(name)} is {tuple(tensor.shape)}; expected query, key and value in one")
+    return tensor.chunk(3)
 
 
 def forward(pairs: Pairs) -> dict[str, str]:

@@ -13,7 +13,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ldm.checkpoint.layouts.renaming import Tensors, with_prefix, without_prefix
+from ldm.checkpoint.layouts.renaming import Tensors, shown, thirds, with_prefix, without_prefix
+from ldm.errors import WrongModelError
 
 TOWER = "text_model."
 CLIP, OPENCLIP = "transformer.text_model.", "model."        # below cond_stage_model., of SD 1.x and SD 2.x
@@ -92,8 +93,6 @@ def openclip_names(
     """
     import torch
 
-    from ldm.errors import WrongModelError
-
     outside = {theirs: ours for ours, theirs in outside.items()}
     inside = {theirs: ours for ours, theirs in BLOCK.items()}
     published: Tensors = {}
@@ -107,12 +106,14 @@ def openclip_names(
             path = f"encoder.layers.{layer[1]}.self_attn"
             joined = f"transformer.resblocks.{layer[1]}.{IN_PROJ}{layer[3]}"
             if joined not in published:
-                thirds = [tower.get(f"{path}.{part}.{layer[3]}") for part in QKV]
-                if any(third is None for third in thirds):
-                    raise WrongModelError(f"{what} lacks {layer[3]} of q, k or v in {path}")
-                published[joined] = torch.cat(thirds)
+                qkv = [tower.get(f"{path}.{part}.{layer[3]}") for part in QKV]
+                if len({None if x is None else x.shape for x in qkv}) > 1:
+                    raise WrongModelError(
+                        f"{what} lacks {layer[3]} of q, k or v in {path}, or has one misshapen"
+                    )
+                published[joined] = torch.cat(qkv)
         elif name != POSITION_IDS:
-            raise WrongModelError(f"{what} has {name}, which CLIP's tower has not")
+            raise WrongModelError(f"{what} has {shown(name)}, which CLIP's tower has not")
     return published
 
 
@@ -129,7 +130,7 @@ def transformers_names(
         elif block and block[2] in BLOCK:
             found[f"encoder.layers.{block[1]}.{BLOCK[block[2]]}.{block[3]}"] = tensor
         elif block and block[2] == IN_PROJ.removesuffix("_"):
-            for part, third in zip(QKV, tensor.chunk(3), strict=True):
+            for part, third in zip(QKV, thirds(name, tensor), strict=True):
                 found[f"encoder.layers.{block[1]}.self_attn.{part}.{block[3]}"] = third
         else:
             rest[name] = tensor

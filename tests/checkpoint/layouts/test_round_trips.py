@@ -256,16 +256,19 @@ def test_a_pipeline_becomes_one_file_and_its_other_parts_are_left_out():
         (["down_blocks.0.resnets.0.norm1.weight", "add_embedding.linear_1.bias"], WrongModelError, "SDXL"),
         (["model.diffusion_model.joint_blocks.0.x.weight"], WrongModelError, "SD3"),
         (["down_blocks.0.resnets.0.norm7.weight"], WrongModelError, "norm7"),
-        (["embeddings.token_embedding.weight", "pooler.weight"], None, "pooler"),
-        (["layer1.0.conv1.weight", "a", "b", "c"], NotACheckpointError, r"4 tensors \(layer1"),
+        (["embeddings.token_embedding.weight", "pooler.weight"], WrongModelError, "pooler"),
+        (["layer1.0.conv1.weight", "a", "b", "c"], NotACheckpointError, r"4 tensors \('layer1"),
+        (["encoder.mid_block.attentions.0.to_q.weight", "encoder.mid_block.attentions.0.query.weight"],
+         WrongModelError, "twice"),
+        (["down_blocks.0.resnets.0." + 1000 * "long\n"], WrongModelError, "long"),
         ([], NotACheckpointError, "holds"),
     ],
 )
 def test_what_is_no_stable_diffusion_is_refused_in_a_sentence(names: list[str], error: type, what: str):
     tensors = {name: torch.ones(2, 1024) for name in names}
-    with pytest.raises(error or WrongModelError, match=f"^some.file: .*{what}") as caught:
+    with pytest.raises(error, match=f"^some.file: .*{what}") as caught:
         to_published({"": tensors}, source="some.file")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("part", ["text_encoder_2", "transformer", "vqvae"])
@@ -277,6 +280,16 @@ def test_a_pipeline_of_another_kind_is_refused(part: str):
 def test_a_layer_that_diffusers_has_not_is_refused_by_name():
     with pytest.raises(WrongModelError, match="qkv.weight"):
         published_to_parts({"model.diffusion_model.middle_block.1.qkv.weight": torch.ones(1)})
+
+
+def test_a_misshapen_attention_is_refused():
+    block = "cond_stage_model.model.transformer.resblocks"
+    file = {f"{block}.0.attn.in_proj_weight": torch.ones(4, 2), f"{block}.1.ln_1.bias": torch.ones(2)}
+    with pytest.raises(WrongModelError, match=r"in_proj_weight' is \(4, 2\)"):
+        published_to_parts(file)
+    tower = {f"encoder.layers.0.self_attn.{part}_proj.bias": torch.ones(2 + (part == "k")) for part in "qkv"}
+    with pytest.raises(WrongModelError, match="misshapen"):
+        part_to_published("text_encoder", tower, {"hidden_act": "gelu"})
 
 
 def test_absurd_numbers_of_blocks_cost_nothing():
