@@ -86,7 +86,8 @@ NONE_LITERALS = ("__is_first_stage__", "__is_unconditional__")
 # Nodes that only training reads, where its own configuration says it: not built, a class that asks gets None.
 TRAINING_NODES = ("lossconfig", "scheduler_config")
 NODE_KEYS = ("target", "params", "base_learning_rate")
-FILE_KEYS = {"arch": ".json", "bpe_path": ""}       # may name a file beside the YAML; with the ending it has
+# May name a file beside the YAML; with the ending it has.
+FILE_KEYS = {"arch": ".json", "bpe_path": "", "model": ".json"}
 BUILDABLE_PACKAGES = ("ldm.models.", "ldm.training.", "ldm.data.", "ldm.adapters.")
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 PACKAGE = Path(__file__).resolve().parent

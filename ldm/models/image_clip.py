@@ -31,6 +31,10 @@ class CLIPModel(TextTower):
             del self.transformer            # open_clip builds no tower without blocks
         self.visual = open_clip.model._build_vision_tower(embed_dim, config["vision_cfg"], quick_gelu)
 
+    def unused_parameters(self) -> list[str]:
+        """Name what pictures never need: all of the text tower, which folders of diffusers leave out."""
+        return [name for name, _ in self.named_parameters() if not name.startswith("visual.")]
+
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Encode normalised pixels (b, 3, side, side) to (b, embed_dim)."""
         return self.visual(pixels.to(self.visual.proj.dtype))
@@ -51,7 +55,7 @@ class CLIPImageEmbedder(nn.Module):
 
     def freeze(self) -> None:
         """Put the towers into evaluation mode and switch off their gradients."""
-        self.model = self.model.eval()
+        self.eval()
         self.requires_grad_(False)
 
     def preprocess(self, images: Tensor) -> Tensor:

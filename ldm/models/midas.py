@@ -193,6 +193,10 @@ class HybridViT(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, classes)
 
+    def unused_parameters(self) -> list[str]:
+        """Name what depth never reads, and what folders of diffusers leave out."""
+        return ["head.weight", "head.bias"]
+
     def positions(self, height: int, width: int) -> Tensor:
         """Return the position embedding (1, 1 + height * width, c), resized where the grid is another."""
         if (height, width) == (self.grid, self.grid):
