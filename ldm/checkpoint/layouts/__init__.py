@@ -243,8 +243,8 @@ def _single_to_published(tensors: Tensors, config: Config) -> Tensors:
     if layout is None:
         examples = [shown(name) for name in list(tensors)[:EXAMPLES]] + ["..."] * (len(tensors) > EXAMPLES)
         raise NotACheckpointError(
-            f"holds {len(tensors)} tensors ({', '.join(examples)}) of no known model; expected a checkpoint of SD "
-            "1.x or 2.x, or a UNet, VAE, text encoder or ControlNet of one"
+            f"holds {len(tensors)} tensors ({', '.join(examples)}) of no known model; expected "
+            "a checkpoint of SD 1.x or 2.x, or a UNet, VAE, text encoder or ControlNet of one"
         )
     return layout.to_published(tensors, config)
 
