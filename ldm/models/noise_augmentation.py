@@ -95,16 +95,16 @@ class ImageConcatWithNoiseAugmentation(AbstractLowScaleModel):
         """
         if noise_level is None:
             return torch.randint(0, self.max_noise_level, (len(x),), device=x.device)
-        levels = torch.as_tensor(noise_level, device=x.device)
-        if levels.is_floating_point() or levels.numel() not in (1, len(x)):
-            raise InputError(
-                f"noise level {tuple(levels.shape)} {levels.dtype}: expected an integer, or one for each of "
-                f"{len(x)} samples"
-            )
+        given = noise_level.flatten().tolist() if isinstance(noise_level, Tensor) else [noise_level]
         last = self.schedule.num_timesteps - 1
-        if not x.is_meta and not bool(((levels >= 0) & (levels <= last)).all()):
-            raise InputError(f"noise level {levels.tolist()}: expected 0 to {last}")
-        return levels.long().reshape(-1).expand(len(x))
+        if len(given) not in (1, len(x)) or not all(isinstance(n, int) and 0 <= n <= last for n in given):
+            raise InputError(
+                f"noise level {', '.join(map(str, given))}: expected an integer from 0 to {last}, or one for "
+                f"each of {len(x)} samples"
+            )
+        if len(given) == 1:
+            return torch.full((len(x),), given[0], dtype=torch.long, device=x.device)
+        return noise_level.flatten().to(x.device, torch.long)
 
     def forward(
         self, x: Tensor, noise_level: Tensor | int | None = None, noise: Tensor | None = None

@@ -28,7 +28,7 @@ BUILT = {
     "x4-upscaling": ["stable-diffusion/x4-upscaling.yaml"],
     "v2-1-stable-unclip-h": ["stable-diffusion/v2-1-stable-unclip-h-inference.yaml"],
     "v2-1-stable-unclip-l": ["stable-diffusion/v2-1-stable-unclip-l-inference.yaml"],
-    "cldm_v15": ["controlnet/cldm_v15.yaml"],
+    "cldm_v15": ["controlnet/cldm_v15.yaml", "controlnet/cldm_v15_avg_pool.yaml"],
     "cldm_v21": ["controlnet/cldm_v21.yaml"],
 }
 

@@ -263,8 +263,9 @@ def test_the_upscaler_sees_the_noised_picture_and_its_level():
 
 @pytest.mark.parametrize("level", [-1, 1000, 2.5, [1, 2, 3]])
 def test_a_noise_level_that_there_is_not_is_refused(level):
-    with pytest.raises(InputError, match="noise level .*expected"):
-        upscaler().conditioning(TEXT, torch.zeros(1, 3, 6, 4), torch.as_tensor(level))
+    given = level if isinstance(level, float) else torch.as_tensor(level)
+    with pytest.raises(InputError, match="noise level .*: expected an integer from 0 to 999"):
+        upscaler().conditioning(TEXT, torch.zeros(1, 3, 6, 4), given)
 
 
 def test_the_picture_may_be_handed_over_as_it_is():
