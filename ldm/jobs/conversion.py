@@ -1,0 +1,196 @@
+"""Convert a checkpoint: between one published file and a diffusers folder, or into another file.
+
+    folder -> FILE.safetensors      published names
+    file   -> FILE.safetensors      the names of the file
+    file   -> FOLDER                any other name
+
+A folder needs a configuration, which is compared with the weights before anything is written.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.checkpoint import convert as writing
+from ldm.checkpoint import identify
+from ldm.checkpoint.classify import CONFIGS, SD, choose_config
+from ldm.checkpoint.identity import Identity
+from ldm.checkpoint.layouts import UNUSED
+from ldm.checkpoint.opened import open_weights, published
+from ldm.checkpoint.sniff import Container
+from ldm.config import instantiate, load_config
+from ldm.errors import ConfigError, InputError, WrongModelError
+from ldm.loading import match
+
+logger = logging.getLogger(__name__)
+
+FILE_ENDING = ".safetensors"
+# unCLIP's statistics of image embeddings: a file may leave them out, a folder may not.
+MEAN, STD = "noise_augmentor.data_mean", "noise_augmentor.data_std"
+# A published configuration that has a part alone in it.
+OF_PARTS = {
+    ("vae", None): SD + "v1-inference.yaml",
+    ("text_encoder", "1.x"): SD + "v1-inference.yaml",
+    ("text_encoder", "2.x"): SD + "v2-inference.yaml",
+    ("controlnet", "1.x"): CONFIGS["1.x", "controlnet"],
+    ("controlnet", "2.x"): CONFIGS["2.x", "controlnet"],
+}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How to convert."""
+
+    config: str | None = None           # YAML; None takes the published one that the weights are of
+    prediction: str | None = None       # eps or v, as the result states; None takes what is known
+    weights: str = "auto"               # of ldm.checkpoint.convert.COPIES
+    prune: bool = False                 # leave out what only training needs
+    dtype: torch.dtype | None = None    # of the weights written; None keeps each
+    variant: str | None = None          # of the folder read or written, such as fp16
+    overwrite: bool = False
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    wishes: Wishes | None = None,
+    progress: writing.Progress | None = None,
+) -> writing.Converted:
+    """Convert `source` to `target`; the new file or folder appears there whole, or nothing changes.
+
+    Raises:
+        InputError: a target that exists, or that makes no sense for this source.
+        ConfigError: no configuration for a folder, or one that diffusers cannot express.
+        WrongModelError: the configuration is another model's, or the copy asked for is not there.
+        CheckpointError: what reading may raise.
+    """
+    wishes = wishes or Wishes()
+    source, target = Path(source).expanduser(), Path(target).expanduser()
+    from_folder, to_folder = source.is_dir(), target.suffix.lower() != FILE_ENDING
+    if from_folder and to_folder:
+        raise InputError(f"{target}: a folder becomes one file; give a name that ends in {FILE_ENDING}")
+    opened = open_weights(source, variant=wishes.variant if from_folder else None)
+    identity = identify(source)
+    tensors = published(opened) if from_folder or to_folder else opened.parts[""]
+    described = None
+    if to_folder or wishes.config is not None:
+        described = _Described.by(wishes, identity)
+    chosen, dropped = writing.select(
+        tensors, wishes.weights, wishes.prune, described and described.model.state_dict()
+    )
+    prediction = wishes.prediction or (described.prediction if described else identity.prediction)
+    metadata = {**opened.metadata, **_metadata(identity, opened.metadata, tensors, chosen, prediction)}
+    shared: dict[str, Any] = {"dtype": wishes.dtype, "overwrite": wishes.overwrite, "progress": progress}
+    if described:
+        described.check(chosen, source)
+    if to_folder:
+        chosen = described.with_statistics(chosen, source)
+        done = writing.write_folder(
+            target, chosen, described.params, metadata, variant=wishes.variant, **shared
+        )
+    else:
+        chosen = _without_trivial_statistics(chosen) if from_folder else chosen
+        done = writing.write_file(target, chosen, metadata, sources=opened.files, **shared)
+    done.dropped = dropped
+    if opened.container is Container.FOLDER and UNUSED not in opened.parts:
+        done.notes.append(
+            "the folder has no unused.safetensors, so what diffusers has no place for (the last text block, "
+            "text_projection, logit_scale, the noise schedule) is not in the file; sampling does not need it"
+        )
+    return done
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What a configuration says of the weights."""
+
+    source: str                 # the YAML
+    params: dict[str, Any]      # of its `model` node
+    model: nn.Module            # on the meta device
+
+    @classmethod
+    def by(cls, wishes: Wishes, identity: Identity) -> "_Described":
+        """Read the configuration that is asked for, or the published one that the weights are of."""
+        from omegaconf import OmegaConf
+
+        path = wishes.config or choose_config(identity, wishes.prediction)
+        path = path or OF_PARTS.get((identity.kind, identity.family))
+        if path is None:
+            is_open = identity.family == "2.x" and identity.task == "txt2img"
+            what = "does not say whether it predicts eps or v: give --prediction" if is_open else (
+                "is of no published size: give --config YAML, which a folder for diffusers is written by"
+            )
+            raise ConfigError(f"{identity.path} is {identity.sentence()}, and {what}")
+        node = OmegaConf.to_container(load_config(path).get("model"), resolve=True)
+        params = node.setdefault("params", {})
+        stated = params.get("parameterization", "eps")
+        if wishes.prediction not in (None, stated):
+            if wishes.config is not None:
+                raise ConfigError(
+                    f"--prediction {wishes.prediction}, but {path} says parameterization: {stated}; "
+                    "leave one of them out"
+                )
+            params["parameterization"] = wishes.prediction
+        with torch.device("meta"):
+            return cls(str(path), params, instantiate(node, path=f"{path}: model"))
+
+    @property
+    def prediction(self) -> str:
+        return self.params.get("parameterization", "eps")
+
+    def check(self, tensors: Mapping[str, Tensor], file: Path) -> None:
+        """Compare each part of the weights with that of the configuration."""
+        for prefix, what in writing.PART_NAMES.items():
+            inside = {name: x for name, x in tensors.items() if name.startswith(prefix)}
+            if inside and prefix != writing.PREFIX:
+                fit = match(self.model, inside, prefix)
+                if not fit.is_good:
+                    raise WrongModelError(f"{file} does not fit {self.source} in the {what}: {fit.report()}")
+
+    def with_statistics(self, tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+        """Add unCLIP's statistics, from the file that the configuration names, where they are not there."""
+        augmentor = getattr(self.model, "noise_augmentor", None)
+        if augmentor is None or MEAN in tensors or not any(x.startswith("embedder.") for x in tensors):
+            return tensors
+        augmentor.look_beside(file.parent)
+        augmentor.materialise_buffers("cpu")
+        return tensors | {MEAN: augmentor.data_mean, STD: augmentor.data_std}
+
+
+def _without_trivial_statistics(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave mean 0 and deviation 1 to the configuration, as published files do."""
+    if MEAN not in tensors or bool(tensors[MEAN].any()) or not bool((tensors[STD] == 1).all()):
+        return tensors
+    return {name: x for name, x in tensors.items() if name not in (MEAN, STD)}
+
+
+def _metadata(
+    identity: Identity,
+    said: Mapping[str, str],
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    prediction: str | None,
+) -> dict[str, str]:
+    """Return what the result says of itself."""
+    copies = [any(name.startswith(writing.PREFIX) for name in names) for names in (before, after)]
+    raw = any(name.startswith(writing.UNET) for name in before)
+    weights = said.get("sd.weights")
+    if copies[1]:
+        weights = "raw+ema"
+    elif copies[0]:
+        weights = "ema" if not raw or _took_averaged(before, after) else "raw"
+    weights = weights or identity.weights
+    stated = {
+        "sd.family": identity.family, "sd.task": identity.task, "sd.prediction": prediction,
+        "sd.weights": weights, "sd.config": identity.config,
+    }
+    return {"format": "pt", **{key: str(value) for key, value in stated.items() if value is not None}}
+
+
+def _took_averaged(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
+    return any(after[name] is not x for name, x in before.items() if name.startswith(writing.UNET))
