@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.backends.device import resolve_device, resolve_dtype
-from ldm.checkpoint.guess import guess
+from ldm.checkpoint.classify import classify
 from ldm.checkpoint.layouts import averaged
 from ldm.checkpoint.opened import Opened, open_weights, published
 from ldm.checkpoint.pages import release_pages
@@ -271,7 +271,9 @@ def _file_is(weights: Mapping[str, Tensor]) -> str:
 
 
 def _guess(weights: Mapping[str, Tensor]) -> str:
-    return guess({name: tuple(x.shape) for name, x in weights.items()})
+    return classify(
+        {name: (str(x.dtype).removeprefix("torch."), tuple(x.shape)) for name, x in weights.items()}
+    ).sentence()
 
 
 def _is_listed(name: str, patterns: Iterable[str]) -> bool:

@@ -7,7 +7,10 @@
     folder.py            a diffusers folder
     stand_ins.py         inert things that take the place of classes a training file mentions
     tensors.py           which tensors are accepted
-    guess.py             a sentence on what a set of weights is, for messages
+    identification.py    say what a file or folder is: `identify`
+    header.py            the names and shapes in a file, without its weights
+    classify.py          what names, shapes and labels mean; addons.py: LoRAs and the like, and other families
+    identity.py          the record of that, and the words for it
     pages.py             hand memory-mapped pages back
 
 Importing this package imports no torch.
@@ -18,6 +21,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ldm.checkpoint.identity import Identity
 
 
 def load_checkpoint(path: str | Path) -> "dict[str, Tensor]":
@@ -34,3 +39,14 @@ def load_checkpoint(path: str | Path) -> "dict[str, Tensor]":
     from ldm.checkpoint.opened import open_weights, published
 
     return published(open_weights(path))
+
+
+def identify(path: str | Path) -> "Identity":
+    """Return what a weights file or diffusers folder is, without reading its weights and without torch.
+
+    Raises:
+        CheckpointError: as loading does, but for NaN and infinite weights, which only reading them shows.
+    """
+    from ldm.checkpoint.identification import identify
+
+    return identify(path)

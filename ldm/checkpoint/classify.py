@@ -103,7 +103,8 @@ def classify(
         found = recognise(shapes, metadata) if _context_width(groups) not in FAMILIES else None
         found = found if found and found["kind"] == "foreign" else None
     fields = found or _by_parts(groups, shapes, metadata, configs)
-    parts = {LABELS.get(part, part): _count(group) for part, group in groups.items() if _count(group)}
+    order = sorted(groups, key=lambda part: [*LABELS, part].index(part))
+    parts = {LABELS.get(part, part): count for part in order if (count := _count(groups[part]))}
     dtypes: dict[str, int] = {}
     for x in shapes.values():
         dtypes[x.dtype] = dtypes.get(x.dtype, 0) + x.nbytes

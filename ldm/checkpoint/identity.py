@@ -108,7 +108,7 @@ class Identity:
             what = "a model"
         task = TASKS.get(self.task, "an unknown task")
         channels = f" ({self.in_channels} input channels)" if self.in_channels else ""
-        lacking = f", without {' and '.join(self.lacks)}" if self.lacks else ""
+        lacking = f" without {' and '.join(self.lacks)}" if self.lacks else ""
         only = ", the averaged (EMA) copy alone" if self.weights == "ema" else ""
         return f"{what} for {task}{channels}{lacking}{only}"
 

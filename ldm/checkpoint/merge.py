@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.checkpoint.identify import identify
+from ldm.checkpoint import identify
 from ldm.checkpoint.identity import Identity
 from ldm.checkpoint.layouts import to_published
 from ldm.checkpoint.layouts.averaged import averaged_names, with_averaged_weights

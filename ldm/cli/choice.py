@@ -64,7 +64,7 @@ def choose(args: argparse.Namespace, checkpoint: Path) -> Choice:
         CheckpointError: damaged, unsafe, of another digest, no model, or not of a kind that is asked for.
         InputError: no published YAML describes it, or flags contradict each other.
     """
-    from ldm.checkpoint.identify import identify
+    from ldm.checkpoint import identify
 
     identity = identify(checkpoint)
     check_digest(args, checkpoint)

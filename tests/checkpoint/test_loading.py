@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import ldm
 from golden_cases import case
-from ldm.checkpoint.guess import guess
+from ldm.checkpoint.classify import classify
 from ldm.config import instantiate, load_config
 from ldm.errors import BackendUnavailable, BadValuesError, ConfigError, LdmError, WrongModelError
 from ldm.loading import COMPUTED, SURPLUS, UNUSED, averaged_names, load_model, load_part, match
@@ -329,6 +329,6 @@ def test_device_and_dtype_are_checked_first(options, tmp_path):
     assert isinstance(caught.value, BackendUnavailable) or "expected auto" in str(caught.value)
 
 
-def test_the_guess_for_the_model_itself(on_meta):
-    shapes = {name: tuple(x.shape) for name, x in on_meta.state_dict().items()}
-    assert guess(shapes) == "a model of context width 8 for text-to-image (4 input channels)"
+def test_the_words_for_the_model_itself(on_meta):
+    shapes = {name: ("float32", tuple(x.shape)) for name, x in on_meta.state_dict().items()}
+    assert classify(shapes).sentence() == "a model of context width 8 for text-to-image (4 input channels)"
