@@ -78,7 +78,9 @@ setup(
             "sd-txt2img = ldm.cli.console:txt2img",
             "sd-img2img = ldm.cli.console:img2img",
             "sd-train = ldm.cli.console:train",
+            "sd-convert = ldm.cli.console:convert",
             "sd-merge = ldm.cli.console:merge",
+            "sd-identify = ldm.cli.console:identify",
         ]
     },
 )

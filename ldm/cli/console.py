@@ -1,4 +1,4 @@
-"""The installed commands (sd-txt2img, sd-img2img, sd-train, sd-merge): each runs the script of its name."""
+"""The installed commands (sd-txt2img, sd-img2img, sd-train, ...): each runs the script of its name."""
 
 import runpy
 
@@ -15,8 +15,16 @@ def train() -> None:
     _run("train")
 
 
+def convert() -> None:
+    _run("convert")
+
+
 def merge() -> None:
     _run("merge")
+
+
+def identify() -> None:
+    _run("identify")
 
 
 def _run(name: str) -> None:

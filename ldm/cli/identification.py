@@ -1,0 +1,198 @@
+"""Show what files are: a table for one, a line each for several, JSON for programs."""
+
+import argparse
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.cli.app import describe
+from ldm.errors import CheckpointError, LdmError
+
+if TYPE_CHECKING:
+    from ldm.checkpoint.identity import Identity
+
+Result = tuple[str, "Identity | LdmError"]
+
+SOURCES = {
+    "metadata": "its metadata say so",
+    "scheduler_config": "its scheduler_config.json says so",
+    "family": "as all published models of this kind",
+    "probe": "found by one network step",
+}
+WEIGHTS = {
+    "raw": "one copy, as stored",
+    "ema": "averaged (EMA)",
+    "raw+ema": "two copies, raw and averaged (EMA)",
+}
+
+
+def identify_all(args: argparse.Namespace) -> list[Result]:
+    """Identify every file; one that fails does not keep the others from being shown."""
+    from ldm.checkpoint import identify
+
+    results: list[Result] = []
+    for file in args.files:
+        try:
+            identity = identify(file)
+            if args.probe:
+                identity = _probed(identity)
+            results.append((file, replace(identity, sha256=_digest(file, args.hash))))
+        except LdmError as error:
+            results.append((file, error))
+        except OSError as error:
+            results.append((file, CheckpointError(f"{file}: cannot be read ({describe(error)[0]})")))
+    return results
+
+
+def show(args: argparse.Namespace, results: list[Result]) -> None:
+    """Print what was found.
+
+    Raises:
+        LdmError: the file's, or that of several some failed; after everything else was shown.
+    """
+    failed = [(file, found) for file, found in results if isinstance(found, LdmError)]
+    if args.json:
+        records = [_record(file, found) for file, found in results]
+        print(json.dumps(records if len(args.files) > 1 else records[0], indent=2))
+    elif len(results) == 1:
+        if not failed:
+            print(table(results[0][1]))
+    else:
+        print("\n".join(_lines(results)))
+    if failed:
+        if len(results) == 1:
+            raise failed[0][1]
+        raise CheckpointError(f"{len(failed)} of {len(results)} files cannot be used")
+
+
+def table(identity: "Identity") -> str:
+    """Return an aligned table of everything that is known."""
+    rows = [
+        ("is", _headline(identity)),
+        ("predicts", _prediction(identity)),
+        ("weights", WEIGHTS.get(identity.weights or "") if identity.is_model else None),
+        ("rank", identity.rank),
+        ("vectors", _vectors(identity)),
+        ("parameters", _parameters(identity)),
+        ("stored as", _dtypes(identity)),
+        ("container", ", ".join(filter(None, (identity.container, _layout(identity))))),
+        ("size", _bytes(identity.bytes)),
+        ("sha256", identity.sha256 or "not computed (--hash)"),
+        ("config", _config(identity)),
+        *(("note", note) for note in identity.notes),
+    ]
+    shown = [(label, value) for label, value in rows if value]
+    return "\n".join([str(identity.path), *(f"  {label:<10}  {value}" for label, value in shown)])
+
+
+def _headline(identity: "Identity") -> str:
+    names_variant = identity.variant and identity.kind != "controlnet"
+    return identity.sentence() + (f" [{identity.variant}]" if names_variant else "")
+
+
+def _prediction(identity: "Identity") -> str | None:
+    if identity.prediction:
+        return f"{identity.prediction} ({SOURCES[identity.prediction_source]})"
+    return "eps or v: the file does not say (--probe, or loading it, will)" if identity.is_model else None
+
+
+def _vectors(identity: "Identity") -> str | None:
+    return f"{identity.vectors} of width {identity.context_width}" if identity.vectors else None
+
+
+def _parameters(identity: "Identity") -> str:
+    parts = {part: count for part, count in identity.parameters.items() if part}
+    total = sum(identity.parameters.values())
+    each = ", ".join(f"{part} {_millions(count)}" for part, count in parts.items())
+    return f"{each} ({_millions(total)} in all)" if len(parts) > 1 else each or _millions(total)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f} M" if count >= 50_000 else f"{count:,}"
+
+
+def _dtypes(identity: "Identity") -> str:
+    by_size = sorted(identity.dtypes.items(), key=lambda item: -item[1])
+    return ", ".join(f"{dtype} {_bytes(size)}" for dtype, size in by_size)
+
+
+def _layout(identity: "Identity") -> str | None:
+    return f"{identity.layout} names" if identity.layout else None
+
+
+def _config(identity: "Identity") -> str | None:
+    if identity.config or not identity.is_model:
+        return identity.config
+    if identity.family == "2.x" and identity.prediction is None:
+        from ldm.checkpoint.classify import TEXT_TO_IMAGE_2
+
+        return " or ".join(Path(name).name for name in TEXT_TO_IMAGE_2.values()) + ", by what it predicts"
+    return "none of the published ones"
+
+
+def _bytes(count: int | None) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count is not None and count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} bytes"
+
+
+def _lines(results: Iterable[Result]) -> list[str]:
+    """Return a line for each file: name, size, dtype, prediction, and what it is."""
+    rows = []
+    for file, found in results:
+        name = Path(file).name or file
+        if isinstance(found, LdmError):
+            rows.append((name, "-", "-", "-", str(found).removeprefix(f"{file}: ")))
+            continue
+        dtype = max(found.dtypes, key=lambda dtype: found.dtypes[dtype], default="-")
+        rows.append((name, _bytes(found.bytes), dtype, found.prediction or "-", found.sentence()))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return ["  ".join([*(f"{row[i]:<{widths[i]}}" for i in range(4)), row[4]]) for row in rows]
+
+
+def _record(file: str, found: "Identity | LdmError") -> dict[str, Any]:
+    if isinstance(found, LdmError):
+        return {"path": file, "error": str(found), "error_kind": type(found).__name__}
+    return found.record()
+
+
+def _digest(file: str, compute: bool) -> str | None:
+    """Return the SHA-256 of a file: computed if asked for, else one that is known already."""
+    path = Path(file).expanduser()
+    if not path.is_file():
+        return None
+    from ldm.jobs.digest import known_sha256, sha256
+
+    return sha256(path) if compute else known_sha256(path)
+
+
+def _probed(identity: "Identity") -> "Identity":
+    """Load a model and let one step of it tell what it predicts, where the file does not say."""
+    from ldm.checkpoint.classify import choose_config
+    from ldm.cli.choice import SAID_BY, check_kind, probe, recall_verdict
+
+    if not identity.is_model or identity.prediction_source in SAID_BY:
+        return identity
+    verdict = recall_verdict(Path(identity.path))
+    if verdict is None:
+        import torch
+
+        from ldm.config import find_config
+        from ldm.loading import load_model
+
+        check_kind(identity, None, whole=True)
+        config = choose_config(identity, identity.prediction or "eps")
+        if config is None:
+            note = "no step was run: no published configuration describes it"
+            return replace(identity, notes=[*identity.notes, note])
+        model = load_model(find_config(config), identity.path, dtype="float32")
+        verdict = probe(model, Path(identity.path), torch.float32)
+    if verdict.prediction is None:
+        agreements = f"{verdict.agreement_eps:.2f} with eps, {verdict.agreement_v:.2f} with v"
+        note = f"one network step did not tell eps from v ({agreements})"
+        return replace(identity, notes=[*identity.notes, note])
+    found = replace(identity, prediction=verdict.prediction, prediction_source="probe")
+    return replace(found, config=choose_config(found))

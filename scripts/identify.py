@@ -1,0 +1,40 @@
+"""Say what weights files are: what for, which family, eps or v, how stored, and the config they need.
+
+  python scripts/identify.py model.safetensors                    any .ckpt, .pt, .bin, .safetensors or folder
+  python scripts/identify.py *.safetensors *.ckpt                 a line each
+  python scripts/identify.py v2-1_768.ckpt --json --hash          for programs; with the SHA-256
+  python scripts/identify.py v2-1_768.ckpt --probe                eps or v by one step of the network
+
+Weights are not read, so it takes no longer for 5 GB, and nothing in a file is executed.
+Exit code 2 if any of the files cannot be used.
+"""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
+
+from ldm.cli import app, options  # noqa: E402
+
+
+def make_parser() -> app.Parser:
+    parser = app.Parser(description=__doc__)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="weights, or a diffusers folder")
+    parser.add_argument("--json", action="store_true", help="print an object, or a list for several files")
+    parser.add_argument("--hash", action="store_true", help="compute the SHA-256, which reads the whole file")
+    parser.add_argument(
+        "--probe", action="store_true", help="where the file leaves eps or v open, load it and run one step"
+    )
+    options.common(parser)
+    return parser
+
+
+def main(args: Namespace) -> None:
+    from ldm.cli.identification import identify_all, show
+
+    show(args, identify_all(args))
+
+
+if __name__ == "__main__":
+    app.run(make_parser(), main)
