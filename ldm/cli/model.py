@@ -37,14 +37,16 @@ class OpenedModel:
     dtype: "torch.dtype"
     sha256: Callable[[], str | None]
     training_size: int | None = None    # side in pixels, where the weights are known
+    vae: Path | None = None             # whose autoencoder took the place of the checkpoint's
 
     def record(self) -> dict[str, Any]:
         """Return the model's part of a picture's metadata."""
-        return {"config": self.config.name, "checkpoint": self.checkpoint.name, "sha256": self.sha256()}
+        made_by = {"config": self.config.name, "checkpoint": self.checkpoint.name, "sha256": self.sha256()}
+        return made_by if self.vae is None else made_by | {"vae": self.vae.name}
 
 
 def open_model(args: argparse.Namespace) -> OpenedModel:
-    """Load what --ckpt, --config, --weights, --device, --dtype, --precision and the Intel flags name.
+    """Load what --ckpt, --config, --weights, --vae, --device, --dtype, --precision and the Intel flags name.
 
     Without --config the YAML is chosen from the file; eps or v is checked or found out (`ldm.cli.choice`).
 
@@ -61,7 +63,7 @@ def open_model(args: argparse.Namespace) -> OpenedModel:
 
     from ldm.backends.device import resolve_device, resolve_dtype
     from ldm.jobs.digest import sha256_in_background
-    from ldm.loading import load_model
+    from ldm.loading import load_model, load_part
 
     device = resolve_device(args.device)
     dtype = resolve_dtype(dtype_name, device)
@@ -76,6 +78,9 @@ def open_model(args: argparse.Namespace) -> OpenedModel:
             allow_nonfinite=args.allow_nonfinite,
             progress=progress,
         )
+    vae = None if args.vae is None else Path(args.vae).expanduser()
+    if vae is not None:
+        load_part(model, vae, "first_stage_model", allow_nonfinite=args.allow_nonfinite)
     _check_latents(args, model)
     if choice is not None:
         choice = settle(choice, model, args, dtype)
@@ -87,7 +92,7 @@ def open_model(args: argparse.Namespace) -> OpenedModel:
     _explain_intel_flags(args, model)
     identity = choice and replace(choice.identity, prediction=model.parameterization)
     size = identity and identity.training_size
-    return OpenedModel(model, config, checkpoint, args.ckpt is None, dtype, sha256, size)
+    return OpenedModel(model, config, checkpoint, args.ckpt is None, dtype, sha256, size, vae)
 
 
 def demo_files() -> tuple[Path, Path]:

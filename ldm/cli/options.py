@@ -178,7 +178,7 @@ def sha256_digest(text: str) -> str:
 
 
 def model(parser: argparse.ArgumentParser, tasks: tuple[str, ...] = ("txt2img",)) -> None:
-    """--ckpt, --config, how the weights are read, --device, --dtype, --precision, the latent's --C and --f.
+    """--ckpt, --config, --vae, how the weights are read, --device, --dtype, --precision, and --C and --f.
 
     `tasks` are the kinds of model (`ldm.checkpoint.identity.TASKS`) that the script has inputs for.
     """
@@ -209,6 +209,9 @@ def model(parser: argparse.ArgumentParser, tasks: tuple[str, ...] = ("txt2img",)
     )
     group.add_argument(
         "--allow-nonfinite", action="store_true", help="load weights that hold NaN or infinity all the same"
+    )
+    group.add_argument(
+        "--vae", metavar="FILE", help="take the autoencoder from this file or folder (default: the model's)"
     )
     group.add_argument(
         "--sha256", type=sha256_digest, metavar="HEX", help="stop unless the weights file has this SHA-256"
