@@ -1,11 +1,13 @@
 """Measure what loading a checkpoint costs: peak resident memory over the weights kept, and seconds.
 
-    python benchmarks/loading.py                         # a 5.2 GB file of SD 2.x in both containers
-    python benchmarks/loading.py --dtype float16
+    python benchmarks/loading.py                         # 5.2 GB of SD 2.x in every layout, one by one
+    python benchmarks/loading.py --dtypes float16 --layouts ckpt folder-bin
 
-A file of random float32 weights with the keys and shapes of `--config` is written in each container, then
-loaded by `ldm.load_model` in a process of its own, which has done its imports and reads its resident memory
-every 2 ms:
+Random float32 weights with the keys and shapes of `--config` are written in each layout, then loaded by
+`ldm.load_model` in a process of its own, which has done its imports and reads its resident memory every 2 ms:
+
+    safetensors, ckpt, legacy               one file; legacy is torch's format before 1.6, which is no zip
+    folder, folder-bin, folder-sharded      a diffusers folder: .safetensors, .bin, shards of at most 1 GB
 
     kept        bytes of the weights and buffers that the loaded model holds
     peak        the highest resident memory during loading, less what was resident before, over kept
@@ -27,8 +29,14 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PAGE_STATUS = Path("/proc/self/status")
+LAYOUTS = ("safetensors", "ckpt", "legacy", "folder", "folder-bin", "folder-sharded")
+SHARD_BYTES = 10**9
 
 
 def resident() -> dict[str, int]:
@@ -51,8 +59,8 @@ class Peak(threading.Thread):
             self.peak = {name: max(self.peak[name], now[name]) for name in now}
 
 
-def write_file(path: Path, config: str) -> None:
-    """Write random float32 weights for `config`, in the published layout, as the ending of `path` says."""
+def write(path: Path, layout: str, config: str) -> None:
+    """Write random float32 weights for `config` to `path`, a file or a folder, in the published order."""
     import torch
     from safetensors.torch import save_file
 
@@ -65,10 +73,55 @@ def write_file(path: Path, config: str) -> None:
         for name, x in model.state_dict().items()
     }
     weights |= model.schedule.published_buffers()  # loading compares these with the configuration
-    if path.suffix == ".ckpt":
-        torch.save({"global_step": 0, "state_dict": weights}, path)
-    else:
+    if layout == "safetensors":
         save_file(weights, path)
+    elif layout in ("ckpt", "legacy"):
+        content = {"global_step": 0, "state_dict": weights}
+        torch.save(content, path, _use_new_zipfile_serialization=layout == "ckpt")
+    else:
+        write_folder(path, layout, weights)
+
+
+def write_folder(path: Path, layout: str, weights: "dict[str, Tensor]") -> None:
+    """Write a diffusers folder."""
+    import torch
+    from safetensors.torch import save_file
+
+    from ldm.checkpoint.layouts import UNUSED, published_to_parts
+
+    parts = published_to_parts(weights)
+    parts.pop(UNUSED)
+    index = {part: ["diffusers", "Model"] for part in parts}
+    path.mkdir()
+    (path / "model_index.json").write_text(json.dumps(index))
+    (path / "text_encoder").mkdir()
+    is_openclip = any(name.startswith("cond_stage_model.model.") for name in weights)
+    activation = {"hidden_act": "gelu" if is_openclip else "quick_gelu"}
+    (path / "text_encoder/config.json").write_text(json.dumps(activation))
+    for part, tensors in parts.items():
+        stem = path / part / ("model" if part == "text_encoder" else "diffusion_pytorch_model")
+        stem.parent.mkdir(exist_ok=True)
+        if layout == "folder-bin":
+            stem = stem.with_name("pytorch_model" if part == "text_encoder" else stem.name)
+            torch.save({name: x.clone() for name, x in tensors.items()}, f"{stem}.bin")
+            continue
+        tensors = {name: x.contiguous() for name, x in tensors.items()}
+        if layout == "folder":
+            save_file(tensors, f"{stem}.safetensors")
+            continue
+        shards, room = [{}], SHARD_BYTES
+        for name, x in tensors.items():
+            if x.nbytes > room:
+                shards.append({})
+                room = SHARD_BYTES
+            shards[-1][name] = x
+            room -= x.nbytes
+        weight_map = {}
+        for number, shard in enumerate(shards, 1):
+            file = Path(f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors")
+            save_file(shard, file)
+            weight_map |= dict.fromkeys(shard, file.name)
+        Path(f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
 def measure(path: str, config: str, dtype: str) -> dict[str, float]:
@@ -105,13 +158,19 @@ def measure(path: str, config: str, dtype: str) -> dict[str, float]:
     }
 
 
+def files_of(path: Path) -> list[Path]:
+    """Return the files that hold weights."""
+    return [path] if path.is_file() else [x for x in path.rglob("*") if x.is_file() and x.suffix != ".json"]
+
+
 def read_seconds(path: Path) -> float:
-    """Return how long it takes to read the whole file once."""
+    """Return how long it takes to read all of it once."""
     start = time.perf_counter()
-    with path.open("rb", buffering=0) as file:
-        buffer = bytearray(16 << 20)
-        while file.readinto(buffer):
-            pass
+    buffer = bytearray(16 << 20)
+    for file in files_of(path):
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
     return time.perf_counter() - start
 
 
@@ -124,27 +183,30 @@ def in_process(*arguments: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/stable-diffusion/v2-inference.yaml")
-    parser.add_argument("--dtype", default="float32", help="precision to load in")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS, metavar="NAME")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "float16"], help="precisions to load in")
     parser.add_argument("--folder", help="where to put the files (default: a temporary folder)")
-    parser.add_argument("--write", help=argparse.SUPPRESS)
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--write", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.write:
-        return write_file(Path(args.write), args.config)
+        return write(Path(args.write[0]), args.write[1], args.config)
     if args.measure:
-        return print(json.dumps(measure(args.measure, args.config, args.dtype)))
+        return print(json.dumps(measure(args.measure[0], args.config, args.measure[1])))
 
     columns = ("file GB", "kept GB", "peak", "own", "touched", "load s", "read s")
-    print(f"{'container':12s}" + "".join(f"{column:>9s}" for column in columns))
-    for ending in ("safetensors", "ckpt"):
+    print(f"{'layout':16s}{'dtype':10s}" + "".join(f"{column:>9s}" for column in columns), flush=True)
+    for layout in args.layouts:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            path = Path(folder) / f"random.{ending}"
-            in_process("--write", str(path), "--config", args.config)
-            read = read_seconds(path)
-            measured = in_process("--measure", str(path), "--config", args.config, "--dtype", args.dtype)
-            got = json.loads(measured)
-            row = (path.stat().st_size / 1e9, got["kept"] / 1e9, got["peak"], got["own"], got["touched"])
-            print(f"{ending:12s}" + "".join(f"{x:9.3f}" for x in (*row, got["seconds"], read)), flush=True)
+            path = Path(folder) / "random"
+            in_process("--write", str(path), layout, "--config", args.config)
+            size = sum(file.stat().st_size for file in files_of(path))
+            for dtype in args.dtypes:
+                read = read_seconds(path)
+                got = json.loads(in_process("--measure", str(path), dtype, "--config", args.config))
+                row = (size / 1e9, got["kept"] / 1e9, got["peak"], got["own"], got["touched"])
+                numbers = "".join(f"{x:9.3f}" for x in (*row, got["seconds"], read))
+                print(f"{layout:16s}{dtype:10s}{numbers}", flush=True)
 
 
 if __name__ == "__main__":

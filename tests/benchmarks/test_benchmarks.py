@@ -23,11 +23,12 @@ def test_startup_times_every_script():
     assert all(float(line[1]) > 0 for line in lines)
 
 
-def test_loading_measures_both_containers(tmp_path: Path):
+def test_loading_measures_every_layout(tmp_path: Path):
     config = str(cases("e2e_txt2img")[0].files["config"])
-    header, *rows = run("loading.py", "--config", config, "--folder", str(tmp_path))
-    assert [row[0] for row in rows] == ["safetensors", "ckpt"]
-    assert all(len(row) == 8 and float(row[2]) > 0 for row in rows)
+    arguments = ["--config", config, "--folder", str(tmp_path), "--dtypes", "float16"]
+    header, *rows = run("loading.py", *arguments, "--layouts", "ckpt", "folder-sharded")
+    assert [row[:2] for row in rows] == [["ckpt", "float16"], ["folder-sharded", "float16"]]
+    assert all(len(row) == 9 and float(row[3]) > 0 for row in rows)
     assert list(tmp_path.iterdir()) == [], "the files are gone"
 
 
