@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from golden_cases import case
 from ldm.checkpoint import load_checkpoint
+from ldm.checkpoint.layouts import UNUSED, published_to_parts, to_published
 from ldm.checkpoint.opened import open_weights
 from ldm.checkpoint.sniff import Container
+from ldm.config import instantiate, load_config
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError, UnsafeCheckpointError
-from ldm.loading import load_model
+from ldm.loading import load_model, match
 
 YAML = case("e2e_txt2img_ddim").files["config"]
 SAVED = {
@@ -286,3 +288,20 @@ def test_a_pickle_in_a_folder_is_not_run(copied, tmp_path):
     (folder / "unet/diffusion_pytorch_model.bin").write_bytes(payload)
     fails(folder, UnsafeCheckpointError, "system", "nothing was executed")
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("name", [
+    "v1-inference", "v2-inference-v", "v2-inpainting-inference", "v2-midas-inference", "x4-upscaling",
+    "v2-1-stable-unclip-h-inference", "v2-1-stable-unclip-l-inference",
+])  # fmt: skip
+def test_a_folder_lacks_nothing_that_a_published_model_uses(name):
+    """At full size on the meta device: what diffusers has no place for is what the model does not read."""
+    config = load_config(f"configs/stable-diffusion/{name}.yaml")
+    with torch.device("meta"):
+        model = instantiate(config.model)
+    parts = published_to_parts(model.state_dict())
+    unused = parts.pop(UNUSED)
+    weights = to_published(parts, {"text_encoder": {"hidden_act": "quick_gelu" if "v1" in name else "gelu"}})
+    fit = match(model, weights)
+    assert fit.is_good, fit.report()
+    assert set(fit.zeros) <= unused.keys() and len(fit.matched) == len(weights)
