@@ -16,7 +16,16 @@ from ldm.config import instantiate, load_config
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.loss import diffusion_loss, offset_noise
 from ldm.diffusion.prediction import add_noise, denoiser
+from ldm.models.autoencoder import AutoencoderKL
+from ldm.models.controlnet import ControlLDM, ControlledUnetModel, ControlNet
+from ldm.models.latent_depth import LatentDepth2ImageDiffusion
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.latent_inpaint import LatentInpaintDiffusion
+from ldm.models.latent_upscale import LatentUpscaleDiffusion
+from ldm.models.noise_augmentation import CLIPEmbeddingNoiseAugmentation, ImageConcatWithNoiseAugmentation
 from ldm.models.text_clip import FrozenCLIPEmbedder
+from ldm.models.unclip import ImageEmbeddingConditionedLatentDiffusion
+from ldm.models.unet import UNetModel
 from ldm.samplers import DDPM, make_sampler, sample_loop
 
 GPU = "cuda:0"
@@ -120,3 +129,74 @@ def test_a_mixture_is_noticed(tiny, dtype):
         torch.set_autocast_enabled("cuda", False)
         with pytest.raises(RuntimeError, match="type"):
             decode(torch.randn(1, 4, 8, 8, device=GPU, dtype=torch.bfloat16))
+
+
+UNET = dict(
+    model_channels=32, num_res_blocks=1, attention_resolutions=[1], channel_mult=[1, 1], num_head_channels=16,
+    use_spatial_transformer=True, context_dim=8,
+)  # fmt: skip
+AUTOENCODER = dict(
+    double_z=True, z_channels=4, resolution=64, in_channels=3, out_ch=3, ch=32, ch_mult=[1, 1, 1, 1],
+    num_res_blocks=1, attn_resolutions=[], dropout=0.0,
+)  # fmt: skip
+
+
+def of_class(cls: type, in_channels: int, key: str, **settings) -> LatentDiffusion:
+    unet = {"in_channels": in_channels, "out_channels": 4} | UNET | settings.pop("unet", {})
+    network = ControlledUnetModel if cls is ControlLDM else UNetModel
+    return cls(
+        unet_config=network(**unet), first_stage_config=AutoencoderKL(AUTOENCODER, 4), conditioning_key=key,
+        **settings,
+    ).eval()  # fmt: skip
+
+
+def inpainting():
+    model = of_class(LatentInpaintDiffusion, 9, "hybrid")
+    return model, lambda context: model.conditioning(
+        context, torch.randn(1, 3, 64, 64, device=GPU), torch.ones(1, 1, 64, 64, device=GPU),
+        torch.randn(2, 4, 8, 8),
+    )  # fmt: skip
+
+
+def depth():
+    model = of_class(LatentDepth2ImageDiffusion, 5, "hybrid")
+    return model, lambda context: model.conditioning(context, torch.rand(1, 1, 96, 64, device=GPU), (8, 8))
+
+
+def upscaling():
+    low_scale = ImageConcatWithNoiseAugmentation({})
+    model = of_class(
+        LatentUpscaleDiffusion, 7, "hybrid-adm", low_scale_config=low_scale, unet={"num_classes": 1000}
+    )
+    return model, lambda context: model.conditioning(context, torch.randn(1, 3, 8, 8, device=GPU), 20)
+
+
+def unclip():
+    model = of_class(
+        ImageEmbeddingConditionedLatentDiffusion, 4, "crossattn-adm", embedder_config=nn.Identity(),
+        noise_aug_config=CLIPEmbeddingNoiseAugmentation({}, timestep_dim=12),
+        unet={"num_classes": "sequential", "adm_in_channels": 24},
+    )  # fmt: skip
+    return model, lambda context: model.conditioning(
+        context, model.embedding_conditioning(torch.randn(1, 12, device=GPU), 20)
+    )
+
+
+def control():
+    model = of_class(
+        ControlLDM, 4, "crossattn", control_stage_config=ControlNet(hint_channels=3, in_channels=4, **UNET)
+    )
+    return model, lambda context: model.conditioning(context, torch.rand(1, 3, 64, 64, device=GPU))
+
+
+@pytest.mark.parametrize("made", [inpainting, depth, upscaling, unclip, control])
+def test_conditional_models_agree_on_device_and_dtype(made, dtype):
+    model, conditioning = made()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        on_gpu(model, dtype)
+        context = torch.randn(2, 5, 8, device=GPU)
+        cond = conditioning(context)
+        uncond = model.unconditional(cond, torch.zeros_like(context))
+        guided = ClassifierFreeGuidance(denoiser(model.apply_model, model.schedule, "v"), uncond, 7.5)
+        x = torch.randn(2, 4, 8, 8, device=GPU)
+        assert is_on_gpu(guided(x, torch.full((2,), 5, device=GPU), cond).x_0, 2, 4, 8, 8)
