@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ldm.checkpoint.rehearsal import Rehearsal
-from ldm.checkpoint.sniff import Container
+from ldm.checkpoint.sniff import Container, shown
 from ldm.checkpoint.stand_ins import is_plain, refused, stand_ins
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError, UnsafeCheckpointError
 
@@ -115,7 +115,7 @@ def _go_through(rehearsal: Rehearsal, pickle: BinaryIO, path: Path) -> None:
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise UnsafeCheckpointError(
-            f"{path}: refused, it names {', '.join(bad[:5])[:300]}{more}, which no weights need; "
+            f"{path}: refused, it names {', '.join(map(shown, bad[:5]))}{more}, which no weights need; "
             "nothing was executed; ask its author for the state_dict alone, as .safetensors"
         )
     odd = sorted(name for name in rehearsal.names if not is_plain(name))

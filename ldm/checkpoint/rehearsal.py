@@ -218,14 +218,14 @@ class Rehearsal:
         if kind != "storage" or type(name) is not _Name or type(key) is not str or not _is_count(numel):
             raise DamagedCheckpointError("is damaged: a reference to no data")
         if name not in ITEM_BYTES:
-            raise NotACheckpointError(f"holds data that is not plain ({name})")
+            raise NotACheckpointError(f"holds data that is not plain ({str(name)[:50]!r})")
         size = numel * ITEM_BYTES[name]
         if self.storages.setdefault(key, size) != size:
-            raise DamagedCheckpointError(f"contradicts itself: data {key} has two sizes")
+            raise DamagedCheckpointError(f"contradicts itself: data {key[:20]!r} has two sizes")
         if view and view[0] is not None:
             _, offset, part = view[0].items
             if not (_is_count(offset) and _is_count(part) and offset + part <= numel):
-                raise DamagedCheckpointError(f"claims more than it holds: a part beyond data {key}")
+                raise DamagedCheckpointError(f"claims more than it holds: a part beyond data {key[:20]!r}")
             numel = part
         return _Box("storage", numel=numel, content=name)
 

@@ -116,7 +116,7 @@ def _what_else(path: Path, head: bytes) -> CheckpointError:
         )
     names = _globals_of_bare_pickle(path)
     if names:
-        named = ", ".join(sorted(names)[:5])
+        named = ", ".join(shown(name) for name in sorted(names)[:5])
         return UnsafeCheckpointError(f"{path}: refused, a pickle that names {named}; nothing was executed")
     return NotACheckpointError(
         f"{path}: is no checkpoint ({size} bytes, beginning {head[:8]!r}); give a .ckpt or .safetensors file"
@@ -130,9 +130,14 @@ def _is_protobuf(head: bytes) -> bool:
     )
 
 
+def shown(name: str) -> str:
+    """Return a name out of a file as a message may show it: on one line, and not without end."""
+    return name if name.isprintable() and len(name) <= 200 else repr(name[:200])
+
+
 def _globals_of_bare_pickle(path: Path) -> set[str]:
     """Return what a pickle without a protocol mark (protocols 0 and 1) would import, if it is one."""
     names: set[str] = set()
     with path.open("rb") as file:
         find_names(io.BytesIO(file.read(MAX_BARE_PICKLE)), names)
-    return {name for name in names if name.isprintable()}
+    return {name for name in names if name.isprintable()}       # noise rarely is

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.checkpoint.sniff import shown
 from ldm.errors import DamagedCheckpointError, NotACheckpointError
 
 ACCEPTED = {
@@ -40,9 +41,10 @@ def only_tensors(content: Any, path: Path) -> dict[str, Tensor]:
 
 def _plain(name: str, tensor: Tensor, path: Path) -> Tensor:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise NotACheckpointError(f"{path}: {name} is not a dense tensor; only dense weights can be read")
+        raise NotACheckpointError(f"{path}: {shown(name)} is not dense; only dense weights can be read")
     if tensor.dtype not in ACCEPTED:
-        raise NotACheckpointError(f"{path}: {name} is {tensor.dtype}; only real numbers can be read")
+        raise NotACheckpointError(f"{path}: {shown(name)} is {tensor.dtype}; that cannot be read")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise DamagedCheckpointError(f"{path}: {name} has less data than its shape {tuple(tensor.shape)}")
+        shape = tuple(tensor.shape)
+        raise DamagedCheckpointError(f"{path}: {shown(name)} has less data than its shape {shape}")
     return tensor.detach()

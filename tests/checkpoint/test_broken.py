@@ -306,6 +306,12 @@ def test_headers_of_safetensors(header, data, expected, tmp_path):
     _fails(safetensors_with(header, data, tmp_path / "a.safetensors"), DamagedCheckpointError, expected)
 
 
+def test_names_with_line_breaks_stay_on_one_line(tmp_path):
+    for name in ("a\nb", "\x1b[2J", "\u2028", "n" * 10_000):
+        header = {name: ENTRY | {"dtype": "F8_E4M3", "shape": [8]}}
+        _fails(safetensors_with(header, bytes(8), tmp_path / "a"), NotACheckpointError, "float8")
+
+
 def test_a_header_without_tensors(tmp_path):
     _fails(safetensors_with({}, b"", tmp_path / "a.safetensors"), NotACheckpointError, "no weights")
 

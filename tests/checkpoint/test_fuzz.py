@@ -135,8 +135,9 @@ def test_random_bytes(place, data, magic):
 
 
 NUMBER = st.one_of(st.integers(0, 12), st.integers(), st.floats(), st.sampled_from([2**31, 2**63, 2**64]))
-JSON = st.recursive(st.one_of(st.none(), st.booleans(), NUMBER, st.text(max_size=5)), lambda inner: st.one_of(
-    st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)), max_leaves=8)
+LEAF = st.one_of(st.none(), st.booleans(), NUMBER, st.text(max_size=5))
+FLAT = st.one_of(LEAF, st.lists(LEAF, max_size=3), st.dictionaries(st.text(max_size=5), LEAF, max_size=3))
+JSON = st.one_of(FLAT, st.lists(FLAT, max_size=3), st.dictionaries(st.text(max_size=5), FLAT, max_size=3))
 ENTRY = st.fixed_dictionaries({
     "dtype": st.sampled_from(["F32", "F16", "I64", "U8", "BOOL", "F8_E4M3", "C64", "F4", "x", None]),
     "shape": st.one_of(st.lists(st.integers(0, 4), max_size=3), st.lists(NUMBER, max_size=3), JSON),
