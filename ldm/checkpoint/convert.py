@@ -127,8 +127,7 @@ def write_file(
     Args:
         dtype: what floating-point weights are cast to; None leaves each as it is.
     """
-    if target.exists() and not overwrite:
-        raise _exists(target)
+    check_target(target, is_folder=False, overwrite=overwrite)
     write_safetensors(target, _entries(tensors, dtype), metadata, progress=progress, sources=sources)
     kept: dict[str, list[Tensor]] = {}
     for name, tensor in tensors.items():
@@ -158,7 +157,7 @@ def write_folder(
     Raises:
         ConfigError: diffusers has no word for something in the configuration.
     """
-    _check_folder(target, overwrite)
+    check_target(target, is_folder=True, overwrite=overwrite)
     parts = published_to_parts(tensors)
     unused = parts.pop(UNUSED, {})
     texts = _texts(parts, model)
@@ -239,17 +238,19 @@ def _cast(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
     return cast
 
 
-def _check_folder(target: Path, overwrite: bool) -> None:
+def check_target(target: Path, *, is_folder: bool, overwrite: bool) -> None:
+    """Refuse a target that is there, unless it may be overwritten; a folder must then be one of diffusers.
+
+    Raises:
+        InputError: in one line.
+    """
     if not target.parent.is_dir():
         raise InputError(f"{target}: there is no folder {target.parent}; make it first")
     if not target.exists() and not target.is_symlink():
         return
     if not overwrite:
-        raise _exists(target)
-    names = {path.name for path in target.iterdir()} if target.is_dir() else {"a file"}
-    if names and not names & {"model_index.json", "config.json"}:
-        raise InputError(f"{target} is no diffusers folder, so it stays; give the result another name")
-
-
-def _exists(target: Path) -> InputError:
-    return InputError(f"{target} exists; give the result another name, or --overwrite")
+        raise InputError(f"{target} exists; give the result another name, or --overwrite")
+    if is_folder:
+        names = {path.name for path in target.iterdir()} if target.is_dir() else {"a file"}
+        if names and not names & {"model_index.json", "config.json"}:
+            raise InputError(f"{target} is no diffusers folder, so it stays; give the result another name")

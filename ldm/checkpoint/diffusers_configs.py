@@ -24,6 +24,8 @@ CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 BICUBIC = 3                       # PIL's number
 TRAINED_AT_96 = {"parameterization": "v", "image_size": 64}     # SD 2.x for 768 pixels; its YAML says 64
+# Else transformers 5 loads half precision as it is stored, and diffusers the other parts as float32.
+LOADED_AS = {"torch_dtype": "float32"}
 
 CLASSES = {
     "unet": ["diffusers", "UNet2DConditionModel"],
@@ -165,7 +167,7 @@ def text_encoder(model: Params) -> Json:
     params = params_of(model, "cond_stage_config")
     tokens = tokenizer_of(model)
     config = {
-        "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "dropout": 0.0,
+        "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **LOADED_AS, "dropout": 0.0,
         "attention_dropout": 0.0, "initializer_factor": 1.0, "initializer_range": 0.02,
         "bos_token_id": tokens.sot_token_id, "eos_token_id": tokens.eot_token_id,
         "pad_token_id": 0 if is_openclip(model) else tokens.eot_token_id,
@@ -199,7 +201,7 @@ def image_encoder(model: Params) -> Json:
     vision = tower["vision_cfg"]
     width = vision["width"]
     return {
-        "architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model",
+        "architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model", **LOADED_AS,
         "num_channels": 3, "image_size": vision.get("image_size", 224), "patch_size": vision["patch_size"],
         "hidden_size": width, "intermediate_size": int(width * vision.get("mlp_ratio", 4)),
         "num_hidden_layers": vision["layers"], "num_attention_heads": width // vision.get("head_width", 64),
@@ -220,7 +222,7 @@ def image_normalizer(model: Params) -> Json:
 def depth_estimator(model: Params) -> Json:
     """Return depth_estimator/config.json: DPT-hybrid, a ResNet of three stages before a ViT-B/16."""
     return {
-        "architectures": ["DPTForDepthEstimation"], "model_type": "dpt", "is_hybrid": True,
+        "architectures": ["DPTForDepthEstimation"], "model_type": "dpt", **LOADED_AS, "is_hybrid": True,
         "backbone_config": {
             "model_type": "bit", "layer_type": "bottleneck", "depths": [3, 4, 9], "global_padding": "same",
             "embedding_dynamic_padding": True, "out_features": ["stage1", "stage2", "stage3"],

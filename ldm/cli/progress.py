@@ -49,10 +49,16 @@ def byte_bar(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int],
 
     mininterval = 0.1 if sys.stderr.isatty() else 10.0
     options = {"unit": "B", "unit_scale": True, "mininterval": mininterval, "dynamic_ncols": True}
-    with tqdm(desc=what, disable=quiet, **options) as shown:
+    shown = None
 
-        def tell(done: int, total: int) -> None:
-            shown.total = total
-            shown.update(done - shown.n)
+    def tell(done: int, total: int) -> None:
+        nonlocal shown
+        if shown is None:       # not before: an error stands alone
+            shown = tqdm(desc=what, total=total, disable=quiet, **options)
+        shown.update(done - shown.n)
 
+    try:
         yield tell
+    finally:
+        if shown is not None:
+            shown.close()

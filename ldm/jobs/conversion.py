@@ -74,6 +74,7 @@ def convert(
     from_folder, to_folder = source.is_dir(), target.suffix.lower() != FILE_ENDING
     if from_folder and to_folder:
         raise InputError(f"{target}: a folder becomes one file; give a name that ends in {FILE_ENDING}")
+    writing.check_target(target, is_folder=to_folder, overwrite=wishes.overwrite)
     opened = open_weights(source, variant=wishes.variant if from_folder else None)
     identity = identify(source)
     tensors = published(opened) if from_folder or to_folder else opened.parts[""]

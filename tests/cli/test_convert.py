@@ -1,0 +1,111 @@
+"""scripts/convert.py: what it says, what it leaves behind, and the demonstration model in diffusers."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from script_files import REPOSITORY
+
+from ldm.checkpoint.convert import write_file, write_folder
+from ldm.checkpoint.layouts.renaming import below, with_prefix
+from ldm.config import load_config
+from ldm.diffusion.guidance import ClassifierFreeGuidance
+from ldm.diffusion.prediction import denoiser
+from ldm.loading import load_model
+from ldm.samplers import make_sampler, sample_loop
+
+CONFIG, WEIGHTS = (REPOSITORY / "configs" / "demo" / f"emoji.{ending}" for ending in ("yaml", "safetensors"))
+
+
+def test_the_demonstration_model_runs_in_diffusers(run, tmp_path: Path):
+    import diffusers
+
+    done = run("convert.py", WEIGHTS, tmp_path / "emoji", "--config", CONFIG)
+    assert done.code == 0 and "kept unet: 404 tensors" in done.out and "prediction v" in done.out
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "emoji", local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    model = load_model(CONFIG, WEIGHTS, device="cpu", dtype="float32")
+    x_t = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    prompt, steps, scale = "3d emoji of a cat, blue background", 4, 5.0
+    told = dict(num_inference_steps=steps, guidance_scale=scale, output_type="latent")
+    got = pipeline(prompt, latents=x_t, **told).images
+    with torch.no_grad():
+        cond, uncond = (model.get_learned_conditioning([text]) for text in (prompt, ""))
+        denoise = denoiser(model.apply_model, model.schedule, model.parameterization)
+        sampler = make_sampler("ddim", model.schedule, steps)
+        *_, last = sample_loop(sampler, ClassifierFreeGuidance(denoise, uncond, scale), x_t, cond)
+    torch.testing.assert_close(got, last.x_t, atol=1e-4, rtol=0)
+
+    done = run("convert.py", tmp_path / "emoji", tmp_path / "back.safetensors", "--quiet")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    back, before = load_file(tmp_path / "back.safetensors"), load_file(WEIGHTS)
+    assert back.keys() == before.keys() and all(torch.equal(back[name], x) for name, x in before.items())
+
+
+def test_a_training_file_is_pruned(run, tmp_path: Path):
+    raw = {f"model.diffusion_model.{n}.weight": torch.randn(4, 4) for n in ("a", "b")}
+    copies = {"model_ema." + name.removeprefix("model.").replace(".", ""): 2 * x for name, x in raw.items()}
+    torch.save({"state_dict": {**raw, **copies}, "optimizer_states": [{}]}, tmp_path / "in.ckpt")
+    flags = ("--prune", "--weights", "ema", "--dtype", "float16")
+    done = run("convert.py", "in.ckpt", "out.safetensors", *flags)
+    assert done.code == 0 and "dropped raw weights" in done.out and "weights ema" in done.out
+    got = load_file(tmp_path / "out.safetensors")
+    assert got.keys() == raw.keys() and all(torch.equal(got[name], (2 * x).half()) for name, x in raw.items())
+    again = run("convert.py", "in.ckpt", "out.safetensors")
+    assert again.code == 2 and again.err.count("\n") == 1 and "--overwrite" in again.err
+    assert run("convert.py", "in.ckpt", "out.safetensors", "--overwrite").code == 0
+    assert len(load_file(tmp_path / "out.safetensors")) == 4
+
+
+# Forks a child for each case, which kills itself before the n-th tensor is written.
+KILLED = """
+import os, pathlib, signal, sys
+sys.path.insert(0, {root!r})
+from ldm.checkpoint import convert, load_checkpoint, writer
+tensors = {{n: x for n, x in load_checkpoint({weights!r}).items() if n.startswith("first_stage_model.")}}
+model = {params!r}
+write, left = writer._write_tensor, []
+def write_or_stop(file, entry):
+    if not left.pop():
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(file, entry)
+writer._write_tensor = write_or_stop
+for target in {targets!r}:
+    for count in (0, 100):
+        pid = os.fork()
+        if not pid:
+            left[:] = [False] + [True] * count
+            write_to = pathlib.Path(target)
+            if write_to.suffix:
+                convert.write_file(write_to, tensors, {{}}, overwrite=True)
+            else:
+                convert.write_folder(write_to, tensors, model, {{}}, overwrite=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_killed_conversion_leaves_what_was_there(tmp_path: Path):
+    """An old file and an old folder stay; where there was nothing, nothing appears."""
+    tensors = below("first_stage_model.", load_file(WEIGHTS))
+    params = OmegaConf.to_container(load_config(CONFIG).model.params)
+    old_file, old_folder = tmp_path / "old.safetensors", tmp_path / "old"
+    write_file(old_file, tensors, {})
+    write_folder(old_folder, with_prefix("first_stage_model.", tensors), params, {})
+    before = contents(tmp_path)
+    targets = [str(tmp_path / name) for name in ("old.safetensors", "old", "new.safetensors", "new")]
+    code = KILLED.format(root=str(REPOSITORY), weights=str(WEIGHTS), params=params, targets=targets)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == [str(-signal.SIGKILL)] * 8, done.stderr
+    after = {name: data for name, data in contents(tmp_path).items() if not name.startswith(".ldm-")}
+    assert after == before and "old/diffusion_pytorch_model.safetensors" in before
+    assert sum(path.name.startswith(".ldm-") for path in tmp_path.iterdir()) == 8
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = [path, *path.rglob("*")]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files if file.is_file()}
