@@ -18,11 +18,12 @@ Random float32 weights with the keys and shapes of `--config` are written in eac
 Pages mapped from the file count as resident, though the kernel could drop them. Weights that keep the file's
 precision are mapped and come in when they are first read, so `touched` is the honest figure for them; weights
 that change precision are made while loading, and `peak` is. Seconds stand beside those of plainly reading the
-file, which was written just before and so is in the page cache where it fits.
+files; before either they are dropped from the page cache, so that both start from the disk.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -163,6 +164,15 @@ def files_of(path: Path) -> list[Path]:
     return [path] if path.is_file() else [x for x in path.rglob("*") if x.is_file() and x.suffix != ".json"]
 
 
+def evict(path: Path) -> None:
+    """Drop the files from the page cache, so that they are read from the disk as on the first use."""
+    for file in files_of(path):
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
 def read_seconds(path: Path) -> float:
     """Return how long it takes to read all of it once."""
     start = time.perf_counter()
@@ -202,7 +212,9 @@ def main() -> None:
             in_process("--write", str(path), layout, "--config", args.config)
             size = sum(file.stat().st_size for file in files_of(path))
             for dtype in args.dtypes:
+                evict(path)
                 read = read_seconds(path)
+                evict(path)
                 got = json.loads(in_process("--measure", str(path), dtype, "--config", args.config))
                 row = (size / 1e9, got["kept"] / 1e9, got["peak"], got["own"], got["touched"])
                 numbers = "".join(f"{x:9.3f}" for x in (*row, got["seconds"], read))

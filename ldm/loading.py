@@ -22,6 +22,7 @@ from ldm.checkpoint.classify import classify
 from ldm.checkpoint.layouts import averaged
 from ldm.checkpoint.opened import Opened, open_weights, published
 from ldm.checkpoint.pages import release_pages
+from ldm.checkpoint.sniff import shown
 from ldm.config import instantiate, load_config
 from ldm.errors import BadValuesError, ConfigError, WrongModelError
 
@@ -287,8 +288,8 @@ def _groups(names: list[str]) -> list[str]:
         part = next((part for prefix, part in PARTS.items() if name.startswith(prefix)), "no known part")
         groups.setdefault(part, []).append(name)
     return [
-        f"{len(found)} of {part} ({', '.join(found[:EXAMPLES])}{', ...' if len(found) > EXAMPLES else ''})"
-        for part, found in groups.items()
+        f"{len(found)} of {part} ({', '.join([shown(name) for name in found[:EXAMPLES]] + ['...'] * more)})"
+        for part, found in groups.items() for more in [len(found) > EXAMPLES]
     ]
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.checkpoint.opened import Opened, one_line_errors, read_file
-from ldm.checkpoint.sniff import Container, sniff
+from ldm.checkpoint.sniff import Container, shown, sniff
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError
 
 if TYPE_CHECKING:
@@ -295,5 +295,5 @@ def _no_weights(part: str, folder: Path, root: Path) -> CheckpointError:
 
 
 def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
+    names = [shown(name) for name in sorted(names)]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -217,8 +217,8 @@ def test_shards_that_do_not_fit_their_index(copied, caplog):
     def with_map(**changed):
         (folder / INDEX).write_text(json.dumps(index | {"weight_map": index["weight_map"] | changed}))
 
-    with_map(surplus=shards[0].name)
-    fails(folder, DamagedCheckpointError, f"{shards[0]}: lacks 1 tensors", "(surplus)")
+    with_map(**{"sur\nplus": shards[0].name})
+    fails(folder, DamagedCheckpointError, f"{shards[0]}: lacks 1 tensors", "('sur\\nplus')")
     with_map(**{name: shards[1].name})
     fails(folder, DamagedCheckpointError, f"{shards[0]}: has surplus 1 tensors", name)
     with_map()

@@ -118,6 +118,10 @@ def test_the_refusal_counts_groups_and_guesses(tmp_path, stored):
     )
 
 
+def test_names_out_of_a_file_stay_on_their_line(tmp_path, stored):
+    fails(stored | {"model.a\nb": torch.zeros(1)}, tmp_path, "unexpected 1 of no known part ('model.a\\nb')")
+
+
 def test_a_lora_is_not_mistaken_for_a_model(tmp_path):
     fails({"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, tmp_path, "is a LoRA, which changes a model")
 
