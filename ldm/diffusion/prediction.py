@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.schedule import Schedule
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, InputError
 
 
 class Prediction(NamedTuple):
@@ -72,8 +72,16 @@ def denoiser(
 
     `t` is (b,), whole or fractional, and reaches the network as it is. The prediction is at least float32,
     whatever the network computes in.
+
+    Raises:
+        InputError: the network predicts eps and the schedule has zero terminal SNR.
     """
     check_parameterization(parameterization)
+    if parameterization == "eps" and schedule.zero_terminal_snr:
+        raise InputError(
+            "zero terminal SNR with a model that predicts eps: pure noise tells it no x_0; "
+            "expected a model that predicts v, or no --zero-snr"
+        )
     complete = COMPLETE[parameterization]
 
     def denoise(x_t: Tensor, t: Tensor, cond: Any) -> Prediction:

@@ -4,7 +4,8 @@
     abar_t = prod_{s <= t} (1 - beta_s)                       (DDPM, arXiv 2006.11239, eq. 4)
 
 The training times are the integers 0 .. N-1. Between them log alpha is piecewise linear, as in the
-discrete schedule of DPM-Solver (arXiv 2206.00927, appendix D.4), so a time may be fractional.
+discrete schedule of DPM-Solver (arXiv 2206.00927, appendix D.4), so a time may be fractional. Where abar ends
+at 0 (zero terminal SNR) alpha itself is linear in the last interval.
 Everything is computed in float64 and cast once, when it meets the latents.
 """
 
@@ -86,11 +87,23 @@ class Schedule:
         schedule._fill(1 - abar / prev, abar, 0.0)
         return schedule
 
+    def with_zero_terminal_snr(self) -> "Schedule":
+        """Return this schedule shifted and scaled so that the last time is pure noise.
+
+        sqrt(abar_t) -> (sqrt(abar_t) - sqrt(abar_T)) sqrt(abar_0) / (sqrt(abar_0) - sqrt(abar_T))
+        (arXiv 2305.08891, algorithm 1). abar_0 stays. Only v and x_0 can be predicted there.
+        """
+        root = self.alphas_cumprod.sqrt()
+        if len(root) < 2 or float(root[0]) == float(root[-1]):
+            raise ConfigError("zero terminal SNR needs a noise schedule that ends noisier than it begins")
+        return Schedule.from_alphas_cumprod(((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2)
+
     def _fill(self, betas: Tensor, alphas_cumprod: Tensor, v_posterior: float) -> None:
         self.betas = betas
         self.alphas_cumprod = alphas_cumprod
         self.alphas_cumprod_prev = torch.cat([torch.ones_like(alphas_cumprod[:1]), alphas_cumprod[:-1]])
         self.num_timesteps = len(betas)
+        self.zero_terminal_snr = float(alphas_cumprod[-1]) == 0
         # q(x_{t-1} | x_t, x_0), DDPM eq. 6 and 7.
         abar, prev = self.alphas_cumprod, self.alphas_cumprod_prev
         small = betas * (1 - prev) / (1 - abar)
@@ -118,6 +131,8 @@ class Schedule:
         left = t.detach().floor().clamp(0, self.num_timesteps - 2)
         i = left.long()
         log_alpha = log_alphas[i] + (t - left) * (log_alphas[i + 1] - log_alphas[i])
+        if self.zero_terminal_snr:  # log alpha ends at minus infinity: there alpha itself is linear
+            log_alpha = log_alpha + torch.where(i == self.num_timesteps - 2, 1 - (t - left), 1.0).log()
         sigma = (-torch.expm1(2 * log_alpha)).sqrt()  # expm1 keeps sigma exact where it is small
         return log_alpha.exp().view(shape), sigma.view(shape)
 
@@ -129,7 +144,10 @@ class Schedule:
             # Kept for training too, where tensors made in inference mode are refused.
             with torch.inference_mode(False):
                 abar = self.alphas_cumprod
-                tables = (0.5 * abar.log(), abar.sqrt(), (1 - abar).sqrt())
+                log_alphas = 0.5 * abar.log()
+                if self.zero_terminal_snr:
+                    log_alphas[-1] = log_alphas[-2]
+                tables = (log_alphas, abar.sqrt(), (1 - abar).sqrt())
                 # Cast before the move: some devices have no float64.
                 self._tables[key] = tuple(x.to(dtype).to(like.device) for x in tables)
         return self._tables[key]
@@ -137,7 +155,7 @@ class Schedule:
     def times_of_sigma(self, sigma_karras: np.ndarray) -> list[float]:
         """Return the fractional times at which sigma / alpha has these values, the inverse of `alpha_sigma`.
 
-        Values outside the schedule give its first or last time.
+        Values outside the schedule give its first or last time. The schedule must not have zero terminal SNR.
         """
         log_alpha = -0.5 * np.log1p(np.square(np.asarray(sigma_karras, dtype=np.float64)))
         table = 0.5 * np.log(self.alphas_cumprod.numpy())[::-1]     # rising, as np.interp wants it

@@ -48,20 +48,31 @@ def _karras(schedule: Schedule, n: int) -> list[float]:
     """Even in sigma_karras^(1/7), from the noisiest time to 0 (arXiv 2206.00364, eq. 5)."""
     high, low = _sigma_range(schedule)
     ramp = np.linspace(0, 1, n)
-    return schedule.times_of_sigma((high ** (1 / RHO) + ramp * (low ** (1 / RHO) - high ** (1 / RHO))) ** RHO)
+    sigmas = (high ** (1 / RHO) + ramp * (low ** (1 / RHO) - high ** (1 / RHO))) ** RHO
+    return _at_both_ends(schedule, schedule.times_of_sigma(sigmas))
 
 
 def _exponential(schedule: Schedule, n: int) -> list[float]:
     """Even in log sigma_karras, hence in lambda (arXiv 2206.00927, "logSNR")."""
     high, low = _sigma_range(schedule)
-    return schedule.times_of_sigma(np.exp(np.linspace(math.log(high), math.log(low), n)))
+    sigmas = np.exp(np.linspace(math.log(high), math.log(low), n))
+    return _at_both_ends(schedule, schedule.times_of_sigma(sigmas))
+
+
+def _at_both_ends(schedule: Schedule, times: list[float]) -> list[float]:
+    """Undo the rounding at the ends: samplers ask whether the last time is 0."""
+    last = [0.0] if len(times) > 1 else []
+    return [schedule.num_timesteps - 1.0, *times[1 : len(times) - len(last)], *last]
 
 
 def _sigma_range(schedule: Schedule) -> tuple[float, float]:
     abar = schedule.alphas_cumprod
     high, low = float(((1 - abar[-1]) / abar[-1]).sqrt()), float(((1 - abar[0]) / abar[0]).sqrt())
     if not math.isfinite(high):
-        raise InputError("a schedule with zero terminal SNR has no largest sigma; use --schedule trailing")
+        raise InputError(
+            "karras and exponential have no largest sigma to start from with zero terminal SNR; "
+            "use --schedule trailing"
+        )
     return high, low
 
 

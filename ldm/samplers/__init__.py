@@ -13,6 +13,7 @@ from ldm.errors import InputError
 from ldm.samplers.base import GridSampler, Sampler
 from ldm.samplers.ddim import DDIM, DDIMInversion
 from ldm.samplers.ddpm import DDPM
+from ldm.samplers.deis import DEIS
 from ldm.samplers.dpm_solver import DPMSolver
 from ldm.samplers.dpmpp_2m import DPMpp2M
 from ldm.samplers.dpmpp_2m_sde import DPMpp2MSDE
@@ -20,13 +21,17 @@ from ldm.samplers.dpmpp_3m_sde import DPMpp3MSDE
 from ldm.samplers.euler import Euler
 from ldm.samplers.euler_ancestral import EulerAncestral
 from ldm.samplers.heun import Heun
+from ldm.samplers.lcm import LCM
 from ldm.samplers.lms import LMS
 from ldm.samplers.loop import Step, sample_loop
 from ldm.samplers.plms import PLMS
+from ldm.samplers.unipc import UniPC
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "DEIS",
+    "LCM",
     "LMS",
     "PLMS",
     "SAMPLERS",
@@ -42,6 +47,7 @@ __all__ = [
     "Sampler",
     "SamplerRow",
     "Step",
+    "UniPC",
     "find_sampler",
     "make_sampler",
     "sample_loop",
@@ -69,6 +75,7 @@ SAMPLERS: dict[str, SamplerRow] = {
             ("dpm++", "dpmpp", "dpm-solver", "dpm-solver++"),
             "DPM-Solver++ (2M) at the published times: good pictures from about 15 steps",
         ),
+        SamplerRow("unipc", UniPC, (), "predictor and corrector of third order: good from about 10 steps"),
         SamplerRow("dpmpp_2m", DPMpp2M, ("dpm++2m",), "the same to the clean end, as other tools know it"),
         SamplerRow("dpmpp_2m_sde", DPMpp2MSDE, ("dpm++2msde",), "second order; eta adds noise"),
         SamplerRow("dpmpp_3m_sde", DPMpp3MSDE, ("dpm++3msde",), "third order; eta adds noise"),
@@ -76,7 +83,9 @@ SAMPLERS: dict[str, SamplerRow] = {
         SamplerRow("euler_a", EulerAncestral, ("euler-ancestral",), "first order; eta adds noise"),
         SamplerRow("heun", Heun, (), "second order, two evaluations a step"),
         SamplerRow("lms", LMS, (), "linear multistep of fourth order"),
+        SamplerRow("deis", DEIS, (), "linear multistep of third order in log sigma"),
         SamplerRow("ddpm", DDPM, (), "ancestral sampling of the training chain; needs many steps"),
+        SamplerRow("lcm", LCM, (), "1 to 8 steps of models distilled for it (LCM, LCM-LoRA)"),
     )
 }
 

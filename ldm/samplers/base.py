@@ -121,7 +121,7 @@ class Nodes(NamedTuple):
 
     def sigma_karras(self, i: int) -> float:
         """Return sigma / alpha at node `i`: the sigma of arXiv 2206.00364, where x is x_t / alpha."""
-        return self.sigmas[i] / self.alphas[i]
+        return self.sigmas[i] / self.alphas[i] if self.alphas[i] else math.inf
 
 
 class GridSampler(Sampler):
@@ -139,7 +139,8 @@ class GridSampler(Sampler):
         correct_x_0: Correction | None = None,
     ):
         check_eta(type(self), eta)
-        times = spaced_times(spacing or self.default_spacing, schedule, self.steps_for(num_steps))
+        self.schedule = schedule
+        times = self.times_for(spacing or self.default_spacing, self.steps_for(num_steps))
         super().__init__(schedule, times, correct_x_0)
         self.eta = (self.default_eta if eta is None else eta) or 0.0
         self.nodes = Nodes.at(schedule, times).then_clean()
@@ -152,3 +153,11 @@ class GridSampler(Sampler):
     def steps_for(self, evaluations: int) -> int:
         """Return how many steps cost `evaluations` network evaluations."""
         return evaluations
+
+    def times_for(self, spacing: str, num_steps: int) -> list[int] | list[float]:
+        """Return the times of a spacing, noisiest first."""
+        return spaced_times(spacing, self.schedule, num_steps)
+
+    def straight(self, i: int, prediction: Prediction) -> Tensor:
+        """Return alpha' x_0 + sigma' eps: step `i` in first order, from pure noise (alpha 0) too."""
+        return self.nodes.alphas[i + 1] * prediction.x_0 + self.nodes.sigmas[i + 1] * prediction.eps

@@ -32,12 +32,11 @@ class DPMpp2MSDE(GridSampler):
             r = (lambdas[i] - lambdas[i - 1]) / h
             direction = x_0 + (x_0 - self.memory[0]) / (2 * r)
         self.memory = [x_0]
-        return self.along(i, h, x_t, direction, noise), x_0
+        return self.along(i, h, x_t, -math.expm1(-(1 + self.eta) * h) * direction, noise), x_0
 
-    def along(self, i: int, h: float, x_t: Tensor, direction: Tensor, noise: Noise) -> Tensor:
-        """Apply the formula at the top of this file."""
+    def along(self, i: int, h: float, x_t: Tensor, target: Tensor, noise: Noise) -> Tensor:
+        """Return (sigma' / sigma) e^(-eta h) x + alpha' target + noise; h is infinite from pure noise."""
+        kept = math.exp(-self.eta * h) if self.eta else 1.0
         alpha, sigma = self.nodes.alphas[i + 1], self.nodes.sigmas[i + 1]
-        keep = sigma / self.nodes.sigmas[i] * math.exp(-self.eta * h)
-        x = keep * x_t - alpha * math.expm1(-(1 + self.eta) * h) * direction
-        added = sigma * math.sqrt(-math.expm1(-2 * self.eta * h))
-        return x + added * noise(x_t) if added > 0 else x
+        x = sigma / self.nodes.sigmas[i] * kept * x_t + alpha * target
+        return x + sigma * math.sqrt(1 - kept**2) * noise(x_t) if self.eta else x

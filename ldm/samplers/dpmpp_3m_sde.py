@@ -13,14 +13,14 @@ import math
 
 from torch import Tensor
 
-from ldm.samplers.base import GridSampler, Model, Noise
+from ldm.samplers.base import Model, Noise
+from ldm.samplers.dpmpp_2m_sde import DPMpp2MSDE
 
 
-class DPMpp3MSDE(GridSampler):
+class DPMpp3MSDE(DPMpp2MSDE):
     """One evaluation a step; adds noise; third order where eta is 0."""
 
     default_spacing = "exponential"
-    default_eta = 1.0
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
         """Take step `i` and return (x_t at the next node, x_0)."""
@@ -37,10 +37,7 @@ class DPMpp3MSDE(GridSampler):
         if second is not None:
             target = target - (phi_2 / k - 0.5) * second
         self.memory = [x_0, *self.memory[:1]]
-        alpha, sigma = self.nodes.alphas[i + 1], self.nodes.sigmas[i + 1]
-        x = sigma / self.nodes.sigmas[i] * math.exp(-self.eta * h) * x_t + alpha * target
-        added = sigma * math.sqrt(-math.expm1(-2 * self.eta * h))
-        return (x + added * noise(x_t) if added > 0 else x), x_0
+        return self.along(i, h, x_t, target, noise), x_0
 
     def _differences(self, i: int, h: float, x_0: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the first and second derivative of x_0 in lambda / h, as far as earlier steps tell."""

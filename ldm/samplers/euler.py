@@ -15,5 +15,5 @@ class Euler(GridSampler):
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
         """Take step `i` and return (x_t at the next node, x_0)."""
-        x_0, eps = self.predict(i, x_t, denoise)
-        return self.nodes.alphas[i + 1] * x_0 + self.nodes.sigmas[i + 1] * eps, x_0
+        prediction = self.predict(i, x_t, denoise)
+        return self.straight(i, prediction), prediction.x_0

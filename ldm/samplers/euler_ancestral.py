@@ -22,7 +22,7 @@ class EulerAncestral(GridSampler):
         """Take step `i` and return (x_t at the next node, x_0)."""
         x_0, eps = self.predict(i, x_t, denoise)
         here, there = self.nodes.sigma_karras(i), self.nodes.sigma_karras(i + 1)
-        up = min(there, self.eta * there * math.sqrt(here**2 - there**2) / here)
+        up = min(there, self.eta * there * math.sqrt(1 - (there / here) ** 2))
         down = math.sqrt(there**2 - up**2)
         x_hat = x_0 + down * eps
         if up > 0:

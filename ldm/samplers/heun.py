@@ -4,7 +4,8 @@
     x' / alpha' = x / alpha + (s' - s) (eps(x, t) + eps(x~, t')) / 2     its correction
 
 Two evaluations a step and one in the last, which ends at the clean latents. An even number of evaluations is
-reached by one plain Euler step at the start, where the path is straightest.
+reached by one plain Euler step at the start, where the path is straightest. From pure noise (zero terminal
+SNR), where s is infinite, the first step is always plain.
 """
 
 from torch import Tensor
@@ -19,8 +20,10 @@ class Heun(GridSampler):
 
     def steps_for(self, evaluations: int) -> int:
         """Return how many steps cost `evaluations` network evaluations."""
-        self.plain_start = evaluations % 2 == 0
-        return evaluations // 2 + 1
+        self.plain = 1 - evaluations % 2
+        if self.schedule.zero_terminal_snr and evaluations > 1:
+            self.plain = 2 - self.plain
+        return (evaluations + self.plain + 1) // 2
 
     def evaluations(self, start: int = 0) -> int:
         """Return how often the network is asked from step `start` to the end."""
@@ -28,13 +31,13 @@ class Heun(GridSampler):
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
         """Take step `i` and return (x_t at the next node, x_0)."""
-        x_0, eps = self.predict(i, x_t, denoise)
-        if self._is_corrected(i):
-            ahead = self.nodes.alphas[i + 1] * x_0 + self.nodes.sigmas[i + 1] * eps
-            eps = (eps + self.predict(i + 1, ahead, denoise).eps) / 2
-        # x / alpha + (s' - s) eps, where x / alpha = x_t / alpha holds whatever eps has become
+        prediction = self.predict(i, x_t, denoise)
+        ahead = self.straight(i, prediction)
+        if not self._is_corrected(i):
+            return ahead, prediction.x_0
+        eps = (prediction.eps + self.predict(i + 1, ahead, denoise).eps) / 2
         s, s_next = self.nodes.sigma_karras(i), self.nodes.sigma_karras(i + 1)
-        return self.nodes.alphas[i + 1] * (x_t / self.nodes.alphas[i] + (s_next - s) * eps), x_0
+        return self.nodes.alphas[i + 1] * (x_t / self.nodes.alphas[i] + (s_next - s) * eps), prediction.x_0
 
     def _is_corrected(self, i: int) -> bool:
-        return i < len(self) - 1 and not (i == 0 and self.plain_start)
+        return self.plain <= i < len(self) - 1

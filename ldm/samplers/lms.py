@@ -2,8 +2,11 @@
 
     x' / alpha' = x / alpha + sum_j w_j eps_{i-j},    w_j = integral from s_i to s_{i+1} of L_j(s) ds
 
-L_j is the Lagrange polynomial through the sigmas of the last steps that is 1 at that of step i - j.
+L_j is the Lagrange polynomial through the sigmas of the last steps that is 1 at that of step i - j. A step
+from pure noise (zero terminal SNR), where sigma is infinite, is of first order and not remembered.
 """
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +21,10 @@ class LMS(GridSampler):
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
         """Take step `i` and return (x_t at the next node, x_0)."""
-        x_0, eps = self.predict(i, x_t, denoise)
+        prediction = self.predict(i, x_t, denoise)
+        x_0, eps = prediction
+        if self.nodes.alphas[i] == 0:
+            return self.straight(i, prediction), x_0
         self.memory = [eps, *self.memory[: ORDER - 1]]
         x_hat = x_t / self.nodes.alphas[i]
         for weight, earlier in zip(self._weights(i, len(self.memory)), self.memory, strict=True):
@@ -27,12 +33,13 @@ class LMS(GridSampler):
 
     def _weights(self, i: int, order: int) -> list[float]:
         """Integrate the Lagrange polynomials of the last `order` steps over step `i`, exactly."""
-        known = [self.nodes.sigma_karras(i - j) for j in range(order)]
         ends = [self.nodes.sigma_karras(i), self.nodes.sigma_karras(i + 1)]
-        weights = []
-        for j, own in enumerate(known):
-            others = [s for k, s in enumerate(known) if k != j]
-            polynomial = np.poly1d(others, r=True) / np.prod([own - s for s in others])
-            before, after = np.polyint(polynomial)(ends)
-            weights.append(float(after - before))
-        return weights
+        polynomials = lagrange([self.nodes.sigma_karras(i - j) for j in range(order)])
+        return [float(np.diff(np.polyint(polynomial)(ends))[0]) for polynomial in polynomials]
+
+
+def lagrange(known: Sequence[float]) -> Iterator[np.poly1d]:
+    """Yield for each place in `known` the polynomial that is 1 there and 0 at all others."""
+    for j, own in enumerate(known):
+        others = [x for k, x in enumerate(known) if k != j]
+        yield np.poly1d(others, r=True) / np.prod([own - x for x in others])

@@ -40,11 +40,12 @@ class PLMS(DDIM):
         correct_x_0: Correction | None = None,
     ):
         check_eta(PLMS, eta)
-        nodes = num_steps if spacing is None else max(1, num_steps - 1)
+        # Pure noise (zero terminal SNR) cannot be averaged over: x_0 = (x_t - eps') / 0. No look ahead there.
+        self.looks_ahead = not schedule.zero_terminal_snr and (spacing is None or num_steps > 1)
+        nodes = num_steps if spacing is None or not self.looks_ahead else num_steps - 1
         super().__init__(
             schedule, nodes, eta=0.0, spacing=spacing, published=published, correct_x_0=correct_x_0
         )
-        self.looks_ahead = spacing is None or num_steps > 1
 
     def evaluations(self, start: int = 0) -> int:
         """Return how often the network is asked from step `start` to the end."""
@@ -62,6 +63,8 @@ class PLMS(DDIM):
         else:
             weights = ADAMS_BASHFORTH[len(self.memory)]
             eps = sum(w * e for w, e in zip(weights, self.memory, strict=True))
+            if len(self.memory) == 1:
+                return self.update(i, prediction, noise(x_t))
         alpha, sigma = self.schedule.alpha_sigma(batch_of(self.timesteps[i], x_t), x_t)
         # The noise is multiplied by nothing; drawing it keeps the generator where the published one is.
         return self.update(i, from_eps(x_t, eps, alpha, sigma), noise(x_t))

@@ -10,7 +10,7 @@ from ldm.errors import InputError
 from ldm.samplers import DDIM, DDPM, PLMS, SAMPLERS, DPMSolver, find_sampler, make_sampler, sample_loop
 from ldm.samplers.loop import gaussian
 
-ALWAYS_NOISY = {"ddpm"}  # of these the distribution is tested, in test_convergence.py
+ALWAYS_NOISY = {"ddpm", "lcm"}  # of these the distribution is tested, in test_convergence.py
 X = torch.linspace(-2, 2, 2 * 3 * 4 * 4, dtype=torch.float64).view(2, 3, 4, 4)
 
 
