@@ -11,6 +11,7 @@ import re
 import struct
 import threading
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -171,7 +172,18 @@ def _checked_archive(file: BinaryIO, path: Path) -> tuple[bytes, dict[str, int]]
             for name, member in zip(names, members, strict=True)
             if name.startswith(prefix)
         }
-        return archive.read(pickle), sizes
+        return _stored(file, archive.getinfo(pickle), path), sizes
+
+
+def _stored(file: BinaryIO, member: zipfile.ZipInfo, path: Path) -> bytes:
+    """Return an uncompressed member; torch can be told to write no checksum, which then is 0."""
+    file.seek(member.header_offset + 26)
+    name_length, extra_length = struct.unpack("<HH", file.read(4))
+    file.seek(name_length + extra_length, 1)
+    content = file.read(member.file_size)
+    if member.CRC and zlib.crc32(content) != member.CRC:
+        raise DamagedCheckpointError(f"{path}: its list of tensors is damaged (checksum); download it again")
+    return content
 
 
 def _directory(file: BinaryIO, size: int) -> tuple[int, int]:

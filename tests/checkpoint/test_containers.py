@@ -201,3 +201,13 @@ def test_torch_with_the_known_hole_reads_safetensors_only(tmp_path, monkeypatch)
     for name in ("a.ckpt", "b.ckpt"):
         with pytest.raises(CheckpointError, match="install torch 2.10 or newer, or give a .safetensors"):
             stored(tmp_path / name)
+
+
+def test_a_file_written_without_checksums_loads(tmp_path):
+    options = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.ones(3)}, tmp_path / "plain.pt")
+    finally:
+        torch.serialization.set_crc32_options(options)
+    assert torch.equal(stored(tmp_path / "plain.pt")["a"], torch.ones(3))
