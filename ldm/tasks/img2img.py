@@ -3,8 +3,7 @@
 Of num_steps steps the last t_enc = trunc(strength * num_steps) are taken; the sampler says which noise stands
 before them (DDIM's is one step above, as in the published script).
 
-Draws, in order: the encoder's posterior noise once, on the CPU's generator; then for each batch the noise
-that is added (with `fixed_code` once for the run), and the sampler's, one a step.
+Draws, in order: the encoder's posterior noise, the noise that is added, and the sampler's, one a step.
 """
 
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ from ldm.errors import InputError
 from ldm.imaging.colour import from_uint8
 from ldm.imaging.padding import Frame
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.tasks.sampling import Batch, Diffuser, Draws, Settings, Track, batches
+from ldm.tasks.draws import Draws, make_draws
+from ldm.tasks.sampling import Batch, Diffuser, Settings, Track, batches
 
 
 def img2img(
@@ -44,26 +44,22 @@ def img2img(
         raise InputError(f"strength is {strength}; expected 0 (keep the picture) to 1 (repaint it)")
     diffuser = Diffuser(model, settings, batch_size, track)
     t_enc = int(strength * diffuser.sampler.num_steps)
-    return _generate(diffuser, image, prompts, seed, t_enc, n_iter, fixed_code)
+    draws = make_draws(settings.rng, seed, model.device, batch_size, fixed_code=fixed_code)
+    return _generate(diffuser, image, draws, prompts, t_enc, n_iter)
 
 
 def _generate(
-    diffuser: Diffuser,
-    image: np.ndarray,
-    prompts: list[str],
-    seed: int,
-    t_enc: int,
-    n_iter: int,
-    fixed_code: bool,
+    diffuser: Diffuser, image: np.ndarray, draws: Draws, prompts: list[str], t_enc: int, n_iter: int
 ) -> Iterator[Batch]:
     frame = Frame.around(*image.shape[:2], diffuser.model.size_multiple)
-    draws = Draws(seed, diffuser.model.device, diffuser.batch_size)
     shape = diffuser.latent_shape(frame)
-    x_0 = diffuser.encode(frame.pad(from_uint8(image)), draws.normal_from_cpu(*shape))  # (b, c, h, w)
-    start_code = draws.normal(*shape) if fixed_code else None
+    posterior = diffuser.encode(frame.pad(from_uint8(image)))
     start = diffuser.sampler.start_index(t_enc)
+    made = 0
     for index, (iteration, texts) in enumerate(batches(prompts, diffuser.batch_size, n_iter)):
-        eps = draws.normal(*shape) if start_code is None else start_code
-        x_t = diffuser.sampler.noised(x_0, t_enc, eps)
-        latents = diffuser.sample(x_t[: len(texts)], *diffuser.text(texts), draws.normal_like, start=start)
-        yield Batch(texts, diffuser.decode(latents, frame), latents, iteration, index)
+        noise = draws.batch(made, len(texts), start)
+        x_0 = diffuser.drawn(posterior, noise.normal("posterior", *shape))  # (b, c, h, w)
+        x_t = diffuser.sampler.noised(x_0, t_enc, noise.normal("start", *shape))
+        latents = diffuser.sample(x_t, *diffuser.text(texts), noise, start=start)
+        yield Batch(texts, diffuser.decode(latents, frame), latents, iteration, index, noise.seeds)
+        made += len(texts)

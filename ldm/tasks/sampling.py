@@ -1,10 +1,4 @@
-"""What every picture-making task shares: settings, random draws, denoising, decoding.
-
-Random numbers are drawn in the order of the published scripts, so that a seed gives their picture:
-whatever starts a batch first, then one draw a step even where eta = 0. Two generators are seeded alike,
-one on the model's device and one on the CPU; on the CPU they are the same one.
-A short last batch draws as a full one would and uses the first rows.
-"""
+"""What every picture-making task shares: settings, denoising, decoding."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,10 +13,12 @@ from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.prediction import denoiser
 from ldm.errors import InputError, LdmError
 from ldm.imaging.padding import Frame
+from ldm.models.gaussian import DiagonalGaussianDistribution
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.samplers import make_sampler
 from ldm.samplers.base import Noise
 from ldm.samplers.loop import KeyedNoise, Step, sample_loop
+from ldm.tasks.guard import SampleState
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +38,7 @@ class Settings:
         eta: noise of the steps, 0 deterministic, 1 as much as DDPM; None is the sampler's own.
         guidance_scale: exactly 1 leaves out the unconditional pass.
         negative_prompt: what the unconditional pass is told.
+        rng: where random numbers come from, a name of ldm.tasks.draws.RNGS.
         dtype: what the networks compute in.
     """
 
@@ -51,6 +48,7 @@ class Settings:
     eta: float | None = None
     guidance_scale: float = 9.0
     negative_prompt: str = ""
+    rng: str = "reference"
     dtype: torch.dtype = torch.float32
 
 
@@ -63,33 +61,15 @@ class Batch:
     latents: Tensor  # (b, c, h, w) scaled, of the padded size, on the model's device
     iteration: int  # which repetition of the whole prompt list
     index: int  # how many batches the run drew before this one
-
-
-class Draws:
-    """Standard normal numbers for batches of `batch_size`."""
-
-    def __init__(self, seed: int, device: torch.device, batch_size: int) -> None:
-        self.device = device
-        self.batch_size = batch_size
-        self._device_generator = torch.Generator(device).manual_seed(seed)
-        on_cpu = device.type == "cpu"
-        self._cpu_generator = self._device_generator if on_cpu else torch.Generator().manual_seed(seed)
-
-    def normal(self, *shape: int) -> Tensor:
-        """Draw a full batch of (c, h, w) on the model's device."""
-        return torch.randn(self.batch_size, *shape, generator=self._device_generator, device=self.device)
-
-    def normal_like(self, x: Tensor) -> Tensor:
-        """Draw for x (b, c, h, w), where b may be less than a full batch."""
-        return self.normal(*x.shape[1:])[: len(x)].to(x.dtype)
-
-    def normal_from_cpu(self, *shape: int) -> Tensor:
-        """Draw a full batch on the CPU generator, whatever the device, and move it."""
-        return torch.randn(self.batch_size, *shape, generator=self._cpu_generator).to(self.device)
+    seeds: tuple[int, ...] = ()  # what each picture can be made again from alone; empty where it cannot
 
 
 class Diffuser:
-    """A text-to-image model with its sampler set up."""
+    """A text-to-image model with its sampler set up.
+
+    Attributes:
+        state: where sampling stands, after every step; None before the first batch.
+    """
 
     def __init__(
         self, model: LatentDiffusion, settings: Settings, batch_size: int, track: Track | None = None
@@ -108,6 +88,7 @@ class Diffuser:
             settings.sampler, model.schedule, settings.num_steps, eta=settings.eta, spacing=settings.spacing
         )
         self._denoise = denoiser(model.apply_model, model.schedule, model.parameterization)
+        self.state: SampleState | None = None
         self._uncond: Tensor | None = None
         self._said: int | None = None
 
@@ -140,18 +121,30 @@ class Diffuser:
             memory: the sampler's memory before that step, where an earlier run stopped.
         """
         self._say_cost(start)
+        self.state = SampleState(start, x_t, tuple(memory))
         denoise = ClassifierFreeGuidance(self._denoise, uncond, self.settings.guidance_scale)
         with autocast(self.model.device, self.settings.dtype):
             steps = sample_loop(self.sampler, denoise, x_t, cond, noise=noise, start=start, memory=memory)
-            for step in self.track(steps, len(self.sampler) - start):
-                x_t = step.x_t
-        return x_t
+            for _ in self.track(self._watched(steps), len(self.sampler) - start):
+                pass
+        return self.state.x_t
+
+    def _watched(self, steps: Iterable[Step]) -> Iterator[Step]:
+        """Keep the state up to date, before whoever tracks the steps sees each."""
+        for step in steps:
+            self.state = SampleState(step.i + 1, step.x_t, tuple(self.sampler.memory))
+            yield step
 
     @torch.no_grad()
-    def encode(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Return scaled latents of images (1, 3, H, W), one row for every row of noise (b, c, h, w)."""
+    def encode(self, images: Tensor) -> DiagonalGaussianDistribution:
+        """Return what the autoencoder makes of images (n, 3, H, W)."""
         with autocast(self.model.device, self.settings.dtype):
-            posterior = self.model.encode_first_stage(images.to(self.model.device))
+            return self.model.encode_first_stage(images.to(self.model.device))
+
+    @torch.no_grad()
+    def drawn(self, posterior: DiagonalGaussianDistribution, noise: Tensor) -> Tensor:
+        """Return scaled latents, one row for every row of noise (b, c, h, w); n is 1 or b."""
+        with autocast(self.model.device, self.settings.dtype):
             return self.model.get_first_stage_encoding(posterior, noise).float()
 
     @torch.no_grad()

@@ -1,13 +1,14 @@
 """Pictures from prompts: noise -> latents -> picture.
 
-Draws, in order: with `fixed_code` one x_T for the whole run; else one x_T a batch; then those of the sampler.
+Draws, in order: x_T, then those of the sampler.
 """
 
 from collections.abc import Iterator
 
 from ldm.imaging.padding import Frame
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.tasks.sampling import Batch, Diffuser, Draws, Settings, Track, batches
+from ldm.tasks.draws import Draws, make_draws
+from ldm.tasks.sampling import Batch, Diffuser, Settings, Track, batches
 
 
 def txt2img(
@@ -30,18 +31,20 @@ def txt2img(
 
     Raises: InputError for settings that the sampler or the model cannot honour.
     """
-    diffuser = Diffuser(model, settings or Settings(), batch_size, track)
+    settings = settings or Settings()
+    diffuser = Diffuser(model, settings, batch_size, track)
     frame = Frame.around(height, width, model.size_multiple)
-    return _generate(diffuser, frame, prompts, seed, n_iter, fixed_code)
+    draws = make_draws(settings.rng, seed, model.device, batch_size, fixed_code=fixed_code)
+    return _generate(diffuser, frame, draws, prompts, n_iter)
 
 
 def _generate(
-    diffuser: Diffuser, frame: Frame, prompts: list[str], seed: int, n_iter: int, fixed_code: bool
+    diffuser: Diffuser, frame: Frame, draws: Draws, prompts: list[str], n_iter: int
 ) -> Iterator[Batch]:
-    draws = Draws(seed, diffuser.model.device, diffuser.batch_size)
     shape = diffuser.latent_shape(frame)
-    start_code = draws.normal(*shape) if fixed_code else None
+    made = 0
     for index, (iteration, texts) in enumerate(batches(prompts, diffuser.batch_size, n_iter)):
-        x_t = draws.normal(*shape) if start_code is None else start_code
-        latents = diffuser.sample(x_t[: len(texts)], *diffuser.text(texts), draws.normal_like)
-        yield Batch(texts, diffuser.decode(latents, frame), latents, iteration, index)
+        noise = draws.batch(made, len(texts))
+        latents = diffuser.sample(noise.normal("start", *shape), *diffuser.text(texts), noise)
+        yield Batch(texts, diffuser.decode(latents, frame), latents, iteration, index, noise.seeds)
+        made += len(texts)

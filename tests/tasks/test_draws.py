@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from ldm.tasks.draws import make_draws
 from ldm.tasks.img2img import img2img
-from ldm.tasks.sampling import Draws, Settings
+from ldm.tasks.sampling import Settings
 from ldm.tasks.txt2img import txt2img
 
 STEPS = 4
@@ -15,14 +16,20 @@ STEPS = 4
 def record(monkeypatch) -> list[tuple[str, tuple[int, ...]]]:
     """Write down every draw: which generator, which shape."""
     drawn = []
-    for name in ("normal", "normal_from_cpu"):
-        original = getattr(Draws, name)
+    randn, generator = torch.randn, torch.Generator
+    on_device: list[torch.Generator] = []
 
-        def spy(self, *shape, name=name, original=original):
-            drawn.append(("cpu" if name == "normal_from_cpu" else "device", (self.batch_size, *shape)))
-            return original(self, *shape)
+    def spy(shape, *, generator, device=None):
+        drawn.append(("cpu" if device is None else "device", tuple(shape)))
+        assert generator in on_device
+        return randn(shape, generator=generator, device=device)
 
-        monkeypatch.setattr(Draws, name, spy)
+    def made(*args):
+        on_device.append(generator(*args))
+        return on_device[-1]
+
+    monkeypatch.setattr(torch, "randn", spy)
+    monkeypatch.setattr(torch, "Generator", made)
     monkeypatch.setattr(torch, "randn_like", lambda *args, **kwargs: pytest.fail("drew elsewhere"))
     return drawn
 
@@ -70,8 +77,8 @@ def test_img2img(tiny_model, record):
 
 
 def test_on_the_cpu_both_generators_are_one_stream():
-    draws = Draws(7, torch.device("cpu"), 2)
-    got = torch.stack([draws.normal_from_cpu(4, 8, 8), draws.normal(4, 8, 8)])
+    noise = make_draws("reference", 7, torch.device("cpu"), 2).batch(0, 2)
+    got = torch.stack([noise.normal("posterior", 4, 8, 8), noise.normal("start", 4, 8, 8)])
     torch.manual_seed(7)
     assert torch.equal(got, torch.stack([torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)]))
 

@@ -1,0 +1,193 @@
+"""The randomness of a run behind one interface: a task asks for the noise of a batch by its purpose.
+
+    draws = make_draws(settings.rng, seed, device, batch_size, fixed_code=fixed_code)
+    noise = draws.batch(first, count)              # of `count` pictures, the first of which is number `first`
+    x_t = noise.normal("start", c, h, w)           # (count, c, h, w) float32 on the device
+    latents = diffuser.sample(x_t, cond, uncond, noise)
+
+A new source of random numbers is one subclass of `Draws` and one row in `RNGS`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.errors import InputError
+from ldm.samplers.base import Noise
+
+PURPOSES = {
+    "start": 0,  # the noise that a batch begins with, or that is added to the picture to begin with
+    "step": 1,  # a step of the sampler
+    "keep": 2,  # the masked part, anew before each step
+    "posterior": 3,  # of the autoencoder
+    "conditioning": 4,  # on the picture that the model is conditioned on: the upscaler's, unCLIP's
+}
+"""What is drawn, and the number of each in the keys of `per-image`: rows are added, never changed."""
+
+
+class Draws:
+    """The random numbers of one run.
+
+    Args:
+        seed: of the run.
+        batch_size: rows of a full batch.
+        fixed_code: as --fixed_code: see the classes.
+        numpy_start: the published script of this task takes its start noise from NumPy.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        device: torch.device,
+        batch_size: int,
+        *,
+        fixed_code: bool = False,
+        numpy_start: bool = False,
+    ):
+        self.seed = seed
+        self.device = device
+        self.batch_size = batch_size
+        self.fixed_code = fixed_code
+        self.numpy_start = numpy_start
+
+    def batch(self, first: int, count: int, start: int = 0, stage: int = 0) -> "BatchDraws":
+        """Return the random numbers of `count` pictures, the first of which is number `first` of the run.
+
+        Args:
+            start: the step that they are sampled from.
+            stage: which sampling of these pictures this is, 1 for the second pass of two.
+        """
+        return BatchDraws(self, first, count, start, stage)
+
+    def draw(self, batch: "BatchDraws", key: "Key", shape: Sequence[int]) -> Tensor:
+        """Return standard normal numbers (batch.count, *shape) in float32 on the device."""
+        raise NotImplementedError
+
+    def seeds(self, first: int, count: int) -> tuple[int, ...]:
+        """Return what each picture can be made again from alone; empty where it cannot."""
+        return ()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what `restore` needs to go on drawing from here in another process."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on where `state` was taken."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a draw is for: its purpose, the step that asks, and how often that step asked before."""
+
+    purpose: str
+    step: int = 0
+    call: int = 0
+
+
+@dataclass(frozen=True)
+class BatchDraws:
+    """The random numbers of the pictures of one batch; a `KeyedNoise` for the sampling loop."""
+
+    draws: Draws
+    first: int
+    count: int
+    start: int = 0
+    stage: int = 0
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.draws.seeds(self.first, self.count)
+
+    def normal(self, purpose: str, *shape: int) -> Tensor:
+        """Draw (count, *shape) in float32 on the device, for a purpose outside the steps."""
+        return self.draws.draw(self, Key(purpose), shape)
+
+    def at(self, i: int, purpose: str) -> Noise:
+        """Return the noise of step `i`, which may be called more than once."""
+        calls = count()
+        return lambda x: self.draws.draw(self, Key(purpose, i, next(calls)), x.shape[1:]).to(x)
+
+
+class Reference(Draws):
+    """The published scripts' draws in their order, so that a seed gives their picture.
+
+    Two generators are seeded alike, one on the model's device and one on the CPU; on the CPU they are the
+    same one. Every draw is that of a full batch; a short last batch uses the first rows. Posterior noise
+    comes from the CPU's generator, once a run; with `fixed_code` the start noise too is drawn once. Where
+    the loop takes a step a second time, it gets the same noise again.
+    """
+
+    def __init__(self, seed: int, device: torch.device, batch_size: int, **options: bool):
+        super().__init__(seed, device, batch_size, **options)
+        self._generator = torch.Generator(device).manual_seed(seed)
+        on_cpu = device.type == "cpu"
+        self._cpu_generator = self._generator if on_cpu else torch.Generator().manual_seed(seed)
+        self._once: dict[str, Tensor] = {}
+        self._before: dict[tuple[BatchDraws, Key], Tensor] = {}  # generator states within the present step
+
+    def draw(self, batch: BatchDraws, key: Key, shape: Sequence[int]) -> Tensor:
+        full = (self.batch_size, *shape)
+        if key.purpose == "posterior" or (key.purpose == "start" and self.fixed_code):
+            if key.purpose not in self._once:
+                self._once[key.purpose] = self._next(key.purpose, full, 0)
+            return self._once[key.purpose][: batch.count]
+        if key.purpose in ("step", "keep"):
+            self._rewind(batch, key)
+        return self._next(key.purpose, full, batch.first)[: batch.count]
+
+    def _next(self, purpose: str, shape: tuple[int, ...], first: int) -> Tensor:
+        if purpose == "posterior":
+            return torch.randn(shape, generator=self._cpu_generator).to(self.device)
+        if purpose == "start" and self.numpy_start:
+            drawn = np.random.RandomState(self.seed).randn(first + shape[0], *shape[1:])[first:]
+            return torch.from_numpy(drawn).float().to(self.device)
+        return torch.randn(shape, generator=self._generator, device=self.device)
+
+    def _rewind(self, batch: BatchDraws, key: Key) -> None:
+        """Put the generator back to where it was when the same draw was asked for before."""
+        state = self._before.get((batch, key))
+        if state is not None:
+            self._generator.set_state(state)
+            return
+        if any((at, other.step) != (batch, key.step) for at, other in self._before):
+            self._before.clear()
+        self._before[batch, key] = self._generator.get_state()
+
+    def state(self) -> dict[str, Tensor]:
+        states = {"generator": self._generator.get_state(), "cpu_generator": self._cpu_generator.get_state()}
+        return states | {f"once.{purpose}": x for purpose, x in self._once.items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self._generator.set_state(state["generator"])
+        self._cpu_generator.set_state(state["cpu_generator"])
+        self._once = {
+            name.removeprefix("once."): x.to(self.device)
+            for name, x in state.items()
+            if name.startswith("once.")
+        }
+
+
+RNGS: dict[str, type[Draws]] = {"reference": Reference}
+
+
+def make_draws(
+    rng: str,
+    seed: int,
+    device: torch.device,
+    batch_size: int,
+    *,
+    fixed_code: bool = False,
+    numpy_start: bool = False,
+) -> Draws:
+    """Build a row of `RNGS` by name.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if rng not in RNGS:
+        raise InputError(f"unknown rng {rng!r}: expected one of {', '.join(RNGS)}")
+    return RNGS[rng](seed, device, batch_size, fixed_code=fixed_code, numpy_start=numpy_start)
