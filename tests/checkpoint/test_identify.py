@@ -1,4 +1,4 @@
-"""A file is what its names, shapes and labels say: published layouts, their parts, add-ons, other families."""
+"""A file is what its names, shapes and labels say: published layouts, parts, add-ons, other families."""
 
 import json
 import re
@@ -196,7 +196,8 @@ def test_mixed_families_are_said():
 
 
 def pair(name: str, inputs: int, rank: int, down="lora_down", up="lora_up") -> dict:
-    return {f"{name}.{down}.weight": ("float16", (rank, inputs)), f"{name}.{up}.weight": ("float16", (320, rank))}
+    shapes = {down: (rank, inputs), up: (320, rank)}
+    return {f"{name}.{which}.weight": ("float16", shape) for which, shape in shapes.items()}
 
 
 KOHYA = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
