@@ -68,7 +68,7 @@ def test_a_table_of_a_full_size_file_in_no_time(run, tmp_path):
     assert rows["predicts"] == "v (as all published models of this kind)"
     assert rows["config"] == "configs/stable-diffusion/v2-1-stable-unclip-h-inference.yaml"
     assert "UNet 870.2 M" in rows["parameters"] and "3.98 GB" == rows["size"]
-    columns = {len(re.match(r"  \S+ +", line)[0]) for line in outcome.out.splitlines()[1:]}
+    columns = {len(re.match(r"  [a-z0-9 ]{10}  ", line)[0]) for line in outcome.out.splitlines()[1:]}
     assert columns == {14}, "aligned"
 
 
