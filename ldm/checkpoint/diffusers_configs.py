@@ -232,7 +232,7 @@ def depth_estimator(model: Params) -> Json:
         "reassemble_factors": [1, 1, 1, 0.5], "readout_type": "project", "fusion_hidden_size": 256,
         "head_in_index": -1, "image_size": 384, "patch_size": 16, "num_channels": 3, "hidden_size": 768,
         "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "gelu",
-        "layer_norm_eps": 1e-12, "qkv_bias": True, "use_auxiliary_head": False,
+        "layer_norm_eps": 1e-6, "qkv_bias": True, "use_auxiliary_head": False,
         "use_batch_norm_in_fusion_residual": False,
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.02,
     }

@@ -84,7 +84,9 @@ def convert(
     chosen, dropped = writing.select(
         tensors, wishes.weights, wishes.prune, described and described.model.state_dict()
     )
-    prediction = wishes.prediction or (described.prediction if described else identity.prediction)
+    prediction = None
+    if any(name.startswith((writing.UNET, writing.PREFIX)) for name in tensors):
+        prediction = wishes.prediction or (described.prediction if described else identity.prediction)
     metadata = {**opened.metadata, **_metadata(identity, opened.metadata, tensors, chosen, prediction)}
     shared: dict[str, Any] = {"dtype": wishes.dtype, "overwrite": wishes.overwrite, "progress": progress}
     if described:
