@@ -160,7 +160,7 @@ def _by_parts(
     groups: dict[str, Group], shapes: Shapes, metadata: Mapping[str, str], configs: Configs
 ) -> dict[str, Any]:
     """Return the fields for a model, or one part of it."""
-    held = groups.keys() - {"", "average", "discriminator", "safety_checker", "image_normalizer"}
+    held = groups.keys() - {"", "average", "discriminator", "safety_checker", "image_normalizer", "unused"}
     if "controlnet" in held:
         return _controlnet(groups, shapes, metadata, configs)
     if held & {"unet"} or _has_average(groups):
