@@ -1,6 +1,6 @@
 """The randomness of a run behind one interface: a task asks for the noise of a batch by its purpose.
 
-    draws = make_draws(settings.rng, seed, device, batch_size, fixed_code=fixed_code)
+    draws = make_draws(settings.rng, seed, device, batch_size, pictures, fixed_code=fixed_code)
     noise = draws.batch(first, count)              # of `count` pictures, the first of which is number `first`
     x_t = noise.normal("start", c, h, w)           # (count, c, h, w) float32 on the device
     latents = diffuser.sample(x_t, cond, uncond, noise)
@@ -8,6 +8,7 @@
 A new source of random numbers is one subclass of `Draws` and one row in `RNGS`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -16,8 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.diffusion.philox import cuda_normal, normal, philox
 from ldm.errors import InputError
 from ldm.samplers.base import Noise
+
+MAX_SEED = 2**32 - 1
 
 PURPOSES = {
     "start": 0,  # the noise that a batch begins with, or that is added to the picture to begin with
@@ -38,6 +42,9 @@ class Draws:
         fixed_code: as --fixed_code: see the classes.
         numpy_start: the published script of this task takes its start noise from NumPy.
     """
+
+    own_seeds = False
+    """picture k of a run is that of a run of one with the seed seed + k"""
 
     def __init__(
         self,
@@ -171,7 +178,62 @@ class Reference(Draws):
         }
 
 
-RNGS: dict[str, type[Draws]] = {"reference": Reference}
+class PerImage(Draws):
+    """Every draw is a function of the picture's own seed, the step and the purpose, and of nothing else.
+
+    Picture k of the run has the seed seed + k; with `fixed_code` all have the run's, so that only the prompts
+    tell them apart. The numbers of a draw are those of the blocks 0, 1, 2, ... of Philox4x32-10:
+
+        counter = (block, step, call, purpose)      key = (seed of the picture, stage)
+
+    `call` counts the draws of one step, `purpose` is a row of `PURPOSES`, `stage` is 1 in a second pass. They
+    are drawn on the CPU whatever the device, and no bit of them may ever change.
+    """
+
+    own_seeds = True
+
+    def seeds(self, first: int, count: int) -> tuple[int, ...]:
+        return tuple(self.seed + (0 if self.fixed_code else k) for k in range(first, first + count))
+
+    def draw(self, batch: BatchDraws, key: Key, shape: Sequence[int]) -> Tensor:
+        size = math.prod(shape)
+        drawn = [self.row(seed, key, batch, size).reshape(shape) for seed in batch.seeds]
+        return torch.from_numpy(np.stack(drawn)).to(self.device)
+
+    def row(self, seed: int, key: Key, batch: BatchDraws, size: int) -> np.ndarray:
+        """Return the draw of one picture, (size,) float32."""
+        blocks = np.arange(-(-size // 4))
+        return normal(philox((blocks, key.step, key.call, PURPOSES[key.purpose]), (seed, batch.stage)))[:size]
+
+
+class GpuPhilox(PerImage):
+    """What a CUDA device draws from a generator of each picture's own, seeded with seed + k.
+
+    Draw 0 is the start noise, then one for each step; a second pass begins anew. The other purposes, and a
+    second draw within a step, are drawn as `per-image` draws them and do not move the generator on.
+    """
+
+    def row(self, seed: int, key: Key, batch: BatchDraws, size: int) -> np.ndarray:
+        if key.purpose == "start":
+            return cuda_normal(seed, 0, size)
+        if key.purpose == "step" and key.call == 0:
+            return cuda_normal(seed, 1 + key.step - batch.start, size)
+        return super().row(seed, key, batch, size)
+
+
+RNGS: dict[str, type[Draws]] = {"reference": Reference, "per-image": PerImage, "gpu-philox": GpuPhilox}
+
+
+def check_seeds(rng: str, seed: int, pictures: int, fixed_code: bool = False) -> None:
+    """Raise InputError where there is no such rng, or the last of the pictures has no seed."""
+    if rng not in RNGS:
+        raise InputError(f"unknown rng {rng!r}: expected one of {', '.join(RNGS)}")
+    last = seed if fixed_code else seed + pictures - 1
+    if RNGS[rng].own_seeds and not 0 <= seed <= last <= MAX_SEED:
+        raise InputError(
+            f"the {pictures} pictures of this run would have the seeds {seed} to {last}: "
+            f"expected 0 to {MAX_SEED}; choose a smaller seed"
+        )
 
 
 def make_draws(
@@ -179,15 +241,15 @@ def make_draws(
     seed: int,
     device: torch.device,
     batch_size: int,
+    pictures: int,
     *,
     fixed_code: bool = False,
     numpy_start: bool = False,
 ) -> Draws:
-    """Build a row of `RNGS` by name.
+    """Build a row of `RNGS` by name, for a run of so many pictures.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is none of that name, or the seeds of the pictures go beyond the last one.
     """
-    if rng not in RNGS:
-        raise InputError(f"unknown rng {rng!r}: expected one of {', '.join(RNGS)}")
+    check_seeds(rng, seed, pictures, fixed_code)
     return RNGS[rng](seed, device, batch_size, fixed_code=fixed_code, numpy_start=numpy_start)

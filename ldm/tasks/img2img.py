@@ -44,7 +44,8 @@ def img2img(
         raise InputError(f"strength is {strength}; expected 0 (keep the picture) to 1 (repaint it)")
     diffuser = Diffuser(model, settings, batch_size, track)
     t_enc = int(strength * diffuser.sampler.num_steps)
-    draws = make_draws(settings.rng, seed, model.device, batch_size, fixed_code=fixed_code)
+    pictures = n_iter * len(prompts)
+    draws = make_draws(settings.rng, seed, model.device, batch_size, pictures, fixed_code=fixed_code)
     return _generate(diffuser, image, draws, prompts, t_enc, n_iter)
 
 

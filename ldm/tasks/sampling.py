@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ldm.backends.device import autocast
 from ldm.diffusion.conditioning import Conditioning, take
-from ldm.diffusion.guidance import ClassifierFreeGuidance
-from ldm.diffusion.prediction import denoiser
+from ldm.diffusion.guidance import Guidance, within
+from ldm.diffusion.prediction import Denoise, Prediction, denoiser
 from ldm.errors import InputError, LdmError
 from ldm.imaging.padding import Frame
 from ldm.models.gaussian import DiagonalGaussianDistribution
@@ -38,7 +38,11 @@ class Settings:
         eta: noise of the steps, 0 deterministic, 1 as much as DDPM; None is the sampler's own.
         guidance_scale: exactly 1 leaves out the unconditional pass.
         negative_prompt: what the unconditional pass is told.
+        guidance_rescale: 0 (off) to 1, see ldm.diffusion.guidance, as for the next two.
+        guidance_interval: (low, high), the training times with guidance, 0 clean to 1 noise; None is all.
+        dynamic_threshold: the percentile of |x_0|, above 0 to 1; None is off.
         rng: where random numbers come from, a name of ldm.tasks.draws.RNGS.
+        exact: give the networks one sample at a time, so that no bit of a picture depends on its batch.
         dtype: what the networks compute in.
     """
 
@@ -48,7 +52,11 @@ class Settings:
     eta: float | None = None
     guidance_scale: float = 9.0
     negative_prompt: str = ""
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
+    dynamic_threshold: float | None = None
     rng: str = "reference"
+    exact: bool = False
     dtype: torch.dtype = torch.float32
 
 
@@ -87,7 +95,15 @@ class Diffuser:
         self.sampler = make_sampler(
             settings.sampler, model.schedule, settings.num_steps, eta=settings.eta, spacing=settings.spacing
         )
+        self.guidance = Guidance(
+            settings.guidance_scale,
+            settings.guidance_rescale,
+            settings.guidance_interval,
+            settings.dynamic_threshold,
+        )
         self._denoise = denoiser(model.apply_model, model.schedule, model.parameterization)
+        if settings.exact:
+            self._denoise = one_by_one(self._denoise)
         self.state: SampleState | None = None
         self._uncond: Tensor | None = None
         self._said: int | None = None
@@ -101,7 +117,7 @@ class Diffuser:
     def text(self, prompts: list[str]) -> tuple[Tensor, Tensor | None]:
         """Return the contexts (b, n, w) of the prompts and of the unconditional pass, or None without one."""
         with autocast(self.model.device, self.settings.dtype):
-            cond = self.model.get_learned_conditioning(prompts)
+            cond = self._encoded(prompts)
             return cond, take(self._unconditional(), slice(len(prompts)))
 
     @torch.no_grad()
@@ -122,7 +138,8 @@ class Diffuser:
         """
         self._say_cost(start)
         self.state = SampleState(start, x_t, tuple(memory))
-        denoise = ClassifierFreeGuidance(self._denoise, uncond, self.settings.guidance_scale)
+        parameterization = self.model.parameterization
+        denoise = self.guidance.around(self._denoise, uncond, self.model.schedule, parameterization)
         with autocast(self.model.device, self.settings.dtype):
             steps = sample_loop(self.sampler, denoise, x_t, cond, noise=noise, start=start, memory=memory)
             for _ in self.track(self._watched(steps), len(self.sampler) - start):
@@ -154,7 +171,8 @@ class Diffuser:
         Raises: LdmError when they hold NaN or infinity, which would be saved as black.
         """
         with autocast(self.model.device, self.settings.dtype):
-            images = frame.crop(self.model.decode_first_stage(latents)).float().cpu()
+            parts = [self.model.decode_first_stage(latents[part]) for part in self._parts(len(latents))]
+            images = frame.crop(torch.cat(parts)).float().cpu()
         if not torch.isfinite(images).all():
             raise LdmError(
                 "the picture holds values that are not finite; half precision may have overflowed "
@@ -172,15 +190,36 @@ class Diffuser:
         odd = self.sampler.evaluations() != asked
         why = f" (published times; --sampler {name} takes exactly {asked} for {asked} steps)" if odd else ""
         logger.info("%s: %d network evaluations a batch%s", name, cost, why)
+        if self.guidance.interval is not None and self.guidance.scale != 1:
+            times = torch.tensor(self.sampler.timesteps[start:], device="cpu")
+            count = int(within(self.guidance.interval, times, self.model.schedule).sum())
+            (logger.info if count else logger.warning)("guidance in %d of %d steps", count, len(times))
 
     def _unconditional(self) -> Tensor | None:
         if self.settings.guidance_scale == 1:
             return None
         if self._uncond is None:  # the same text for every batch
-            self._uncond = self.model.get_learned_conditioning(
-                [self.settings.negative_prompt] * self.batch_size
-            )
+            self._uncond = self._encoded([self.settings.negative_prompt] * self.batch_size)
         return self._uncond
+
+    def _encoded(self, prompts: list[str]) -> Tensor:
+        parts = [prompts[part] for part in self._parts(len(prompts))]
+        return torch.cat([self.model.get_learned_conditioning(part) for part in parts])
+
+    def _parts(self, size: int) -> list[slice]:
+        """Return which samples of a batch the networks see together."""
+        return [slice(i, i + 1) for i in range(size)] if self.settings.exact else [slice(size)]
+
+
+def one_by_one(denoise: Denoise) -> Denoise:
+    """Ask about one sample at a time: some kernels round differently in batches of other sizes."""
+
+    def alone(x_t: Tensor, t: Tensor, cond: Conditioning) -> Prediction:
+        samples = [slice(i, i + 1) for i in range(len(x_t))]
+        predictions = [denoise(x_t[sample], t[sample], take(cond, sample)) for sample in samples]
+        return Prediction(*(torch.cat(parts) for parts in zip(*predictions, strict=True)))
+
+    return alone
 
 
 def batches(prompts: list[str], batch_size: int, n_iter: int) -> Iterator[tuple[int, list[str]]]:

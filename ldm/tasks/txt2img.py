@@ -34,7 +34,8 @@ def txt2img(
     settings = settings or Settings()
     diffuser = Diffuser(model, settings, batch_size, track)
     frame = Frame.around(height, width, model.size_multiple)
-    draws = make_draws(settings.rng, seed, model.device, batch_size, fixed_code=fixed_code)
+    pictures = n_iter * len(prompts)
+    draws = make_draws(settings.rng, seed, model.device, batch_size, pictures, fixed_code=fixed_code)
     return _generate(diffuser, frame, draws, prompts, n_iter)
 
 

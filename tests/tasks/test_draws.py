@@ -77,7 +77,7 @@ def test_img2img(tiny_model, record):
 
 
 def test_on_the_cpu_both_generators_are_one_stream():
-    noise = make_draws("reference", 7, torch.device("cpu"), 2).batch(0, 2)
+    noise = make_draws("reference", 7, torch.device("cpu"), 2, 2).batch(0, 2)
     got = torch.stack([noise.normal("posterior", 4, 8, 8), noise.normal("start", 4, 8, 8)])
     torch.manual_seed(7)
     assert torch.equal(got, torch.stack([torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)]))
