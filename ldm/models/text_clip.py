@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, InputError
 from ldm.models.attention import merge_heads, split_heads
+from ldm.prompts.chunks import Vocabulary
 
 LAYERS = ("last", "pooled", "hidden")
 
@@ -48,9 +49,10 @@ class SelfAttention(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = (split_heads(f(x), self.num_heads) for f in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True)))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self.out_proj(merge_heads(out))
 
 
 class MLP(nn.Module):
@@ -77,8 +79,8 @@ class EncoderLayer(nn.Module):
         self.mlp = MLP(width, config["intermediate_size"], config["hidden_act"])
         self.layer_norm2 = nn.LayerNorm(width, eps=config["layer_norm_eps"])
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x), mask)
         return x + self.mlp(self.layer_norm2(x))
 
 
@@ -116,10 +118,10 @@ class TextModel(nn.Module):
         self.encoder = Layers(config)
         self.final_layer_norm = nn.LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
 
-    def forward(self, tokens: Tensor) -> list[Tensor]:
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         hidden_states = [self.embeddings(tokens)]
         for layer in self.encoder.layers:
-            hidden_states.append(layer(hidden_states[-1]))
+            hidden_states.append(layer(hidden_states[-1], mask))
         return hidden_states
 
 
@@ -188,10 +190,32 @@ class FrozenCLIPEmbedder(nn.Module):
         past_end = (ids == end).cumsum(dim=1) > 0
         return ids.masked_fill(past_end, end)
 
-    def encode_tokens(self, tokens: Tensor) -> Tensor:
-        """Encode ids (b, n) to (b, n, width), or (b, 1, width) for "pooled"."""
+    def check_clip_skip(self, clip_skip: int) -> None:
+        """Raise InputError unless the states before the last (clip_skip - 1) blocks can be taken."""
+        require_blocks(clip_skip, len(self.transformer.text_model.encoder.layers))
+
+    def vocabulary(self) -> Vocabulary:
+        """Return what cutting prompts into chunks has to know; padding is the end token."""
+        end = self.tokenizer.eot_token_id
+        return Vocabulary(
+            self.tokenizer.encode, self.tokenizer.sot_token_id, end, pad=end, context_length=self.max_length
+        )
+
+    def encode_tokens(
+        self, tokens: Tensor, clip_skip: int | None = None, hidden: Tensor | None = None
+    ) -> Tensor:
+        """Encode ids (b, n) to (b, n, width), or (b, 1, width) for "pooled".
+
+        Args:
+            clip_skip: leave out the last (clip_skip - 1) blocks, never the final layer norm: 1 is the last
+                block; None is the layer of the configuration.
+            hidden: (b, n) true where no other token may look.
+        """
         text_model = self.transformer.text_model
-        hidden_states = text_model(tokens)
+        mask = None if hidden is None else causal_mask(hidden)[:, None]
+        hidden_states = text_model(tokens, mask)
+        if clip_skip is not None:
+            return text_model.final_layer_norm(hidden_states[-clip_skip])
         if self.layer == "hidden":
             return hidden_states[self.layer_idx]
         last = text_model.final_layer_norm(hidden_states[-1])
@@ -209,3 +233,16 @@ class FrozenCLIPEmbedder(nn.Module):
     def encode(self, prompts: list[str] | str) -> Tensor:
         """Do what calling the module does; third-party code uses this name."""
         return self(prompts)
+
+
+def require_blocks(clip_skip: int, num_blocks: int) -> None:
+    """Raise InputError unless (clip_skip - 1) blocks can be left out of `num_blocks`."""
+    if not 1 <= clip_skip <= num_blocks:
+        raise InputError(f"clip skip {clip_skip}; this model's text encoder takes 1 to {num_blocks}")
+
+
+def causal_mask(hidden: Tensor) -> Tensor:
+    """Return (b, n, n) true where a token may look: not ahead, and at none that is hidden (b, n)."""
+    length = hidden.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()
+    return causal & ~hidden[:, None]

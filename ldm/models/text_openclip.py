@@ -16,7 +16,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, InputError
+from ldm.models.text_clip import causal_mask, require_blocks
+from ldm.prompts.chunks import Vocabulary
 
 LAYERS = {"last": 0, "penultimate": 1}     # name -> how many of the last blocks are left out
 
@@ -34,13 +36,20 @@ class TextTower(nn.Module):
         self.transformer = text.transformer
         self.ln_final = text.ln_final
         self.context_length: int = text.context_length
+        self.num_heads: int = text.transformer.resblocks[0].attn.num_heads
         self.grad_checkpointing = False
 
-    def forward(self, tokens: Tensor, skip: int = 0) -> Tensor:
-        """Encode token ids (b, n) to (b, n, width), leaving out the last `skip` blocks."""
+    def forward(self, tokens: Tensor, skip: int = 0, hidden: Tensor | None = None) -> Tensor:
+        """Encode token ids (b, n) to (b, n, width), leaving out the last `skip` blocks.
+
+        No other token looks at those where `hidden` (b, n) is true.
+        """
         x = self.token_embedding(tokens) + self.positional_embedding                    # (b, n, width)
         length = tokens.shape[1]
         mask = torch.full((length, length), float("-inf"), device=x.device, dtype=x.dtype).triu_(1)
+        if hidden is not None:
+            mask = torch.zeros_like(mask).masked_fill(~causal_mask(hidden), float("-inf"))
+            mask = mask.repeat_interleave(self.num_heads, dim=0)                        # (b heads, n, n)
         batch_first = self.transformer.batch_first
         x = x if batch_first else x.transpose(0, 1)                             # what the blocks expect
         for block in self.transformer.resblocks[: len(self.transformer.resblocks) - skip]:
@@ -118,11 +127,44 @@ class FrozenOpenCLIPEmbedder(nn.Module):
         """Return ids (b, context_length): start, text, end, then zeros; a long text is cut before the end."""
         return self.tokenizer(list(prompts), self.model.context_length)
 
+    def check_clip_skip(self, clip_skip: int) -> None:
+        """Raise InputError for more than the blocks, or for a block that the weights file lacked."""
+        blocks = self.model.transformer.resblocks
+        require_blocks(clip_skip, len(blocks))
+        if clip_skip <= LAYERS[self.layer] and not blocks[-clip_skip].ln_1.weight.any():    # see loading.py
+            raise InputError(
+                f"clip skip {clip_skip} takes a block of the text encoder that this weights file lacks; "
+                f"expected {LAYERS[self.layer] + 1} or more"
+            )
+
+    def vocabulary(self) -> Vocabulary:
+        """Return what cutting prompts into chunks has to know; padding is 0."""
+        tokenizer = self.tokenizer
+        return Vocabulary(
+            tokenizer.encode,
+            tokenizer.sot_token_id,
+            tokenizer.eot_token_id,
+            pad=0,
+            context_length=self.model.context_length,
+        )
+
+    def encode_tokens(
+        self, tokens: Tensor, clip_skip: int | None = None, hidden: Tensor | None = None
+    ) -> Tensor:
+        """Encode ids (b, n) to (b, n, width).
+
+        Args:
+            clip_skip: leave out the last (clip_skip - 1) blocks, never the final layer norm: 1 is the last
+                block, 2 the penultimate; None is the layer of the configuration.
+            hidden: (b, n) true where no other token may look.
+        """
+        skip = LAYERS[self.layer] if clip_skip is None else clip_skip - 1
+        return self.model(tokens, skip=skip, hidden=hidden)
+
     def forward(self, prompts: list[str] | str) -> Tensor:
         """Encode prompts to (b, context_length, width)."""
         prompts = [prompts] if isinstance(prompts, str) else prompts
-        tokens = self.tokenize(prompts).to(self.model.positional_embedding.device)
-        return self.model(tokens, skip=LAYERS[self.layer])
+        return self.encode_tokens(self.tokenize(prompts).to(self.model.positional_embedding.device))
 
     def encode(self, prompts: list[str] | str) -> Tensor:
         """Do what calling the module does; third-party code uses this name."""

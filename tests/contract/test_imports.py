@@ -17,7 +17,7 @@ LAYERS = [
     ["jobs", "tasks", "training"],
     ["samplers", "adapters", "backends"],
     ["models"],
-    ["diffusion"],
+    ["diffusion", "prompts"],
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 FOR_ALL = {"config", "errors", "published_names", "yaml_file", "util", "ldm"}
@@ -33,7 +33,7 @@ OTHERS = {
 USED_FROM = {"imaging": "training", "checkpoint": "training", "data": "training", "loading": "training"}
 
 # Samplers see only `denoise`.
-NARROW = {"samplers": {"diffusion"}, "diffusion": set(), "imaging": set()}
+NARROW = {"samplers": {"diffusion"}, "diffusion": set(), "prompts": set(), "imaging": set()}
 
 
 def python_files() -> list[Path]:

@@ -1,0 +1,157 @@
+r"""The syntax of the compel library (its doc/syntax.md).
+
+    word+  word--            1.1 times for each +, 0.9 times for each -
+    (a phrase)+  (a)1.3      the same for a phrase, or the number itself; "a phrase"+ too
+    (a (b)1.3)1.1            nested: the factors multiply
+    \( \) \" \\              the sign itself
+    ("a", "b").and()         contexts one after another; .and(1, 0.5) weighs them
+    ("a", "b").blend(1, 2)   the weighted mean of the contexts; no_normalize as last word: the weighted sum
+
+A sign of weight counts at the end of a word, and a bracket at its beginning: "a+b", "1 + 1" and "f(x)" are
+text. Different from compel, which reads an unbalanced bracket as text, this is an error with its position.
+`.swap()` changes the attention during sampling and is refused.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from ldm.prompts.fragments import Fragment, Part, Prompt, fault, merged
+
+UP, DOWN = 1.1, 0.9
+
+ESCAPE = r'\\[()"\\]'
+LETTER = rf'(?: {ESCAPE} | \\ (?! [()"\\] ) | [^\s,()"\\] )'
+WORD = re.compile(
+    rf"""
+    (?P<word> {LETTER} (?: {LETTER} | \( [^\s()]* \) )*? )
+    (?: (?P<signs> \++ | -+ ) (?= [\s,.()"] | $ ) | (?= [\s,)"] | $ ) )
+    """,
+    re.VERBOSE,
+)
+QUOTED = re.compile(r'"((?:\\.|[^"\\])*)"', re.DOTALL)
+FACTOR = re.compile(r"\++|-+|\d*\.?\d+|")
+JOINED = re.compile(
+    rf"""
+    \s* \( \s* (?P<clauses> {QUOTED.pattern} (?: \s*,\s* {QUOTED.pattern} )* ) \s* \)
+    \s* \. (?P<how> and | blend ) \( (?P<with> [^()]* ) \) \s*
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+METHOD = re.compile(r"(?<=[)\w\"])\.(and|blend|swap)\(")
+
+
+@dataclass
+class _Piece:
+    text: str
+    weight: float
+
+
+def parse(text: str) -> Prompt:
+    """Read a prompt.
+
+    Raises: InputError naming the character that is wrong.
+    """
+    joined = JOINED.fullmatch(text)
+    if joined is None:
+        return Prompt(((_part(text, text, 0),),))
+    start = joined.start("clauses")
+    quoted = list(QUOTED.finditer(text, start, joined.end("clauses")))
+    clauses = tuple((_part(text, clause[1], clause.start(1)),) for clause in quoted)
+    blend = joined["how"] == "blend"
+    weights = _weights(text, joined, len(clauses), normalised=blend)
+    return Prompt(clauses, weights, blend)
+
+
+def _weights(text: str, joined: re.Match[str], count: int, normalised: bool) -> tuple[float, ...]:
+    """Return what `.and(...)` or `.blend(...)` was called with: nothing, or one number a clause."""
+    words = [word.strip() for word in joined["with"].split(",") if word.strip()]
+    if normalised and "no_normalize" in words:
+        normalised = False
+        words.remove("no_normalize")
+    try:
+        weights = [float(word) for word in words] or [1.0] * count
+    except ValueError:
+        weights = []
+    if len(weights) != count or not all(map(math.isfinite, weights)):
+        got = f"got {joined['with'].strip()!r}, expected {count} numbers, one for each text"
+        raise fault(text, joined.start("with"), f".{joined['how']}(): {got}")
+    if not normalised:
+        return tuple(weights)
+    if (total := sum(weights)) == 0:
+        problem = ".blend(): the weights add up to 0; add no_normalize, or change one"
+        raise fault(text, joined.start("with"), problem)
+    return tuple(weight / total for weight in weights)
+
+
+def _part(whole: str, text: str, offset: int) -> Part:
+    """Read one text without methods, which stands at `offset` of the whole prompt."""
+    if method := METHOD.search(text):
+        raise fault(whole, offset + method.start(), _about(method[1]))
+    pieces: list[_Piece] = []
+    opened: list[tuple[int, int]] = []  # (position, number of pieces before) of the open brackets
+
+    def space(spaces: str) -> None:
+        if pieces:
+            pieces[-1].text += spaces
+
+    position = 0
+    while position < len(text):
+        sign, start = text[position], position
+        if sign == "(":
+            space(" ")
+            opened.append((position, len(pieces)))
+            position += 1
+        elif sign == ")":
+            if not opened:
+                problem = r"')' closes nothing; open it, or write \) for the sign itself"
+                raise fault(whole, offset + position, problem)
+            factor, position = _factor(text, position + 1)
+            for piece in pieces[opened.pop()[1] :]:
+                piece.weight *= factor
+            space(" ")
+        elif sign.isspace():
+            space(sign)
+            position += 1
+        elif quoted := QUOTED.match(text, position):
+            factor, position = _factor(text, quoted.end())
+            space(" ")
+            pieces.append(_Piece(f"{_unescaped(quoted[1])} ", factor))
+        elif word := WORD.match(text, position):
+            position = word.end()
+            pieces.append(_weighted(word))
+        else:  # a comma, a quotation mark without partner, a letter before a bracket with spaces in it
+            position += 1
+            pieces.append(_Piece(text[start:position], 1.0))
+    if opened:
+        problem = r"'(' is never closed; close it, or write \( for the sign itself"
+        raise fault(whole, offset + opened[-1][0], problem)
+    return merged(Fragment(piece.text, piece.weight) for piece in pieces)
+
+
+def _weighted(word: re.Match[str]) -> _Piece:
+    """Return a word and what its signs mean; signs alone are a word."""
+    if set(word["word"]) <= {"+", "-"}:
+        return _Piece(word[0], 1.0)
+    return _Piece(_unescaped(word["word"]), _power(word["signs"] or ""))
+
+
+def _factor(text: str, position: int) -> tuple[float, int]:
+    """Return the weight written at `position`, 1 without one, and where the text goes on."""
+    match = FACTOR.match(text, position)
+    word = match[0]
+    return (_power(word) if word[:1] in ("", "+", "-") else float(word)), match.end()
+
+
+def _power(signs: str) -> float:
+    return (UP if signs.startswith("+") else DOWN) ** len(signs)
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(ESCAPE, lambda match: match[0][1:], text)
+
+
+def _about(method: str) -> str:
+    if method == "swap":
+        return ".swap() is not supported, it changes the attention; expected weights, .and() or .blend()"
+    return f'.{method}() joins whole texts; expected ("one text", "another").{method}() and nothing else'
