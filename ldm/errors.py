@@ -10,7 +10,9 @@
     │   └── BadValuesError          it holds NaN or infinite weights
     ├── InputError              a flag, a prompt, an image
     ├── BackendUnavailable      an optional package or a device that is not there
-    └── TrainingError           training cannot go on
+    ├── TrainingError           training cannot go on
+    ├── BadPictureError         exit code 4; a picture would be NaN or black
+    └── OutOfMemory             exit code 6; what is needed to go on does not fit
 """
 
 
@@ -58,3 +60,23 @@ class BackendUnavailable(LdmError):
 
 class TrainingError(LdmError):
     """Training that would learn nothing or has left the finite numbers."""
+
+
+class BadPictureError(LdmError):
+    """A picture that came out as NaN, infinity or all black; it is not saved."""
+
+    exit_code = 4
+
+
+class OutOfMemory(LdmError):
+    """More memory than there is, where the way out is another one than usual."""
+
+    exit_code = 6
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell it from the text where torch raises a plain RuntimeError: on CPUs and Apple's GPUs."""
+    if isinstance(error, (MemoryError, OutOfMemory)) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    texts = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)

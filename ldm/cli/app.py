@@ -1,6 +1,7 @@
 """Run a command: flags in, exit code out.
 
-    0 done    2 wrong input    5 disk full    6 out of memory    70 a defect of ours    130 interrupted
+    0 done    2 wrong input    4 a picture is NaN or black    5 disk full    6 out of memory
+    70 a defect of ours    130 interrupted
 
 Every failure is one line, `error: what is wrong`, on stderr; `--debug` shows the traceback instead.
 What a command has to say goes to stdout, warnings to stderr.
@@ -14,9 +15,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from ldm.errors import InputError, LdmError
+from ldm.errors import InputError, LdmError, OutOfMemory, is_out_of_memory
 
-EXIT_DISK_FULL, EXIT_OUT_OF_MEMORY, EXIT_INTERNAL, EXIT_INTERRUPTED = 5, 6, 70, 130
+EXIT_DISK_FULL, EXIT_INTERNAL, EXIT_INTERRUPTED = 5, 70, 130
 
 PUBLISHED_FLAGS = frozenset(
     "--prompt --outdir --steps --ddim_steps --plms --dpm --fixed_code --ddim_eta --n_iter --H --W --C --f"
@@ -85,7 +86,7 @@ def describe(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if is_out_of_memory(error):
         advice = "use a smaller --n_samples, --H or --W, or --dtype float16"
-        return f"out of memory: {error}; {advice}", EXIT_OUT_OF_MEMORY
+        return f"out of memory: {error}; {advice}", OutOfMemory.exit_code
     if isinstance(error, ModuleNotFoundError):
         return f"{error}; install the requirements: pip install . in the repository", LdmError.exit_code
     if isinstance(error, OSError):
@@ -96,14 +97,6 @@ def describe(error: Exception) -> tuple[str, int]:
         f"internal error: {type(error).__name__}: {error}; run again with --debug and report it",
         EXIT_INTERNAL,
     )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell it from the text where torch raises a plain RuntimeError: on CPUs and Apple's GPUs."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    texts = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 
 def set_up_logging(quiet: bool = False, debug: bool = False) -> None:

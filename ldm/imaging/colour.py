@@ -10,6 +10,8 @@ Both run in float32: in half precision 255 * x is already off by a step.
 import numpy as np
 import torch
 
+BLACK = 2  # of 255: no eye tells it from 0, and no picture of anything stays below
+
 
 def from_uint8(images: np.ndarray) -> torch.Tensor:
     """Convert uint8 (n, h, w, 3) or one (h, w, 3) to float32 (n, 3, h, w) in -1..1."""
@@ -22,3 +24,8 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
     """Convert (n, 3, h, w) in -1..1 (clamped) to uint8 (n, h, w, 3) by truncation."""
     scaled = 255.0 * torch.clamp((images.float() + 1.0) / 2.0, 0.0, 1.0)
     return scaled.permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)
+
+
+def is_black(image: np.ndarray) -> bool:
+    """Tell whether a picture of uint8 shows nothing: no value of it exceeds BLACK."""
+    return int(image.max()) <= BLACK

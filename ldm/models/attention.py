@@ -4,7 +4,8 @@
     GEGLU(x) = (W_a x + b_a) * gelu(W_g x + b_g)              (arXiv 2002.05202, eq. 4), exact (erf) gelu
 
 Every product goes through torch's scaled_dot_product_attention, so that no tensor grows with the square of
-the number of tokens. Attribute names are the published parameter names.
+the number of tokens, and whose logits Q K^T are in float32: those of SD 2.x, with 64 channels a head, pass
+65,504, the largest float16. Attribute names are the published parameter names.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+# Devices whose attention multiplies in the dtype of q. The kernels for CPU, CUDA and XPU accumulate float16
+# and bfloat16 in float32 (torch >= 2.5, the plain one among them).
+LOGITS_IN_HALF = {"mps"}
 
 
 def zero_module(module: nn.Module) -> nn.Module:
@@ -30,6 +35,14 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """(b, h, n, d) -> (b, n, h*d)."""
     return x.transpose(1, 2).flatten(2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of (b, h, n, d) with logits in float32; `mask` as scaled_dot_product_attention takes it."""
+    if q.dtype != torch.float16 or q.device.type not in LOGITS_IN_HALF:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    with torch.autocast(q.device.type, enabled=False):     # which would narrow what is widened here
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).half()
 
 
 class CrossAttention(nn.Module):
@@ -58,8 +71,7 @@ class CrossAttention(nn.Module):
         q, k, v = (split_heads(y, self.heads) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
         if mask is not None:
             mask = mask.flatten(1)[:, None, None, :]               # (b, 1, 1, n_context)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (b, h, n, d)
-        return self.to_out(merge_heads(out))
+        return self.to_out(merge_heads(attend(q, k, v, mask)))
 
 
 class GEGLU(nn.Module):
@@ -216,7 +228,7 @@ class AttentionBlock(nn.Module):
             q, k, v = qkv.unflatten(1, (self.num_heads, -1)).chunk(3, dim=2)
         # Contiguous, because torch's attention falls back to a matrix of n x n weights for other layouts.
         q, k, v = (y.transpose(2, 3).contiguous() for y in (q, k, v))     # (b, h, n, d)
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = attend(q, k, v)
         out = self.proj_out(out.transpose(2, 3).flatten(1, 2))
         return (tokens + out).view_as(x)
 

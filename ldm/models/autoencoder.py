@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
+from ldm.models.attention import attend
 from ldm.models.gaussian import DiagonalGaussianDistribution
 
 
@@ -54,7 +55,7 @@ class AttnBlock(nn.Module):
         # Contiguous, because torch's attention falls back to a matrix of n x n weights for other layouts.
         tokens = (f(y).flatten(2).transpose(1, 2).contiguous() for f in (self.q, self.k, self.v))
         q, k, v = (t[:, None] for t in tokens)                                                  # (b, 1, n, c)
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = attend(q, k, v)
         out = out.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])                          # (b, c, h, w)
         return x + self.proj_out(out)
 

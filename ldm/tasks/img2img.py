@@ -62,5 +62,7 @@ def _generate(
         x_0 = diffuser.drawn(posterior, noise.normal("posterior", *shape))  # (b, c, h, w)
         x_t = diffuser.sampler.noised(x_0, t_enc, noise.normal("start", *shape))
         latents = diffuser.sample(x_t, *diffuser.text(texts), noise, start=start)
-        yield Batch(texts, diffuser.decode(latents, frame), latents, iteration, index, noise.seeds)
+        images = diffuser.decode(latents, frame)
+        record = diffuser.guard.record()
+        yield Batch(texts, images, latents, iteration, index, noise.seeds, record)
         made += len(texts)

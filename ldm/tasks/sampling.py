@@ -2,23 +2,23 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ldm.backends.device import autocast
 from ldm.diffusion.conditioning import Conditioning, take
 from ldm.diffusion.guidance import Guidance, within
 from ldm.diffusion.prediction import Denoise, Prediction, denoiser
-from ldm.errors import InputError, LdmError
+from ldm.errors import InputError
 from ldm.imaging.padding import Frame
 from ldm.models.gaussian import DiagonalGaussianDistribution
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.prompts.encoding import PromptEncoder
 from ldm.samplers import make_sampler
 from ldm.samplers.base import Noise
 from ldm.samplers.loop import KeyedNoise, Step, sample_loop
-from ldm.tasks.guard import SampleState
+from ldm.tasks.guard import Guard, KeptDraws, SampleState, are_finite
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,9 @@ class Settings:
         eta: noise of the steps, 0 deterministic, 1 as much as DDPM; None is the sampler's own.
         guidance_scale: exactly 1 leaves out the unconditional pass.
         negative_prompt: what the unconditional pass is told.
+        prompt_syntax: how prompts are read, a name of ldm.prompts.syntaxes.SYNTAXES.
+        clip_skip: 1 is the text encoder's last block, 2 the one before; None is the model's own.
+        long_prompts: "chunk" encodes every token, "cut" as many as the text encoder takes, as published.
         guidance_rescale: 0 (off) to 1, see ldm.diffusion.guidance, as for the next two.
         guidance_interval: (low, high), the training times with guidance, 0 clean to 1 noise; None is all.
         dynamic_threshold: the percentile of |x_0|, above 0 to 1; None is off.
@@ -52,6 +55,9 @@ class Settings:
     eta: float | None = None
     guidance_scale: float = 9.0
     negative_prompt: str = ""
+    prompt_syntax: str = "plain"
+    clip_skip: int | None = None
+    long_prompts: str = "chunk"
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
     dynamic_threshold: float | None = None
@@ -70,6 +76,7 @@ class Batch:
     iteration: int  # which repetition of the whole prompt list
     index: int  # how many batches the run drew before this one
     seeds: tuple[int, ...] = ()  # what each picture can be made again from alone; empty where it cannot
+    computed_in: dict[str, str] = field(default_factory=dict)  # see ldm.tasks.guard.Guard.record
 
 
 class Diffuser:
@@ -77,6 +84,7 @@ class Diffuser:
 
     Attributes:
         state: where sampling stands, after every step; None before the first batch.
+        guard: runs the networks, and says what they compute in.
     """
 
     def __init__(
@@ -101,7 +109,11 @@ class Diffuser:
             settings.guidance_interval,
             settings.dynamic_threshold,
         )
-        self._denoise = denoiser(model.apply_model, model.schedule, model.parameterization)
+        self._prompts = PromptEncoder(
+            model, settings.prompt_syntax, settings.clip_skip, settings.long_prompts
+        )
+        self.guard = Guard(model, settings.dtype)
+        self._denoise = denoiser(self.guard.apply_model, model.schedule, model.parameterization)
         if settings.exact:
             self._denoise = one_by_one(self._denoise)
         self.state: SampleState | None = None
@@ -116,9 +128,9 @@ class Diffuser:
     @torch.no_grad()
     def text(self, prompts: list[str]) -> tuple[Tensor, Tensor | None]:
         """Return the contexts (b, n, w) of the prompts and of the unconditional pass, or None without one."""
-        with autocast(self.model.device, self.settings.dtype):
-            cond = self._encoded(prompts)
-            return cond, take(self._unconditional(), slice(len(prompts)))
+        what, encode = "encoding the prompts", lambda: self._contexts(prompts)
+        cond, uncond = self.guard.run("text encoder", what, encode, forget=self._forget_texts)
+        return cond, uncond
 
     @torch.no_grad()
     def sample(
@@ -140,45 +152,54 @@ class Diffuser:
         self.state = SampleState(start, x_t, tuple(memory))
         parameterization = self.model.parameterization
         denoise = self.guidance.around(self._denoise, uncond, self.model.schedule, parameterization)
-        with autocast(self.model.device, self.settings.dtype):
-            steps = sample_loop(self.sampler, denoise, x_t, cond, noise=noise, start=start, memory=memory)
-            for _ in self.track(self._watched(steps), len(self.sampler) - start):
-                pass
+        for _ in self.track(self._steps(denoise, cond, KeptDraws(noise)), len(self.sampler) - start):
+            pass
         return self.state.x_t
 
-    def _watched(self, steps: Iterable[Step]) -> Iterator[Step]:
-        """Keep the state up to date, before whoever tracks the steps sees each."""
-        for step in steps:
-            self.state = SampleState(step.i + 1, step.x_t, tuple(self.sampler.memory))
-            yield step
+    def _steps(self, denoise: Denoise, cond: Conditioning, noise: KeyedNoise) -> Iterator[Step]:
+        """Yield the steps from `state`, each kept there before it is seen; a bad one is taken again."""
+        while (start := self.state.step) < len(self.sampler):
+            loop = sample_loop(
+                self.sampler, denoise, self.state.x_t, cond,
+                noise=noise, start=start, memory=self.state.memory,
+            )  # fmt: skip
+            for step in loop:
+                if not are_finite(step.x_t, step.x_0):
+                    where = f"step {step.i + 1} of {len(self.sampler)}"
+                    again = f"going on in float32 from step {step.i + 1}"
+                    self.guard.widen("UNet", where, step.x_t, step.x_0, again=again)
+                    break
+                self.state = SampleState(step.i + 1, step.x_t, tuple(self.sampler.memory))
+                yield step
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> DiagonalGaussianDistribution:
         """Return what the autoencoder makes of images (n, 3, H, W)."""
-        with autocast(self.model.device, self.settings.dtype):
-            return self.model.encode_first_stage(images.to(self.model.device))
+        images = images.to(self.model.device)
+        return self.guard.run(
+            "autoencoder",
+            "encoding the picture",
+            lambda: self.model.encode_first_stage(images),
+            lambda posterior: [posterior.parameters],
+        )
 
     @torch.no_grad()
     def drawn(self, posterior: DiagonalGaussianDistribution, noise: Tensor) -> Tensor:
         """Return scaled latents, one row for every row of noise (b, c, h, w); n is 1 or b."""
-        with autocast(self.model.device, self.settings.dtype):
-            return self.model.get_first_stage_encoding(posterior, noise).float()
+        return self.model.get_first_stage_encoding(posterior, noise).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor, frame: Frame) -> Tensor:
-        """Return images (b, 3, height, width) in float32 on the CPU.
+        """Return images (b, 3, height, width) in float32 on the CPU, all of them finite.
 
-        Raises: LdmError when they hold NaN or infinity, which would be saved as black.
+        Raises: BadPictureError where they are not in float32 either.
         """
-        with autocast(self.model.device, self.settings.dtype):
+
+        def decode() -> Tensor:
             parts = [self.model.decode_first_stage(latents[part]) for part in self._parts(len(latents))]
-            images = frame.crop(torch.cat(parts)).float().cpu()
-        if not torch.isfinite(images).all():
-            raise LdmError(
-                "the picture holds values that are not finite; half precision may have overflowed "
-                "(--precision full), or the weights do not fit the config"
-            )
-        return images
+            return frame.crop(torch.cat(parts)).float().cpu()
+
+        return self.guard.run("autoencoder", "decoding", decode)
 
     def _say_cost(self, start: int) -> None:
         """Log what a batch costs, once for each cost."""
@@ -195,16 +216,27 @@ class Diffuser:
             count = int(within(self.guidance.interval, times, self.model.schedule).sum())
             (logger.info if count else logger.warning)("guidance in %d of %d steps", count, len(times))
 
+    def _contexts(self, prompts: list[str]) -> list[Tensor | None]:
+        cond, uncond = self._encoded(prompts), self._unconditional()
+        if uncond is None:
+            return [cond, None]
+        return self._prompts.levelled([cond, take(uncond, slice(len(prompts)))])
+
+    def _forget_texts(self) -> None:
+        self._uncond = None
+        self._prompts.forget()
+
     def _unconditional(self) -> Tensor | None:
         if self.settings.guidance_scale == 1:
             return None
         if self._uncond is None:  # the same text for every batch
-            self._uncond = self._encoded([self.settings.negative_prompt] * self.batch_size)
+            negative = [self.settings.negative_prompt] * self.batch_size
+            self._uncond = self._encoded(negative, "negative prompt")
         return self._uncond
 
-    def _encoded(self, prompts: list[str]) -> Tensor:
+    def _encoded(self, prompts: list[str], name: str = "prompt") -> Tensor:
         parts = [prompts[part] for part in self._parts(len(prompts))]
-        return torch.cat([self.model.get_learned_conditioning(part) for part in parts])
+        return torch.cat(self._prompts.levelled([self._prompts.encode(part, name) for part in parts]))
 
     def _parts(self, size: int) -> list[slice]:
         """Return which samples of a batch the networks see together."""

@@ -47,5 +47,7 @@ def _generate(
     for index, (iteration, texts) in enumerate(batches(prompts, diffuser.batch_size, n_iter)):
         noise = draws.batch(made, len(texts))
         latents = diffuser.sample(noise.normal("start", *shape), *diffuser.text(texts), noise)
-        yield Batch(texts, diffuser.decode(latents, frame), latents, iteration, index, noise.seeds)
+        images = diffuser.decode(latents, frame)
+        record = diffuser.guard.record()
+        yield Batch(texts, images, latents, iteration, index, noise.seeds, record)
         made += len(texts)
