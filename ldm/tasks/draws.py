@@ -8,10 +8,10 @@
 A new source of random numbers is one subclass of `Draws` and one row in `RNGS`.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 import torch
@@ -24,13 +24,13 @@ from ldm.samplers.base import Noise
 MAX_SEED = 2**32 - 1
 
 PURPOSES = {
-    "start": 0,  # the noise that a batch begins with, or that is added to the picture to begin with
-    "step": 1,  # a step of the sampler
-    "keep": 2,  # the masked part, anew before each step
-    "posterior": 3,  # of the autoencoder
-    "conditioning": 4,  # on the picture that the model is conditioned on: the upscaler's, unCLIP's
+    "start": 1,  # the noise that a batch begins with, or that is added to the picture to begin with
+    "step": 2,  # a step of the sampler
+    "keep": 3,  # the masked part, anew before each step
+    "posterior": 4,  # of the autoencoder
+    "conditioning": 5,  # on the picture that the model is conditioned on: the upscaler's, unCLIP's
 }
-"""What is drawn, and the number of each in the keys of `per-image`: rows are added, never changed."""
+"""What is drawn, and the number of each in `per-image`: rows are added, never changed. CUDA's own is 0."""
 
 
 class Draws:
@@ -109,13 +109,17 @@ class BatchDraws:
     def seeds(self) -> tuple[int, ...]:
         return self.draws.seeds(self.first, self.count)
 
-    def normal(self, purpose: str, *shape: int) -> Tensor:
-        """Draw (count, *shape) in float32 on the device, for a purpose outside the steps."""
-        return self.draws.draw(self, Key(purpose), shape)
+    def normal(self, purpose: str, *shape: int, call: int = 0) -> Tensor:
+        """Draw (count, *shape) in float32 on the device, for a purpose outside the steps.
+
+        Args:
+            call: 1, 2, ... for a second and third draw of one purpose.
+        """
+        return self.draws.draw(self, Key(purpose, call=call), shape)
 
     def at(self, i: int, purpose: str) -> Noise:
         """Return the noise of step `i`, which may be called more than once."""
-        calls = count()
+        calls = itertools.count()
         return lambda x: self.draws.draw(self, Key(purpose, i, next(calls)), x.shape[1:]).to(x)
 
 

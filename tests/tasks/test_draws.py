@@ -1,15 +1,33 @@
-"""Random numbers are drawn in the order that was recorded from the reference scripts."""
+"""What is drawn: in the order that was recorded from the reference scripts, or by the key of each draw."""
+
+import argparse
+import hashlib
+import itertools
 
 import numpy as np
 import pytest
 import torch
 
-from ldm.tasks.draws import make_draws
+from golden_cases import cases
+from ldm.cli import options
+from ldm.diffusion.philox import cuda_normal
+from ldm.diffusion.prediction import Prediction
+from ldm.errors import InputError
+from ldm.samplers import SAMPLERS, make_sampler, sample_loop
+from ldm.tasks.draws import PURPOSES, RNGS, Draws, make_draws
 from ldm.tasks.img2img import img2img
-from ldm.tasks.sampling import Settings
+from ldm.tasks.sampling import Diffuser, Settings
 from ldm.tasks.txt2img import txt2img
 
 STEPS = 4
+CPU = torch.device("cpu")
+KEYED = [name for name, row in RNGS.items() if row.own_seeds]
+PROMPTS = ["a", "a red apple", "b", "", "c d"]
+SIZE = {"height": 16, "width": 32}
+
+
+def draws(rng: str, seed: int = 42, batch_size: int = 2, pictures: int = 8, **options) -> Draws:
+    return make_draws(rng, seed, CPU, batch_size, pictures, **options)
 
 
 @pytest.fixture
@@ -77,7 +95,7 @@ def test_img2img(tiny_model, record):
 
 
 def test_on_the_cpu_both_generators_are_one_stream():
-    noise = make_draws("reference", 7, torch.device("cpu"), 2, 2).batch(0, 2)
+    noise = draws("reference", 7).batch(0, 2)
     got = torch.stack([noise.normal("posterior", 4, 8, 8), noise.normal("start", 4, 8, 8)])
     torch.manual_seed(7)
     assert torch.equal(got, torch.stack([torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)]))
@@ -87,3 +105,240 @@ def test_the_global_generator_is_left_alone(tiny_model):
     before = torch.get_rng_state()
     list(txt2img(tiny_model, ["a"], seed=1, height=16, width=16, settings=Settings("ddim", 2)))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("case", cases("rng_torch_cpu"), ids=lambda case: case.name)
+def test_reference_draws_torchs_numbers(case):
+    for seed in case.config["seeds"]:
+        source = draws("reference", seed)
+        for i, (source.batch_size, *shape) in enumerate(case.config["shapes"]):
+            drawn = source.batch(0, source.batch_size).normal("start", *shape).flatten()
+            case.check(f"seed{seed}.draw{i}.first256", drawn[:256])
+            case.check(f"seed{seed}.draw{i}.every997th", drawn[::997])
+
+
+@pytest.mark.parametrize("case", cases("rng_numpy"), ids=lambda case: case.name)
+def test_reference_starts_from_numpys_numbers_where_the_published_script_does(case):
+    for seed in case.config["seeds"]:
+        b, *shape = case.expected[f"seed{seed}.randn"].shape
+        whole = draws("reference", seed, batch_size=b, numpy_start=True).batch(0, b).normal("start", *shape)
+        case.check(f"seed{seed}.randn", whole)
+        single = draws("reference", seed, batch_size=1, numpy_start=True)
+        assert torch.equal(torch.cat([single.batch(k, 1).normal("start", *shape) for k in range(b)]), whole)
+
+
+def test_reference_repeats_a_step_and_goes_on_from_a_saved_state():
+    x = torch.empty(2, 4, 3, 5)
+    source = draws("reference")
+    noise = source.batch(0, 2)
+    noise.normal("posterior", 4, 3, 5)
+    first = [[noise.at(i, purpose)(x) for purpose in ("keep", "step")] for i in range(2)]
+    again = [noise.at(1, purpose)(x) for purpose in ("keep", "step")]  # the loop takes step 1 once more
+    assert all(torch.equal(*pair) for pair in zip(first[1], again, strict=True))
+    other = draws("reference", seed=1)
+    other.restore(source.state())
+    for following in (source.batch(0, 2), source.batch(2, 1)):
+        copy = other.batch(following.first, following.count)
+        for key in (("start", 4, 3, 5), ("posterior", 4, 3, 5)):
+            assert torch.equal(copy.normal(*key), following.normal(*key))
+        assert torch.equal(copy.at(2, "step")(x), following.at(2, "step")(x))
+
+
+def test_per_image_draws_what_it_always_drew():
+    """These numbers may never change: every seed in people's metadata hangs on them."""
+    noise = draws("per-image").batch(0, 2)
+    start = noise.normal("start", 4, 8, 8)
+    assert (start.dtype, start.shape) == (torch.float32, (2, 4, 8, 8))
+    digest = hashlib.sha256(start.numpy().tobytes()).hexdigest()
+    assert digest == "2fdc72ecfe8adcc03496091a9addc64b2bd4d1b0152689bfd8b89c48e979486b"
+    assert {p: noise.at(3, p)(torch.empty(2, 1, 1, 3)).numpy().tobytes().hex() for p in PURPOSES} == {
+        "start": "c3cb493fcaff433e20cafd3e8dc462be27b7efbf226b7abf",
+        "step": "8f6c773f7b6e9ebfead8f33cf9ba183e83a0b53f0f8b533f",
+        "keep": "b85857bfa621543fe3f5ae3f48b4cbbe8b0a363f0799153f",
+        "posterior": "db86e13ff8651bbf4ec8983f63980cc0561ea53fdcc77bbf",
+        "conditioning": "e755863c221b383ebf08713efb6dc9bf1b5f9c3ff30022bf",
+    }
+    assert torch.equal(start[1:], draws("per-image", seed=43).batch(0, 1).normal("start", 4, 8, 8))
+
+
+@pytest.mark.parametrize("rng", KEYED)
+def test_no_two_keys_give_the_same_numbers(rng):
+    x = torch.empty(1, 4, 8, 8)
+    drawn = {}
+    for seed, stage in itertools.product((0, 1, 2**32 - 1), (0, 1) if rng == "per-image" else (0,)):
+        noise = draws(rng, seed, pictures=1).batch(0, 1, stage=stage)
+        for purpose in PURPOSES:
+            drawn[seed, stage, purpose] = noise.normal(purpose, 4, 8, 8)
+            for i in range(3) if purpose in ("step", "keep") else ():
+                source = noise.at(i, purpose)
+                for call in range(2):
+                    drawn[seed, stage, purpose, i, call] = source(x)
+        for purpose in ("step", "keep"):
+            del drawn[seed, stage, purpose]  # outside the steps that is step 0
+        drawn[seed, stage, "conditioning", "second"] = noise.normal("conditioning", 4, 8, 8, call=1)
+    flat = torch.stack([x.flatten() for x in drawn.values()])
+    correlations = torch.corrcoef(flat) - torch.eye(len(flat))
+    assert correlations.abs().max() < 6 / 16  # six standard deviations of 256 numbers each
+
+
+@pytest.mark.parametrize("rng", KEYED)
+def test_keyed_draws_know_no_order_and_no_batch(rng):
+    x = torch.empty(3, 4, 2, 2, dtype=torch.float64)
+    source = draws(rng)
+    noise = source.batch(0, 3)
+    forward = [noise.at(i, "step")(x) for i in range(4)]
+    backward = [source.batch(0, 3).at(i, "step")(x) for i in reversed(range(4))][::-1]
+    assert all(torch.equal(*pair) for pair in zip(forward, backward, strict=True))
+    alone = [draws(rng, 42 + k, 1, 1).batch(0, 1).at(2, "step")(x[:1]) for k in range(3)]
+    assert torch.equal(torch.cat(alone), forward[2]) and forward[2].dtype == torch.float64
+    assert noise.seeds == (42, 43, 44) and source.batch(5, 2).seeds == (47, 48)
+
+
+def test_gpu_philox_draws_a_tensor_for_the_start_and_one_for_each_step():
+    """As a generator of each picture's own would, also where a run starts from a later step."""
+    x = torch.empty(2, 4, 8, 8)
+    noise = draws("gpu-philox", 7).batch(0, 2, start=3)
+    drawn = [noise.normal("start", 4, 8, 8), noise.at(3, "step")(x), noise.at(4, "step")(x)]
+    for number, tensor in enumerate(drawn):
+        expected = np.stack([cuda_normal(seed, number, 256) for seed in (7, 8)])
+        assert np.array_equal(tensor.numpy().reshape(2, -1), expected)
+
+
+def test_there_is_a_flag_for_every_source():
+    parser = argparse.ArgumentParser()
+    options.randomness(parser)
+    for name in RNGS:
+        assert parser.parse_args(["--rng", name]).rng == name
+    assert parser.parse_args([]).rng == Settings().rng == "reference" == next(iter(RNGS))
+    with pytest.raises(InputError, match=r"'mersenne'.*reference, per-image, gpu-philox"):
+        draws("mersenne")
+
+
+@pytest.mark.parametrize("rng", KEYED)
+def test_pictures_beyond_the_last_seed_are_refused_before_anything_is_made(tiny_model, rng):
+    run = {"seed": 2**32 - 3, "settings": Settings(rng=rng), **SIZE}
+    txt2img(tiny_model, ["a", "b", "c"], **run)
+    txt2img(tiny_model, ["a", "b", "c"], n_iter=9, fixed_code=True, **run)
+    txt2img(tiny_model, ["a", "b"], n_iter=2, **run | {"settings": Settings()})
+    with pytest.raises(InputError, match="4 pictures .* 4294967293 to 4294967296: expected 0 to 4294967295"):
+        txt2img(tiny_model, ["a", "b"], n_iter=2, **run)
+    with pytest.raises(InputError, match="-1 to -1"):
+        draws(rng, -1, pictures=1)
+
+
+def made(batches) -> dict[str, list]:
+    batches = list(batches)
+    return {
+        "latents": torch.cat([batch.latents for batch in batches]),
+        "images": torch.cat([batch.images for batch in batches]),
+        "seeds": [seed for batch in batches for seed in batch.seeds],
+    }
+
+
+def same(a: dict, b: dict) -> bool:
+    return torch.equal(a["latents"], b["latents"]) and torch.equal(a["images"], b["images"])
+
+
+def one_by_one(model, settings: Settings) -> dict:
+    """Make the picture of each prompt in a run of its own."""
+    runs = [made(txt2img(model, [p], seed=7 + k, settings=settings, **SIZE)) for k, p in enumerate(PROMPTS)]
+    return {name: torch.cat([run[name] for run in runs]) for name in ("latents", "images")}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_picture_is_the_same_alone_and_in_a_batch(tiny_model, sampler):
+    """Bit for bit with one sample at a time; batched kernels may round differently."""
+    settings = Settings(sampler, 3, rng="per-image", exact=True)
+    alone = one_by_one(tiny_model, settings)
+    exact = made(txt2img(tiny_model, PROMPTS, seed=7, batch_size=3, settings=settings, **SIZE))
+    assert exact["seeds"] == [7, 8, 9, 10, 11]
+    assert same(exact, alone)
+    settings = Settings(sampler, 3, rng="per-image")
+    loose = made(txt2img(tiny_model, PROMPTS, seed=7, batch_size=5, settings=settings, **SIZE))
+    scale = float(alone["latents"].abs().max())
+    torch.testing.assert_close(loose["latents"], alone["latents"], rtol=0, atol=2e-5 * scale)
+    torch.testing.assert_close(loose["images"], alone["images"], rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("rng", KEYED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_batch_size_changes_a_bit(tiny_model, rng, dtype):
+    settings = Settings("euler_a", 2, rng=rng, exact=True, dtype=dtype)
+    alone = one_by_one(tiny_model, settings)
+    for batch_size in (1, 2, 3, 5):
+        run = {"seed": 7, "batch_size": batch_size, "settings": settings, **SIZE}
+        assert same(made(txt2img(tiny_model, PROMPTS, **run)), alone)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("rng", KEYED)
+def test_img2img_gives_the_same_picture_alone_and_in_a_batch(tiny_model, sampler, rng):
+    image = np.random.default_rng(0).integers(0, 256, (16, 32, 3), np.uint8)
+    settings = Settings(sampler, 3, rng=rng, exact=True)
+    run = {"settings": settings, "strength": 0.7}
+    together = made(img2img(tiny_model, image, PROMPTS[:3], seed=7, batch_size=2, **run))
+    alone = made(img2img(tiny_model, image, [PROMPTS[2]], seed=9, **run))
+    assert torch.equal(alone["images"], together["images"][2:])
+
+
+def test_iterations_go_on_counting(tiny_model):
+    run = {"settings": Settings("euler_a", 2, rng="per-image", exact=True), "batch_size": 2, **SIZE}
+    long = made(txt2img(tiny_model, PROMPTS[:3], seed=7, n_iter=2, **run))
+    assert long["seeds"] == [7, 8, 9, 10, 11, 12]
+    assert torch.equal(long["images"][3:], made(txt2img(tiny_model, PROMPTS[:3], seed=10, **run))["images"])
+
+
+def test_fixed_code_gives_every_picture_the_seed_of_the_run(tiny_model):
+    run = {"settings": Settings("euler_a", 2, rng="per-image", exact=True), "batch_size": 3, **SIZE}
+    fixed = made(txt2img(tiny_model, ["a", "b", "a"], seed=7, n_iter=2, fixed_code=True, **run))
+    assert fixed["seeds"] == [7] * 6
+    images = fixed["images"]
+    assert torch.equal(images[0], images[2]) and torch.equal(images[:3], images[3:])
+    assert not torch.equal(images[0], images[1])
+    assert torch.equal(images[1:2], made(txt2img(tiny_model, ["b"], seed=7, **run))["images"])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_masked_sampling_is_the_same_alone_and_in_a_batch(tiny_model, sampler):
+    """The kept part draws too; elementwise arithmetic stands in for the network."""
+    x_0 = torch.linspace(-1, 1, 32).view(1, 2, 4, 4)
+    mask = (torch.arange(4) < 2).view(1, 1, 1, 4)
+
+    def denoise(x_t, t, cond):
+        alpha, sigma = tiny_model.schedule.alpha_sigma(t, x_t)
+        clean = x_t * alpha / (alpha * alpha + sigma * sigma * 4)
+        return Prediction(clean, (x_t - alpha * clean) / sigma)
+
+    def last(seed, b):
+        noise = draws("per-image", seed, b).batch(0, b)
+        loop = sample_loop(
+            make_sampler(sampler, tiny_model.schedule, 4), denoise, noise.normal("start", 2, 4, 4), None,
+            noise=noise, keep_mask=mask.expand(b, 1, 4, 4), keep_x_0=x_0.expand(b, -1, -1, -1),
+        )  # fmt: skip
+        return list(loop)[-1].x_t
+
+    together = last(7, 3)
+    assert torch.isfinite(together).all()
+    for k in range(3):
+        assert torch.equal(last(7 + k, 1), together[k : k + 1])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("rng", RNGS)
+def test_a_resumed_run_draws_what_an_unbroken_one_does(tiny_model, sampler, rng):
+    kept = {}
+
+    def track(steps, total):
+        for step in steps:
+            kept[step.i] = step.x_t, list(diffuser.sampler.memory), source.state()
+            yield step
+
+    diffuser = Diffuser(tiny_model, Settings(sampler, 4, rng=rng), 2, track)
+    text = diffuser.text(["a", "b"])
+    source = draws(rng)
+    noise = source.batch(0, 2, start=1)
+    unbroken = diffuser.sample(noise.normal("start", 4, 2, 4), *text, noise, start=1)
+    x_t, memory, state = kept[1]
+    source = draws(rng)
+    source.restore(state)
+    assert torch.equal(unbroken, diffuser.sample(x_t, *text, source.batch(0, 2, 1), start=2, memory=memory))
