@@ -58,6 +58,15 @@ def from_x_0(x_t: Tensor, x_0: Tensor, alpha: Tensor | float, sigma: Tensor | fl
 COMPLETE = {"eps": from_eps, "v": from_v, "x0": from_x_0}
 
 
+def network_output(
+    prediction: Prediction, parameterization: str, alpha: Tensor | float, sigma: Tensor | float
+) -> Tensor:
+    """Return what the network must have said for this prediction: the inverse of `COMPLETE`."""
+    if parameterization == "v":
+        return alpha * prediction.eps - sigma * prediction.x_0
+    return prediction.eps if parameterization == "eps" else prediction.x_0
+
+
 def check_parameterization(parameterization: str) -> None:
     """Raise ConfigError unless this is a published parameterization."""
     if parameterization not in COMPLETE:
