@@ -1,7 +1,11 @@
-"""A data distribution whose best denoiser and whose sampling ODE are known exactly.
+"""Two data distributions whose best denoiser and whose sampling ODE are known exactly.
 
 For x_0 ~ N(mu, s^2) the marginal of x_t is N(alpha mu, alpha^2 s^2 + sigma^2), the best guess of x_0 is
 linear in x_t, and the probability-flow ODE keeps (x_t - mean) / standard deviation constant.
+
+For a mixture of such in one dimension the best guess is their average by how likely each made x_t. On a line
+paths of an ODE do not cross, so each keeps its quantile: F_t(x_t) is constant, F_t being the distribution
+function of x_t. That is inverted to the last bit, so no fine run of some other solver is trusted.
 """
 
 import torch
@@ -44,3 +48,56 @@ def exact(x_t: Tensor, t: float, to: float) -> Tensor:
     alpha, sigma = SCHEDULE.alpha_sigma(times, times)
     deviation = (alpha**2 * S**2 + sigma**2).sqrt()
     return alpha[1] * MU + deviation[1] / deviation[0] * (x_t - alpha[0] * MU)
+
+
+class Mixture:
+    """x_0 is N(mu_k, s_k^2) with probability w_k, each number by itself."""
+
+    def __init__(self, w: list[float], mu: list[float], s: list[float]):
+        self.w, self.mu, self.s = (torch.tensor(x, dtype=torch.float64) for x in (w, mu, s))
+
+    def denoise(self, x_t: Tensor, t: Tensor, cond: None = None) -> Prediction:
+        """Return the exact prediction."""
+        alpha, sigma = SCHEDULE.alpha_sigma(t, x_t)
+        apart, deviation = self._parts(x_t, alpha, sigma)
+        likely = (self.w.log() - deviation.log() - (apart / deviation) ** 2 / 2).softmax(-1)
+        means = self.mu + alpha[..., None] * self.s**2 / deviation**2 * apart
+        x_0 = (likely * means).sum(-1).to(x_t.dtype)
+        return Prediction(x_0, (x_t - alpha * x_0) / sigma)
+
+    def exact(self, x_t: Tensor, t: float, to: float | None) -> Tensor:
+        """Carry x_t along the probability-flow ODE from time t to another, or to the clean end (None)."""
+        wanted = self.log_odds(x_t, *self._noise_at(t))
+        low, high = torch.full_like(x_t, -50), torch.full_like(x_t, 50)
+        for _ in range(60):  # halves 100 to the spacing of float64
+            middle = (low + high) / 2
+            under = self.log_odds(middle, *self._noise_at(to)) < wanted
+            low, high = torch.where(under, middle, low), torch.where(under, high, middle)
+        return (low + high) / 2
+
+    def log_odds(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return log F(x) / (1 - F(x)), which is exact in both tails."""
+        z = torch.divide(*self._parts(x, alpha, sigma))
+        below, above = (torch.logsumexp(self.w.log() + torch.special.log_ndtr(side), -1) for side in (z, -z))
+        return below - above
+
+    def moments(self) -> list[float]:
+        """Return the mean and the second, third and fourth central moment."""
+        mean = (self.w * self.mu).sum()
+        d, v = self.mu - mean, self.s**2
+        central = (d**2 + v, d**3 + 3 * d * v, d**4 + 6 * d**2 * v + 3 * v**2)
+        return [float(mean), *(float((self.w * m).sum()) for m in central)]
+
+    def _parts(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (..., k) distances of x from the means, and deviations, at one noise."""
+        alpha, sigma = alpha[..., None], sigma[..., None]
+        return x[..., None] - alpha * self.mu, (alpha**2 * self.s**2 + sigma**2).sqrt()
+
+    def _noise_at(self, t: float | None) -> tuple[Tensor, Tensor]:
+        if t is None:
+            return torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        times = torch.tensor([t], dtype=torch.float64)
+        return SCHEDULE.alpha_sigma(times, times)
+
+
+MIXTURE = Mixture([0.5, 0.3, 0.2], [-1.2, 0.5, 1.6], [0.3, 0.2, 0.4])

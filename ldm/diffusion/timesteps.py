@@ -62,7 +62,8 @@ def ddim_table(
     """
     abar = alphas_cumprod[times]
     prev = np.append(alphas_cumprod[0] if last is None else last, abar[:-1])
-    return DDIMTable(abar, prev, eta * np.sqrt((1 - prev) / (1 - abar) * (1 - abar / prev)))
+    ratio = np.divide(abar, prev, out=np.ones_like(abar), where=prev > 0)  # 0 / 0: pure noise visited twice
+    return DDIMTable(abar, prev, eta * np.sqrt((1 - prev) / (1 - abar) * (1 - ratio)))
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000) -> Tensor:

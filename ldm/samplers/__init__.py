@@ -78,7 +78,7 @@ SAMPLERS: dict[str, SamplerRow] = {
         SamplerRow("unipc", UniPC, (), "predictor and corrector of third order: good from about 10 steps"),
         SamplerRow("dpmpp_2m", DPMpp2M, ("dpm++2m",), "the same to the clean end, as other tools know it"),
         SamplerRow("dpmpp_2m_sde", DPMpp2MSDE, ("dpm++2msde",), "second order; eta adds noise"),
-        SamplerRow("dpmpp_3m_sde", DPMpp3MSDE, ("dpm++3msde",), "third order; eta adds noise"),
+        SamplerRow("dpmpp_3m_sde", DPMpp3MSDE, ("dpm++3msde",), "the same from three steps; eta adds noise"),
         SamplerRow("euler", Euler, (), "first order: DDIM's formula to the clean end"),
         SamplerRow("euler_a", EulerAncestral, ("euler-ancestral",), "first order; eta adds noise"),
         SamplerRow("heun", Heun, (), "second order, two evaluations a step"),

@@ -28,6 +28,11 @@ def batch_of(t: float, like: Tensor) -> Tensor:
     return torch.full((len(like),), t, dtype=dtype, device=like.device)
 
 
+def times_tensor(times: Sequence[float]) -> Tensor:
+    """Return times on the CPU: int64 for ints, float64 for floats."""
+    return torch.tensor(times, dtype=torch.float64 if isinstance(times[0], float) else None, device="cpu")
+
+
 def check_eta(cls: type["Sampler"], eta: float | None) -> None:
     """Raise InputError where a sampler cannot honour an eta."""
     if eta and cls.default_eta is None:
@@ -94,7 +99,7 @@ class Sampler:
         left = torch.as_tensor(t_enc, device="cpu").long()
         if bool((left < 0).any()) or bool((left > len(self)).any()):
             raise InputError(f"cannot add the noise of {t_enc} of {len(self)} sampling steps")
-        times = torch.tensor([*self.timesteps, type(self.timesteps[0])(0)], device="cpu")[len(self) - left]
+        times = times_tensor([*self.timesteps, type(self.timesteps[0])(0)])[len(self) - left]
         if times.is_floating_point():
             times = times.to(torch.promote_types(x_0.dtype, torch.float32))
         return add_noise(self.schedule, x_0, eps, times.expand(len(x_0)).to(x_0.device))
@@ -110,9 +115,8 @@ class Nodes(NamedTuple):
     @classmethod
     def at(cls, schedule: Schedule, times: Sequence[float]) -> "Nodes":
         """Return the nodes at these training times."""
-        t = torch.tensor(times, device="cpu")
-        t = t.double() if t.is_floating_point() else t
-        alphas, sigmas = schedule.alpha_sigma(t, torch.empty(0, dtype=torch.float64, device="cpu"))
+        like = torch.empty(0, dtype=torch.float64, device="cpu")
+        alphas, sigmas = schedule.alpha_sigma(times_tensor(times), like)
         return cls(alphas.tolist(), sigmas.tolist(), (alphas.log() - sigmas.log()).tolist())
 
     def then_clean(self) -> "Nodes":

@@ -15,7 +15,7 @@ from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.spacing import spaced_times
 from ldm.diffusion.timesteps import DDIMTable, ddim_table, ddim_timesteps
 from ldm.errors import InputError
-from ldm.samplers.base import Correction, Model, Noise, Sampler, batch_of, check_eta
+from ldm.samplers.base import Correction, Model, Noise, Sampler, batch_of, check_eta, times_tensor
 
 
 def _times_and_table(
@@ -26,9 +26,8 @@ def _times_and_table(
         times = ddim_timesteps(num_steps, schedule.num_timesteps, published)[::-1].tolist()
     else:
         times = spaced_times(spacing, schedule, num_steps)
-    at = torch.tensor(times[::-1], device="cpu")
     like = torch.empty(0, dtype=torch.float64, device="cpu")
-    abar = schedule.alpha_sigma(at.double() if at.is_floating_point() else at, like)[0].numpy() ** 2
+    abar = schedule.alpha_sigma(times_tensor(times[::-1]), like)[0].numpy() ** 2
     # From time 0 there is nothing left to do but to go to the clean latents; otherwise abar_0, as published.
     last = 1.0 if times[-1] == 0 else float(schedule.alphas_cumprod[0])
     return times, ddim_table(abar, np.arange(len(times)), eta, last)
@@ -94,8 +93,10 @@ class DDIM(Sampler):
         if bool((rows < 0).any()) or bool((rows > len(self)).any()):
             raise InputError(f"cannot add the noise of row {t_enc} of a table of {len(self)} sampling steps")
         rows = rows.clamp(max=len(self) - 1).expand(len(x_0)).to(x_0.device)
-        times = torch.tensor(self.timesteps[::-1], device=x_0.device)
-        return add_noise(self.schedule, x_0, eps, times[rows])
+        times = times_tensor(self.timesteps[::-1])[rows.cpu()]
+        if times.is_floating_point():
+            times = times.to(torch.promote_types(x_0.dtype, torch.float32))
+        return add_noise(self.schedule, x_0, eps, times.to(x_0.device))
 
 
 class DDIMInversion(Sampler):

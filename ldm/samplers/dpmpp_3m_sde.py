@@ -1,4 +1,4 @@
-"""DPM++ 3M SDE: third order on the reverse SDE, exponential Adams-Bashforth in lambda (k-diffusion).
+"""DPM++ 3M SDE: three-step exponential Adams-Bashforth in lambda on the reverse SDE (k-diffusion).
 
 With k = (1 + eta) h, phi_2 = (e^-k - 1) / k + 1, phi_3 = phi_2 / k - 1/2 and divided differences of x_0 in
 units of the step, D1 = first and D2 = second:
@@ -6,7 +6,8 @@ units of the step, D1 = first and D2 = second:
     x' = (sigma' / sigma) e^(-eta h) x + alpha' ((1 - e^-k) x_0 + phi_2 D1 - phi_3 D2)
          + sigma' sqrt(1 - e^(-2 eta h)) n
 
-The second step uses D1 alone, the first neither.
+The second step uses D1 alone, the first neither. Third order would take 2 phi_3: as its users know it, and as
+it stays here, it is of second order where eta is 0, with a third to a fifth of 2M's error.
 """
 
 import math
@@ -18,7 +19,7 @@ from ldm.samplers.dpmpp_2m_sde import DPMpp2MSDE
 
 
 class DPMpp3MSDE(DPMpp2MSDE):
-    """One evaluation a step; adds noise; third order where eta is 0."""
+    """One evaluation a step; adds noise; second order where eta is 0."""
 
     default_spacing = "exponential"
 

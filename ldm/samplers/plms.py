@@ -40,7 +40,7 @@ class PLMS(DDIM):
         correct_x_0: Correction | None = None,
     ):
         check_eta(PLMS, eta)
-        # Pure noise (zero terminal SNR) cannot be averaged over: x_0 = (x_t - eps') / 0. No look ahead there.
+        # From pure noise (zero terminal SNR) an average gives no x_0 = (x_t - eps') / 0: a plain step there.
         self.looks_ahead = not schedule.zero_terminal_snr and (spacing is None or num_steps > 1)
         nodes = num_steps if spacing is None or not self.looks_ahead else num_steps - 1
         super().__init__(
@@ -55,6 +55,8 @@ class PLMS(DDIM):
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
         """Take step `i` and return (x_prev, x_0)."""
         prediction = denoise(x_t, batch_of(self.timesteps[i], x_t))
+        if self.table.alphas_cumprod[len(self) - 1 - i] == 0:
+            return self.update(i, prediction, noise(x_t))
         self.memory = [prediction.eps, *self.memory[:3]]
         if len(self.memory) == 1 and self.looks_ahead:
             x_prev, _ = self.update(i, prediction, noise(x_t))

@@ -81,6 +81,6 @@ class UniPC(GridSampler):
             return [0.5]
         phi, right = math.expm1(u) / u, []
         for j in range(1, len(r) + 1):
-            phi = (phi - 1 / math.factorial(j - 1)) / u if j > 1 else (phi - 1) / u
+            phi = (phi - 1 / math.factorial(j)) / u  # phi_{j+1}
             right.append(math.factorial(j) * u * phi / B[self.variant](u))
         return np.linalg.solve(np.vander(r, increasing=True).T, right).tolist()

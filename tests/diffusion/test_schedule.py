@@ -101,7 +101,42 @@ def test_it_can_be_built_from_alphas_cumprod(schedule: Schedule):
     assert torch.equal(again.alphas_cumprod, schedule.alphas_cumprod)
 
 
+def test_zero_terminal_snr_shifts_and_scales_the_signal(schedule: Schedule):
+    rescaled = schedule.with_zero_terminal_snr()
+    assert rescaled.alphas_cumprod[-1] == 0 and rescaled.zero_terminal_snr and not schedule.zero_terminal_snr
+    torch.testing.assert_close(rescaled.alphas_cumprod[0], schedule.alphas_cumprod[0])
+    before, after = schedule.alphas_cumprod.sqrt(), rescaled.alphas_cumprod.sqrt()
+    scale = after[0] / (before[0] - before[-1])
+    torch.testing.assert_close(after.diff(), scale * before.diff())
+    assert all(table.isfinite().all() for table in (rescaled.betas, rescaled.posterior_variance))
+    assert float(rescaled.snr(torch.tensor([999]))) == 0
+    again = rescaled.with_zero_terminal_snr()
+    torch.testing.assert_close(again.alphas_cumprod, rescaled.alphas_cumprod)
+
+
+def test_zero_terminal_snr_is_that_of_diffusers(schedule: Schedule):
+    from diffusers import DDIMScheduler
+
+    theirs = DDIMScheduler(trained_betas=schedule.betas.numpy(), rescale_betas_zero_snr=True)
+    ours = schedule.with_zero_terminal_snr()
+    torch.testing.assert_close(theirs.alphas_cumprod.double(), ours.alphas_cumprod, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_times_between_reach_zero_terminal_snr_without_a_gap(schedule: Schedule, dtype: torch.dtype):
+    rescaled = schedule.with_zero_terminal_snr()
+    t = torch.tensor([0, 500, 997, 998, 998.25, 998.999, 999], dtype=dtype)
+    alpha, sigma = rescaled.alpha_sigma(t, t)
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(t))
+    assert (alpha.diff() < 0).all() and alpha[-1] == 0 and sigma[-1] == 1
+    torch.testing.assert_close(alpha[4], 0.75 * alpha[3])
+    whole = rescaled.alpha_sigma(t[[0, 1, 2, 3, 6]].long(), t)
+    torch.testing.assert_close(alpha[[0, 1, 2, 3, 6]], whole[0])
+
+
 def test_faults_are_named():
+    with pytest.raises(ConfigError, match="ends noisier than it begins"):
+        Schedule(np.zeros(3)).with_zero_terminal_snr()
     with pytest.raises(ConfigError, match="did you mean 'cosine'"):
         make_betas("cosin")
     with pytest.raises(ConfigError, match="at least 1"):
