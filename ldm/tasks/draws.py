@@ -128,8 +128,7 @@ class Reference(Draws):
 
     Two generators are seeded alike, one on the model's device and one on the CPU; on the CPU they are the
     same one. Every draw is that of a full batch; a short last batch uses the first rows. Posterior noise
-    comes from the CPU's generator, once a run; with `fixed_code` the start noise too is drawn once. Where
-    the loop takes a step a second time, it gets the same noise again.
+    comes from the CPU's generator, once a run; with `fixed_code` the start noise too is drawn once.
     """
 
     def __init__(self, seed: int, device: torch.device, batch_size: int, **options: bool):
@@ -138,16 +137,14 @@ class Reference(Draws):
         on_cpu = device.type == "cpu"
         self._cpu_generator = self._generator if on_cpu else torch.Generator().manual_seed(seed)
         self._once: dict[str, Tensor] = {}
-        self._before: dict[tuple[BatchDraws, Key], Tensor] = {}  # generator states within the present step
 
     def draw(self, batch: BatchDraws, key: Key, shape: Sequence[int]) -> Tensor:
         full = (self.batch_size, *shape)
         if key.purpose == "posterior" or (key.purpose == "start" and self.fixed_code):
-            if key.purpose not in self._once:
-                self._once[key.purpose] = self._next(key.purpose, full, 0)
-            return self._once[key.purpose][: batch.count]
-        if key.purpose in ("step", "keep"):
-            self._rewind(batch, key)
+            name = f"{key.purpose}.{batch.stage}"
+            if name not in self._once:
+                self._once[name] = self._next(key.purpose, full, 0)
+            return self._once[name][: batch.count]
         return self._next(key.purpose, full, batch.first)[: batch.count]
 
     def _next(self, purpose: str, shape: tuple[int, ...], first: int) -> Tensor:
@@ -157,16 +154,6 @@ class Reference(Draws):
             drawn = np.random.RandomState(self.seed).randn(first + shape[0], *shape[1:])[first:]
             return torch.from_numpy(drawn).float().to(self.device)
         return torch.randn(shape, generator=self._generator, device=self.device)
-
-    def _rewind(self, batch: BatchDraws, key: Key) -> None:
-        """Put the generator back to where it was when the same draw was asked for before."""
-        state = self._before.get((batch, key))
-        if state is not None:
-            self._generator.set_state(state)
-            return
-        if any((at, other.step) != (batch, key.step) for at, other in self._before):
-            self._before.clear()
-        self._before[batch, key] = self._generator.get_state()
 
     def state(self) -> dict[str, Tensor]:
         states = {"generator": self._generator.get_state(), "cpu_generator": self._cpu_generator.get_state()}
