@@ -204,8 +204,11 @@ def within(interval: tuple[float, float], t: Tensor, schedule: Schedule) -> Tens
 
 
 def _spread(x: Tensor) -> Tensor:
-    """Return the standard deviation of each sample, ready to multiply it."""
-    return x.std(dim=tuple(range(1, x.ndim)), keepdim=True, correction=0)
+    """Return the standard deviation of each sample, ready to multiply it.
+
+    Sample by sample, as the order of a sum, and so its last bits, may depend on the size of the batch.
+    """
+    return torch.stack([sample.std(correction=0) for sample in x]).view(-1, *(1,) * (x.ndim - 1))
 
 
 def _only_one_has_concat(uncond: Conditioning, cond: Conditioning) -> bool:

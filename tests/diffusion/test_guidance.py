@@ -355,3 +355,15 @@ def test_every_sampler_with_all_three_and_a_mask(name: str, parameterization: st
 def test_impossible_guidance_is_refused(options):
     with pytest.raises(InputError, match="expected"):
         Guidance(7.5, **options)
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    generator = torch.Generator().manual_seed(0)
+    x_t = torch.randn(3, 4, 96, 96, generator=generator) * 3
+    t, cond, uncond = torch.tensor([500] * 3), torch.tensor([0.5, 2.0, 1.0]), torch.tensor([0.1, 0.2, 0.3])
+    options = {"rescale": 0.7, "threshold": 0.995}
+    together = around("v", uncond=uncond, **options)(x_t, t, cond)
+    for i in range(3):
+        one = slice(i, i + 1)
+        alone = around("v", uncond=uncond[one], **options)(x_t[one], t[one], cond[one])
+        assert torch.equal(alone.x_0, together.x_0[one]) and torch.equal(alone.eps, together.eps[one])
