@@ -109,10 +109,6 @@ class PromptEncoder:
         longest = max(context.shape[1] for context in contexts)
         return [self._padded(context, longest) for context in contexts]
 
-    def forget(self) -> None:
-        """Drop the states that are kept, because the text encoder has changed."""
-        self._empty = None
-
     def _chunks(self, clause: Clause) -> list[Chunk]:
         made = chunks(clause, self.vocabulary, self.comma_reach)
         return made[:1] if self.long_prompts == "cut" else made
