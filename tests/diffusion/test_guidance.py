@@ -367,3 +367,8 @@ def test_a_sample_does_not_depend_on_its_batch():
         one = slice(i, i + 1)
         alone = around("v", uncond=uncond[one], **options)(x_t[one], t[one], cond[one])
         assert torch.equal(alone.x_0, together.x_0[one]) and torch.equal(alone.eps, together.eps[one])
+
+
+def test_the_sigmas_that_the_help_gives_are_at_those_times():
+    times = [t / 999 for t in SCHEDULE.times_of_sigma([0.19, 0.28, 1, 1.6, 2.9, 5.4, 14.6])]
+    assert times == pytest.approx([0.04, 0.07, 0.35, 0.50, 0.67, 0.81, 1], abs=0.006)
