@@ -12,7 +12,8 @@
     ├── BackendUnavailable      an optional package or a device that is not there
     ├── TrainingError           training cannot go on
     ├── BadPictureError         exit code 4; a picture would be NaN or black
-    └── OutOfMemory             exit code 6; what is needed to go on does not fit
+    ├── OutOfMemory             exit code 6; what is needed to go on does not fit
+    └── Stopped                 exit code 75; the user asked to stop, and can go on from here
 """
 
 
@@ -72,6 +73,12 @@ class OutOfMemory(LdmError):
     """More memory than there is, where the way out is another one than usual."""
 
     exit_code = 6
+
+
+class Stopped(LdmError):
+    """A run that a signal asked to stop: what it had is saved, and it can go on."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def is_out_of_memory(error: Exception) -> bool:

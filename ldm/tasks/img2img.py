@@ -9,18 +9,20 @@ Draws, in order: the encoder's posterior noise, the noise that is added, and the
 from collections.abc import Iterator
 
 import numpy as np
+from torch import Tensor
 
 from ldm.errors import InputError
 from ldm.imaging.colour import from_uint8
 from ldm.imaging.padding import Frame
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.tasks.draws import Draws, make_draws
-from ldm.tasks.sampling import Batch, Diffuser, Settings, Track, batches
+from ldm.tasks.latents import Position, rows
+from ldm.tasks.sampling import Batch, Diffuser, Settings, Track
 
 
 def img2img(
     model: LatentDiffusion,
-    image: np.ndarray,
+    image: np.ndarray | Tensor,
     prompts: list[str],
     *,
     seed: int,
@@ -30,6 +32,8 @@ def img2img(
     settings: Settings | None = None,
     fixed_code: bool = False,
     track: Track | None = None,
+    size: tuple[int, int] | None = None,
+    resume: Position | None = None,
 ) -> Iterator[Batch]:
     """Make pictures like `image` (h, w, 3) uint8, of exactly its size, as the prompts say.
 
@@ -37,32 +41,49 @@ def img2img(
     A size that the model cannot take is padded by mirroring and cropped again; the published script shrinks
     it to a multiple of 64 instead.
 
+    Args:
+        image: or latents (1 or batch_size, c, h, w), scaled, in place of what the autoencoder makes of one.
+        size: (height, width) of the pictures, for latents; None is all of them.
+        resume: go on from here, exactly, to the end of the run.
+
     Raises: InputError for a strength outside 0..1, or settings that the sampler or the model cannot honour.
     """
     settings = settings or Settings()
     if not 0 <= strength <= 1:
         raise InputError(f"strength is {strength}; expected 0 (keep the picture) to 1 (repaint it)")
-    diffuser = Diffuser(model, settings, batch_size, track)
+    diffuser = Diffuser(model, settings, batch_size, track, resume)
+    given = isinstance(image, Tensor)
+    if given and size is None:
+        size = tuple(side * model.downsampling_factor for side in image.shape[-2:])
+    frame = Frame.around(*(size if given else image.shape[:2]), model.size_multiple)
+    if given:
+        image = rows(image, batch_size, diffuser.latent_shape(frame), batch_size, model.device)
     t_enc = int(strength * diffuser.sampler.num_steps)
     pictures = n_iter * len(prompts)
     draws = make_draws(settings.rng, seed, model.device, batch_size, pictures, fixed_code=fixed_code)
-    return _generate(diffuser, image, draws, prompts, t_enc, n_iter)
+    return _generate(diffuser, frame, image, draws, prompts, t_enc, n_iter)
 
 
 def _generate(
-    diffuser: Diffuser, image: np.ndarray, draws: Draws, prompts: list[str], t_enc: int, n_iter: int
+    diffuser: Diffuser,
+    frame: Frame,
+    image: np.ndarray | Tensor,
+    draws: Draws,
+    prompts: list[str],
+    t_enc: int,
+    n_iter: int,
 ) -> Iterator[Batch]:
-    frame = Frame.around(*image.shape[:2], diffuser.model.size_multiple)
     shape = diffuser.latent_shape(frame)
-    posterior = diffuser.encode(frame.pad(from_uint8(image)))
+    given = isinstance(image, Tensor)
+    posterior = None if given else diffuser.encode(frame.pad(from_uint8(image)))
     start = diffuser.sampler.start_index(t_enc)
-    made = 0
-    for index, (iteration, texts) in enumerate(batches(prompts, diffuser.batch_size, n_iter)):
-        noise = draws.batch(made, len(texts), start)
-        x_0 = diffuser.drawn(posterior, noise.normal("posterior", *shape))  # (b, c, h, w)
+    for part in diffuser.batches(prompts, n_iter):
+        count = len(part.prompts)
+        noise = draws.batch(part.first, count, start)
+        eps = noise.normal("posterior", *shape)  # drawn in any case, so that what follows is the seed's
+        x_0 = image[:count] if given else diffuser.drawn(posterior, eps)  # (b, c, h, w)
         x_t = diffuser.sampler.noised(x_0, t_enc, noise.normal("start", *shape))
-        latents = diffuser.sample(x_t, *diffuser.text(texts), noise, start=start)
+        latents = diffuser.sample(x_t, *diffuser.text(part.prompts), noise, start=start)
         images = diffuser.decode(latents, frame)
         record = diffuser.guard.record()
-        yield Batch(texts, images, latents, iteration, index, noise.seeds, record)
-        made += len(texts)
+        yield Batch(part.prompts, images, latents, part.iteration, part.index, noise.seeds, record)

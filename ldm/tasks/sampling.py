@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,19 +12,23 @@ from torch import Tensor
 from ldm.diffusion.conditioning import Conditioning, take
 from ldm.diffusion.guidance import Guidance, within
 from ldm.diffusion.prediction import Denoise, Prediction, denoiser
+from ldm.diffusion.schedule import Schedule
 from ldm.errors import InputError
 from ldm.imaging.padding import Frame
 from ldm.models.gaussian import DiagonalGaussianDistribution
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.prompts.encoding import PromptEncoder
 from ldm.samplers import make_sampler
-from ldm.samplers.base import Noise
+from ldm.samplers.base import Noise, Sampler
 from ldm.samplers.loop import KeyedNoise, Step, sample_loop
+from ldm.tasks.draws import BatchDraws
 from ldm.tasks.guard import Guard, KeptDraws, SampleState, are_finite
+from ldm.tasks.latents import Position, StoppedAt, restored
 
 logger = logging.getLogger(__name__)
 
-# Wraps the iterator of steps of one batch, of known length: a progress bar, a preview, a cancellation.
+# Wraps the iterator of steps of one batch, of known length: a progress bar, a preview. Where it ends before
+# the steps do, sampling stops there (StoppedAt).
 Track = Callable[[Iterator[Step], int], Iterable[Step]]
 
 
@@ -36,6 +42,7 @@ class Settings:
             may be more (30 gives 31).
         spacing: where the steps are put, a name of ldm.diffusion.spacing.SPACINGS; None is the sampler's own.
         eta: noise of the steps, 0 deterministic, 1 as much as DDPM; None is the sampler's own.
+        zero_snr: rescale the noise schedule to end in pure noise; only for models that predict v.
         guidance_scale: exactly 1 leaves out the unconditional pass.
         negative_prompt: what the unconditional pass is told.
         prompt_syntax: how prompts are read, a name of ldm.prompts.syntaxes.SYNTAXES.
@@ -53,6 +60,7 @@ class Settings:
     num_steps: int = 50
     spacing: str | None = None
     eta: float | None = None
+    zero_snr: bool = False
     guidance_scale: float = 9.0
     negative_prompt: str = ""
     prompt_syntax: str = "plain"
@@ -77,6 +85,16 @@ class Batch:
     index: int  # how many batches the run drew before this one
     seeds: tuple[int, ...] = ()  # what each picture can be made again from alone; empty where it cannot
     computed_in: dict[str, str] = field(default_factory=dict)  # see ldm.tasks.guard.Guard.record
+    offset: int = 0  # place of the first of these in the batch that they were made in
+
+
+class Part(NamedTuple):
+    """The prompts of one batch, and where it stands in the run."""
+
+    index: int  # batches before this one
+    iteration: int  # which repetition of the whole prompt list
+    first: int  # pictures before this batch
+    prompts: list[str]
 
 
 class Diffuser:
@@ -84,11 +102,18 @@ class Diffuser:
 
     Attributes:
         state: where sampling stands, after every step; None before the first batch.
+        resume: where an earlier run stopped, None if this one begins afresh.
+        prompts: of the whole run, known from `batches` on.
         guard: runs the networks, and says what they compute in.
     """
 
     def __init__(
-        self, model: LatentDiffusion, settings: Settings, batch_size: int, track: Track | None = None
+        self,
+        model: LatentDiffusion,
+        settings: Settings,
+        batch_size: int,
+        track: Track | None = None,
+        resume: Position | None = None,
     ):
         key = model.model.conditioning_key
         if key != "crossattn":
@@ -100,9 +125,11 @@ class Diffuser:
         self.settings = settings
         self.batch_size = batch_size
         self.track = track or (lambda steps, total: steps)
-        self.sampler = make_sampler(
-            settings.sampler, model.schedule, settings.num_steps, eta=settings.eta, spacing=settings.spacing
-        )
+        self.resume = resume
+        self.prompts: list[str] = []
+        schedule = model.schedule
+        self.schedule = schedule.with_zero_terminal_snr() if settings.zero_snr else schedule
+        self.sampler = _sampler(self.schedule, settings)
         self.guidance = Guidance(
             settings.guidance_scale,
             settings.guidance_rescale,
@@ -113,12 +140,29 @@ class Diffuser:
             model, settings.prompt_syntax, settings.clip_skip, settings.long_prompts
         )
         self.guard = Guard(model, settings.dtype)
-        self._denoise = denoiser(self.guard.apply_model, model.schedule, model.parameterization)
-        if settings.exact:
-            self._denoise = one_by_one(self._denoise)
+        self._denoise = denoiser(self.guard.apply_model, self.schedule, model.parameterization)
+        self._lengths: list[int] = []  # tokens of each context of the batch, were it alone
+        self._denoise = apart(self._denoise, self._lengths, settings.exact)
         self.state: SampleState | None = None
         self._uncond: Tensor | None = None
         self._said: int | None = None
+
+    def with_steps(self, num_steps: int) -> "Diffuser":
+        """Return one for a second pass over the same batches, which shares all but the sampler."""
+        second = copy(self)
+        second.settings = replace(self.settings, num_steps=num_steps)
+        second.sampler = _sampler(self.schedule, second.settings)
+        second.state = second._said = None
+        return second
+
+    def batches(self, prompts: list[str], n_iter: int) -> Iterator[Part]:
+        """Yield the batches of a run, the whole list n_iter times; those done before a stop are left out."""
+        self.prompts = prompts
+        first = 0
+        for index, (iteration, texts) in enumerate(batches(prompts, self.batch_size, n_iter)):
+            if self.resume is None or first >= self.resume.first:
+                yield Part(index, iteration, first, texts)
+            first += len(texts)
 
     def latent_shape(self, frame: Frame) -> tuple[int, int, int]:
         """Return (c, h, w) of the latents of a framed picture."""
@@ -145,15 +189,25 @@ class Diffuser:
     ) -> Tensor:
         """Denoise x_t (b, c, h, w), which stands before step `start`; returns latents (b, c, h, w).
 
+        In the batch that `resume` is of, that position takes the place of x_t, start and memory.
+
         Args:
             memory: the sampler's memory before that step, where an earlier run stopped.
+
+        Raises: StoppedAt, where `track` ended before the steps.
         """
-        self._say_cost(start)
         self.state = SampleState(start, x_t, tuple(memory))
+        if self.resume is not None and self.resume.is_of(noise):
+            self.state = restored(self.resume, noise, x_t, len(self.sampler))
+        start = self.state.step
+        self._say_cost(start)
         parameterization = self.model.parameterization
-        denoise = self.guidance.around(self._denoise, uncond, self.model.schedule, parameterization)
+        denoise = self.guidance.around(self._denoise, uncond, self.schedule, parameterization)
         for _ in self.track(self._steps(denoise, cond, KeptDraws(noise)), len(self.sampler) - start):
             pass
+        if self.state.step < len(self.sampler) and isinstance(noise, BatchDraws):
+            state = noise.draws.state()
+            raise StoppedAt(Position(self.prompts, noise.first, noise.stage, self.state, state))
         return self.state.x_t
 
     def _steps(self, denoise: Denoise, cond: Conditioning, noise: KeyedNoise) -> Iterator[Step]:
@@ -179,7 +233,7 @@ class Diffuser:
         return self.guard.run(
             "autoencoder",
             "encoding the picture",
-            lambda: self.model.encode_first_stage(images),
+            lambda: self._posterior(images),
             lambda posterior: [posterior.parameters],
         )
 
@@ -213,34 +267,234 @@ class Diffuser:
         logger.info("%s: %d network evaluations a batch%s", name, cost, why)
         if self.guidance.interval is not None and self.guidance.scale != 1:
             times = torch.tensor(self.sampler.timesteps[start:], device="cpu")
-            count = int(within(self.guidance.interval, times, self.model.schedule).sum())
+            count = int(within(self.guidance.interval, times, self.schedule).sum())
             (logger.info if count else logger.warning)("guidance in %d of %d steps", count, len(times))
 
     def _contexts(self, prompts: list[str]) -> list[Tensor | None]:
-        cond, uncond = self._encoded(prompts), self._unconditional()
-        if uncond is None:
-            return [cond, None]
-        return self._prompts.levelled([cond, take(uncond, slice(len(prompts)))])
+        conds = self._encoded(prompts)
+        lengths = [cond.shape[1] for cond in conds]
+        if self.settings.guidance_scale == 1:
+            contexts = [torch.cat(self._prompts.levelled(conds)), None]
+        else:
+            if self._uncond is None:  # the same text for every batch
+                (self._uncond,) = self._encoded([self.settings.negative_prompt], "negative prompt")
+            lengths = [max(length, self._uncond.shape[1]) for length in lengths]
+            *conds, uncond = self._prompts.levelled([*conds, self._uncond])
+            contexts = [torch.cat(conds), uncond.repeat(len(conds), 1, 1)]
+        self._lengths[:] = lengths
+        return contexts
 
     def _forget_texts(self) -> None:
         self._uncond = None
         self._prompts.forget()
 
-    def _unconditional(self) -> Tensor | None:
-        if self.settings.guidance_scale == 1:
-            return None
-        if self._uncond is None:  # the same text for every batch
-            negative = [self.settings.negative_prompt] * self.batch_size
-            self._uncond = self._encoded(negative, "negative prompt")
-        return self._uncond
-
-    def _encoded(self, prompts: list[str], name: str = "prompt") -> Tensor:
+    def _encoded(self, prompts: list[str], name: str = "prompt") -> list[Tensor]:
+        """Return the context (1, n, w) of each."""
         parts = [prompts[part] for part in self._parts(len(prompts))]
-        return torch.cat(self._prompts.levelled([self._prompts.encode(part, name) for part in parts]))
+        return [context for part in parts for context in self._prompts.contexts(part, name)]
+
+    def _posterior(self, images: Tensor) -> DiagonalGaussianDistribution:
+        parts = [self.model.encode_first_stage(images[part]) for part in self._parts(len(images))]
+        return DiagonalGaussianDistribution(torch.cat([posterior.parameters for posterior in parts]))
 
     def _parts(self, size: int) -> list[slice]:
         """Return which samples of a batch the networks see together."""
         return [slice(i, i + 1) for i in range(size)] if self.settings.exact else [slice(size)]
+
+
+def _sampler(schedule: Schedule, settings: Settings) -> Sampler:
+    return make_sampler(
+        settings.sampler, schedule, settings.num_steps, eta=settings.eta, spacing=settings.spacing
+    )
+
+
+def apart(denoise: Denoise, lengths: list[int], exact: bool) -> Denoise:
+    """Ask about samples apart where they would change each other, so that each is as it is alone.
+
+    A context that was padded to the length of a longer one means something else: contexts of one length are
+    asked about together, without that padding.
+
+    Args:
+        lengths: of the context of each sample of a batch, of which guidance asks about a multiple.
+        exact: ask about every sample by itself, as some kernels round differently in other batches.
+    """
+
+    def ask(x_t: Tensor, t: Tensor, cond: Conditioning) -> Prediction:
+        wanted = (lengths or [0]) * (len(x_t) // max(len(lengths), 1))
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, length in enumerate(wanted):
+            groups.setdefault((length, i if exact else 0), []).append(i)
+        if len(groups) < 2:
+            return denoise(x_t, t, cond)
+        parts = [
+            denoise(x_t[rows], t[rows], shortened(take(cond, rows), length))
+            for (length, _), rows in groups.items()
+        ]
+        order = torch.tensor(sum(groups.values(), []), device=x_t.device).argsort()
+        return Prediction(*(torch.cat(values)[order] for values in zip(*parts, strict=True)))
+
+    return ask
+
+
+def shortened(cond: Conditioning, length: int) -> Conditioning:
+    """Return a conditioning whose text contexts are cut to `length` tokens."""
+    if isinstance(cond, dict):
+        texts = cond.get("c_crossattn")
+        return cond | {"c_crossattn": [x[:, :length] for x in texts]} if texts else cond
+    return cond[:, :length] if isinstance(cond, Tensor) else cond
+
+
+def batches(self, prompts: list[str], n_iter: int) -> Iterator[Part]:
+        """Yield the batches of a run, the whole list n_iter times; those done before a stop are left out."""
+        self.prompts = prompts
+        first = 0
+        for index, (iteration, texts) in enumerate(batches(prompts, self.batch_size, n_iter)):
+            if self.resume is None or first >= self.resume.first:
+                yield Part(index, iteration, first, texts)
+            first += len(texts)
+
+    def latent_shape(self, frame: Frame) -> tuple[int, int, int]:
+        """Return (c, h, w) of the latents of a framed picture."""
+        factor = self.model.downsampling_factor
+        return self.model.channels, frame.inner_height // factor, frame.inner_width // factor
+
+    @torch.no_grad()
+    def text(self, prompts: list[str]) -> tuple[Tensor, Tensor | None]:
+        """Return the contexts (b, n, w) of the prompts and of the unconditional pass, or None without one."""
+        what, encode = "encoding the prompts", lambda: self._contexts(prompts)
+        cond, uncond = self.guard.run("text encoder", what, encode, forget=self._forget_texts)
+        return cond, uncond
+
+    @torch.no_grad()
+    def sample(
+        self,
+        x_t: Tensor,
+        cond: Conditioning,
+        uncond: Conditioning,
+        noise: Noise | KeyedNoise,
+        *,
+        start: int = 0,
+        memory: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Denoise x_t (b, c, h, w), which stands before step `start`; returns latents (b, c, h, w).
+
+        In the batch that `resume` is of, that position takes the place of x_t, start and memory.
+
+        Args:
+            memory: the sampler's memory before that step, where an earlier run stopped.
+
+        Raises: StoppedAt, where `track` ended before the steps.
+        """
+        self.state = SampleState(start, x_t, tuple(memory))
+        if self.resume is not None and self.resume.is_of(noise):
+            self.state = restored(self.resume, noise, x_t, len(self.sampler))
+        start = self.state.step
+        self._say_cost(start)
+        parameterization = self.model.parameterization
+        denoise = self.guidance.around(self._denoise, uncond, self.schedule, parameterization)
+        for _ in self.track(self._steps(denoise, cond, KeptDraws(noise)), len(self.sampler) - start):
+            pass
+        if self.state.step < len(self.sampler) and isinstance(noise, BatchDraws):
+            state = noise.draws.state()
+            raise StoppedAt(Position(self.prompts, noise.first, noise.stage, self.state, state))
+        return self.state.x_t
+
+    def _steps(self, denoise: Denoise, cond: Conditioning, noise: KeyedNoise) -> Iterator[Step]:
+        """Yield the steps from `state`, each kept there before it is seen; a bad one is taken again."""
+        while (start := self.state.step) < len(self.sampler):
+            loop = sample_loop(
+                self.sampler, denoise, self.state.x_t, cond,
+                noise=noise, start=start, memory=self.state.memory,
+            )  # fmt: skip
+            for step in loop:
+                if not are_finite(step.x_t, step.x_0):
+                    where = f"step {step.i + 1} of {len(self.sampler)}"
+                    again = f"going on in float32 from step {step.i + 1}"
+                    self.guard.widen("UNet", where, step.x_t, step.x_0, again=again)
+                    break
+                self.state = SampleState(step.i + 1, step.x_t, tuple(self.sampler.memory))
+                yield step
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> DiagonalGaussianDistribution:
+        """Return what the autoencoder makes of images (n, 3, H, W)."""
+        images = images.to(self.model.device)
+        return self.guard.run(
+            "autoencoder",
+            "encoding the picture",
+            lambda: self._posterior(images),
+            lambda posterior: [posterior.parameters],
+        )
+
+    @torch.no_grad()
+    def drawn(self, posterior: DiagonalGaussianDistribution, noise: Tensor) -> Tensor:
+        """Return scaled latents, one row for every row of noise (b, c, h, w); n is 1 or b."""
+        return self.model.get_first_stage_encoding(posterior, noise).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, frame: Frame) -> Tensor:
+        """Return images (b, 3, height, width) in float32 on the CPU, all of them finite.
+
+        Raises: BadPictureError where they are not in float32 either.
+        """
+
+        def decode() -> Tensor:
+            parts = [self.model.decode_first_stage(latents[part]) for part in self._parts(len(latents))]
+            return frame.crop(torch.cat(parts)).float().cpu()
+
+        return self.guard.run("autoencoder", "decoding", decode)
+
+    def _say_cost(self, start: int) -> None:
+        """Log what a batch costs, once for each cost."""
+        cost = self.sampler.evaluations(start)
+        if cost == self._said:
+            return
+        self._said = cost
+        name, asked = self.settings.sampler, self.settings.num_steps
+        odd = self.sampler.evaluations() != asked
+        why = f" (published times; --sampler {name} takes exactly {asked} for {asked} steps)" if odd else ""
+        logger.info("%s: %d network evaluations a batch%s", name, cost, why)
+        if self.guidance.interval is not None and self.guidance.scale != 1:
+            times = torch.tensor(self.sampler.timesteps[start:], device="cpu")
+            count = int(within(self.guidance.interval, times, self.schedule).sum())
+            (logger.info if count else logger.warning)("guidance in %d of %d steps", count, len(times))
+
+    def _contexts(self, prompts: list[str]) -> list[Tensor | None]:
+        conds = self._encoded(prompts)
+        lengths = [cond.shape[1] for cond in conds]
+        if self.settings.guidance_scale == 1:
+            contexts = [torch.cat(self._prompts.levelled(conds)), None]
+        else:
+            if self._uncond is None:  # the same text for every batch
+                (self._uncond,) = self._encoded([self.settings.negative_prompt], "negative prompt")
+            lengths = [max(length, self._uncond.shape[1]) for length in lengths]
+            *conds, uncond = self._prompts.levelled([*conds, self._uncond])
+            contexts = [torch.cat(conds), uncond.repeat(len(conds), 1, 1)]
+        self._lengths[:] = lengths
+        return contexts
+
+    def _forget_texts(self) -> None:
+        self._uncond = None
+        self._prompts.forget()
+
+    def _encoded(self, prompts: list[str], name: str = "prompt") -> list[Tensor]:
+        """Return the context (1, n, w) of each."""
+        parts = [prompts[part] for part in self._parts(len(prompts))]
+        return [context for part in parts for context in self._prompts.contexts(part, name)]
+
+    def _posterior(self, images: Tensor) -> DiagonalGaussianDistribution:
+        parts = [self.model.encode_first_stage(images[part]) for part in self._parts(len(images))]
+        return DiagonalGaussianDistribution(torch.cat([posterior.parameters for posterior in parts]))
+
+    def _parts(self, size: int) -> list[slice]:
+        """Return which samples of a batch the networks see together."""
+        return [slice(i, i + 1) for i in range(size)] if self.settings.exact else [slice(size)]
+
+
+def _sampler(schedule: Schedule, settings: Settings) -> Sampler:
+    return make_sampler(
+        settings.sampler, schedule, settings.num_steps, eta=settings.eta, spacing=settings.spacing
+    )
 
 
 def one_by_one(denoise: Denoise) -> Denoise:

@@ -1,0 +1,181 @@
+"""Latents in files: noise to start from, finished ones, and where a run was stopped.
+
+    file = read_latents("outputs/interrupted-00000.safetensors")
+    for batch in txt2img(model, file.position.prompts, ..., resume=file.position): ...
+
+A file is a .safetensors with the latents (n, c, h, w), scaled as the sampler sees them, as `latents` (or as
+its only tensor). Its metadata entry `ldm` is a JSON record, and the record's `kind` says what they are:
+
+    (none)     latents of other origin: txt2img starts from them as its noise, img2img as its picture
+    final      of one picture, as `--save-latents` keeps them
+    stopped    of the batch that a run was stopped in, before step `step`, with `memory.0`, ... of the sampler
+               and `draws.*`, the generators; what is computed from prompts is computed again
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.errors import InputError, Stopped
+from ldm.samplers.base import Noise
+from ldm.samplers.loop import KeyedNoise
+from ldm.tasks.draws import BatchDraws
+from ldm.tasks.guard import SampleState
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: before a step of one of its batches, with all that going on exactly takes."""
+
+    prompts: list[str]  # of the whole run, once
+    first: int  # number of the batch's first picture in the run
+    stage: int  # 1 in the second pass of two
+    state: SampleState
+    draws: dict[str, Tensor]  # Draws.state() here
+
+    def is_of(self, noise: Noise | KeyedNoise) -> bool:
+        """Tell whether this is within the batch that a source of noise belongs to."""
+        return isinstance(noise, BatchDraws) and (noise.first, noise.stage) == (self.first, self.stage)
+
+
+class StoppedAt(Stopped):
+    """A run was stopped; `position` is where it can go on."""
+
+    def __init__(self, position: Position):
+        super().__init__(f"stopped before step {position.state.step + 1}")
+        self.position = position
+
+
+@dataclass(frozen=True)
+class LatentsFile:
+    """What is read from a file of latents."""
+
+    path: Path
+    latents: Tensor  # (n, c, h, w) float32 on the CPU
+    record: dict[str, Any]  # empty if another program wrote it
+    position: Position | None = None  # of a stopped run
+
+    @property
+    def kind(self) -> str | None:
+        return self.record.get("kind")
+
+
+def final_file(latents: Tensor, record: dict[str, Any]) -> bytes:
+    """Return the file of the latents (c, h, w) of a finished picture."""
+    return _bytes({"latents": latents[None].float()}, record | {"kind": "final"})
+
+
+def stopped_file(position: Position, record: dict[str, Any]) -> bytes:
+    """Return the file of a run that was stopped."""
+    state = position.state
+    tensors = {"latents": state.x_t}
+    tensors |= {f"memory.{i}": x for i, x in enumerate(state.memory)}
+    tensors |= {f"draws.{name}": x for name, x in position.draws.items()}
+    where = {"prompts": position.prompts, "first": position.first, "stage": position.stage}
+    return _bytes(tensors, record | where | {"kind": "stopped", "step": state.step})
+
+
+def _bytes(tensors: dict[str, Tensor], record: dict[str, Any]) -> bytes:
+    from safetensors.torch import save
+
+    plain = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
+    return save(plain, {"ldm": json.dumps(record, sort_keys=True, default=str)})
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Return the JSON record of a file of latents, empty if it has none; reads no tensor.
+
+    Raises: InputError, CheckpointError in one line.
+    """
+    from ldm.checkpoint.opened import one_line_errors
+    from ldm.checkpoint.safetensors_file import checked_header
+    from ldm.checkpoint.sniff import Container, sniff
+
+    path = Path(path)
+    with one_line_errors(path):
+        if sniff(path) is not Container.SAFETENSORS:
+            raise InputError(f"{path} is no .safetensors file; --latents takes one")
+        _, metadata = checked_header(path)
+    try:
+        record = json.loads(metadata.get("ldm", "{}"))
+    except ValueError as error:
+        raise InputError(f"{path}: its record is damaged ({error})") from error
+    return record if isinstance(record, dict) else {}
+
+
+def read_latents(path: str | Path) -> LatentsFile:
+    """Read a file of latents.
+
+    Raises: InputError, CheckpointError in one line.
+    """
+    from ldm.checkpoint.opened import one_line_errors
+    from ldm.checkpoint.safetensors_file import read
+
+    path, record = Path(path), read_record(path)
+    with one_line_errors(path):
+        tensors = {name: x.clone() for name, x in read(path).items()}
+    latents = tensors.get("latents", next(iter(tensors.values())) if len(tensors) == 1 else None)
+    if latents is None or not latents.is_floating_point() or latents.dim() not in (3, 4):
+        raise InputError(
+            f"{path} holds {', '.join(sorted(tensors)[:4]) or 'nothing'}: expected `latents` (n, c, h, w)"
+        )
+    latents = latents.float().reshape(-1, *latents.shape[-3:])
+    if not torch.isfinite(latents).all():
+        raise InputError(f"{path}: its latents hold NaN or infinity")
+    position = None
+    if record.get("kind") == "stopped":
+        try:
+            position = _position(latents, tensors, record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: its record is damaged ({type(error).__name__}: {error})") from error
+    return LatentsFile(path, latents, record, position)
+
+
+def _position(latents: Tensor, tensors: dict[str, Tensor], record: dict[str, Any]) -> Position:
+    count = sum(name.startswith("memory.") for name in tensors)
+    state = SampleState(int(record["step"]), latents, tuple(tensors[f"memory.{i}"] for i in range(count)))
+    draws = {name.removeprefix("draws."): x for name, x in tensors.items() if name.startswith("draws.")}
+    prompts = [str(prompt) for prompt in record["prompts"]]
+    return Position(prompts, int(record["first"]), int(record["stage"]), state, draws)
+
+
+def restored(position: Position, noise: BatchDraws, like: Tensor, steps: int) -> SampleState:
+    """Put the random numbers of a batch back to where they stood; returns its state on the device of `like`.
+
+    Raises: InputError where the batch is of another shape, or its generators are of another device.
+    """
+    state = position.state
+    if state.x_t.shape != like.shape or not 0 <= state.step <= steps:
+        raise InputError(
+            f"cannot go on: latents {_shape(state.x_t.shape)} before step {state.step + 1} are given, and this "
+            f"run has {_shape(like.shape)} and {steps} steps; give the flags of the run that was stopped"
+        )
+    try:
+        noise.draws.restore(position.draws)
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise InputError(
+            "cannot go on: the random generators that were saved are of another device or --rng; "
+            "use the same --device and --rng"
+        ) from error
+    return SampleState(state.step, state.x_t.to(like.device), tuple(x.to(like.device) for x in state.memory))
+
+
+def rows(latents: Tensor, count: int, like: tuple[int, ...], batch_size: int, device: torch.device) -> Tensor:
+    """Return `count` rows of given latents, of shape `like` (c, h, w): one for all, or the first of a batch.
+
+    Raises: InputError where they are of another shape.
+    """
+    if latents.shape[1:] != like or len(latents) not in (1, batch_size):
+        raise InputError(
+            f"latents are {_shape(latents.shape)}: expected {_shape((batch_size, *like))} for this size and "
+            f"batch, or {_shape((1, *like))} for all pictures alike; change the size or the batch"
+        )
+    return latents.expand(batch_size, *like)[:count].to(device)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
