@@ -4,7 +4,7 @@
 2. It is enlarged `scale` times, then noise is added and taken away again as in img2img, with `strength`.
 
 What the first pass composes at the size that the model knows, the second keeps: no second head. Enlarging the
-latents (bilinear) costs nothing, but blurs, so `strength` must be 0.5 or more; enlarging the picture (bicubic,
+latents (bilinear) costs nothing but blurs, so `strength` must be 0.5 or more; enlarging the picture (bicubic,
 through the autoencoder) stays sharp and takes any strength.
 
 Draws, in order: those of txt2img, then of the second pass the posterior's (pixel mode), the noise that is
@@ -137,7 +137,7 @@ class TwoPasses:
         return self.first.sample(x_t if self.given is None else self.given[: noise.count], *text, noise)
 
     def noised(self, latents: Tensor, noise: BatchDraws) -> Tensor:
-        """Enlarge latents (b, c, h, w) to (b, c, h', w') and add the noise that the second pass takes away."""
+        """Enlarge latents (b, c, h, w) to (b, c, h', w') and add the noise that the second pass removes."""
         shape = self.second.latent_shape(self.large)
         if self.mode == "latent":
             x_0 = F.interpolate(latents, shape[1:], mode="bilinear", antialias=False)

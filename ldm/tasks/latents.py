@@ -151,8 +151,8 @@ def restored(position: Position, noise: BatchDraws, like: Tensor, steps: int) ->
     state = position.state
     if state.x_t.shape != like.shape or not 0 <= state.step <= steps:
         raise InputError(
-            f"cannot go on: latents {_shape(state.x_t.shape)} before step {state.step + 1} are given, and this "
-            f"run has {_shape(like.shape)} and {steps} steps; give the flags of the run that was stopped"
+            f"cannot go on: latents {_shape(state.x_t.shape)} before step {state.step + 1} are given, and "
+            f"this run has {_shape(like.shape)} and {steps} steps; give the flags of the run that was stopped"
         )
     try:
         noise.draws.restore(position.draws)
