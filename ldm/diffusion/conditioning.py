@@ -48,7 +48,7 @@ def repeat(cond: Conditioning, times: int) -> Conditioning:
     return map_tensors(cond, lambda x: x.repeat(times, *(1,) * (x.ndim - 1)))
 
 
-def take(cond: Conditioning, samples: slice) -> Conditioning:
+def take(cond: Conditioning, samples: slice | list[int]) -> Conditioning:
     """Return the conditioning of some samples of the batch."""
     return map_tensors(cond, lambda x: x[samples])
 

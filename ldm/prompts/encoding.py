@@ -5,7 +5,7 @@ With z (n, width) the states of a chunk, w (n) the weights of its tokens and e t
     a1111    z' = w z;  z'' = z' mean(z) / mean(z')      the mean over the whole chunk comes back
     compel   f(z) = e + w (z - e)
              z' = (f(z) + sum_k t_k f(z_k)) / (1 + sum_k t_k),  t_k = tan(pi/2 (1 - w_k))
-             over the fragments k with w_k < 1, whose tokens no other token sees in z_k
+             over the clause's fragments k with w_k < 1, whose tokens no other token sees in z_k
 
 For compel's clauses c with weights w_c: and = [e + w_c (z_c - e), ...] in sequence, blend = sum_c w_c z_c.
 Where every weight is 1 the states are left alone. The formulas are those of AUTOMATIC1111's interface
@@ -85,20 +85,23 @@ class PromptEncoder:
         return self._vocabulary
 
     def encode(self, prompts: list[str], name: str = "prompt") -> Tensor:
-        """Return the contexts (b, n, width) of prompts, n being that of the longest.
+        """Return the contexts (b, n, width) of prompts, n being that of the longest; see `contexts`."""
+        return torch.cat(self.levelled(self.contexts(prompts, name)))
+
+    def contexts(self, prompts: list[str], name: str = "prompt") -> list[Tensor]:
+        """Return the context (1, n, width) of each prompt.
 
         Args:
             name: what the prompts are called where one of them is too long for one chunk.
         """
         if not hasattr(self.tower, "vocabulary"):
-            return self.model.get_learned_conditioning(prompts)
+            return list(self.model.get_learned_conditioning(prompts).split(1))
         read = [parse(text, self.syntax) for text in prompts]
         cut = [[self._chunks(clause) for clause in prompt.clauses] for prompt in read]
         for text, prompt, clauses in zip(prompts, read, cut, strict=True):
             self._say_length(name, text, prompt, clauses)
         rows = iter(self._encode_rows([row for clauses in cut for row in clauses]))
-        contexts = [self._joined(prompt, [next(rows) for _ in prompt.clauses]) for prompt in read]
-        return torch.cat(self.levelled(contexts))
+        return [self._joined(prompt, [next(rows) for _ in prompt.clauses]) for prompt in read]
 
     def forget(self) -> None:
         """Drop the states that are kept between calls, where the encoder has changed."""
@@ -124,15 +127,15 @@ class PromptEncoder:
             there = [k for k, row in enumerate(rows) if i < len(row)]
             states = self._states([rows[k][i] for k in there])
             for k, z in zip(there, states.split(1), strict=True):
-                encoded[k].append(self._weighted(z, rows[k][i]))
+                encoded[k].append(self._weighted(z, rows[k][i], rows[k]))
         return [torch.cat(states, dim=1) for states in encoded]
 
     def _states(self, batch: list[Chunk], hidden: Tensor | None = None) -> Tensor:
         tokens = torch.tensor([chunk.tokens for chunk in batch], device=self.model.device)
         return self.tower.encode_tokens(tokens, self.clip_skip, hidden)                 # (b, n, width)
 
-    def _weighted(self, z: Tensor, chunk: Chunk) -> Tensor:
-        """Return the states z (1, n, width) of a chunk with its weights."""
+    def _weighted(self, z: Tensor, chunk: Chunk, row: list[Chunk]) -> Tensor:
+        """Return the states z (1, n, width) of a chunk, one of a row, with its weights."""
         if all(weight == 1 for weight in chunk.weights):
             return z
         if z.shape[1] != len(chunk.tokens):
@@ -141,17 +144,22 @@ class PromptEncoder:
         if self.syntax == "a1111":
             weighted = z * w
             return weighted * (z.mean() / weighted.mean())
-        return self._compel(z, w, chunk)
+        return self._compel(z, w, chunk, row)
 
-    def _compel(self, z: Tensor, w: Tensor, chunk: Chunk) -> Tensor:
-        weight_of = {owner: weight for owner, weight in zip(chunk.owners, chunk.weights, strict=True)}
-        weak = [owner for owner, weight in weight_of.items() if weight < 1]
-        states, shares = z, [1.0]
-        if weak:
+    def _compel(self, z: Tensor, w: Tensor, chunk: Chunk, row: list[Chunk]) -> Tensor:
+        weights = {k: weight for c in row for k, weight in zip(c.owners, c.weights, strict=True)}
+        share_of = {
+            k: math.tan(math.pi / 2 * (1 - max(weight, LEAST_WEIGHT)))
+            for k, weight in weights.items()
+            if weight < 1
+        }
+        here = [k for k in share_of if k in chunk.owners]
+        elsewhere = sum(share for k, share in share_of.items() if k not in here)        # there z_k = z
+        states, shares = z, [1 + elsewhere, *(share_of[k] for k in here)]
+        if here:
             owners = torch.tensor(chunk.owners, device=z.device)
-            hidden = owners == torch.tensor(weak, device=z.device)[:, None]             # (k, n)
-            states = torch.cat([z, self._states([chunk] * len(weak), hidden)])          # (1 + k, n, width)
-            shares += [math.tan(math.pi / 2 * (1 - max(weight_of[k], LEAST_WEIGHT))) for k in weak]
+            hidden = owners == torch.tensor(here, device=z.device)[:, None]             # (k, n)
+            states = torch.cat([z, self._states([chunk] * len(here), hidden)])          # (1 + k, n, width)
         share = torch.tensor(shares, device=z.device, dtype=z.dtype)[:, None, None]
         e = self._empty_states()
         return (share * (e + w * (states - e))).sum(dim=0, keepdim=True) / share.sum()

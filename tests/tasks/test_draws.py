@@ -279,6 +279,19 @@ def test_img2img_gives_the_same_picture_alone_and_in_a_batch(tiny_model, sampler
     assert torch.equal(alone["images"], together["images"][2:])
 
 
+def test_a_long_prompt_changes_no_picture_beside_it(tiny_model):
+    """Neither by padding the shorter contexts, nor with other kernels, nor where guidance is off."""
+    prompts = ["a", "a red apple and a cat, " * 20, "b", "a dog, " * 40]
+    for scale, extra in ((9.0, {"guidance_rescale": 0.7, "dynamic_threshold": 0.995}), (1.0, {})):
+        kind = {"rng": "per-image", "guidance_scale": scale, **extra}
+        for exact, tolerance in ((True, 0), (False, 5e-5)):
+            run = {"settings": Settings("euler_a", 2, exact=exact, **kind), **SIZE}
+            together = made(txt2img(tiny_model, prompts, seed=7, batch_size=4, **run))
+            for k, prompt in enumerate(prompts):
+                alone = made(txt2img(tiny_model, [prompt], seed=7 + k, **run))["images"]
+                torch.testing.assert_close(together["images"][k : k + 1], alone, rtol=0, atol=tolerance)
+
+
 def test_iterations_go_on_counting(tiny_model):
     run = {"settings": Settings("euler_a", 2, rng="per-image", exact=True), "batch_size": 2, **SIZE}
     long = made(txt2img(tiny_model, PROMPTS[:3], seed=7, n_iter=2, **run))
