@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.backends.device import resolve_device, resolve_dtype
-from ldm.checkpoint.classify import classify
+from ldm.checkpoint.classify import V_MARK, classify, stated_predictions
 from ldm.checkpoint.layouts import averaged
 from ldm.checkpoint.opened import Opened, open_weights, published
 from ldm.checkpoint.pages import release_pages
@@ -36,6 +36,9 @@ SCHEDULE = (
     "|posterior_variance|posterior_log_variance_clipped|posterior_mean_coef1|posterior_mean_coef2"
 )
 
+UNREAD = "only CLIP's own training reads them"
+ZERO_SNR_MARK = "ztsnr"
+
 # Computed by the model itself; a file's copy is not read, and a file without them is whole.
 COMPUTED = {
     SCHEDULE: "the configuration gives the noise schedule in float64; a half-precision file would degrade it",
@@ -52,12 +55,14 @@ SURPLUS = {
     r"(first_stage_model\.)?loss\..*": "the discriminator that the autoencoder was trained against",
     r"first_stage_model\.model_ema\..*": "the averaged copy of the autoencoder",
     r"cond_stage_model\.model\.attn_mask": "the causal mask, computed by the model",
-    r"cond_stage_model\.transformer\.text_model\.embeddings\.position_ids": "0..76",
+    r"cond_stage_model\..*\bembeddings\.position_ids": "0..76; under HF's name in converted SD 2.x",
+    r"cond_stage_model\.(transformer\.)?(logit_scale|text_projection(\.weight)?)": UNREAD,
+    f"{V_MARK}|{ZERO_SNR_MARK}": "empty marks of what the network was trained for",
 }
 # May be missing from a file although the model has a place for it; filled with zeros. A module adds to it by
 # `unused_parameters()`: names of those that its forward pass never reads. All of them are there, or none.
 UNUSED = {
-    r"(cond_stage_model\.)?model\.(logit_scale|text_projection)": "only CLIP's own training reads them",
+    r"(cond_stage_model\.)?model\.(logit_scale|text_projection)": UNREAD,
 }
 
 PARTS = {
@@ -70,9 +75,6 @@ PARTS = {
     "embedder.": "the image encoder",
     "low_scale_model.": "the noise schedule of the small picture",
     "noise_augmentor.": "the noise schedule of the image embedding",
-}
-PREDICTIONS = {                 # what files say -> what a configuration's `parameterization` says
-    "eps": "eps", "epsilon": "eps", "v": "v", "v_prediction": "v", "x0": "x0", "sample": "x0",
 }
 WEIGHTS = ("auto", "ema", "raw")
 EXAMPLES = 3                    # names shown of each group
@@ -122,6 +124,7 @@ def load_model(
     opened = open_weights(file)
     _check_prediction(model, opened, source)
     mark = opened.metadata.get("sd.weights")
+    has_zero_snr = opened.configs.get("scheduler", {}).get("rescale_betas_zero_snr") is True
     tensors = published(opened)
     del opened                      # what is converted is let go of, one tensor after the other
     _choose_average(model, tensors, weights, mark, file)
@@ -129,7 +132,7 @@ def load_model(
     fit = match(model, tensors)
     if not fit.is_good:
         raise WrongModelError(_refusal(fit, model, tensors, file, source))
-    _warn_of_another_schedule(model, tensors, file)
+    _warn_of_another_schedule(model, tensors, has_zero_snr, file)
     kept = _fill(model, fit, tensors, device, dtype, file, allow_nonfinite, progress)
     model.eval().requires_grad_(False)
     logger.info(
@@ -332,24 +335,24 @@ def _choose_average(
 def _check_prediction(model: nn.Module, opened: Opened, source: str) -> None:
     """Refuse a file that says it predicts otherwise than the configuration does."""
     ours = getattr(model, "parameterization", None)
-    scheduler = opened.configs.get("scheduler", {})
-    said = {
-        "metadata sd.prediction": opened.metadata.get("sd.prediction"),
-        "metadata modelspec.prediction_type": opened.metadata.get("modelspec.prediction_type"),
-        "scheduler_config.json prediction_type": scheduler.get("prediction_type"),
-    }
-    for where, value in said.items():
-        theirs = PREDICTIONS.get(value) if isinstance(value, str) else None
-        if ours is not None and theirs not in (None, ours):
+    names = opened.parts.get("", {})
+    for _, words, theirs in stated_predictions(names, opened.metadata, opened.configs):
+        if ours not in (None, theirs):
             raise WrongModelError(
-                f"{opened.path} predicts {theirs} ({where}: {value}), but {source} says "
+                f"{opened.path} predicts {theirs} ({words}), but {source} says "
                 f"parameterization: {ours}; give a configuration with parameterization: {theirs}"
             )
 
 
-def _warn_of_another_schedule(model: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
+def _warn_of_another_schedule(
+    model: nn.Module, weights: dict[str, Tensor], has_zero_snr: bool, file: Path
+) -> None:
     stored, schedule = weights.get("alphas_cumprod"), getattr(model, "schedule", None)
-    if stored is None or schedule is None:
+    if schedule is None:
+        return
+    if (has_zero_snr or ZERO_SNR_MARK in weights) and not schedule.zero_terminal_snr:
+        logger.warning("%s was trained to zero terminal SNR; the configuration's schedule is used", file.name)
+    if stored is None:
         return
     ours = torch.as_tensor(schedule.alphas_cumprod).double()
     same_length = stored.shape == ours.shape

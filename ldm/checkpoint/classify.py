@@ -10,7 +10,7 @@ themselves. A UNet then tells the rest by three shapes:
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,8 +35,10 @@ PUBLISHED = {
     "control_model.": "controlnet",
     "embedder.": "image_encoder",
     "depth_model.": "depth_estimator",
-    "model_ema.": "average",
+    "model_ema.diffusion_model": "average",
 }
+# in a file that holds one part: what its training needed
+BESIDE = {"loss.": "discriminator", "model_ema.": "average"}
 # a telling name of a file that holds one part -> (part, layout); the first that fits counts
 ALONE = [
     (r"^controlnet_(down_blocks|cond_embedding|mid_block)", "controlnet", "diffusers"),
@@ -62,10 +64,13 @@ FAMILIES = {768: "1.x", 1024: "2.x"}
 TRUNKS = {"1.x": (320,), "2.x": (320, 256)}    # channels of the first layer; 256 is the upscaler's
 DISTILLED = "distilled"
 WHOLE_UNET = 600                # tensors; published ones have 686 to 690, distilled ones far fewer
-PREDICTIONS = {
+V_MARK = "v_pred"               # an empty tensor, by which some programs mark a file that predicts v
+PREDICTIONS = {                 # what files say -> what a configuration's `parameterization` says
     "eps": "eps", "epsilon": "eps", "v": "v", "v_prediction": "v", "v-prediction": "v",
-    "stable-diffusion-v2-512": "eps", "stable-diffusion-v2-768-v": "v",
+    "x0": "x0", "sample": "x0", "stable-diffusion-v2-512": "eps", "stable-diffusion-v2-768-v": "v",
+    V_MARK: "v",
 }
+PREDICTION_KEYS = ("sd.prediction", "modelspec.prediction_type", "modelspec.architecture")
 
 SD = "configs/stable-diffusion/"
 CONFIGS = {
@@ -142,13 +147,17 @@ def _parts(shapes: Shapes) -> tuple[dict[str, Group], str | None]:
             groups.setdefault(folder, {})[rest] = x
         elif prefix is not None:
             layouts.add("published")
-            groups.setdefault(PUBLISHED[prefix], {})[name.removeprefix(prefix)] = x
+            inside = name.removeprefix("model_ema." if PUBLISHED[prefix] == "average" else prefix)
+            groups.setdefault(PUBLISHED[prefix], {})[inside] = x
     if layouts:
         return groups, layouts.pop() if len(layouts) == 1 else "mixed"
     for pattern, part, layout in ALONE:
         search = re.compile(pattern).search
         if any(search(name) for name in shapes):
-            return {part: {name.removeprefix("diffusion_model."): x for name, x in shapes.items()}}, layout
+            for name, x in shapes.items():
+                aside = next((what for prefix, what in BESIDE.items() if name.startswith(prefix)), part)
+                groups.setdefault(aside, {})[name.removeprefix("diffusion_model.")] = x
+            return groups, layout
     return {"": dict(shapes)}, None
 
 
@@ -253,6 +262,23 @@ def _weights(groups: dict[str, Group], metadata: Mapping[str, str]) -> str:
     return "raw+ema" if "unet" in groups else "ema"
 
 
+def stated_predictions(
+    names: Container[str], metadata: Mapping[str, str], configs: Configs
+) -> list[tuple[str, str, str]]:
+    """Return (source, in which words, eps, v or x0) for each place where weights say what they predict."""
+    said: list[tuple[str, str, Any]] = [
+        ("metadata", f"metadata {key}", metadata.get(key)) for key in PREDICTION_KEYS
+    ]
+    said.append(("metadata", "a tensor of the name", V_MARK if V_MARK in names else None))
+    scheduler = configs.get("scheduler", {}).get("prediction_type")
+    said.append(("scheduler_config", "scheduler_config.json prediction_type", scheduler))
+    return [
+        (source, f"{where}: {value}", PREDICTIONS[value])
+        for source, where, value in said
+        if isinstance(value, str) and value in PREDICTIONS
+    ]
+
+
 def _prediction(
     family: str | None,
     task: str | None,
@@ -261,20 +287,13 @@ def _prediction(
     configs: Configs,
 ) -> dict[str, str | None]:
     """Return eps or v and from where it is known; what a file says goes before what is usual."""
-    said = {
-        "metadata": next(
-            (
-                PREDICTIONS[metadata[key]]
-                for key in ("sd.prediction", "modelspec.prediction_type", "modelspec.architecture")
-                if metadata.get(key) in PREDICTIONS
-            ),
-            "v" if "v_pred" in shapes else None,
-        ),
-        "scheduler_config": PREDICTIONS.get(str(configs.get("scheduler", {}).get("prediction_type"))),
-        "family": published_prediction(family, task),
-    }
-    source = next((source for source, value in said.items() if value), None)
-    return {"prediction": said.get(source), "prediction_source": source}
+    stated = stated_predictions(shapes, metadata, configs)
+    usual = published_prediction(family, task)
+    source, prediction = next(
+        ((source, value) for source, _, value in stated), ("family" if usual else None, usual)
+    )
+    known = prediction in ("eps", "v")
+    return {"prediction": prediction if known else None, "prediction_source": source if known else None}
 
 
 def _controlnet(

@@ -113,7 +113,8 @@ def check_kind(identity: "Identity", tasks: tuple[str, ...] | None, whole: bool)
     if identity.kind == "foreign":
         raise WrongModelError(f"{file} is {what}; this program runs Stable Diffusion 1.x and 2.x")
     if not identity.is_model and identity.kind != "unknown":
-        raise WrongModelError(f"{file} is {what}; --ckpt takes a whole model")
+        advice = ", and this file goes to --vae" if identity.kind == "vae" else ""
+        raise WrongModelError(f"{file} is {what}; --ckpt takes a whole model{advice}")
     if whole and (identity.kind == "unet" or identity.lacks):
         raise WrongModelError(f"{file} is {what}; --ckpt takes a whole model: UNet, VAE and text encoder")
     if tasks and identity.task not in (None, *tasks):

@@ -116,7 +116,15 @@ def test_parts_alone(layout, prefix):
 
     unet = classify({prefix + name: x for name, x in below(UNET).items()})
     assert (unet.kind, unet.family, unet.layout) == ("unet", PUBLISHED[layout][0], "bare")
-    assert classify(below("first_stage_model.")).kind == "vae"
+    vae = below("first_stage_model.")
+    alone = classify(vae)
+    assert alone.kind == "vae"
+    copy = {f"model_ema.{name.replace('.', '')}": x for name, x in vae.items()}
+    trained = classify(vae | copy | {"loss.logvar": ("float32", ()), "loss.net.0.weight": ("float32", (9,))})
+    assert (trained.kind, trained.layout) == ("vae", "bare")
+    assert trained.parameters == {
+        "VAE": alone.parameters["VAE"], "averaged copy": alone.parameters["VAE"], "discriminator": 10,
+    }  # fmt: skip
     text = classify(below("cond_stage_model."))
     assert (text.kind, text.family) == ("text_encoder", PUBLISHED[layout][0])
 
@@ -170,6 +178,7 @@ def test_diffusers_folders_of_full_size(layout):
         ({"modelspec.architecture": "stable-diffusion-v2-512"}, ("eps", "metadata")),
         ({"sd.prediction": "eps", "modelspec.prediction_type": "v"}, ("eps", "metadata")),
         ({"sd.prediction": "whatever"}, (None, None)),
+        ({"sd.prediction": "x0"}, (None, None)),
         ({}, (None, None)),
     ],
 )

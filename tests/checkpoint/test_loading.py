@@ -132,6 +132,10 @@ def test_harmless_differences_are_harmless(tmp_path, stored):
         "logvar": torch.zeros(1000), "lvlb_weights": torch.zeros(1000),
         "first_stage_model.loss.discriminator.main.0.weight": torch.zeros(1),
         "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
+        # what conversion scripts for SD 2.x and other programs leave behind
+        "cond_stage_model.model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
+        "cond_stage_model.transformer.text_projection.weight": torch.zeros(2, 2),
+        "cond_stage_model.logit_scale": torch.zeros(()),
     }
     lean = {name: x for name, x in stored.items() if not name.startswith(SKIPPED) and name != TEXT_PROJECTION}
     assert len(stored) - len(lean) == 14
@@ -144,6 +148,17 @@ def test_harmless_differences_are_harmless(tmp_path, stored):
 
 def test_every_harmless_key_has_a_reason():
     assert all(table.values() for table in (COMPUTED, SURPLUS, UNUSED))
+
+
+def test_marks_of_what_was_trained_for_are_heeded(tmp_path, stored, caplog):
+    nothing = torch.zeros(0)
+    fails(stored | {"v_pred": nothing}, tmp_path, "predicts v (a tensor of the name: v_pred)", "says")
+    config = load_config(YAML, ["model.params.parameterization=v"])
+    with caplog.at_level(logging.WARNING):
+        load(stored | {"v_pred": nothing}, tmp_path, config=config)
+        assert not caplog.records
+        load(stored | {"v_pred": nothing, "ztsnr": nothing}, tmp_path, config=config)
+    assert "was trained to zero terminal SNR" in caplog.text
 
 
 @pytest.fixture(scope="module")

@@ -192,6 +192,7 @@ def pretend(monkeypatch, tmp_path):
 
         monkeypatch.setattr(loading, "load_model", load_model)
         monkeypatch.setattr(probe, "probe_prediction", lambda *args: Verdict(verdict, 0.9, 0.9))
+        monkeypatch.setattr("ldm.jobs.digest.sha256_in_background", lambda path: lambda: "of 2 GB of nothing")
         return sparse(layout, tmp_path / "full.safetensors", metadata), seen
 
     return pretend
@@ -255,7 +256,7 @@ def test_models_of_other_tasks_are_sent_to_their_script(run, tmp_path, layout, s
     ("tensors", "says"),
     [
         ({"lora_unet_x_attn2_to_k.lora_down.weight": (8, 768)}, "is a LoRA for SD 1.x, no model"),
-        ({"encoder.down.0.block.0.conv1.weight": (8, 8, 3, 3)}, "is a VAE alone; --ckpt takes a whole model"),
+        ({"encoder.down.0.block.0.conv1.weight": (8, 8, 3, 3)}, "is a VAE alone; --ckpt takes a whole"),
         ({"control_model.input_blocks.0.0.weight": (8, 4, 3, 3)}, "is a ControlNet"),
         ({"conditioner.embedders.1.model.x": (8, 8)}, "is an SDXL model; this program runs"),
         ({"emb_params": (2, 768)}, "is a textual-inversion embedding for SD 1.x, no model"),
