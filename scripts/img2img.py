@@ -20,6 +20,9 @@ def make_parser() -> app.Parser:
     options.prompt(parser, "a painting of a virus monster playing guitar")
     options.init_image(parser)
     options.sampling(parser, "--ddim_steps", n_iter=1, n_samples=2)
+    options.prompt_syntax(parser)
+    options.guidance(parser)
+    options.randomness(parser)
     options.model(parser)
     options.output(parser, "outputs/img2img-samples")
     options.common(parser)
@@ -32,6 +35,7 @@ def main(args: Namespace) -> None:
     from ldm.cli.progress import batch_bar
 
     prompts, sampler, pictures = inputs.read_prompts(args), inputs.chosen_sampler(args), Pictures(args)
+    inputs.check_seeds(args, prompts)
     image, init_record = inputs.read_init_image(args)
     opened = open_model(args)
     check_factor(args, opened)

@@ -22,6 +22,9 @@ def make_parser() -> app.Parser:
     options.sampling(parser, "--steps", n_iter=3, n_samples=3)
     parser.add_argument("--plms", action="store_true", help="the same as --sampler plms")
     parser.add_argument("--dpm", action="store_true", help="the same as --sampler dpm")
+    options.prompt_syntax(parser)
+    options.guidance(parser)
+    options.randomness(parser)
     options.model(parser)
     options.intel(parser)
     options.output(parser, "outputs/txt2img-samples")
@@ -35,6 +38,7 @@ def main(args: Namespace) -> None:
     from ldm.cli.progress import batch_bar
 
     prompts, sampler, pictures = inputs.read_prompts(args), inputs.chosen_sampler(args), Pictures(args)
+    inputs.check_seeds(args, prompts)
     opened = open_model(args)
     height, width = picture_size(args, opened)
 

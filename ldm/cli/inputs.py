@@ -5,7 +5,9 @@ Everything that can be refused is refused here, before the model is loaded.
 
 import argparse
 import hashlib
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,8 @@ from ldm.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
+
+log = logging.getLogger(__name__)
 
 
 def chosen_sampler(args: argparse.Namespace) -> str:
@@ -61,6 +65,15 @@ def chosen_spacing(args: argparse.Namespace, sampler: str) -> str | None:
     return find_sampler(sampler).cls.exact_spacing if args.sampler is not None else None
 
 
+def check_seeds(args: argparse.Namespace, prompts: list[str]) -> None:
+    """Raise InputError where the pictures of the run, each with its own seed, go beyond the last seed."""
+    from ldm.tasks.draws import RNGS, check_seeds
+
+    check_seeds(args.rng, args.seed, args.n_iter * len(prompts), args.fixed_code)
+    if args.fixed_code and RNGS[args.rng].own_seeds and args.n_iter * len(prompts) > len(set(prompts)):
+        log.warning("--fixed_code with --rng %s: all pictures of one prompt will be the same", args.rng)
+
+
 def chosen_dtype(args: argparse.Namespace) -> str:
     """Return auto, float32, float16 or bfloat16 from --dtype, --precision and --bf16."""
     if getattr(args, "bf16", False):
@@ -96,13 +109,18 @@ def chosen_outdir(args: argparse.Namespace) -> Path:
 def read_prompts(args: argparse.Namespace) -> list[str]:
     """Return the prompts of --from-file, each --repeat times, or that of --prompt for one whole batch.
 
+    With --combinations --prompt is a template too, and what it stands for is as if it came from a file.
     A file is UTF-8 (a byte order mark is skipped), one prompt a line; an empty line is an empty prompt.
     Raises: InputError naming the file and line.
     """
+    prompts_of = _expander(args)
+    _read_syntax(args.negative_prompt, args)
     if args.from_file is None:
         if args.prompt is None:
             raise InputError("--prompt needs a text; an empty prompt is --prompt ''")
-        return [check_text(args.prompt, "--prompt")] * args.n_samples
+        prompts = prompts_of(check_text(args.prompt, "--prompt"), 0)
+        copies = getattr(args, "repeat", 1) if args.combinations else args.n_samples
+        return [text for text in prompts for _ in range(copies)]
     path = Path(args.from_file)
     try:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
@@ -111,7 +129,10 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     prompts = []
     for line_number, line in enumerate(lines, start=1):
         try:
-            prompts += [line.decode()] * getattr(args, "repeat", 1)
+            texts = prompts_of(line.decode(), line_number)
+            prompts += [text for text in texts for _ in range(getattr(args, "repeat", 1))]
+        except InputError as error:
+            raise InputError(f"--from-file {path}, line {line_number}: {error}") from error
         except UnicodeDecodeError as error:
             raise InputError(
                 f"--from-file {path}, line {line_number}: not UTF-8; save the file as UTF-8"
@@ -119,6 +140,37 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     if not prompts:
         raise InputError(f"--from-file {path} is empty; expected one prompt a line")
     return prompts
+
+
+def _expander(args: argparse.Namespace) -> Callable[[str, int], list[str]]:
+    """Return what makes prompts of the text in line n: itself, or what it stands for with --combinations.
+
+    All that comes out can be read in --prompt-syntax.
+    """
+    from ldm.prompts.combinations import Combinations
+
+    if args.wildcards is not None and args.combinations is None:
+        raise InputError("--wildcards is used by --combinations; add --combinations all, or random N")
+    combinations = Combinations(args.wildcards)
+
+    def prompts_of(text: str, line: int) -> list[str]:
+        prompts = [text]
+        if args.combinations == "all":
+            prompts = combinations.all(text)
+        elif args.combinations is not None:
+            prompts = combinations.random(text, args.combinations[1], seed=line << 32 | args.seed)
+        for prompt in prompts:
+            _read_syntax(prompt, args)
+        return prompts
+
+    return prompts_of
+
+
+def _read_syntax(text: str, args: argparse.Namespace) -> None:
+    """Refuse what --prompt-syntax does not allow, before the model is loaded."""
+    from ldm.prompts.syntaxes import parse
+
+    parse(text, args.prompt_syntax)
 
 
 def read_init_image(args: argparse.Namespace) -> "tuple[np.ndarray, dict[str, str]]":

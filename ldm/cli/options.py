@@ -7,6 +7,8 @@ import argparse
 import math
 from collections.abc import Callable
 
+from ldm.prompts.combinations import MAX_PROMPTS
+
 MAX_SIDE = 16_384
 MAX_SEED = 2**32 - 1
 
@@ -77,6 +79,58 @@ def prompt(parser: argparse.ArgumentParser, default: str, repeat: bool = False) 
         )
 
 
+class Combinations(argparse.Action):
+    """Take `all`, or `random N`; the value is that, or ("random", N)."""
+
+    def __call__(self, _: argparse.ArgumentParser, args: argparse.Namespace, words: list[str], *__) -> None:
+        if words[:1] == ["random"] and len(words) == 2:
+            try:
+                setattr(args, self.dest, ("random", integer(1, MAX_PROMPTS)(words[1])))
+            except argparse.ArgumentTypeError as error:
+                raise argparse.ArgumentError(self, str(error)) from None
+        elif words == ["all"]:
+            setattr(args, self.dest, "all")
+        else:
+            raise argparse.ArgumentError(self, f"got {' '.join(words)!r}, expected all, or random N")
+
+
+def prompt_syntax(parser: argparse.ArgumentParser) -> None:
+    """--prompt-syntax, --clip-skip, --long-prompts, --combinations, --wildcards."""
+    group = parser.add_argument_group("how prompts are read", "see docs/PROMPTS.md")
+    group.add_argument(
+        "--prompt-syntax",
+        choices=("plain", "a1111", "compel"),
+        default="plain",
+        help="weights and breaks: a1111 reads (x:1.2), ((x)), [x], BREAK; compel reads x++, (x)1.2, .and(); "
+        "plain has none (default: %(default)s)",
+    )
+    group.add_argument(
+        "--clip-skip",
+        type=integer(1),
+        metavar="N",
+        help="use the text encoder's states before its last N - 1 blocks "
+        "(default: the model's own, 1 for SD 1.x, 2 for SD 2.x)",
+    )
+    group.add_argument(
+        "--long-prompts",
+        choices=("chunk", "cut"),
+        default="chunk",
+        help="tokens beyond what the text encoder takes, 75 for SD, are encoded in further parts, "
+        "or cut off as published (default: %(default)s)",
+    )
+    group.add_argument(
+        "--combinations",
+        action=Combinations,
+        nargs="+",
+        metavar=("all|random", "N"),
+        help="read {red|green} and __colour__ in prompts: a picture of every combination, or of N drawn by "
+        "--seed (default: they are text)",
+    )
+    group.add_argument(
+        "--wildcards", metavar="DIR", help="where --combinations looks for colour.txt, one value a line"
+    )
+
+
 def size(parser: argparse.ArgumentParser) -> None:
     """--H, --W, in pixels."""
     group = parser.add_argument_group("size")
@@ -122,6 +176,12 @@ def sampling(parser: argparse.ArgumentParser, steps_flag: str, n_iter: int, n_sa
         help="where the steps are put: uniform, quad, trailing, linspace, karras or exponential "
         "(default: the sampler's own)",
     )
+    group.add_argument(
+        "--zero-snr",
+        action="store_true",
+        help="start from pure noise by a rescaled noise schedule: models that predict v reach true black and "
+        "white; best with --schedule trailing and --guidance-rescale 0.7",
+    )
     group.add_argument("--list-samplers", action=ListSamplers, help="print the table of samplers and exit")
     group.add_argument(
         "--ddim_eta",
@@ -166,6 +226,75 @@ def sampling(parser: argparse.ArgumentParser, steps_flag: str, n_iter: int, n_sa
     )
     group.add_argument(
         "--fixed_code", action="store_true", help="use the same start noise in every iteration"
+    )
+
+
+def guidance(parser: argparse.ArgumentParser) -> None:
+    """--guidance-rescale, --guidance-interval, --dynamic-threshold: all off by default."""
+    group = parser.add_argument_group("guidance", "changes of what --scale does; see docs/GUIDANCE.md")
+    group.add_argument(
+        "--guidance-rescale",
+        type=number(0, 1),
+        default=0.0,
+        metavar="PHI",
+        help="pull the contrast that guidance adds back to what it is without, 0 (not at all) to 1; "
+        "0.7 is usual, above all with models that predict v (default: 0)",
+    )
+    group.add_argument(
+        "--guidance-interval",
+        type=interval,
+        metavar="LOW,HIGH",
+        help="guide only at these training times, t / 999: 0 is clean, the end of a run, 1 noise, its "
+        "start; other steps cost half. In SD's schedule 0.07, 0.35, 0.67, 0.81 and 1 are the sigmas 0.28, 1, "
+        "2.9, 5.4 and 14.6 (default: 0,1)",
+    )
+    group.add_argument(
+        "--dynamic-threshold",
+        type=percentile,
+        metavar="P",
+        help="bring x_0 back into -4..4, the range of latents: scale it down by its percentile P, above 0 to "
+        "1, and clip the rest; 0.995 is usual, against the burnt look of a high --scale (default: off)",
+    )
+
+
+def interval(text: str) -> tuple[float, float]:
+    """Return LOW,HIGH as two numbers; an argparse type."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not 0 <= low < high <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected LOW,HIGH with 0 <= LOW < HIGH <= 1")
+    return low, high
+
+
+def percentile(text: str) -> float:
+    """Return a percentile as a part of 1; an argparse type."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0, to 1, such as 0.995")
+    return value
+
+
+def randomness(parser: argparse.ArgumentParser) -> None:
+    """--rng, --exact."""
+    group = parser.add_argument_group("random numbers", "see docs/RANDOMNESS.md")
+    group.add_argument(
+        "--rng",
+        default="reference",
+        choices=("reference", "per-image", "gpu-philox"),
+        help="reference: the published draws, for old pictures. per-image: picture k of the run is the one "
+        "that seed + k gives alone, in any batch, on any device. gpu-philox: the same with the numbers that "
+        "CUDA draws, for seeds from other tools (default: %(default)s)",
+    )
+    group.add_argument(
+        "--exact",
+        action="store_true",
+        help="give the networks one picture at a time: with --rng per-image every bit of a picture is then "
+        "independent of --n_samples (default: the last bits differ)",
     )
 
 

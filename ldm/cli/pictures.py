@@ -16,6 +16,7 @@ import ldm
 from ldm.cli.inputs import chosen_eta, chosen_outdir, chosen_spacing
 from ldm.cli.model import OpenedModel
 from ldm.cli.progress import step_bar
+from ldm.errors import BadPictureError
 from ldm.jobs.numbering import NumberedFiles
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 # Flags that say how to talk or where to save, not what to make.
 NOT_RECORDED = ("quiet", "debug", "outdir", "no_metadata")
 LISTED_NAMES = 8
+PROMPTS = {"prompt_syntax": "plain", "clip_skip": None, "long_prompts": "chunk"}  # recorded where others
+GUIDANCE = ("guidance_rescale", "guidance_interval", "dynamic_threshold")  # recorded where they are on
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ class Pictures:
         self.watermark = args.watermark == "on"
         self.metadata = not args.no_metadata
         self.saved: list[Path] = []
+        self.refused: list[str] = []  # prompts of pictures that are black or NaN
         self.grid: list[np.ndarray] | None = None if args.no_grid else []
         self._samples = NumberedFiles(self.outdir / "samples", "%05d.png")
         self._grids = NumberedFiles(self.outdir, "grid-%04d.png", foreign=1)  # samples/ does not count
@@ -52,16 +56,27 @@ class Pictures:
             watermark.require()
 
     def save(self, batch: "Batch", record: dict[str, Any]) -> None:
-        """Save a batch, one file a picture; `record` is what every picture of the run remembers."""
-        from ldm.imaging.colour import to_uint8
+        """Save a batch, one file a picture; `record` is what every picture of the run remembers.
 
-        for position, (image, prompt) in enumerate(zip(to_uint8(batch.images), batch.prompts, strict=True)):
+        A black picture, or one of NaN, is left out: `check` then raises.
+        """
+        from ldm.imaging.colour import is_black, to_uint8
+
+        for position, (values, prompt) in enumerate(zip(batch.images, batch.prompts, strict=True)):
+            image = to_uint8(values[None])[0] if bool(values.isfinite().all()) else None
+            if image is None or is_black(image):
+                self.refused.append(prompt)
+                continue
             where = {
                 "prompt": prompt,
                 "iteration": batch.iteration,
                 "batch": batch.index,
                 "index_in_batch": position,
             }
+            if batch.seeds:
+                where["seed"] = batch.seeds[position]
+            if batch.computed_in:
+                where["computed_in"] = batch.computed_in
             self.saved.append(self._write(self._samples, image, record | where))
             if self.grid is not None:
                 self.grid.append(image)
@@ -80,6 +95,15 @@ class Pictures:
                 "picture_size": [width, height],
             }
             self.saved.append(self._write(self._grids, sheet, record | about))
+
+    def check(self) -> None:
+        """Raise BadPictureError if a picture was black or NaN, and so not saved."""
+        if self.refused:
+            prompts = ", ".join(repr(prompt) for prompt in dict.fromkeys(self.refused[:LISTED_NAMES]))
+            raise BadPictureError(
+                f"pictures that came out all black or NaN and were not saved: {len(self.refused)} "
+                f"({prompts}); try another --seed or --precision full; do the weights fit the configuration?"
+            )
 
     def summary(self) -> str:
         """Say what was saved where, and how long it took."""
@@ -135,6 +159,8 @@ def save_all(pictures: Pictures, batches: Iterable["Batch"], describe: Callable[
     Args:
         describe: gives the run's record; asked once, when the first pictures are there, because it waits for
             the digest of the weights.
+
+    Raises: BadPictureError, last, if a picture came out black or NaN and was left out.
     """
     record: dict[str, Any] = {}
     try:
@@ -146,15 +172,16 @@ def save_all(pictures: Pictures, batches: Iterable["Batch"], describe: Callable[
         if pictures.saved:
             log.warning("stopped early, kept %s", pictures.summary())
         raise
-    log.info(pictures.summary())
+    if pictures.saved:
+        log.info(pictures.summary())
+    pictures.check()
 
 
 def sampling_arguments(args: argparse.Namespace, opened: OpenedModel, sampler: str) -> dict[str, Any]:
     """Return the arguments that every task takes: seed, counts, settings, progress bar."""
     from ldm.tasks.sampling import Settings
 
-    if args.negative_prompt and args.scale == 1:
-        log.warning("--negative-prompt has no effect at --scale 1, which leaves out the unconditional pass")
+    _warn_without_guidance(args)
     return {
         "seed": args.seed,
         "batch_size": args.n_samples,
@@ -164,13 +191,30 @@ def sampling_arguments(args: argparse.Namespace, opened: OpenedModel, sampler: s
             num_steps=args.steps,
             spacing=chosen_spacing(args, sampler),
             eta=chosen_eta(args),
+            zero_snr=args.zero_snr,
             guidance_scale=args.scale,
             negative_prompt=args.negative_prompt,
+            prompt_syntax=args.prompt_syntax,
+            clip_skip=args.clip_skip,
+            long_prompts=args.long_prompts,
+            guidance_rescale=args.guidance_rescale,
+            guidance_interval=args.guidance_interval,
+            dynamic_threshold=args.dynamic_threshold,
+            rng=args.rng,
+            exact=args.exact,
             dtype=opened.dtype,
         ),
         "fixed_code": args.fixed_code,
         "track": step_bar(sampler, args.quiet),
     }
+
+
+def _warn_without_guidance(args: argparse.Namespace) -> None:
+    """Name the flags that change guidance when there is none to change."""
+    for name in ("negative_prompt", "guidance_rescale", "guidance_interval"):
+        if getattr(args, name) and args.scale == 1:
+            flag = name.replace("_", "-")
+            log.warning("--%s has no effect at --scale 1, which leaves out the unconditional pass", flag)
 
 
 def run_record(args: argparse.Namespace, opened: OpenedModel, task: str, **settings: Any) -> dict[str, Any]:
@@ -181,11 +225,16 @@ def run_record(args: argparse.Namespace, opened: OpenedModel, task: str, **setti
         "version": ldm.__version__,
         "task": task,
         "negative_prompt": args.negative_prompt,
+        **{name: getattr(args, name) for name, usual in PROMPTS.items() if getattr(args, name) != usual},
         "seed": args.seed,
+        "rng": args.rng,
+        **({"exact": True} if args.exact else {}),
         "steps": args.steps,
         "schedule": args.schedule,
         "eta": chosen_eta(args),
+        **({"zero_snr": True} if args.zero_snr else {}),
         "guidance_scale": args.scale,
+        **{name: getattr(args, name) for name in GUIDANCE if getattr(args, name)},
         "batch_size": args.n_samples,
         "model": opened.record(),
         "device": str(opened.model.device),

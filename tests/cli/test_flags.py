@@ -1,5 +1,6 @@
 """The published flags with their published defaults, and what they mean together."""
 
+import re
 from argparse import Namespace
 
 import pytest
@@ -72,10 +73,47 @@ def test_every_published_flag_is_taken(script):
 def test_published_abbreviations_still_work():
     parser = load_script("txt2img.py").make_parser()
     args = parser.parse_args(
-        "--prom x --out o --st 5 --sc 2 --se 3 --fr f --co c --ck k --rep 2 --dev cpu --tor".split()
+        "--prom x --out o --st 5 --sc 2 --se 3 --fr f --co c --ck k --rep 2 --dev cpu --tor --dp --dd 1"
+        .split()
     )
     assert (args.prompt, args.outdir, args.steps, args.scale, args.seed) == ("x", "o", 5, 2.0, 3)
     assert (args.from_file, args.config, args.ckpt, args.repeat, args.device) == ("f", "c", "k", 2, "cpu")
+    assert args.dpm and args.ddim_eta == 1
+
+
+@pytest.mark.parametrize("script", PUBLISHED)
+def test_guidance_is_off_unless_asked_for(script):
+    parser = load_script(script).make_parser()
+    args = parser.parse_args([])
+    assert (args.guidance_rescale, args.guidance_interval, args.dynamic_threshold) == (0, None, None)
+    args = parser.parse_args(
+        "--guidance-rescale 0.7 --guidance-interval 0.07,0.81 --dynamic-threshold 0.995".split()
+    )
+    assert args.guidance_rescale == 0.7 and args.dynamic_threshold == 0.995
+    assert args.guidance_interval == (0.07, 0.81)
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "says"),
+    [
+        ("--guidance-rescale", "1.5", "got '1.5', expected a number from 0 to 1"),
+        ("--guidance-rescale", "nan", "from 0 to 1"),
+        ("--guidance-interval", "0.8,0.2", "got '0.8,0.2', expected LOW,HIGH with 0 <= LOW < HIGH <= 1"),
+        ("--guidance-interval", "0.5,0.5", "LOW < HIGH"),
+        ("--guidance-interval", "0.28,5.42", "HIGH <= 1"),
+        ("--guidance-interval", "0.5", "LOW,HIGH"),
+        ("--guidance-interval", "0.1,0.2,0.3", "LOW,HIGH"),
+        ("--guidance-interval", "nan,1", "LOW,HIGH"),
+        ("--guidance-interval", "", "LOW,HIGH"),
+        ("--dynamic-threshold", "99.5", "got '99.5', expected a number above 0, to 1, such as 0.995"),
+        ("--dynamic-threshold", "0", "above 0"),
+        ("--dynamic-threshold", "nan", "above 0"),
+        ("--dynamic-threshold", "x", "above 0"),
+    ],
+)
+def test_impossible_guidance_says_what_is_possible(flag, text, says):
+    with pytest.raises(InputError, match=re.escape(says)):
+        load_script("txt2img.py").make_parser().parse_args([flag, text])
 
 
 @pytest.mark.parametrize(
@@ -124,6 +162,10 @@ def test_dtype(flags, expected):
             inputs.chosen_dtype(args)
 
 
+def parsed(*words: object) -> Namespace:
+    return load_script("txt2img.py").make_parser().parse_args([str(word) for word in words])
+
+
 @pytest.mark.parametrize(
     ("content", "prompts"),
     [
@@ -137,21 +179,21 @@ def test_dtype(flags, expected):
 )
 def test_prompt_files(tmp_path, content, prompts):
     (tmp_path / "prompts.txt").write_bytes(content)
-    args = Namespace(from_file=str(tmp_path / "prompts.txt"), prompt="x", repeat=1)
+    args = parsed("--from-file", tmp_path / "prompts.txt")
     assert inputs.read_prompts(args) == prompts
     args.repeat = 2
     assert inputs.read_prompts(args) == [prompt for prompt in prompts for _ in range(2)]
 
 
 def test_one_prompt_fills_a_batch():
-    assert inputs.read_prompts(Namespace(from_file=None, prompt="x", n_samples=3)) == ["x"] * 3
+    assert inputs.read_prompts(parsed("--prompt", "x", "--n_samples", 3)) == ["x"] * 3
 
 
 @pytest.mark.parametrize(("content", "says"), [(b"a\nb\n\xff\n", "line 3"), (b"", "empty")])
 def test_bad_prompt_files_are_named_with_the_line(tmp_path, content, says):
     (tmp_path / "prompts.txt").write_bytes(content)
     with pytest.raises(InputError, match=says):
-        inputs.read_prompts(Namespace(from_file=str(tmp_path / "prompts.txt"), prompt="x"))
+        inputs.read_prompts(parsed("--from-file", tmp_path / "prompts.txt"))
 
 
 def test_the_table_of_samplers_lists_every_one(capsys):
