@@ -17,6 +17,7 @@ pictures asks it (`ldm.cli.pictures`).
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -72,9 +73,8 @@ class Guard:
         self._chosen = dtype
         self._widened: dict[str, str] = {}  # network -> what was before float32
         logger.debug("dtypes: %s", ", ".join(f"{k} {_name(v)}" for k, v in self.dtypes.items()))
-        for network, its in self.dtypes.items():
-            if its == torch.float32:  # without autocast, which would see to weights of another dtype
-                self._widen_weights(network)
+        for network in NETWORKS:
+            self._fit_weights(network)
 
     def run(
         self,
@@ -140,7 +140,7 @@ class Guard:
         self._widened[network] = f"{_name(dtype)} gave {got} ({where})"
         self.dtypes[network] = torch.float32
         try:
-            self._widen_weights(network)
+            self._fit_weights(network)
         except Exception as error:
             if is_out_of_memory(error):
                 raise self._no_room(network) from error
@@ -154,10 +154,16 @@ class Guard:
         why = {network: f", because {reason}" for network, reason in self._widened.items()}
         return {network: _name(dtype) + why.get(network, "") for network, dtype in self.dtypes.items()}
 
-    def _widen_weights(self, network: str) -> None:
+    def _fit_weights(self, network: str) -> None:
+        """Convert weights in half precision where the network computes in a dtype that reaches farther.
+
+        float32 weights stay as they are: autocast sees to them.
+        """
+        dtype = self.dtypes[network]
         for module in self._modules(network):
-            if any(weight.dtype in HALVES for weight in module.parameters()):
-                module.float()
+            stored = {weight.dtype for weight in module.parameters()}
+            if stored.intersection(HALVES) - {dtype} and dtype != torch.float16:
+                module.to(dtype)
 
     def _modules(self, network: str) -> list[nn.Module]:
         found = (getattr(self.model, name, None) for name in NETWORKS[network])
@@ -200,8 +206,8 @@ class KeptDraws:
 
 def are_finite(*values: Tensor) -> bool:
     """Look at every number, but wait for one: NaN and infinity survive a sum, which itself may overflow."""
-    total = sum(x.sum(dtype=torch.float32) for x in values)
-    return bool(torch.isfinite(total)) or all(bool(torch.isfinite(x).all()) for x in values)
+    total = sum((x.sum(dtype=torch.float32) for x in values), torch.zeros(()))
+    return math.isfinite(total) or all(bool(torch.isfinite(x).all()) for x in values)
 
 
 def _name(dtype: torch.dtype) -> str:

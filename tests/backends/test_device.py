@@ -1,12 +1,13 @@
 """Devices and dtypes: the choice, and one line where there is none."""
 
+import contextlib
 import functools
 
 import pytest
 import torch
 
 from ldm.backends import device as device_module
-from ldm.backends.device import autocast, resolve_device, resolve_dtype
+from ldm.backends.device import autocast, has_bfloat16, network_dtypes, resolve_device, resolve_dtype
 from ldm.errors import BackendUnavailable, InputError
 
 
@@ -57,13 +58,60 @@ def test_what_is_no_device_name(name):
 @pytest.mark.parametrize(
     "name, device, dtype",
     [
-        ("auto", "cpu", torch.float32), ("auto", "cuda", torch.float16), ("auto", "mps", torch.float32),
+        ("auto", "cpu", torch.float32), ("auto", "mps", torch.float32),
         ("float32", "cuda", torch.float32), ("bfloat16", "cpu", torch.bfloat16),
         (torch.float16, "cpu", torch.float16),
     ],
 )
 def test_dtypes(name, device, dtype):
     assert resolve_dtype(name, device) is dtype
+
+
+@pytest.fixture
+def hardware(monkeypatch):
+    """Pretend that the GPUs have bfloat16, or have not."""
+
+    def pretend(bfloat16):
+        def supported(including_emulation=True):
+            assert not including_emulation, "imitating it is slower than float16"
+            return bfloat16
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+        monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+        monkeypatch.setattr(torch.xpu, "is_bf16_supported", lambda: bfloat16)
+
+    return pretend
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "xpu"])
+@pytest.mark.parametrize("bfloat16, dtype", [(True, torch.bfloat16), (False, torch.float16)])
+def test_auto_is_bfloat16_where_the_gpu_has_it(hardware, device, bfloat16, dtype):
+    hardware(bfloat16)
+    assert has_bfloat16(device) is bfloat16
+    assert resolve_dtype("auto", device) is dtype
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_auto_is_float32_elsewhere(hardware, device):
+    hardware(True)
+    assert resolve_dtype("auto", device) is torch.float32
+
+
+@pytest.mark.parametrize(
+    "dtype, device, bfloat16, autoencoder",
+    [
+        (torch.float16, "cuda", True, torch.bfloat16), (torch.float16, "cuda", False, torch.float32),
+        (torch.float16, "cpu", True, torch.float32), (torch.float16, "mps", True, torch.float32),
+        (torch.bfloat16, "cuda", True, torch.bfloat16), (torch.float32, "cuda", True, torch.float32),
+        (torch.bfloat16, "cpu", True, torch.bfloat16),
+    ],
+)  # fmt: skip
+def test_only_the_autoencoder_is_never_in_float16(hardware, dtype, device, bfloat16, autoencoder):
+    hardware(bfloat16)
+    expected = {"text encoder": dtype, "UNet": dtype, "autoencoder": autoencoder}
+    assert network_dtypes(dtype, torch.device(device)) == expected
 
 
 @pytest.mark.parametrize("name", ["half", "fp16", torch.int8, torch.float64, ""])

@@ -37,3 +37,8 @@ def test_unet_speed_compares_networks_that_compute_the_same():
     arguments = ["--config", config, "--size", "64", "--repeats", "1", "--dtypes", "float32"]
     *_, row = run("unet_speed.py", *arguments)
     assert row[0] == "float32" and float(row[4]) < 1e-4
+
+
+def test_looking_for_nan_costs_less_than_a_hundredth_of_a_step():
+    *_, row = run("guard.py", "--config", str(ROOT / "configs/demo/emoji.yaml"), "--size", "128")
+    assert row[0] == "float32" and float(row[3].rstrip("%")) < 1

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ldm.imaging.colour import from_uint8, to_uint8
+from ldm.imaging.colour import BLACK, from_uint8, is_black, to_uint8
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
 
@@ -28,3 +28,12 @@ def test_there_and_back_is_at_most_one_step_lower():
 def test_half_precision_pictures_are_converted_in_float32():
     half = torch.linspace(-1, 1, 999, dtype=torch.float16).reshape(1, 1, 1, 999).expand(1, 3, 1, 999)
     assert np.array_equal(to_uint8(half), to_uint8(half.float()))
+
+
+def test_black_is_what_no_eye_tells_from_it():
+    image = np.zeros((4, 5, 3), np.uint8)
+    assert is_black(image)
+    image[3, 4, 1] = BLACK
+    assert is_black(image)
+    image[3, 4, 1] = BLACK + 1
+    assert not is_black(image)
