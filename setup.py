@@ -34,6 +34,7 @@ TEST = [
     "hypothesis>=6.100",
     "diffusers>=0.30",
     "transformers>=4.44",
+    "compel>=2.5",  # prompts are read and weighed as it does
     "ruff>=0.6",
     # k-diffusion itself is installed by the Makefile, without what only its training needs.
     "torchdiffeq>=0.2.3",
