@@ -76,7 +76,7 @@ class OutOfMemory(LdmError):
 
 
 class Stopped(LdmError):
-    """A run that a signal asked to stop: what it had is saved, and it can go on."""
+    """A run that a signal asked to stop: it can go on from where it stands."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
 

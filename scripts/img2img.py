@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from ldm.cli import app, inputs, options  # noqa: E402
+from ldm.cli import app, inputs, latents, options  # noqa: E402
 
 
 def make_parser() -> app.Parser:
@@ -23,6 +23,7 @@ def make_parser() -> app.Parser:
     options.prompt_syntax(parser)
     options.guidance(parser)
     options.randomness(parser)
+    options.control(parser, "img2img")
     options.model(parser)
     options.output(parser, "outputs/img2img-samples")
     options.common(parser)
@@ -34,19 +35,25 @@ def main(args: Namespace) -> None:
     from ldm.cli.pictures import Pictures, run_record, sampling_arguments, save_all
     from ldm.cli.progress import batch_bar
 
-    prompts, sampler, pictures = inputs.read_prompts(args), inputs.chosen_sampler(args), Pictures(args)
+    start = latents.read_start(args)
+    prompts = start.prompts or inputs.read_prompts(args)
+    sampler, pictures = inputs.chosen_sampler(args), Pictures(args)
     inputs.check_seeds(args, prompts)
-    image, init_record = inputs.read_init_image(args)
+    image, about = inputs.read_init(args, start)
     opened = open_model(args)
+    start.check_model(opened)
     check_factor(args, opened)
 
     from ldm.tasks.img2img import img2img
 
     settings = sampling_arguments(args, opened, sampler)
-    batches = img2img(opened.model, image, prompts, strength=args.strength, **settings)
-    about = {"sampler": sampler, "strength": args.strength, "init_image": init_record}
+    settings |= {"strength": args.strength, "size": start.picture_size(), "resume": start.position}
+    batches = img2img(opened.model, image, prompts, **settings)
+    about |= {"sampler": sampler, "strength": args.strength}
     save_all(
-        pictures, batch_bar(batches, prompts, args), lambda: run_record(args, opened, "img2img", **about)
+        pictures,
+        batch_bar(batches, start.batches_left(prompts, args), args),
+        lambda: run_record(args, opened, "img2img", **about),
     )
 
 

@@ -8,11 +8,12 @@
 
 import sys
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from ldm.cli import app, inputs, options  # noqa: E402
+from ldm.cli import app, inputs, latents, options  # noqa: E402
 
 
 def make_parser() -> app.Parser:
@@ -25,6 +26,8 @@ def make_parser() -> app.Parser:
     options.prompt_syntax(parser)
     options.guidance(parser)
     options.randomness(parser)
+    options.control(parser, "txt2img")
+    options.hires(parser)
     options.model(parser)
     options.intel(parser)
     options.output(parser, "outputs/txt2img-samples")
@@ -37,20 +40,38 @@ def main(args: Namespace) -> None:
     from ldm.cli.pictures import Pictures, run_record, sampling_arguments, save_all
     from ldm.cli.progress import batch_bar
 
-    prompts, sampler, pictures = inputs.read_prompts(args), inputs.chosen_sampler(args), Pictures(args)
+    start = latents.read_start(args)
+    prompts = start.prompts or inputs.read_prompts(args)
+    sampler, pictures = inputs.chosen_sampler(args), Pictures(args)
     inputs.check_seeds(args, prompts)
     opened = open_model(args)
-    height, width = picture_size(args, opened)
+    start.check_model(opened)
 
+    from ldm.tasks.decode import decode_latents
+    from ldm.tasks.hires import hires_txt2img
     from ldm.tasks.txt2img import txt2img
 
     settings = sampling_arguments(args, opened, sampler)
-    batches = txt2img(opened.model, prompts, height=height, width=width, **settings)
-    save_all(
-        pictures,
-        batch_bar(batches, prompts, args),
-        lambda: run_record(args, opened, "txt2img", sampler=sampler),
-    )
+    hires = inputs.chosen_hires(args)
+    about = {"sampler": sampler, **start.record()}
+    if start.finished is not None:
+        batches = decode_latents(opened.model, start.finished, settings["settings"])
+    else:
+        height, width = picture_size(args, opened)
+        settings |= {"height": height, "width": width, "resume": start.position}
+        settings["latents"] = start.latents and start.latents.latents
+        if hires is None:
+            batches = txt2img(opened.model, prompts, **settings)
+        else:
+            batches = hires_txt2img(opened.model, prompts, hires, **settings)
+            about["hires"] = asdict(hires) | {"first_pass": [width, height]}
+
+    def describe() -> dict:
+        if start.finished is not None:
+            return latents.picture_record(start.finished, opened)
+        return run_record(args, opened, "txt2img", **about)
+
+    save_all(pictures, batch_bar(batches, start.batches_left(prompts, args), args), describe)
 
 
 if __name__ == "__main__":

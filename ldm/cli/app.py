@@ -1,7 +1,11 @@
 """Run a command: flags in, exit code out.
 
     0 done    2 wrong input    4 a picture is NaN or black    5 disk full    6 out of memory
-    70 a defect of ours    130 interrupted
+    70 a defect of ours    75 stopped by Ctrl-C or SIGTERM, and can go on    130 interrupted at once
+
+A run that makes pictures and is asked to stop finishes the step, saves where it stands, says how to go on and
+leaves with 75 (EX_TEMPFAIL: try again, as batch schedulers read it). A second Ctrl-C, or one before the first
+step, leaves with 130.
 
 Every failure is one line, `error: what is wrong`, on stderr; `--debug` shows the traceback instead.
 What a command has to say goes to stdout, warnings to stderr.
@@ -15,13 +19,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from ldm.errors import InputError, LdmError, OutOfMemory, is_out_of_memory
+from ldm.cli.latents import take_flags
+from ldm.errors import InputError, LdmError, OutOfMemory, Stopped, is_out_of_memory
 
 EXIT_DISK_FULL, EXIT_INTERNAL, EXIT_INTERRUPTED = 5, 70, 130
 
 PUBLISHED_FLAGS = frozenset(
-    "--prompt --outdir --steps --ddim_steps --plms --dpm --fixed_code --ddim_eta --n_iter --H --W --C --f"
-    " --n_samples --n_rows --scale --from-file --config --ckpt --seed --precision --repeat --device"
+    "--help --prompt --outdir --steps --ddim_steps --plms --dpm --fixed_code --ddim_eta --n_iter --H --W --C"
+    " --f --n_samples --n_rows --scale --from-file --config --ckpt --seed --precision --repeat --device"
     " --torchscript --ipex --bf16 --init-img --strength".split()
 )
 
@@ -40,6 +45,17 @@ class Parser(argparse.ArgumentParser):
         matches = super()._get_option_tuples(option_string)
         published = [match for match in matches if match[1] in PUBLISHED_FLAGS]
         return published if len(published) == 1 else matches
+
+    def given(self, argv: Sequence[str]) -> set[str]:
+        """Return the names of the flags that stand in a command line."""
+        unset = object()
+        names = {action.dest for action in self._actions} | set(self._defaults)
+        args, _ = self.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, unset)))
+        return {name for name, value in vars(args).items() if value is not unset}
+
+    def flag(self, name: str) -> str:
+        """Return the flag that sets args.NAME."""
+        return next(action.option_strings[0] for action in self._actions if action.dest == name)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")
@@ -63,9 +79,14 @@ def exit_code(
     args = argparse.Namespace()
     try:
         parser.parse_args(argv, args)
+        if hasattr(args, "latents"):  # a file that may bring flags of its own
+            take_flags(parser, args, sys.argv[1:] if argv is None else argv)
         set_up_logging(quiet=getattr(args, "quiet", False), debug=getattr(args, "debug", False))
         main(args)
         return 0
+    except Stopped as stopped:
+        _report(str(stopped), prefix="")
+        return stopped.exit_code
     except KeyboardInterrupt:
         _report("interrupted", prefix="")
         return EXIT_INTERRUPTED

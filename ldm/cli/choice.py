@@ -146,6 +146,24 @@ def recall_verdict(checkpoint: Path) -> "Verdict | None":
         return None
 
 
+def remembered(identity: "Identity") -> "Identity":
+    """Return the identity with what a probe has found before, where the file itself does not say."""
+    if not identity.is_model or identity.prediction_source in SAID_BY:
+        return identity
+    verdict = recall_verdict(Path(identity.path))
+    return identity if verdict is None else told_by(verdict, identity)
+
+
+def told_by(verdict: "Verdict", identity: "Identity") -> "Identity":
+    """Return the identity with what a probe says, if it does."""
+    if verdict.prediction is None:
+        return identity
+    from ldm.checkpoint.classify import choose_config
+
+    found = replace(identity, prediction=verdict.prediction, prediction_source="probe")
+    return replace(found, config=choose_config(found))
+
+
 def probe(model: "LatentDiffusion", checkpoint: Path, dtype: "torch.dtype") -> "Verdict":
     """Return what the network predicts, by one step of it or from the cache."""
     verdict = recall_verdict(checkpoint)

@@ -1,5 +1,6 @@
-"""Say what a conversion kept and dropped."""
+"""What scripts/convert.py finds out before a conversion, and says after it."""
 
+import argparse
 import logging
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,21 @@ if TYPE_CHECKING:
     from ldm.checkpoint.convert import Converted
 
 log = logging.getLogger(__name__)
+
+
+def prediction_to_state(args: argparse.Namespace) -> str | None:
+    """Return what the result is to say that it predicts: as asked, else what a probe of the file has found.
+
+    Raises:
+        CheckpointError: as loading does.
+    """
+    if args.prediction or args.config:
+        return args.prediction
+    from ldm.checkpoint import identify
+    from ldm.cli.choice import remembered
+
+    identity = remembered(identify(args.input))
+    return identity.prediction if identity.prediction_source == "probe" else None
 
 
 def report(done: "Converted") -> None:

@@ -172,7 +172,7 @@ def _digest(file: str, compute: bool) -> str | None:
 def _probed(identity: "Identity") -> "Identity":
     """Load a model and let one step of it tell what it predicts, where the file does not say."""
     from ldm.checkpoint.classify import choose_config
-    from ldm.cli.choice import SAID_BY, check_kind, probe, recall_verdict
+    from ldm.cli.choice import SAID_BY, check_kind, probe, recall_verdict, told_by
 
     if not identity.is_model or identity.prediction_source in SAID_BY:
         return identity
@@ -194,5 +194,4 @@ def _probed(identity: "Identity") -> "Identity":
         agreements = f"{verdict.agreement_eps:.2f} with eps, {verdict.agreement_v:.2f} with v"
         note = f"one network step did not tell eps from v ({agreements})"
         return replace(identity, notes=[*identity.notes, note])
-    found = replace(identity, prediction=verdict.prediction, prediction_source="probe")
-    return replace(found, config=choose_config(found))
+    return told_by(verdict, identity)

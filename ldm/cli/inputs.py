@@ -9,12 +9,16 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ldm.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
+
+    from ldm.cli.latents import Start
+    from ldm.tasks.hires import Hires
 
 log = logging.getLogger(__name__)
 
@@ -171,6 +175,31 @@ def _read_syntax(text: str, args: argparse.Namespace) -> None:
     from ldm.prompts.syntaxes import parse
 
     parse(text, args.prompt_syntax)
+
+
+def chosen_hires(args: argparse.Namespace) -> "Hires | None":
+    """Return the second pass of --hires, None without it. Raises: InputError."""
+    from ldm.tasks.hires import Hires
+
+    if args.hires is None:
+        return None
+    return Hires(args.hires, args.hires_strength, args.hires_steps or args.steps, args.hires_mode)
+
+
+def read_init(args: argparse.Namespace, start: "Start") -> "tuple[np.ndarray | Tensor, dict[str, Any]]":
+    """Return the picture of --init-img, or the latents in its place, and what a picture remembers of it.
+
+    Raises: InputError where both are given, or none, or a run goes on with another picture.
+    """
+    if start.latents is not None:
+        if args.init_img:
+            raise InputError("--init-img and --latents both say what to start from; give one of them")
+        return start.latents.latents, start.record()
+    image, record = read_init_image(args)
+    before = {} if start.stopped is None else start.stopped.record["init_image"]
+    if before and before != record:
+        raise InputError(f"--init-img {args.init_img} is another picture than {start.stopped.path} began with")
+    return image, {"init_image": record}
 
 
 def read_init_image(args: argparse.Namespace) -> "tuple[np.ndarray, dict[str, str]]":

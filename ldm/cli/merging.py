@@ -2,8 +2,10 @@
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 
+from ldm.cli.choice import remembered
 from ldm.cli.progress import byte_bar
 from ldm.errors import InputError
 
@@ -25,6 +27,7 @@ def merge_files(args: argparse.Namespace) -> None:
     from ldm.jobs.digest import sha256
 
     sources = [read_source(path, args.weights) for path in args.models]
+    sources = [replace(source, about=remembered(source.about)) for source in sources]
     vae = load_checkpoint(args.vae) if args.vae else None
     dtype = getattr(torch, args.dtype) if args.dtype else None
     plan = plan_merge(sources, args.alpha, args.mode, dtype=dtype, parts=args.parts, vae=vae)

@@ -130,7 +130,7 @@ def picture_size(args: argparse.Namespace, opened: OpenedModel) -> tuple[int, in
     default = native_size(model) if opened.is_demo else PUBLISHED_SIZE
     height, width = args.H or default, args.W or default
     if args.f in (None, model.downsampling_factor):
-        _hint_at_size(height, width, opened.training_size)
+        _hint_at_size(height, width, trained_size(opened), hasattr(args, "hires"), model.size_multiple)
         return height, width
     height, width = (side // args.f * model.downsampling_factor for side in (height, width))
     if not (height and width):
@@ -145,13 +145,30 @@ def picture_size(args: argparse.Namespace, opened: OpenedModel) -> tuple[int, in
     return height, width
 
 
-def _hint_at_size(height: int, width: int, trained: int | None) -> None:
-    """Say so where pictures have less than half or more than twice the pixels that were trained on."""
-    if trained and not 0.5 <= height * width / trained**2 <= 2:
-        log.info(
-            "%dx%d is far from the %dx%d that this model was trained at: try --H %d --W %d",
-            width, height, trained, trained, trained, trained,
-        )  # fmt: skip
+def trained_size(opened: OpenedModel) -> int | None:
+    """Return the side in pixels of the pictures trained on, where that is known."""
+    return native_size(opened.model) if opened.is_demo else opened.training_size
+
+
+def _hint_at_size(
+    height: int, width: int, trained: int | None, hires: bool = False, multiple: int = 64
+) -> None:
+    """Say so where pictures are far from what was trained on: in pixels, or in shape.
+
+    A larger picture gets two heads, or two of anything: a first pass of about the trained size prevents it.
+    """
+    if not trained:
+        return
+    area, aspect = height * width / trained**2, max(height, width) / min(height, width)
+    if 0.4 <= area <= 1.6 and aspect <= 2:
+        return
+    advice = f"try --H {trained} --W {trained}"
+    if hires and area > 1.6:
+        first = [max(multiple, round(side / area**0.5 / multiple) * multiple) for side in (height, width)]
+        scale = min(4.0, height / first[0])
+        advice = f"try --H {first[0]} --W {first[1]} --hires {scale:.3g}"
+    asked, known = f"{width}x{height}", f"{trained}x{trained}"
+    log.info("%s is far from the %s that this model was trained at: %s", asked, known, advice)
 
 
 def check_factor(args: argparse.Namespace, opened: OpenedModel) -> None:

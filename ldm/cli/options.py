@@ -298,6 +298,71 @@ def randomness(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def control(parser: argparse.ArgumentParser, task: str) -> None:
+    """--preview-every, --save-latents, --latents; `task` is what a picture remembers it was made by."""
+    parser.set_defaults(task=task)
+    group = parser.add_argument_group("control", "and Ctrl-C, which saves where a run stands: docs/CONTROL.md")
+    group.add_argument(
+        "--preview-every",
+        type=integer(1),
+        metavar="N",
+        help="every N steps a small picture of what becomes of the batch, DIR/preview.png (default: none)",
+    )
+    group.add_argument(
+        "--save-latents",
+        action="store_true",
+        help="keep each picture's latents beside it, DIR/samples/00000.latents.safetensors",
+    )
+    begins = {"txt2img": "the noise to start from", "img2img": "latents in place of --init-img"}
+    decodes = "; a finished picture's are decoded again" if task == "txt2img" else ""
+    group.add_argument(
+        "--latents",
+        metavar="FILE",
+        help=f"latents of a stopped run, to go on with its own flags{decodes}; else {begins[task]}",
+    )
+
+
+def hires(parser: argparse.ArgumentParser) -> None:
+    """--hires, --hires-strength, --hires-steps, --hires-mode."""
+    group = parser.add_argument_group("larger than the model was trained at", "see docs/CONTROL.md")
+    group.add_argument(
+        "--hires",
+        type=enlargement,
+        metavar="SCALE",
+        help="make the picture at --H x --W, then enlarge it, above 1 to 4 times, and paint the detail in",
+    )
+    group.add_argument(
+        "--hires-strength",
+        type=number(0, 1),
+        default=0.65,
+        metavar="S",
+        help="how much the second pass repaints, as --strength of img2img (default: %(default)s)",
+    )
+    group.add_argument(
+        "--hires-steps",
+        type=integer(1),
+        metavar="N",
+        help="of which the second pass takes S (default: --steps)",
+    )
+    group.add_argument(
+        "--hires-mode",
+        choices=("latent", "pixel"),
+        default="latent",
+        help="enlarge latents (fast, repaints more) or the picture (keeps more) (default: %(default)s)",
+    )
+
+
+def enlargement(text: str) -> float:
+    """Return how many times larger; an argparse type."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 1 < value <= 4:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 1, to 4, such as 1.5")
+    return value
+
+
 def sha256_digest(text: str) -> str:
     """Return a SHA-256 as hashing gives it; an argparse type."""
     digest = text.strip().lower()

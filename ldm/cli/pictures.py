@@ -2,11 +2,15 @@
 
 OUTDIR/samples/00000.png ...      one file a picture
 OUTDIR/grid-0000.png              all pictures of the run on one sheet, marked as a whole
+OUTDIR/samples/00000.latents.safetensors    with --save-latents, beside each picture
+OUTDIR/interrupted-00000.safetensors        where a run was stopped
 """
 
 import argparse
 import io
 import logging
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,18 +18,23 @@ from typing import TYPE_CHECKING, Any
 
 import ldm
 from ldm.cli.inputs import chosen_eta, chosen_outdir, chosen_spacing
+from ldm.cli.latents import latents_name
 from ldm.cli.model import OpenedModel
-from ldm.cli.progress import step_bar
-from ldm.errors import BadPictureError
+from ldm.cli.stopping import heeding_signals
+from ldm.cli.watching import watched
+from ldm.errors import BadPictureError, Stopped
 from ldm.jobs.numbering import NumberedFiles
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from ldm.tasks.latents import Position
     from ldm.tasks.sampling import Batch
 
 # Flags that say how to talk or where to save, not what to make.
-NOT_RECORDED = ("quiet", "debug", "outdir", "no_metadata")
+NOT_RECORDED = (
+    "quiet", "debug", "outdir", "no_metadata", "preview_every", "save_latents", "task", "command", "goes_on",
+)  # fmt: skip
 LISTED_NAMES = 8
 PROMPTS = {"prompt_syntax": "plain", "clip_skip": None, "long_prompts": "chunk"}  # recorded where others
 GUIDANCE = ("guidance_rescale", "guidance_interval", "dynamic_threshold")  # recorded where they are on
@@ -42,11 +51,14 @@ class Pictures:
         self.columns = args.n_rows or args.n_samples
         self.watermark = args.watermark == "on"
         self.metadata = not args.no_metadata
+        self.save_latents = getattr(args, "save_latents", False)
+        self.command = getattr(args, "command", [])
         self.saved: list[Path] = []
         self.refused: list[str] = []  # prompts of pictures that are black or NaN
         self.grid: list[np.ndarray] | None = None if args.no_grid else []
         self._samples = NumberedFiles(self.outdir / "samples", "%05d.png")
         self._grids = NumberedFiles(self.outdir, "grid-%04d.png", foreign=1)  # samples/ does not count
+        self._stops = NumberedFiles(self.outdir, "interrupted-%05d.safetensors", foreign=None)
         self._prompts: dict[str, None] = {}  # those on the grid, each once, in order
         self._warned = False
         self._started = time.perf_counter()
@@ -71,13 +83,15 @@ class Pictures:
                 "prompt": prompt,
                 "iteration": batch.iteration,
                 "batch": batch.index,
-                "index_in_batch": position,
+                "index_in_batch": batch.offset + position,
             }
             if batch.seeds:
                 where["seed"] = batch.seeds[position]
             if batch.computed_in:
                 where["computed_in"] = batch.computed_in
             self.saved.append(self._write(self._samples, image, record | where))
+            if self.save_latents:
+                self._keep_latents(self.saved[-1], batch, position, record | where)
             if self.grid is not None:
                 self.grid.append(image)
                 self._prompts[prompt] = None
@@ -114,6 +128,21 @@ class Pictures:
         return (
             f"{files} in {self.outdir} after {time.perf_counter() - self._started:.1f} s: {', '.join(names)}"
         )
+
+    def save_stopped(self, position: "Position", record: dict[str, Any]) -> Path:
+        """Save where the run stands."""
+        from ldm.tasks.latents import stopped_file
+
+        return self._stops.save(stopped_file(position, record | {"command": self.command}))
+
+    def _keep_latents(self, picture: Path, batch: "Batch", position: int, record: dict[str, Any]) -> None:
+        from ldm.checkpoint.whole_file import replace_file
+        from ldm.tasks.latents import final_file
+
+        height, width = batch.images.shape[-2:]
+        about = {"width": width, "height": height, "pictures_in_batch": len(batch.images)}
+        data = final_file(batch.latents[position], record | about | {"command": self.command})
+        replace_file(latents_name(picture), lambda path: path.write_bytes(data))
 
     def _write(self, files: NumberedFiles, image: "np.ndarray", record: dict[str, Any]) -> Path:
         from PIL import Image
@@ -160,14 +189,22 @@ def save_all(pictures: Pictures, batches: Iterable["Batch"], describe: Callable[
         describe: gives the run's record; asked once, when the first pictures are there, because it waits for
             the digest of the weights.
 
-    Raises: BadPictureError, last, if a picture came out black or NaN and was left out.
+    Raises:
+        BadPictureError: last, if a picture came out black or NaN and was left out.
+        Stopped: the user asked for it; where the run stands is saved.
     """
     record: dict[str, Any] = {}
     try:
-        for batch in batches:
-            record = record or describe()
-            pictures.save(batch, record)
-        pictures.save_grid(record)
+        with heeding_signals():
+            for batch in batches:
+                record = record or describe()
+                pictures.save(batch, record)
+            pictures.save_grid(record)
+    except Stopped as stopped:
+        path = pictures.save_stopped(stopped.position, record or describe())
+        if pictures.saved:
+            log.info(pictures.summary())
+        raise Stopped(f"{stopped}; to go on exactly: {_again(path)}") from None
     except BaseException:
         if pictures.saved:
             log.warning("stopped early, kept %s", pictures.summary())
@@ -175,6 +212,13 @@ def save_all(pictures: Pictures, batches: Iterable["Batch"], describe: Callable[
     if pictures.saved:
         log.info(pictures.summary())
     pictures.check()
+
+
+def _again(path: Path) -> str:
+    """Return the command line that goes on with a stopped run."""
+    program = Path(sys.argv[0])
+    words = ["python", str(program)] if program.suffix == ".py" else [program.name]
+    return shlex.join([*words, "--latents", str(path)])
 
 
 def sampling_arguments(args: argparse.Namespace, opened: OpenedModel, sampler: str) -> dict[str, Any]:
@@ -205,7 +249,7 @@ def sampling_arguments(args: argparse.Namespace, opened: OpenedModel, sampler: s
             dtype=opened.dtype,
         ),
         "fixed_code": args.fixed_code,
-        "track": step_bar(sampler, args.quiet),
+        "track": watched(args, opened, sampler),
     }
 
 

@@ -36,9 +36,8 @@ def step_bar(what: str, quiet: bool) -> Callable[[Iterable[T], int], Iterator[T]
     return lambda steps, total: bar(steps, total, what, quiet=quiet, inner=True)
 
 
-def batch_bar(batches: Iterable[T], prompts: list[str], args: argparse.Namespace) -> Iterator[T]:
+def batch_bar(batches: Iterable[T], total: int, args: argparse.Namespace) -> Iterator[T]:
     """Show how many batches of the whole run are done."""
-    total = args.n_iter * -(-len(prompts) // args.n_samples)
     return bar(batches, total, "batches", quiet=args.quiet)
 
 

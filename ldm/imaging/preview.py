@@ -2,10 +2,10 @@
 
     rgb = latents . factors + bias      (c) . (c, 3) + (3), in -1..1
 
-A linear map is a good guess because the latents of these autoencoders are themselves a small, noisy picture. The
-factors of SD 1.x and 2.x are those that ComfyUI publishes (comfy/latent_formats.py, SD15: a fit of decoded
-pictures to latents, both families share the autoencoder's latents); other models keep theirs in a JSON file beside
-their YAML, made by `fitted` (scripts/data/fit_preview.py).
+A linear map is a good guess because the latents of these autoencoders are themselves a small, noisy picture.
+The factors of SD 1.x and 2.x, which share their latents, are those that ComfyUI publishes
+(comfy/latent_formats.py, SD15). Other models keep theirs in a JSON file beside their YAML, made by `fitted`
+(scripts/data/fit_preview.py).
 """
 
 import json

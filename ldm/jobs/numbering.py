@@ -5,7 +5,8 @@ in the folder. That count alone goes back when files are deleted, and two proces
 here the next number is above every number present or ever given out, and taking it is atomic: the
 finished file is linked to its name, which fails if the name exists. What was given out is kept as an
 extended attribute of the folder, so nothing is added to it and a new folder starts afresh; a file system
-without such attributes remembers only the files present.
+without such attributes remembers only the files present. Files that the published scripts do not write
+(previews, latents, stopped runs) do not count.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import secrets
 from pathlib import Path
 
 TEMPORARY_PREFIX = ".ldm-"
+UNCOUNTED = re.compile(r"\.ldm-.*|preview\.png|interrupted-\d+\.safetensors|.*\.latents\.safetensors")
 
 
 class NumberedFiles:
@@ -22,10 +24,11 @@ class NumberedFiles:
 
     folder      created by the first file
     pattern     one %d, as in "grid-%04d.png"
-    foreign     entries that belong there and do not count: the published grid number leaves out samples/
+    foreign     entries that belong there and do not count: the published grid number leaves out samples/;
+                None: no entries count, the first number is 0
     """
 
-    def __init__(self, folder: str | Path, pattern: str, foreign: int = 0) -> None:
+    def __init__(self, folder: str | Path, pattern: str, foreign: int | None = 0) -> None:
         self.folder = Path(folder)
         self.pattern = pattern
         self.foreign = foreign
@@ -51,9 +54,11 @@ class NumberedFiles:
             temporary.unlink(missing_ok=True)
 
     def _first_free(self) -> int:
-        names = [name for name in os.listdir(self.folder) if not name.startswith(TEMPORARY_PREFIX)]
+        names = os.listdir(self.folder)
         numbers = [int(match[1]) for match in map(self._name.fullmatch, names) if match]
-        return max([len(names) - self.foreign, self._remembered(), *(number + 1 for number in numbers)])
+        count = sum(not UNCOUNTED.fullmatch(name) for name in names)
+        first = 0 if self.foreign is None else count - self.foreign
+        return max([first, self._remembered(), *(number + 1 for number in numbers)])
 
     def _remembered(self) -> int:
         """Return the number after the highest ever given out, 0 where none is on record."""

@@ -2,8 +2,9 @@
 
     python scripts/data/fit_preview.py
 
-Least squares from the latents of pictures that the model itself makes to those pictures, 8 times smaller. The few
-numbers go to configs/demo/emoji_preview.json, beside the model's YAML, where --preview-every looks for them.
+Least squares from the latents of pictures that the model itself makes to those pictures, 8 times smaller. The
+few numbers go to configs/demo/emoji_preview.json, beside the model's YAML, where --preview-every looks for
+them.
 """
 
 import json
