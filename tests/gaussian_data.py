@@ -8,11 +8,14 @@ paths of an ODE do not cross, so each keeps its quantile: F_t(x_t) is constant, 
 function of x_t. That is inverted to the last bit, so no fine run of some other solver is trusted.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule, make_betas
+from ldm.samplers.lcm import SIGMA_DATA, TIME_SCALE
 
 SCHEDULE = Schedule(make_betas("linear", 1000, 0.00085, 0.012))
 MU, S = 0.7, 0.5
@@ -67,19 +70,30 @@ class Mixture:
 
     def exact(self, x_t: Tensor, t: float, to: float | None) -> Tensor:
         """Carry x_t along the probability-flow ODE from time t to another, or to the clean end (None)."""
-        wanted = self.log_odds(x_t, *self._noise_at(t))
-        low, high = torch.full_like(x_t, -50), torch.full_like(x_t, 50)
+        return self.at(self.log_odds(x_t, t), to)
+
+    def at(self, log_odds: Tensor, t: float | None) -> Tensor:
+        """Return what `log_odds` at time t (None: clean) gives these numbers."""
+        low, high = torch.full_like(log_odds, -50), torch.full_like(log_odds, 50)
         for _ in range(60):  # halves 100 to the spacing of float64
             middle = (low + high) / 2
-            under = self.log_odds(middle, *self._noise_at(to)) < wanted
+            under = self.log_odds(middle, t) < log_odds
             low, high = torch.where(under, middle, low), torch.where(under, high, middle)
         return (low + high) / 2
 
-    def log_odds(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Return log F(x) / (1 - F(x)), which is exact in both tails."""
-        z = torch.divide(*self._parts(x, alpha, sigma))
+    def log_odds(self, x: Tensor, t: float | None) -> Tensor:
+        """Return log F_t(x) / (1 - F_t(x)), which is exact in both tails."""
+        z = torch.divide(*self._parts(x, *self._noise_at(t)))
         below, above = (torch.logsumexp(self.w.log() + torch.special.log_ndtr(side), -1) for side in (z, -z))
         return below - above
+
+    def distilled(self, x_t: Tensor, t: Tensor, cond: None = None) -> Prediction:
+        """Return what a perfect latent consistency model predicts: f(x_t, t) is the end of the path."""
+        t = float(t[0])
+        norm = math.hypot(TIME_SCALE * t, SIGMA_DATA)
+        skipped = (SIGMA_DATA / norm) ** 2 * x_t
+        x_0 = (self.exact(x_t, t, None) - skipped) / (TIME_SCALE * t / norm)
+        return Prediction(x_0, x_0)
 
     def moments(self) -> list[float]:
         """Return the mean and the second, third and fourth central moment."""

@@ -21,7 +21,9 @@ from ldm.samplers.lms import lagrange
 
 
 class DEIS(GridSampler):
-    """One evaluation a step; deterministic; third order, or second."""
+    """One evaluation a step; deterministic; of the order asked for."""
+
+    default_spacing = "karras"
 
     def __init__(
         self,

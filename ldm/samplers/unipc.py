@@ -28,6 +28,8 @@ B = {"bh1": lambda u: u, "bh2": math.expm1}
 class UniPC(GridSampler):
     """One evaluation a step; deterministic; third order, or fourth."""
 
+    default_spacing = "karras"
+
     def __init__(
         self,
         schedule: Schedule,
