@@ -23,6 +23,7 @@ from ldm.checkpoint.layouts import averaged
 from ldm.checkpoint.opened import Opened, open_weights, published
 from ldm.checkpoint.pages import release_pages
 from ldm.checkpoint.sniff import shown
+from ldm.checkpoint.tensors import is_finite
 from ldm.config import instantiate, load_config
 from ldm.errors import BadValuesError, ConfigError, WrongModelError
 
@@ -379,7 +380,7 @@ def _fill(
         source = weights.pop(name)
         wanted = torch.float32 if name in tables else dtype
         placed = source.to(device, wanted if source.is_floating_point() else source.dtype).contiguous()
-        if not _is_finite(placed):
+        if not is_finite(placed):
             spoilt.append(f"{name} ({int((~torch.isfinite(source)).sum())} of {source.numel()})")
         _place(model, name, placed)
         kept += placed.nbytes
@@ -409,13 +410,6 @@ def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
         owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
     else:
         owner._buffers[leaf] = tensor
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Look at every value in one pass: a NaN or an infinity survives the sum, which itself may overflow."""
-    if not tensor.is_floating_point():
-        return True
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _report_nonfinite(spoilt: list[str], dtype: torch.dtype, file: Path, allow: bool) -> None:

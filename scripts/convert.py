@@ -42,12 +42,12 @@ def make_parser() -> app.Parser:
 def main(args: Namespace) -> None:
     import torch
 
-    from ldm.cli.conversion import report
+    from ldm.cli.conversion import prediction_to_state, report
     from ldm.cli.progress import byte_bar
     from ldm.jobs.conversion import Wishes, convert
 
     wishes = Wishes(
-        config=args.config, prediction=args.prediction, weights=args.weights, prune=args.prune,
+        config=args.config, prediction=prediction_to_state(args), weights=args.weights, prune=args.prune,
         dtype=None if args.dtype == "keep" else getattr(torch, args.dtype),
         variant=args.variant, overwrite=args.overwrite,
     )  # fmt: skip

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from ldm.checkpoint import identify
 from ldm.checkpoint.identity import Identity
-from ldm.checkpoint.layouts import to_published
 from ldm.checkpoint.layouts.averaged import averaged_names, with_averaged_weights
-from ldm.checkpoint.opened import open_weights
+from ldm.checkpoint.opened import open_weights, published
+from ldm.checkpoint.tensors import is_finite
 from ldm.checkpoint.writer import Entry
 from ldm.errors import BadValuesError, CheckpointError, InputError, WrongModelError
 
@@ -39,6 +39,7 @@ AVERAGED = "model_ema."
 # Never averaged: the noise schedule (names without a dot), what the model computes by itself (masks and
 # positions), and whole numbers.
 COPIED = re.compile(r"[^.]+|.*\.(position_ids|attn_mask)")
+USUAL = (None, "family")        # sources of what a model predicts that are no word of its own
 EXAMPLES = 3
 STRETCH = 1 << 18               # values computed at once: 2 MB in float64
 
@@ -75,7 +76,7 @@ def read_source(path: str | Path, weights: str = "auto") -> Source:
     """
     about = identify(path)
     opened = open_weights(path)
-    tensors = to_published(opened.parts, opened.configs)
+    tensors = published(opened)
     averaged = averaged_names(tensors)
     marked = opened.metadata.get("sd.weights")
     if weights == "ema" and marked != "ema":
@@ -120,8 +121,8 @@ def plan_merge(
     """
     sources = list(sources)
     _check_request(sources, alpha, mode, parts)
-    _check_predictions(sources)
-    notes = _check_models(sources, mode)
+    doubts = _check_predictions(sources)
+    notes = _check_models(sources, mode) + doubts
     a, *others = sources
     prefixes = None if parts is None else tuple(PART_PREFIXES[part] for part in parts)
     replaced = {} if vae is None else _checked_vae(a, vae)
@@ -156,7 +157,8 @@ def _check_request(sources: list[Source], alpha: float, mode: str, parts: Sequen
         raise InputError(f"parts {', '.join(unknown)}; expected some of {', '.join(PART_PREFIXES)}")
 
 
-def _check_predictions(sources: list[Source]) -> None:
+def _check_predictions(sources: list[Source]) -> list[str]:
+    """Refuse eps with v; return a note where that cannot be told."""
     told = [source for source in sources if source.about.prediction]
     for a, b in pairwise(told):
         if b.about.prediction != a.about.prediction:
@@ -164,6 +166,13 @@ def _check_predictions(sources: list[Source]) -> None:
                 f"{a.path} predicts {a.about.prediction} and {b.path} predicts {b.about.prediction}; "
                 "only models of the same prediction can be merged"
             )
+    unknown = [source.path.name for source in sources if source.about.prediction is None]
+    if not unknown:
+        return []
+    return [
+        f"whether it predicts eps or v is not known of {', '.join(unknown)}, and eps and v do not merge: "
+        "scripts/identify.py --probe tells"
+    ]
 
 
 def _check_models(sources: list[Source], mode: str) -> list[str]:
@@ -298,21 +307,14 @@ def _mix(a: Tensor, high: Tensor, low: Tensor, alpha: float, dtype: torch.dtype)
 
 
 def _check_input(name: str, tensor: Tensor, source: Path | str) -> None:
-    if not _is_finite(tensor):
+    if not is_finite(tensor):
         raise BadValuesError(f"{source}: {name} holds NaN or infinite values; such weights cannot be merged")
 
 
 def _checked_result(name: str, tensor: Tensor) -> Tensor:
-    if not COPIED.fullmatch(name) and not _is_finite(tensor):
+    if not COPIED.fullmatch(name) and not is_finite(tensor):
         raise BadValuesError(f"the merged {name} is too large for {tensor.dtype}; use --dtype float32")
     return tensor
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Look at every value in one pass: a NaN or an infinity survives the sum, which itself may overflow."""
-    if not tensor.is_floating_point():
-        return True
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def merge_metadata(
@@ -345,11 +347,12 @@ def merge_metadata(
         "vae": vae,
     }
     kinds = {source.weights for source in sources}
+    abouts = [source.about for source in sources]
     about = {
-        "sd.family": sources[0].about.family,
-        "sd.task": sources[0].about.task,
-        "sd.prediction": next((x.about.prediction for x in sources if x.about.prediction), None),
-        "sd.config": sources[0].about.config,
+        "sd.family": abouts[0].family,
+        "sd.task": abouts[0].task,
+        "sd.prediction": next((x.prediction for x in abouts if x.prediction_source not in USUAL), None),
+        "sd.config": abouts[0].config,
         "sd.weights": "ema" if kinds == {"ema"} else "raw",
     }
     known = {key: text for key, text in about.items() if text is not None}

@@ -1,4 +1,4 @@
-"""Keep the tensors of what a file held, and accept only plain ones."""
+"""Keep the tensors of what a file held, and accept only plain ones; look whether their values are numbers."""
 
 import reprlib
 from pathlib import Path
@@ -48,3 +48,10 @@ def _plain(name: str, tensor: Tensor, path: Path) -> Tensor:
         shape = tuple(tensor.shape)
         raise DamagedCheckpointError(f"{path}: {shown(name)} has less data than its shape {shape}")
     return tensor.detach()
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Look at every value in one pass: a NaN or an infinity survives the sum, which itself may overflow."""
+    if not tensor.is_floating_point():
+        return True
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())

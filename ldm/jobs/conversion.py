@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import convert as writing
 from ldm.checkpoint import identify
-from ldm.checkpoint.classify import CONFIGS, SD, choose_config
+from ldm.checkpoint.classify import CONFIGS, PREDICTION_KEYS, PREDICTIONS, SD, V_MARK, choose_config
 from ldm.checkpoint.identity import Identity
 from ldm.checkpoint.layouts import UNUSED
 from ldm.checkpoint.opened import open_weights, published
@@ -86,8 +86,13 @@ def convert(
     )
     prediction = None
     if any(name.startswith((writing.UNET, writing.PREFIX)) for name in tensors):
-        prediction = wishes.prediction or (described.prediction if described else identity.prediction)
-    metadata = {**opened.metadata, **_metadata(identity, opened.metadata, tensors, chosen, prediction)}
+        usual = identity.prediction_source == "family"     # not this file's own word: a probe may yet tell
+        known = None if usual else identity.prediction
+        prediction = wishes.prediction or (described.prediction if described else known)
+    if prediction == "eps":
+        chosen = {name: x for name, x in chosen.items() if name != V_MARK}
+    said = _without_contradictions(opened.metadata, prediction)
+    metadata = {**said, **_metadata(identity, said, tensors, chosen, prediction)}
     shared: dict[str, Any] = {"dtype": wishes.dtype, "overwrite": wishes.overwrite, "progress": progress}
     if described:
         described.check(chosen, source)
@@ -172,6 +177,14 @@ def _without_trivial_statistics(tensors: dict[str, Tensor]) -> dict[str, Tensor]
     return {name: x for name, x in tensors.items() if name not in (MEAN, STD)}
 
 
+def _without_contradictions(said: Mapping[str, str], prediction: str | None) -> dict[str, str]:
+    """Return what a file said of itself, but for other predictions than the result states."""
+    if prediction is None:
+        return dict(said)
+    fits = (None, prediction)
+    return {k: v for k, v in said.items() if k not in PREDICTION_KEYS or PREDICTIONS.get(v) in fits}
+
+
 def _metadata(
     identity: Identity,
     said: Mapping[str, str],
@@ -190,7 +203,7 @@ def _metadata(
     weights = weights or identity.weights
     stated = {
         "sd.family": identity.family, "sd.task": identity.task, "sd.prediction": prediction,
-        "sd.weights": weights, "sd.config": identity.config,
+        "sd.weights": weights, "sd.config": choose_config(identity, prediction) or identity.config,
     }
     return {"format": "pt", **{key: str(value) for key, value in stated.items() if value is not None}}
 

@@ -371,6 +371,21 @@ def test_the_result_says_what_it_is(case, tmp_path: Path):
     assert identify(tmp_path / "stated.safetensors").prediction_source == "metadata"
 
 
+def test_only_what_is_known_of_this_file_is_stated(case, tmp_path: Path):
+    """What is usual for a kind of model is not the file's word: stated, it would keep a probe from work."""
+    made, out = case("sd2-v"), tmp_path / "out.safetensors"
+    unet = "model.diffusion_model."
+    usual = {FIRST: torch.zeros(320, 4, 3, 3), f"{unet}x.attn2.to_k.weight": torch.zeros(8, 768)}
+    save_file(usual, tmp_path / "usual.safetensors")
+    assert identify(tmp_path / "usual.safetensors").prediction_source == "family"
+    assert "sd.prediction" not in convert(tmp_path / "usual.safetensors", out).metadata
+    marked = load_file(made.file) | {"v_pred": torch.zeros(0)}
+    save_file(marked, tmp_path / "v.safetensors", {"modelspec.prediction_type": "v", "modelspec.title": "x"})
+    done = convert(tmp_path / "v.safetensors", out, Wishes(prediction="eps", overwrite=True))
+    assert "modelspec.prediction_type" not in done.metadata and done.metadata["modelspec.title"] == "x"
+    assert identify(out).prediction == "eps" and "v_pred" not in load_file(out)
+
+
 @pytest.mark.parametrize("part", ["vae", "controlnet", "text_encoder"])
 def test_a_part_alone_becomes_the_folder_of_the_part(case, tmp_path: Path, part: str):
     """The text encoder here is one with a block that diffusers has no place for."""

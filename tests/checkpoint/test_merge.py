@@ -149,13 +149,13 @@ def test_inpainting_takes_a_difference_and_keeps_its_own_channels():
     torch.testing.assert_close(result[CONV][:, :4], a[CONV][:, :4] + 0.5 * (b[CONV] - c[CONV]))
     assert not torch.equal(result[TO_K], a[TO_K])
     plan = plan_merge([source(a, "a"), source(b, "b"), source(c, "c")], 0.5, "add-difference")
-    assert plan.notes == ["a has 9 input channels, b and c 4: the further 5 stay those of a"]
+    assert plan.notes[:1] == ["a has 9 input channels, b and c 4: the further 5 stay those of a"]
 
 
 def test_what_one_model_lacks_is_a_s_and_said():
     a, b = model(0), model(1)
     del b[TEXT], a[VAE]
-    plan = plan_merge([source(a, "a"), source(b, "b")], 0.5)
+    plan = plan_merge([source(a, "a", "eps"), source(b, "b", "eps")], 0.5)
     assert plan.notes == [
         f"1 tensors that b lacks are kept from a: {TEXT}",
         f"1 tensors that a lacks are left out: {VAE}",
@@ -260,6 +260,22 @@ def test_the_recipe_is_kept(tmp_path):
         "parts": ["unet"],
         "vae": None,
     }
+
+
+def test_what_is_not_known_to_go_together_is_noted():
+    """Two files of SD 2.x may be the one that predicts eps and the one that predicts v."""
+    known, unknown = source(model(0), "known", "v"), source(model(1), "unknown")
+    assert any("not known of unknown" in note for note in plan_merge([known, unknown], 0.5).notes)
+    assert not plan_merge([known, source(model(1), "b", "v")], 0.5).notes
+
+
+def test_what_is_usual_is_not_stated(tmp_path):
+    """A statement in the file would keep a probe from telling eps from v."""
+    sd1 = {CONV: torch.zeros(320, 4, 3, 3), TO_K: torch.zeros(8, 768)}
+    sources = [read_source(stored(tmp_path / f"{name}.safetensors", sd1)) for name in "ab"]
+    assert [x.about.prediction_source for x in sources] == ["family"] * 2
+    digests = dict.fromkeys([x.path for x in sources], "12")
+    assert "sd.prediction" not in merge_metadata(sources, 0.25, "weighted-sum", digests)
 
 
 PEAK = """

@@ -136,3 +136,18 @@ def test_weights_that_are_no_numbers_leave_nothing_behind(run, models, tmp_path)
 def test_help_is_there_at_once(run_alone):
     outcome = run_alone("merge.py", "--help")
     assert outcome.code == 0 and "--mode {weighted-sum,add-difference}" in outcome.out
+
+
+def test_a_verdict_that_is_remembered_keeps_eps_from_v(run, models, tmp_path, monkeypatch):
+    from ldm.jobs.file_notes import remember
+    from ldm.tasks.probe import METHOD
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    note = {"agreement_eps": 0.1, "agreement_v": 0.9, "prediction": "v", "method": METHOD}
+    remember(models[1], "prediction", note)
+    outcome = run("merge.py", *models[:2], "--alpha", 0.5)
+    assert outcome.code == 2 and "b.ckpt predicts v" in outcome.err, outcome.err
+    assert not (tmp_path / "outputs").exists()
+    outcome = run("convert.py", models[1], tmp_path / "out.safetensors")
+    assert outcome.code == 0 and "prediction v" in outcome.out, outcome.err
+    assert metadata(tmp_path / "out.safetensors")["sd.prediction"] == "v"
