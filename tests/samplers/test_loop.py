@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from gaussian_data import SCHEDULE, denoise, exact
-from ldm.diffusion.prediction import add_noise
+from gaussian_data import MIXTURE, SCHEDULE, denoise, exact
+from ldm.diffusion.guidance import ClassifierFreeGuidance
+from ldm.diffusion.prediction import add_noise, denoiser
 from ldm.diffusion.spacing import SPACINGS
 from ldm.errors import InputError
 from ldm.samplers import DDIM, DDPM, PLMS, SAMPLERS, DPMSolver, find_sampler, make_sampler, sample_loop
@@ -204,6 +205,11 @@ def test_samplers_are_found_by_any_spelling():
         (lambda: make_sampler("ddim", SCHEDULE, 10, eta=3.0), "more noise than it may leave"),
         (lambda: make_sampler("ddim", SCHEDULE, 1001), "1001 sampling steps"),
         (lambda: make_sampler("dpm", SCHEDULE, 0), "0 sampling steps"),
+        (lambda: make_sampler("lcm", SCHEDULE, 51), "51 LCM steps: expected 1 to 50, or --schedule"),
+        (lambda: make_sampler("unipc", SCHEDULE, 9, order=4), "expected 1, 2 or 3"),
+        (lambda: make_sampler("unipc", SCHEDULE, 9, variant="bh3"), "expected bh1 or bh2"),
+        (lambda: make_sampler("deis", SCHEDULE, 9, order=5), "expected 1 to 4"),
+        (lambda: make_sampler("unipc", SCHEDULE, 9, eta=1.0), "eta must be 0"),
         (lambda: DDPM(SCHEDULE, 1001), "1001 sampling steps"),
         (lambda: PLMS(SCHEDULE, 10).start_index(11), "cannot run 11 of 10"),
         (lambda: DPMSolver(SCHEDULE, 10).start_index(-1), "cannot run -1 of 10"),
@@ -237,6 +243,58 @@ def test_with_a_spacing_the_network_is_asked_exactly_so_often(name: str, spacing
 @pytest.mark.parametrize(("name", "steps", "calls"), [("ddim", 30, 31), ("plms", 30, 32), ("dpm", 30, 30)])
 def test_without_a_spacing_the_published_count_is_kept_and_known(name: str, steps: int, calls: int):
     assert make_sampler(name, SCHEDULE, steps).evaluations() == calls
+
+
+def prompted(parameterization: str):
+    """Return a network whose x_0 depends on the conditioning, in a parameterization."""
+
+    def apply_model(x_t, t, cond):
+        x_0 = MIXTURE.denoise(x_t, t).x_0 + 0.3 * torch.tanh(x_t) * cond.mean((1, 2)).view(-1, 1, 1, 1)
+        alpha, sigma = SCHEDULE.alpha_sigma(t, x_t)
+        eps = (x_t - alpha * x_0) / sigma
+        return {"eps": eps, "v": alpha * eps - sigma * x_0, "x0": x_0}[parameterization]
+
+    return apply_model
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("start", [0, 4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_eps_v_and_x_0_take_the_same_steps_guided_masked_and_from_a_picture(name, start, masked):
+    cond, uncond = torch.ones(2, 2, 3, 4, dtype=torch.float64).cumsum(0) / 2
+    kept = {}
+    if masked:
+        keep = (X > 0.5).double()
+        kept = {"keep_mask": keep, "keep_x_0": X.flip(0), "keep_noise": torch.cos(9 * X)}
+    runs = []
+    for parameterization in ("eps", "v", "x0"):
+        calls, network = [], prompted(parameterization)
+
+        def counted(x, t, c, network=network, calls=calls):
+            calls.append(len(x))
+            return network(x, t, c)
+
+        sampler = make_sampler(name, SCHEDULE, 12, spacing="trailing")
+        x_t = sampler.noised(torch.sin(X), len(sampler) - start, torch.cos(5 * X))
+        guided = ClassifierFreeGuidance(denoiser(counted, SCHEDULE, parameterization), uncond, 3.0)
+        steps = sample_loop(sampler, guided, x_t, cond, noise=torch.sin, start=start, **kept)
+        runs.append([step.x_t for step in steps])
+        assert calls == [4] * sampler.evaluations(start)  # each once, on both halves
+    torch.testing.assert_close(runs[0], runs[1])
+    torch.testing.assert_close(runs[0], runs[2])
+    assert not torch.allclose(runs[0][-1], X)
+
+
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - ALWAYS_NOISY))
+def test_what_a_mask_keeps_reaches_the_end(name: str):
+    """The last step is left as it is, so the kept part ends as the network cleans it: near the original."""
+    eta = 0.0 if SAMPLERS[name].cls.default_eta else None
+    sampler = make_sampler(name, SCHEDULE, 30, eta=eta, spacing="karras")
+    keep = torch.zeros_like(X)
+    keep[..., :2] = 1
+    kept = {"keep_mask": keep, "keep_x_0": X.flip(0).clamp(-1, 1), "keep_noise": torch.cos(9 * X)}
+    *_, step = sample_loop(sampler, denoise, X, None, **kept)
+    assert (step.x_t - kept["keep_x_0"])[..., :2].abs().max() < 0.1
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
