@@ -55,6 +55,7 @@ class SampleState:
     step: int  # the next step to take; the number of steps when all are done
     x_t: Tensor  # (b, c, h, w) latents before that step
     memory: tuple[Tensor, ...] = ()  # the sampler's, before that step
+    widened: bool = False  # half precision had failed before: the UNet goes on in float32
 
 
 class Guard:
@@ -107,9 +108,13 @@ class Guard:
     def apply_model(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Run the UNet as the model's `apply_model` does."""
         with self.computing("UNet"):
-            if self.dtypes["UNet"] == torch.float32:  # the context may be in half precision
-                cond = map_tensors(cond, lambda x: x.float() if x.dtype in HALVES else x)
-            return self.model.apply_model(x_t, t, cond)
+            return self.model.apply_model(x_t, t, self.fitting(cond))
+
+    def fitting(self, cond: Conditioning) -> Conditioning:
+        """Return what the UNet can take: no half precision, where it computes in float32."""
+        if self.dtypes["UNet"] != torch.float32:
+            return cond
+        return map_tensors(cond, lambda x: x.float() if x.dtype in HALVES else x)
 
     @contextlib.contextmanager
     def computing(self, network: str) -> Iterator[None]:
@@ -137,15 +142,16 @@ class Guard:
                 f"{where}: the {network} gave {got} in float32{too}; the picture is not saved. Do the "
                 "weights hold NaN or fit another model (scripts/identify.py FILE), or does --config?"
             )
-        self._widened[network] = f"{_name(dtype)} gave {got} ({where})"
-        self.dtypes[network] = torch.float32
-        try:
-            self._fit_weights(network)
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise self._no_room(network) from error
-            raise
+        self._in_float32(network, f"{_name(dtype)} gave {got} ({where})")
         logger.warning("%s: %s gave %s; %s", where, _name(dtype), got, again)
+
+    def has_widened(self, network: str) -> bool:
+        return network in self._widened
+
+    def go_on(self, state: SampleState) -> None:
+        """Compute as the run did that was stopped in `state`."""
+        if state.widened and self.dtypes["UNet"] != torch.float32:
+            self._in_float32("UNet", f"{_name(self.dtypes['UNet'])} gave NaN before the run was stopped")
 
     def record(self) -> dict[str, str]:
         """Return what each network computed in, for a picture to remember; empty if all as was chosen."""
@@ -153,6 +159,16 @@ class Guard:
             return {}
         why = {network: f", because {reason}" for network, reason in self._widened.items()}
         return {network: _name(dtype) + why.get(network, "") for network, dtype in self.dtypes.items()}
+
+    def _in_float32(self, network: str, why: str) -> None:
+        self._widened[network] = why
+        self.dtypes[network] = torch.float32
+        try:
+            self._fit_weights(network)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise self._no_room(network) from error
+            raise
 
     def _fit_weights(self, network: str) -> None:
         """Convert weights in half precision where the network computes in a dtype that reaches farther.

@@ -13,7 +13,7 @@ its only tensor). Its metadata entry `ldm` is a JSON record, and the record's `k
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ def stopped_file(position: Position, record: dict[str, Any]) -> bytes:
     tensors |= {f"memory.{i}": x for i, x in enumerate(state.memory)}
     tensors |= {f"draws.{name}": x for name, x in position.draws.items()}
     where = {"prompts": position.prompts, "first": position.first, "stage": position.stage}
-    return _bytes(tensors, record | where | {"kind": "stopped", "step": state.step})
+    where |= {"kind": "stopped", "step": state.step, "widened": state.widened}
+    return _bytes(tensors, record | where)
 
 
 def _bytes(tensors: dict[str, Tensor], record: dict[str, Any]) -> bytes:
@@ -137,7 +138,8 @@ def read_latents(path: str | Path) -> LatentsFile:
 
 def _position(latents: Tensor, tensors: dict[str, Tensor], record: dict[str, Any]) -> Position:
     count = sum(name.startswith("memory.") for name in tensors)
-    state = SampleState(int(record["step"]), latents, tuple(tensors[f"memory.{i}"] for i in range(count)))
+    memory = tuple(tensors[f"memory.{i}"] for i in range(count))
+    state = SampleState(int(record["step"]), latents, memory, bool(record["widened"]))
     draws = {name.removeprefix("draws."): x for name, x in tensors.items() if name.startswith("draws.")}
     prompts = [str(prompt) for prompt in record["prompts"]]
     return Position(prompts, int(record["first"]), int(record["stage"]), state, draws)
@@ -161,7 +163,8 @@ def restored(position: Position, noise: BatchDraws, like: Tensor, steps: int) ->
             "cannot go on: the random generators that were saved are of another device or --rng; "
             "use the same --device and --rng"
         ) from error
-    return SampleState(state.step, state.x_t.to(like.device), tuple(x.to(like.device) for x in state.memory))
+    memory = tuple(x.to(like.device) for x in state.memory)
+    return replace(state, x_t=state.x_t.to(like.device), memory=memory)
 
 
 def rows(latents: Tensor, count: int, like: tuple[int, ...], batch_size: int, device: torch.device) -> Tensor:

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.backends.device import autocast
+from ldm.errors import BadPictureError
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.tasks.guard import Guard
 
 METHOD = 1                      # to be raised with every change that may give other verdicts
 TIMES = (400, 500, 600)         # of 1000; both noise and picture matter there
@@ -51,7 +52,7 @@ def probe_prediction(model: LatentDiffusion, dtype: torch.dtype = torch.float32)
 
     Args:
         model: loaded, with an autoencoder; models of every task have their further inputs filled in.
-        dtype: what the networks compute in.
+        dtype: what the networks compute in; float32 where that fails (ldm.tasks.guard).
     """
     generator = torch.Generator().manual_seed(0)
     side = _side(model)
@@ -60,12 +61,17 @@ def probe_prediction(model: LatentDiffusion, dtype: torch.dtype = torch.float32)
     alphas_cumprod = torch.as_tensor(model.schedule.alphas_cumprod)[t].float().to(model.device)
     alphas_cumprod = alphas_cumprod.view(-1, 1, 1, 1)
     alpha, sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
-    with autocast(model.device, dtype):
-        latents = model.get_first_stage_encoding(model.encode_first_stage(images).mode()).float()
-        x_0 = latents.repeat(len(TIMES), 1, 1, 1)
+    guard, what = Guard(model, dtype), "telling eps from v"
+    try:
+        encoded = guard.run("autoencoder", what, lambda: model.encode_first_stage(images).mode())
+        x_0 = model.get_first_stage_encoding(encoded).float().repeat(len(TIMES), 1, 1, 1)
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
-        inputs = _conditioning(model, images.repeat(len(TIMES), 1, 1, 1), x_0)
-        output = model.model(alpha * x_0 + sigma * eps, t.to(model.device), **inputs).float()
+        repeated = images.repeat(len(TIMES), 1, 1, 1)
+        inputs = guard.run("text encoder", what, lambda: _conditioning(model, repeated, x_0))
+        x_t, t = alpha * x_0 + sigma * eps, t.to(model.device)
+        output = guard.run("UNet", what, lambda: model.model(x_t, t, **guard.fitting(inputs))).float()
+    except BadPictureError:
+        return Verdict(None, 0.0, 0.0)
     v = alpha * eps - sigma * x_0
     return judge(_correlation(output, eps), _correlation(output, v), float(alpha.mean()))
 

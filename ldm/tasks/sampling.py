@@ -199,6 +199,7 @@ class Diffuser:
         self.state = SampleState(start, x_t, tuple(memory))
         if self.resume is not None and self.resume.is_of(noise):
             self.state = restored(self.resume, noise, x_t, len(self.sampler))
+            self.guard.go_on(self.state)
         start = self.state.step
         self._say_cost(start)
         parameterization = self.model.parameterization
@@ -223,7 +224,8 @@ class Diffuser:
                     again = f"going on in float32 from step {step.i + 1}"
                     self.guard.widen("UNet", where, step.x_t, step.x_0, again=again)
                     break
-                self.state = SampleState(step.i + 1, step.x_t, tuple(self.sampler.memory))
+                memory, widened = tuple(self.sampler.memory), self.guard.has_widened("UNet")
+                self.state = SampleState(step.i + 1, step.x_t, memory, widened)
                 yield step
 
     @torch.no_grad()

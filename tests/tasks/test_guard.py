@@ -4,6 +4,7 @@ import copy
 import itertools
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from ldm.samplers.loop import gaussian
 from ldm.tasks import guard as guard_module
 from ldm.tasks.guard import Guard, KeptDraws, are_finite
 from ldm.tasks.img2img import img2img
+from ldm.tasks.probe import probe_prediction
 from ldm.tasks.sampling import Diffuser, Settings
 from ldm.tasks.txt2img import txt2img
 
@@ -371,6 +373,29 @@ def test_one_bad_number_is_seen_and_large_ones_are_not_bad(dtype):
         assert not are_finite(spoilt) and not are_finite(x, spoilt)
     both = torch.tensor([math.inf, -math.inf], dtype=dtype)
     assert not are_finite(both)
+
+
+def test_a_run_that_was_stopped_after_it_goes_on_in_float32(tiny, warnings):
+    """Where half precision might have been good enough again."""
+    diffuser = Diffuser(halved(tiny, torch.float16), Settings("ddim", 2, dtype=torch.float16), 1)
+    big_residual(tiny)
+    diffuser.sample(torch.randn(1, 4, 8, 8), *diffuser.text(["a"]), gaussian)
+    assert diffuser.state.widened
+    guard = Guard(halved(tiny, torch.float16), torch.float16)
+    guard.go_on(replace(diffuser.state, widened=False))
+    assert guard.record()["UNet"] == "float16"
+    guard.go_on(diffuser.state)
+    assert guard.dtypes["UNet"] == torch.float32 and "before the run was stopped" in guard.record()["UNet"]
+    assert {p.dtype for p in tiny.model.parameters()} == {torch.float32}
+
+
+def test_what_the_network_predicts_is_told_in_spite_of_an_overflow(tiny, warnings):
+    exact = probe_prediction(tiny)
+    big_residual(tiny)
+    overflowing(tiny.first_stage_model.encoder.down[0].block[0].conv1)
+    made = probe_prediction(halved(tiny, torch.float16), torch.float16)
+    assert math.isfinite(made.agreement_eps) and math.isfinite(made.agreement_v)
+    assert len(warnings()) == 1 and exact.prediction == made.prediction
 
 
 def test_infinity_is_called_so(tiny, warnings):
