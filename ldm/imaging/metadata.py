@@ -42,6 +42,7 @@ def parameters_text(record: dict[str, Any]) -> str:
         "CFG rescale": record.get("guidance_rescale"),
         "Guidance interval": " to ".join(map(str, record.get("guidance_interval", ()))) or None,
         "Dynamic threshold": record.get("dynamic_threshold"),
+        "Clip skip": record.get("clip_skip"),
         "Seed": record.get("seed"),
         "Size": f"{record['width']}x{record['height']}",
         "Model hash": (model.get("sha256") or "")[:10] or None,

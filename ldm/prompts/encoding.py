@@ -160,9 +160,10 @@ class PromptEncoder:
             owners = torch.tensor(chunk.owners, device=z.device)
             hidden = owners == torch.tensor(here, device=z.device)[:, None]             # (k, n)
             states = torch.cat([z, self._states([chunk] * len(here), hidden)])          # (1 + k, n, width)
-        share = torch.tensor(shares, device=z.device, dtype=z.dtype)[:, None, None]
+        total = sum(shares)     # divided by before they are tensors: half precision ends at 65504
+        share = torch.tensor([s / total for s in shares], device=z.device, dtype=z.dtype)[:, None, None]
         e = self._empty_states()
-        return (share * (e + w * (states - e))).sum(dim=0, keepdim=True) / share.sum()
+        return (share * (e + w * (states - e))).sum(dim=0, keepdim=True)
 
     def _joined(self, prompt: Prompt, clauses: list[Tensor]) -> Tensor:
         """Join the contexts (1, n, width) of a prompt's clauses by their weights."""

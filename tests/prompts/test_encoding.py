@@ -1,6 +1,7 @@
 """Prompts -> contexts: the plain encoding where nothing is weighed, A1111's formula where it is."""
 
 import logging
+from copy import deepcopy
 
 import pytest
 import torch
@@ -108,6 +109,16 @@ def test_a1111_chunks_end_behind_a_comma(model, transformers_text):
     expected = by_the_formula(model, transformers_text[1], [[(head, 1)], [(tail, 1)]])
     contexts = PromptEncoder(model, "a1111").encode([head + tail])
     torch.testing.assert_close(contexts, expected, atol=5e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "text"), [("a1111", "(red:1.9) [cat]"), ("compel", "(red)0 (cat)0.001 dog+")]
+)
+def test_half_precision_holds_the_weights(model, syntax, text):
+    expected = PromptEncoder(model, syntax).encode([text])
+    half = PromptEncoder(deepcopy(model).half(), syntax).encode([text])
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), expected, atol=0.02, rtol=0.02)
 
 
 def test_unknown_ways_are_refused(model):
