@@ -144,7 +144,7 @@ class Diffuser:
         self._lengths: list[int] = []  # tokens of each context of the batch, were it alone
         self._denoise = apart(self._denoise, self._lengths, settings.exact)
         self.state: SampleState | None = None
-        self._uncond: Tensor | None = None
+        self._unconds: list[Tensor] = []
         self._said: int | None = None
 
     def with_steps(self, num_steps: int) -> "Diffuser":
@@ -278,16 +278,21 @@ class Diffuser:
         if self.settings.guidance_scale == 1:
             contexts = [torch.cat(self._prompts.levelled(conds)), None]
         else:
-            if self._uncond is None:  # the same text for every batch
-                (self._uncond,) = self._encoded([self.settings.negative_prompt], "negative prompt")
-            lengths = [max(length, self._uncond.shape[1]) for length in lengths]
-            *conds, uncond = self._prompts.levelled([*conds, self._uncond])
-            contexts = [torch.cat(conds), uncond.repeat(len(conds), 1, 1)]
+            unconds = self._unconditional()[: len(conds)]
+            lengths = [max(length, unconds[0].shape[1]) for length in lengths]
+            levelled = self._prompts.levelled([*conds, *unconds])
+            contexts = list(torch.cat(levelled).chunk(2))
         self._lengths[:] = lengths
         return contexts
 
+    def _unconditional(self) -> list[Tensor]:
+        if not self._unconds:  # the same text for every batch
+            negative = [self.settings.negative_prompt] * self.batch_size
+            self._unconds = self._encoded(negative, "negative prompt")
+        return self._unconds
+
     def _forget_texts(self) -> None:
-        self._uncond = None
+        self._unconds = []
         self._prompts.forget()
 
     def _encoded(self, prompts: list[str], name: str = "prompt") -> list[Tensor]:
