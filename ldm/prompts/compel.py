@@ -29,7 +29,7 @@ WORD = re.compile(
     """,
     re.VERBOSE,
 )
-QUOTED = re.compile(r'"((?:\\.|[^"\\])*)"', re.DOTALL)
+QUOTED = re.compile(r'"((?:\\.|[^"\\])*)"', re.DOTALL)       # not behind a letter: 5" is inches
 FACTOR = re.compile(r"\++|-+|\d*\.?\d+|")
 JOINED = re.compile(
     rf"""
@@ -113,7 +113,7 @@ def _part(whole: str, text: str, offset: int) -> Part:
         elif sign.isspace():
             space(sign)
             position += 1
-        elif quoted := QUOTED.match(text, position):
+        elif not (position and text[position - 1].isalnum()) and (quoted := QUOTED.match(text, position)):
             factor, position = _factor(text, quoted.end())
             space(" ")
             pieces.append(_Piece(f"{_unescaped(quoted[1])} ", factor))

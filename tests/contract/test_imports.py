@@ -132,7 +132,7 @@ def test_the_cheap_modules_load_no_torch():
 
 
 OPTIONAL = set(
-    "bitsandbytes clip cv2 diffusers gradio intel_extension_for_pytorch matplotlib openvino "
+    "bitsandbytes clip compel cv2 diffusers gradio intel_extension_for_pytorch matplotlib openvino "
     "pytorch_lightning submitit transformers xformers".split()
 )
 

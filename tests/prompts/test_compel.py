@@ -29,6 +29,7 @@ PROMPTS = [
     "a (cat)+ b+",
     '"red apple"+ cat',
     'a "red apple" cat',
+    'a 5" nail+ and a 6" one',
     "\\(a\\) cat",
     "\\(a\\)+ cat",
     "well-known- cat",
