@@ -84,11 +84,11 @@ def convert(
     chosen, dropped = writing.select(
         tensors, wishes.weights, wishes.prune, described and described.model.state_dict()
     )
+    # What is usual for models of this kind is not the file's own word: a probe may yet tell otherwise.
+    is_usual = not (wishes.prediction or wishes.config) and identity.prediction_source == "family"
     prediction = None
-    if any(name.startswith((writing.UNET, writing.PREFIX)) for name in tensors):
-        usual = identity.prediction_source == "family"     # not this file's own word: a probe may yet tell
-        known = None if usual else identity.prediction
-        prediction = wishes.prediction or (described.prediction if described else known)
+    if not is_usual and any(name.startswith((writing.UNET, writing.PREFIX)) for name in tensors):
+        prediction = wishes.prediction or (described.prediction if described else identity.prediction)
     if prediction == "eps":
         chosen = {name: x for name, x in chosen.items() if name != V_MARK}
     said = _without_contradictions(opened.metadata, prediction)
@@ -105,6 +105,11 @@ def convert(
         chosen = _without_trivial_statistics(chosen) if from_folder else chosen
         done = writing.write_file(target, chosen, metadata, sources=opened.files, **shared)
     done.dropped = dropped
+    if is_usual and (target / "scheduler").is_dir():
+        done.notes.append(
+            f"scheduler_config.json says {described.prediction}, as do all published models of this kind; "
+            "if this one may not, let scripts/identify.py --probe tell, and convert it again"
+        )
     if opened.container is Container.FOLDER and UNUSED not in opened.parts:
         done.notes.append(
             "the folder has no unused.safetensors, so what diffusers has no place for (the last text block, "
@@ -137,13 +142,19 @@ class _Described:
         node = OmegaConf.to_container(load_config(path).get("model"), resolve=True)
         params = node.setdefault("params", {})
         stated = params.get("parameterization", "eps")
-        if wishes.prediction not in (None, stated):
-            if wishes.config is not None:
-                raise ConfigError(
-                    f"--prediction {wishes.prediction}, but {path} says parameterization: {stated}; "
-                    "leave one of them out"
-                )
-            params["parameterization"] = wishes.prediction
+        says_itself = identity.prediction_source not in (None, "family")
+        if wishes.config is None:
+            params["parameterization"] = wishes.prediction or identity.prediction or stated
+        elif wishes.prediction not in (None, stated):
+            raise ConfigError(
+                f"--prediction {wishes.prediction}, but {path} says parameterization: {stated}; "
+                "leave one of them out"
+            )
+        elif wishes.prediction is None and says_itself and identity.prediction != stated:
+            raise WrongModelError(
+                f"{identity.path} says that it predicts {identity.prediction}, but {path} says "
+                f"parameterization: {stated}; give another --config, or --prediction {stated} if it is right"
+            )
         with torch.device("meta"):
             return cls(str(path), params, instantiate(node, path=f"{path}: model"))
 

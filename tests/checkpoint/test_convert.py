@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import identify
 from ldm.checkpoint.convert import CONFIGS, OF_TRANSFORMERS, Converted
+from ldm.checkpoint.identity import Identity
 from ldm.checkpoint.layouts import PARTS, UNUSED, published_to_parts
 from ldm.checkpoint.layouts.renaming import below
 from ldm.config import instantiate, load_config
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.prediction import add_noise, denoiser
 from ldm.errors import BadValuesError, CheckpointError, ConfigError, InputError, WrongModelError
-from ldm.jobs.conversion import Wishes, convert
+from ldm.jobs.conversion import Wishes, _Described, convert
 from ldm.loading import load_model
 from ldm.samplers import make_sampler, sample_loop
 
@@ -384,6 +385,23 @@ def test_only_what_is_known_of_this_file_is_stated(case, tmp_path: Path):
     done = convert(tmp_path / "v.safetensors", out, Wishes(prediction="eps", overwrite=True))
     assert "modelspec.prediction_type" not in done.metadata and done.metadata["modelspec.title"] == "x"
     assert identify(out).prediction == "eps" and "v_pred" not in load_file(out)
+
+
+def _sd1(prediction: str, source: str) -> Identity:
+    config = "configs/stable-diffusion/v1-inference.yaml"
+    return Identity("model", "1.x", "txt2img", prediction, source, config=config)
+
+
+def test_a_file_that_says_what_it_predicts_is_believed_over_what_is_usual(case, tmp_path: Path):
+    """The one published YAML of SD 1.x says eps."""
+    described = _Described.by(Wishes(), _sd1("v", "metadata"))
+    assert described.prediction == "v"
+    assert _Described.by(Wishes(), _sd1("eps", "family")).prediction == "eps"
+    made = case("sd2-v")
+    save_file(load_file(made.file), tmp_path / "eps.safetensors", {"sd.prediction": "eps"})
+    with pytest.raises(WrongModelError, match="predicts eps, but .* says parameterization: v"):
+        convert(tmp_path / "eps.safetensors", tmp_path / "folder", Wishes(config=str(made.config)))
+    assert not (tmp_path / "folder").exists()
 
 
 @pytest.mark.parametrize("part", ["vae", "controlnet", "text_encoder"])
