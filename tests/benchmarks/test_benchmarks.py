@@ -42,3 +42,10 @@ def test_unet_speed_compares_networks_that_compute_the_same():
 def test_looking_for_nan_costs_less_than_a_hundredth_of_a_step():
     *_, row = run("guard.py", "--config", str(ROOT / "configs/demo/emoji.yaml"), "--size", "128")
     assert row[0] == "float32" and float(row[3].rstrip("%")) < 1
+
+
+def test_batch_variance_finds_none_where_the_networks_see_one_picture_at_a_time():
+    files = cases("e2e_txt2img")[0].files
+    arguments = ["--config", str(files["config"]), "--ckpt", str(files["checkpoint"]), "--size", "64"]
+    _, row = run("batch_variance.py", *arguments, "--steps", "2", "--samplers", "euler_a", "--exact")
+    assert row == ["euler_a", "0.0e+00", "0", "0.0e+00"]
