@@ -301,7 +301,7 @@ def randomness(parser: argparse.ArgumentParser) -> None:
 def control(parser: argparse.ArgumentParser, task: str) -> None:
     """--preview-every, --save-latents, --latents; `task` is what a picture remembers it was made by."""
     parser.set_defaults(task=task)
-    group = parser.add_argument_group("control", "and Ctrl-C, which saves where a run stands: docs/CONTROL.md")
+    group = parser.add_argument_group("control", "and Ctrl-C, which saves where it stands: docs/CONTROL.md")
     group.add_argument(
         "--preview-every",
         type=integer(1),
@@ -334,9 +334,8 @@ def hires(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--hires-strength",
         type=number(0, 1),
-        default=0.65,
         metavar="S",
-        help="how much the second pass repaints, as --strength of img2img (default: %(default)s)",
+        help="how much the second pass repaints, as --strength of img2img (default: 0.4; latent: 0.65)",
     )
     group.add_argument(
         "--hires-steps",
@@ -346,9 +345,10 @@ def hires(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--hires-mode",
-        choices=("latent", "pixel"),
-        default="latent",
-        help="enlarge latents (fast, repaints more) or the picture (keeps more) (default: %(default)s)",
+        choices=("pixel", "latent"),
+        default="pixel",
+        help="enlarge the picture, or its latents: faster, but needs more --hires-strength and so keeps less "
+        "(default: %(default)s)",
     )
 
 
@@ -420,7 +420,8 @@ def model(parser: argparse.ArgumentParser, tasks: tuple[str, ...] = ("txt2img",)
         "--dtype",
         default="auto",
         choices=("auto", "float32", "float16", "bfloat16"),
-        help="what the networks compute in (default: %(default)s: the device's best)",
+        help="what the networks compute in (default: %(default)s: bfloat16 on GPUs that have it, float16 on "
+        "others, float32 on CPUs and Macs)",
     )
     group.add_argument(
         "--precision",

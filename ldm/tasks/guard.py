@@ -73,7 +73,8 @@ class Guard:
         self.dtypes = network_dtypes(dtype, model.device)
         self._chosen = dtype
         self._widened: dict[str, str] = {}  # network -> what was before float32
-        logger.debug("dtypes: %s", ", ".join(f"{k} {_name(v)}" for k, v in self.dtypes.items()))
+        said = ", ".join(f"{network} {_name(its)}" for network, its in self.dtypes.items())
+        logger.debug("dtypes: %s, attention logits float32 (reasons: ldm/backends/device.py)", said)
         for network in NETWORKS:
             self._fit_weights(network)
 
