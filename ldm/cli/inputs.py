@@ -183,7 +183,7 @@ def chosen_hires(args: argparse.Namespace) -> "Hires | None":
 
     if args.hires is None:
         return None
-    return Hires(args.hires, args.hires_strength, args.hires_steps or args.steps, args.hires_mode)
+    return Hires(args.hires, args.hires_mode, args.hires_strength, args.hires_steps or args.steps)
 
 
 def read_init(args: argparse.Namespace, start: "Start") -> "tuple[np.ndarray | Tensor, dict[str, Any]]":
@@ -198,7 +198,8 @@ def read_init(args: argparse.Namespace, start: "Start") -> "tuple[np.ndarray | T
     image, record = read_init_image(args)
     before = {} if start.stopped is None else start.stopped.record["init_image"]
     if before and before != record:
-        raise InputError(f"--init-img {args.init_img} is another picture than {start.stopped.path} began with")
+        path = start.stopped.path
+        raise InputError(f"--init-img {args.init_img} is another picture than {path} began with")
     return image, {"init_image": record}
 
 

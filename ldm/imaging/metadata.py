@@ -34,7 +34,7 @@ def png_chunks(record: dict[str, Any]) -> PngImagePlugin.PngInfo:
 
 def parameters_text(record: dict[str, Any]) -> str:
     """Write the record as the web UI's `parameters` text; absent values are left out."""
-    model = record.get("model", {})
+    model, hires = record.get("model", {}), record.get("hires", {})
     fields = {
         "Steps": record.get("steps"),
         "Sampler": SAMPLER_LABELS.get(record.get("sampler", ""), record.get("sampler")),
@@ -47,7 +47,10 @@ def parameters_text(record: dict[str, Any]) -> str:
         "Size": f"{record['width']}x{record['height']}",
         "Model hash": (model.get("sha256") or "")[:10] or None,
         "Model": Path(model.get("checkpoint") or "").stem or None,
-        "Denoising strength": record.get("strength"),
+        "Denoising strength": record.get("strength", hires.get("strength")),
+        "Hires upscale": hires.get("scale"),
+        "Hires steps": hires.get("num_steps"),
+        "Hires upscaler": {"latent": "Latent", "pixel": "Bicubic"}.get(hires.get("mode")),
         "Eta DDIM": record.get("eta") or None,
         "Batch size": record.get("batch_size"),
         "Batch pos": record.get("index_in_batch"),

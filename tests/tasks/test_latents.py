@@ -1,0 +1,171 @@
+"""A run that is stopped and gone on with gives the pictures of one that was not, for every sampler."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ldm.errors import InputError
+from ldm.imaging.colour import from_uint8
+from ldm.samplers import SAMPLERS
+from ldm.tasks.decode import decode_latents
+from ldm.tasks.hires import Hires, hires_txt2img
+from ldm.tasks.img2img import img2img
+from ldm.tasks.latents import StoppedAt, final_file, read_latents, stopped_file
+from ldm.tasks.sampling import Diffuser, Settings
+from ldm.tasks.txt2img import txt2img
+
+PROMPTS = ["a", "b", "c"]
+
+
+def stop_after(steps_of_the_run: int):
+    """Return a watcher that ends once so many steps of the whole run are taken."""
+    left = itertools.count(steps_of_the_run - 1, -1)
+
+    def track(steps, total):
+        for step in steps:
+            yield step
+            if next(left) == 0:
+                return
+
+    return track
+
+
+def run_of(task, model, settings, **options):
+    """Start a run of three pictures in batches of two."""
+    options |= {"seed": 3, "batch_size": 2, "settings": settings}
+    if task == "img2img":
+        image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+        return img2img(model, image, PROMPTS, strength=0.8, **options)
+    size = {"height": 16, "width": 16}
+    if task == "hires":
+        return hires_txt2img(model, PROMPTS, Hires(1.5, strength=0.7), **size, **options)
+    return txt2img(model, PROMPTS, **size, **options)
+
+
+def stopped(task, model, settings, steps, path, **options):
+    """Run until it stops, save that as a file and read it again; returns the batches and the position."""
+    made, run = [], run_of(task, model, settings, track=stop_after(steps), **options)
+    with pytest.raises(StoppedAt) as stop:
+        made.extend(iter(lambda: next(run), None))
+    path.write_bytes(stopped_file(stop.value.position, {"task": task}))
+    return made, read_latents(path).position
+
+
+def check_equal(got, expected):
+    assert [batch.prompts for batch in got] == [batch.prompts for batch in expected]
+    for mine, its in zip(got, expected, strict=True):
+        assert torch.equal(mine.images, its.images) and torch.equal(mine.latents, its.latents)
+        assert (mine.index, mine.iteration, mine.seeds) == (its.index, its.iteration, its.seeds)
+
+
+@pytest.mark.parametrize("rng", ["reference", "per-image"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_going_on_is_exact(tiny_model, tmp_path, sampler, rng):
+    """In the first batch and, with its memory and draws, in the short second."""
+    settings = Settings(sampler, 5, rng=rng)
+    whole = list(run_of("txt2img", tiny_model, settings))
+    steps = len(Diffuser(tiny_model, settings, 1).sampler)  # Heun's are fewer than asked for
+    for stop in (2, steps + 2):
+        made, position = stopped("txt2img", tiny_model, settings, stop, tmp_path / "s.safetensors")
+        assert (position.first, position.state.step) == ((0, 2) if stop == 2 else (2, 2))
+        check_equal([*made, *run_of("txt2img", tiny_model, settings, resume=position)], whole)
+
+
+@pytest.mark.parametrize("rng", ["reference", "per-image", "gpu-philox"])
+@pytest.mark.parametrize("task", ["img2img", "hires"])
+@pytest.mark.parametrize("stop", [1, 5, 8])
+def test_every_task_goes_on_exactly(tiny_model, tmp_path, task, rng, stop):
+    settings = Settings("euler_a", 4, rng=rng)
+    whole = list(run_of(task, tiny_model, settings, n_iter=2, fixed_code=True))
+    options = {"n_iter": 2, "fixed_code": True}
+    made, position = stopped(task, tiny_model, settings, stop, tmp_path / "s.safetensors", **options)
+    check_equal([*made, *run_of(task, tiny_model, settings, resume=position, **options)], whole)
+
+
+def test_a_run_may_stop_more_than_once(tiny_model, tmp_path):
+    settings = Settings("dpmpp_2m_sde", 6)
+    whole = list(run_of("txt2img", tiny_model, settings))
+    _, position = stopped("txt2img", tiny_model, settings, 1, tmp_path / "a.safetensors")
+    _, position = stopped("txt2img", tiny_model, settings, 3, tmp_path / "b.safetensors", resume=position)
+    assert position.state.step == 4
+    check_equal(list(run_of("txt2img", tiny_model, settings, resume=position)), whole)
+
+
+def test_a_stop_that_forgets_the_memory_or_the_draws_would_be_seen(tiny_model, tmp_path):
+    for sampler in ("dpmpp_2m", "euler_a"):
+        settings = Settings(sampler, 5)
+        whole = list(run_of("txt2img", tiny_model, settings))
+        _, position = stopped("txt2img", tiny_model, settings, 2, tmp_path / "s.safetensors")
+        fresh = torch.Generator().manual_seed(3).get_state()
+        draws = position.draws | {"generator": fresh, "cpu_generator": fresh}
+        bad = replace(position, state=replace(position.state, memory=()), draws=draws)
+        got = next(run_of("txt2img", tiny_model, settings, resume=bad))
+        assert not torch.equal(got.images, whole[0].images)
+
+
+def test_a_position_of_another_run_is_refused(tiny_model, tmp_path):
+    settings = Settings("ddim", 4)
+    _, position = stopped("txt2img", tiny_model, settings, 2, tmp_path / "s.safetensors")
+    run = txt2img(
+        tiny_model, PROMPTS, seed=3, height=32, width=16, batch_size=2, settings=settings, resume=position
+    )
+    with pytest.raises(InputError, match="2x4x2x2 before step 3 .* 2x4x4x2 and 4 steps"):
+        next(run)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a"])
+def test_given_noise_takes_the_place_of_what_is_drawn_and_of_nothing_else(tiny_model, sampler):
+    options = {"seed": 9, "height": 16, "width": 16, "settings": Settings(sampler, 4, eta=1.0)}
+    noise = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(9))
+    drawn = next(txt2img(tiny_model, ["a"], **options))
+    given = next(txt2img(tiny_model, ["a"], latents=noise, **options))
+    assert torch.equal(given.images, drawn.images)
+    other = next(txt2img(tiny_model, ["a"], latents=noise.flip(-1), **options))
+    assert not torch.equal(other.images, drawn.images)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2, 4), (3, 4, 2, 2), (1, 3, 2, 2)])
+def test_latents_of_another_shape_are_refused_in_one_line(tiny_model, shape):
+    with pytest.raises(InputError, match="expected 2x4x2x2 for this size and batch, or 1x4x2x2"):
+        run_of("txt2img", tiny_model, Settings(num_steps=2), latents=torch.zeros(shape))
+
+
+def test_img2img_starts_from_latents_as_from_the_picture(tiny_model):
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    options = {"seed": 1, "strength": 0.5, "settings": Settings("ddim", 4)}
+    posterior = tiny_model.encode_first_stage(from_uint8(image))
+    noise = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(1))
+    latents = tiny_model.get_first_stage_encoding(posterior, noise)
+    whole = next(img2img(tiny_model, image, ["a"], **options))
+    given = next(img2img(tiny_model, latents.detach(), ["a"], **options))
+    assert torch.equal(given.images, whole.images)
+
+
+def test_finished_latents_decode_to_the_same_bits(tiny_model, tmp_path):
+    batch = next(run_of("txt2img", tiny_model, Settings("ddim", 2)))
+    record = {"prompt": "b", "iteration": 0, "batch": 0, "index_in_batch": 1, "pictures_in_batch": 2}
+    (tmp_path / "f.safetensors").write_bytes(
+        final_file(batch.latents[1], record | {"height": 16, "width": 16, "kind": "final"})
+    )
+    (again,) = decode_latents(tiny_model, read_latents(tmp_path / "f.safetensors"), Settings())
+    assert torch.equal(again.images, batch.images[1:]) and again.prompts == ["b"] and again.offset == 1
+
+
+def test_files_of_other_programs(tmp_path):
+    path = tmp_path / "noise.safetensors"
+    save_file({"x": torch.ones(4, 2, 2).half()}, path)
+    file = read_latents(path)
+    assert file.kind is None and file.latents.shape == (1, 4, 2, 2) and file.latents.dtype == torch.float32
+    save_file({"latents": torch.full((1, 4, 2, 2), torch.nan)}, path)
+    with pytest.raises(InputError, match="NaN"):
+        read_latents(path)
+    save_file({"a": torch.ones(2), "b": torch.ones(2)}, path)
+    with pytest.raises(InputError, match="holds a, b: expected `latents`"):
+        read_latents(path)
+    path.write_bytes(b"not latents")
+    with pytest.raises(Exception, match="noise.safetensors"):
+        read_latents(path)
