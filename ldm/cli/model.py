@@ -160,7 +160,7 @@ def _hint_at_size(
     if not trained:
         return
     area, aspect = height * width / trained**2, max(height, width) / min(height, width)
-    if 0.4 <= area <= 1.6 and aspect <= 2:
+    if 0.5 <= area <= 1.6 and aspect <= 2:
         return
     advice = f"try --H {trained} --W {trained}"
     if hires and area > 1.6:

@@ -313,12 +313,14 @@ def control(parser: argparse.ArgumentParser, task: str) -> None:
         action="store_true",
         help="keep each picture's latents beside it, DIR/samples/00000.latents.safetensors",
     )
-    begins = {"txt2img": "the noise to start from", "img2img": "latents in place of --init-img"}
-    decodes = "; a finished picture's are decoded again" if task == "txt2img" else ""
+    also = {
+        "txt2img": "; of a finished picture, to decode; else the noise to start from",
+        "img2img": "; else to start from in place of --init-img",
+    }
     group.add_argument(
         "--latents",
         metavar="FILE",
-        help=f"latents of a stopped run, to go on with its own flags{decodes}; else {begins[task]}",
+        help="latents of a stopped run, to go on with its own flags" + also.get(task, ""),
     )
 
 
