@@ -31,6 +31,7 @@ TEST = [
     *DATA,
     "pytest>=8",
     "pytest-cov>=5",
+    "pytest-xdist>=3.5",
     "hypothesis>=6.100",
     "diffusers>=0.30",
     "transformers>=4.44",

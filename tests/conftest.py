@@ -1,8 +1,21 @@
-"""What every test gets: a fixed seed and no way to the network."""
+"""What every test gets: a fixed seed, its share of the cores and no way to the network."""
 
+import os
 import socket
 
 import pytest
+
+MAX_WORKERS = 4  # each holds torch and a few models: about 1 GB
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return how many processes share the tests (`-n 0` runs them in one, for a debugger)."""
+    return min(MAX_WORKERS, os.cpu_count() or 1)
+
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch is imported
+    cores = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
 
 
 @pytest.fixture(autouse=True)
