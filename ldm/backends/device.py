@@ -6,8 +6,8 @@ By default the device is the first of CUDA, XPU, MPS and CPU that is there. What
     "auto"         CUDA, XPU   bfloat16 where the hardware has it (from compute capability 8.0 on), for it
                                reaches as far as float32; else float16: either halves the memory
                    MPS         float32: autocast is young there
-                   CPU         float32: float16 is slower (a decode of the demonstration model: 30 times),
-                               bfloat16 is fast only on some
+                   CPU         float32: float16 is far slower than bfloat16 (a decode of the demonstration
+                               model: 30 times), bfloat16 is fast only on some
     text encoder   as chosen
     UNet           as chosen; attention logits in float32 (`ldm.models.attention.attend`), because those of
                    SD 2.x, with 64 channels a head, pass 65,504, the largest float16
