@@ -53,6 +53,13 @@ tensors = st.dictionaries(
 )
 
 
+@pytest.fixture
+def no_waiting_for_the_disk(monkeypatch):
+    """Leave out what only a power cut would show."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.mark.usefixtures("no_waiting_for_the_disk")
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tensors, st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3))
 def test_what_is_written_is_read_bit_for_bit(tmp_path, recipe, metadata):
@@ -219,10 +226,10 @@ def test_killed_at_any_moment_the_old_or_the_new_file_is_there(tmp_path):
     path = tmp_path / "a.safetensors"
     rng = random.Random(0)
     generations = set()
-    for _ in range(4):
+    for _ in range(2):
         child = subprocess.Popen([sys.executable, "-c", FOREVER, path], stdout=subprocess.PIPE)
         child.stdout.readline()
-        for _ in range(5):  # look while it writes: what stands there is always whole
+        for _ in range(10):  # look while it writes: what stands there is always whole
             time.sleep(rng.uniform(0, 0.02))
             values = {tensor.unique().item() for tensor in load_file(path).values()}
             assert len(values) == 1

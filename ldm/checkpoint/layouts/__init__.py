@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ldm.checkpoint.classify import classify
+from ldm.checkpoint.identity import ADD_ONS
 from ldm.checkpoint.layouts import controlnet, depth, image_encoder, image_normalizer, text_encoder, unet, vae
 from ldm.checkpoint.layouts.renaming import Tensors, below, shown, with_prefix, without_prefix
 from ldm.errors import NotACheckpointError, WrongModelError
@@ -130,21 +132,7 @@ LAYOUTS = [
     _layout("diffusers image normalizer", r"(mean|std)$", _part("image_normalizer")),
 ]
 
-# What no layout is, by a name of it -> what to say.
-FOREIGN = [
-    (re.compile(pattern), what)
-    for pattern, what in (
-        (r"lora_(unet|te\d?)_|.*\.lora_(up|down|A|B)\.|.*\.processor\..*_lora\.",
-         "is a LoRA, which changes a model and is none; give the model's checkpoint first"),
-        (r".*\.(hada_w1_a|lokr_w1|lokr_w1_a)$",
-         "is a LyCORIS, which changes a model and is none; give the model's checkpoint first"),
-        (r"(string_to_param|emb_params|clip_[lg])\b",
-         "is a textual-inversion embedding and no model; give the model's checkpoint first"),
-        (r"conditioner\.embedders\.|add_embedding\.", "is an SDXL model; only SD 1.x and 2.x are read"),
-        (r"(model\.diffusion_model\.|transformer\.)?(joint_blocks|double_blocks|transformer_blocks)\.\d",
-         "is an SD3 or Flux model; only SD 1.x and 2.x are read"),
-    )
-]  # fmt: skip
+NO_MODELS = ("lora", "lycoris", "foreign")      # whatever else their names look like
 FOREIGN_PARTS = {
     "text_encoder_2": "is an SDXL pipeline; only SD 1.x and 2.x are read",
     "transformer": "is an SD3 or Flux pipeline; only SD 1.x and 2.x are read",
@@ -236,10 +224,13 @@ def to_published(
 
 
 def _single_to_published(tensors: Tensors, config: Config) -> Tensors:
-    for pattern, what in FOREIGN:
-        if any(pattern.match(name) for name in tensors):
-            raise WrongModelError(what)
+    about = classify({
+        name: (str(x.dtype).removeprefix("torch."), tuple(x.shape)) for name, x in tensors.items()
+    })  # fmt: skip
     layout = layout_of(tensors)
+    if about.kind in NO_MODELS or (layout is None and about.kind in ADD_ONS):
+        advice = "give a model of SD 1.x or 2.x" if about.kind == "foreign" else "give the checkpoint first"
+        raise WrongModelError(f"is {about.sentence()}; {advice}")
     if layout is None:
         examples = [shown(name) for name in list(tensors)[:EXAMPLES]] + ["..."] * (len(tensors) > EXAMPLES)
         raise NotACheckpointError(
