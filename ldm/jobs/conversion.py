@@ -136,7 +136,7 @@ class _Described:
         if path is None:
             is_open = identity.family == "2.x" and identity.task == "txt2img"
             what = "does not say whether it predicts eps or v: give --prediction" if is_open else (
-                "is of no published size: give --config YAML, which a folder for diffusers is written by"
+                "no published configuration describes it: give --config YAML, by which a folder is written"
             )
             raise ConfigError(f"{identity.path} is {identity.sentence()}, and {what}")
         node = OmegaConf.to_container(load_config(path).get("model"), resolve=True)
