@@ -118,30 +118,46 @@ def read_latents(path: str | Path) -> LatentsFile:
 
     path, record = Path(path), read_record(path)
     with one_line_errors(path):
-        tensors = {name: x.clone() for name, x in read(path).items()}
+        tensors = read(path)
     latents = tensors.get("latents", next(iter(tensors.values())) if len(tensors) == 1 else None)
     if latents is None or not latents.is_floating_point() or latents.dim() not in (3, 4):
         raise InputError(
             f"{path} holds {', '.join(sorted(tensors)[:4]) or 'nothing'}: expected `latents` (n, c, h, w)"
         )
-    latents = latents.float().reshape(-1, *latents.shape[-3:])
+    latents = latents.float().reshape(-1, *latents.shape[-3:]).clone()  # the file may change or go
     if not torch.isfinite(latents).all():
         raise InputError(f"{path}: its latents hold NaN or infinity")
     position = None
-    if record.get("kind") == "stopped":
-        try:
+    try:
+        if record.get("kind") == "stopped":
             position = _position(latents, tensors, record)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: its record is damaged ({type(error).__name__}: {error})") from error
+        elif record.get("kind") == "final":
+            _check_final(record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: its record is damaged ({type(error).__name__}: {error})") from error
     return LatentsFile(path, latents, record, position)
+
+
+def _check_final(record: dict[str, Any]) -> None:
+    numbers = [record[name] for name in ("height", "width", "iteration", "batch", "index_in_batch")]
+    if not all(type(number) is int for number in [*numbers, record["pictures_in_batch"]]):
+        raise ValueError("its numbers are none")
+    if not 0 <= record["index_in_batch"] < record["pictures_in_batch"] or min(numbers[:2]) < 1:
+        raise ValueError("its numbers contradict each other")
+    if not isinstance(record["prompt"], str):
+        raise ValueError("its prompt is none")
 
 
 def _position(latents: Tensor, tensors: dict[str, Tensor], record: dict[str, Any]) -> Position:
     count = sum(name.startswith("memory.") for name in tensors)
-    memory = tuple(tensors[f"memory.{i}"] for i in range(count))
+    memory = tuple(tensors[f"memory.{i}"].clone() for i in range(count))
     state = SampleState(int(record["step"]), latents, memory, bool(record["widened"]))
-    draws = {name.removeprefix("draws."): x for name, x in tensors.items() if name.startswith("draws.")}
+    draws = {
+        name.removeprefix("draws."): x.clone() for name, x in tensors.items() if name.startswith("draws.")
+    }
     prompts = [str(prompt) for prompt in record["prompts"]]
+    if not prompts:
+        raise ValueError("no prompts")
     return Position(prompts, int(record["first"]), int(record["stage"]), state, draws)
 
 

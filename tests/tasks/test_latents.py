@@ -1,6 +1,7 @@
 """A run that is stopped and gone on with gives the pictures of one that was not, for every sampler."""
 
 import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -168,4 +169,25 @@ def test_files_of_other_programs(tmp_path):
         read_latents(path)
     path.write_bytes(b"not latents")
     with pytest.raises(Exception, match="noise.safetensors"):
+        read_latents(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"kind": "stopped", "step": 1},
+        {"kind": "stopped", "step": "x", "first": 0, "stage": 0, "prompts": ["a"], "widened": False},
+        {"kind": "stopped", "step": 1, "first": 0, "stage": 0, "prompts": [], "widened": False},
+        {"kind": "final", "prompt": "a"},
+        {"kind": "final", "prompt": "a", "height": 16, "width": 16, "iteration": 0, "batch": 0}
+        | {"index_in_batch": 2, "pictures_in_batch": 2},
+    ],
+)
+def test_a_damaged_record_is_refused_in_one_line(tmp_path, damage):
+    path = tmp_path / "f.safetensors"
+    save_file({"latents": torch.zeros(1, 4, 2, 2)}, path, metadata={"ldm": json.dumps(damage)})
+    with pytest.raises(InputError, match="f.safetensors: its record is damaged"):
+        read_latents(path)
+    save_file({"latents": torch.zeros(1, 4, 2, 2)}, path, metadata={"ldm": "{"})
+    with pytest.raises(InputError, match="its record is damaged"):
         read_latents(path)
