@@ -1,6 +1,7 @@
-"""Ctrl-C and SIGTERM: the first asks to stop after the present step, the second stops at once.
+"""Ctrl-C and what batch schedulers send: the first ends the run after its step, the second at once.
 
-A handler only sets a flag; whoever runs steps looks at it (`ldm.cli.watching`).
+A handler only sets a flag; whoever runs steps looks at it (`ldm.cli.watching`). A signal that is ignored, as
+Ctrl-C is behind `&` in a script, stays so.
 """
 
 import contextlib
@@ -9,7 +10,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 _asked = threading.Event()
 
@@ -25,7 +27,8 @@ def heeding_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only that one gets signals
         yield
         return
-    before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _on_signal) for number in heeded}
     try:
         yield
     finally:

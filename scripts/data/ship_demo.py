@@ -4,7 +4,7 @@
 
 The diffusion run's export becomes emoji.safetensors and emoji.yaml. Of the CLIP only the image tower is
 added, emoji_clip_image.safetensors: the text tower is in the model, and both together are the judge of
-benchmarks/demo_quality.py.
+benchmarks/demo_quality.py. Then fit the colours of previews to the new weights: scripts/data/fit_preview.py.
 """
 
 import sys

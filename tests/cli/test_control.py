@@ -53,7 +53,8 @@ def pictures(folder) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("number", "step", "kept"), [(signal.SIGINT, 2, 0), (signal.SIGINT, 4, 2), (signal.SIGTERM, 7, 2)]
+    ("number", "step", "kept"),
+    [(signal.SIGINT, 2, 0), (signal.SIGINT, 4, 2), (signal.SIGTERM, 7, 2), (signal.SIGUSR1, 1, 0)],
 )
 def test_a_signal_saves_where_the_run_stands_and_it_goes_on_exactly(
     run, tmp_path, stop_at, number, step, kept
@@ -161,6 +162,11 @@ def test_latents_are_kept_beside_each_picture_and_decode_to_it(run, tmp_path):
     assert begun.code == 0, begun.err
     with Image.open(tmp_path / "p/samples/00000.png") as picture:
         assert picture.size == (24, 16)
+    flags = "--latents", file, "--prompt", "b", "--ddim_steps", 4, "--outdir", "p", "--save-latents"
+    assert run("img2img.py", *MODEL, *flags).code == 0
+    beside = "p/samples/00002.latents.safetensors"
+    assert run("txt2img.py", "--latents", beside, "--outdir", "q").code == 0
+    assert (tmp_path / "q/samples/00000.png").read_bytes() == pictures(tmp_path / "p")["00002.png"]
     record = metadata.read_record(tmp_path / "p/samples/00000.png")
     assert record["latents"]["file"] == "00003.latents.safetensors" and len(record["latents"]["sha256"]) == 64
 
@@ -250,3 +256,18 @@ def test_a_hint_where_the_size_is_far_from_what_was_trained_on(caplog, size, wor
     with caplog.at_level("INFO", logger="ldm"):
         _hint_at_size(*size, 512, hires=True)
     assert caplog.text.strip().endswith(words) if words else not caplog.text
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stopping.heeding_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            assert not stopping.stop_asked()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            assert stopping.stop_asked()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not stopping.stop_asked()

@@ -5,10 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 
-from ldm.config import find_config
+from ldm.config import find_config, load_config
 from ldm.errors import InputError
+from ldm.imaging.colour import from_uint8, to_uint8
 from ldm.imaging.preview import SD, LatentToRGB, fitted, guessed, load_map
+from ldm.util import instantiate_from_config
 
 
 def test_the_map_is_a_matrix_and_a_bias():
@@ -45,9 +49,26 @@ def test_a_guess_is_grey_and_takes_any_number_of_channels():
     assert (picture == picture[..., :1]).all() and picture.std() > 10
 
 
-def test_the_demo_models_map_is_there():
-    found = load_map(find_config("configs/demo/emoji_preview.json"))
-    assert len(found.factors) == 4
+def test_the_demo_models_map_fits_its_autoencoder():
+    """Coloured shapes are seen in their colours; after new weights scripts/data/fit_preview.py is due."""
+    params = load_config(find_config("configs/demo/emoji.yaml"))["model"]["params"]
+    autoencoder = instantiate_from_config(params["first_stage_config"]).eval()
+    weights = load_file(find_config("configs/demo/emoji.safetensors"))
+    prefix = "first_stage_model."
+    part = {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}
+    autoencoder.load_state_dict(part)
+    canvas = Image.new("RGB", (128, 128), (90, 140, 230))
+    draw = ImageDraw.Draw(canvas)
+    draw.ellipse((20, 20, 100, 100), fill=(250, 200, 60))
+    draw.rectangle((40, 60, 80, 85), fill=(200, 40, 40))
+    images = from_uint8(np.asarray(canvas))
+    with torch.no_grad():
+        latents = autoencoder.encode(images).mode() * params["scale_factor"]
+    seen = load_map(find_config("configs/demo/emoji_preview.json")).pictures(latents).astype(float)
+    small = to_uint8(torch.nn.functional.interpolate(images, (16, 16), mode="area")).astype(float)
+    assert np.corrcoef(seen.ravel(), small.ravel())[0, 1] > 0.8
+    assert np.abs(seen - small).mean() < 40
+    assert np.abs(guessed(4).pictures(latents) - small).mean() > np.abs(seen - small).mean()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"factors": [[1, 2]], "bias": [0, 0, 0]}', '{"factors": 3}'])
