@@ -8,10 +8,11 @@ the number of heads. What diffusers has no word for is refused, so that no folde
 import json
 from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+from ldm.clip_files import architecture
 from ldm.errors import ConfigError
+from ldm.prompts.tokenizer import Tokenizer
 
 Params = dict[str, Any]
 Json = dict[str, Any]
@@ -333,7 +334,6 @@ def tokenizer_files(model: Params) -> dict[str, str]:
         {tokens.sot_token_id: start, tokens.eot_token_id: end}.get(i, token): i
         for token, i in tokens.encoder.items()
     }
-    merges = sorted(tokens.bpe_ranks, key=tokens.bpe_ranks.get)
     special = {"bos_token": start, "eos_token": end, "unk_token": end,
                "pad_token": "!" if is_openclip(model) else end}
     settings = {
@@ -343,22 +343,20 @@ def tokenizer_files(model: Params) -> dict[str, str]:
     }
     return {
         "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
-        "merges.txt": "#version: 0.2\n" + "".join(f"{' '.join(pair)}\n" for pair in merges),
+        "merges.txt": "#version: 0.2\n" + "".join(f"{' '.join(pair)}\n" for pair in tokens.merges),
         "tokenizer_config.json": json_text(settings),
         "special_tokens_map.json": json_text(special),
     }
 
 
-def tokenizer_of(model: Params) -> Any:
-    """Return open_clip's tokenizer with the merges of the model's text encoder."""
+def tokenizer_of(model: Params) -> Tokenizer:
+    """Return CLIP's tokenizer with the merges of the model's text encoder."""
     return _tokenizer(params_of(model, "cond_stage_config").get("bpe_path"))
 
 
 @cache
-def _tokenizer(merges: str | None) -> Any:
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer(**({} if merges is None else {"bpe_path": merges}))
+def _tokenizer(merges: str | None) -> Tokenizer:
+    return Tokenizer(merges)
 
 
 def is_openclip(model: Params) -> bool:
@@ -367,16 +365,6 @@ def is_openclip(model: Params) -> bool:
     if name not in ("FrozenOpenCLIPEmbedder", "FrozenCLIPEmbedder"):
         raise _inexpressible("cond_stage_config.target", name)
     return name == "FrozenOpenCLIPEmbedder"
-
-
-def architecture(arch: str) -> Json:
-    """Return open_clip's description of `arch`: a known name, or the path of a JSON file."""
-    import open_clip
-
-    found = json.loads(Path(arch).read_text()) if arch.endswith(".json") else open_clip.get_model_config(arch)
-    if found is None:
-        raise ConfigError(f"arch {arch!r} is not known to open_clip")
-    return found
 
 
 def class_of(node: Json) -> str:

@@ -5,16 +5,19 @@ arXiv 2204.06125). The pictures are prepared as for the published models: if a s
 by a Gaussian with sigma = the factor, at least 1; they are squeezed to a square whatever their aspect ratio,
 by bicubic interpolation with aligned corners, and normalised by CLIP's mean and deviation.
 
-The tower's blocks come from open_clip, as those of the text tower do; nothing is downloaded.
+Sizes come from open_clip's descriptions, as those of the text tower do; nothing is downloaded.
 """
 
-import open_clip
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.clip_files import architecture
 from ldm.errors import ConfigError, InputError
-from ldm.models.text_openclip import TextTower, architecture
+from ldm.models.clip_blocks import TextSizes, VisionSizes, VisionTower
+from ldm.models.text_openclip import TextTower
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -25,11 +28,9 @@ class CLIPModel(TextTower):
 
     def __init__(self, config: dict, text_blocks: bool) -> None:
         embed_dim, quick_gelu = config["embed_dim"], config.get("quick_gelu", False)
-        text_cfg = config["text_cfg"] if text_blocks else {**config["text_cfg"], "layers": 1}
-        super().__init__(embed_dim, text_cfg, quick_gelu)
-        if not text_blocks:
-            del self.transformer            # open_clip builds no tower without blocks
-        self.visual = open_clip.model._build_vision_tower(embed_dim, config["vision_cfg"], quick_gelu)
+        text, vision = TextSizes.read(config, "text_cfg"), VisionSizes.read(config, "vision_cfg")
+        super().__init__(embed_dim, text if text_blocks else replace(text, layers=0), quick_gelu)
+        self.visual = VisionTower(embed_dim, vision, quick_gelu)
 
     def unused_parameters(self) -> list[str]:
         """Name what pictures never need: all of the text tower, which folders of diffusers leave out."""
@@ -38,6 +39,11 @@ class CLIPModel(TextTower):
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Encode normalised pixels (b, 3, side, side) to (b, embed_dim)."""
         return self.visual(pixels.to(self.visual.proj.dtype))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Encode token ids (b, n) to (b, embed_dim): the projected state of the end token, the largest id."""
+        end = torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1)
+        return self(tokens)[end] @ self.text_projection
 
 
 class CLIPImageEmbedder(nn.Module):

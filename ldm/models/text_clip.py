@@ -10,12 +10,12 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError, InputError
 from ldm.models.attention import merge_heads, split_heads
 from ldm.prompts.chunks import Vocabulary
+from ldm.prompts.tokenizer import Tokenizer
 
 LAYERS = ("last", "pooled", "hidden")
 
@@ -180,8 +180,8 @@ class FrozenCLIPEmbedder(nn.Module):
         self.requires_grad_(False)
 
     @cached_property
-    def tokenizer(self) -> SimpleTokenizer:
-        return SimpleTokenizer(context_length=self.max_length)
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(context_length=self.max_length)
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Return ids (b, max_length): start, text, end tokens; a long text is cut before the end."""

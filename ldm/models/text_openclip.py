@@ -1,24 +1,22 @@
 """The text encoder of SD 2.x: OpenCLIP's text tower (arXiv 2103.00020, section 2.4; arXiv 2212.07143).
 
-The tower's blocks come from open_clip; nothing is downloaded, because every Stable Diffusion checkpoint holds
-these weights. Tokens are padded with 0 to the context length. Layer "penultimate" leaves out the last block
-and still applies the final layer norm; that is what SD 2.x was trained with.
+Sizes come from open_clip's descriptions; nothing is downloaded, because every Stable Diffusion checkpoint
+holds these weights. Tokens are padded with 0 to the context length. Layer "penultimate" leaves out the last
+block and still applies the final layer norm; that is what SD 2.x was trained with.
 """
 
-import difflib
-import json
+import math
 from functools import cached_property
-from pathlib import Path
 
-import open_clip
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from ldm.clip_files import architecture
 from ldm.errors import ConfigError, InputError
+from ldm.models.clip_blocks import LayerNorm, TextSizes, Transformer
 from ldm.models.text_clip import causal_mask, require_blocks
 from ldm.prompts.chunks import Vocabulary
+from ldm.prompts.tokenizer import Tokenizer
 
 LAYERS = {"last": 0, "penultimate": 1}     # name -> how many of the last blocks are left out
 
@@ -26,18 +24,28 @@ LAYERS = {"last": 0, "penultimate": 1}     # name -> how many of the last blocks
 class TextTower(nn.Module):
     """OpenCLIP's text tower with the parameter names of a CLIP model whose image tower was deleted."""
 
-    def __init__(self, embed_dim: int, text_cfg: dict, quick_gelu: bool = False) -> None:
+    def __init__(self, embed_dim: int, sizes: TextSizes, quick_gelu: bool = False) -> None:
         super().__init__()
-        text = open_clip.model._build_text_tower(embed_dim, text_cfg, quick_gelu)
-        self.positional_embedding = text.positional_embedding
-        self.text_projection = text.text_projection
-        self.logit_scale = nn.Parameter(torch.tensor(2.6593))      # ln(1/0.07); only training uses it
-        self.token_embedding = text.token_embedding
-        self.transformer = text.transformer
-        self.ln_final = text.ln_final
-        self.context_length: int = text.context_length
-        self.num_heads: int = text.transformer.resblocks[0].attn.num_heads
-        self.grad_checkpointing = False
+        self.context_length = sizes.context_length
+        self.positional_embedding = nn.Parameter(torch.empty(sizes.context_length, sizes.width))
+        self.text_projection = nn.Parameter(torch.empty(sizes.width, embed_dim))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))       # only training uses it
+        self.token_embedding = nn.Embedding(sizes.vocab_size, sizes.width)
+        self.transformer = Transformer(sizes, quick_gelu)
+        self.ln_final = LayerNorm(sizes.width)
+        self._initialise(sizes)
+
+    def _initialise(self, sizes: TextSizes) -> None:
+        """Draw the weights as CLIP's training begins; GPT-2's rule for what adds to the residual stream."""
+        std = sizes.width**-0.5
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.normal_(self.text_projection, std=std)
+        for block in self.transformer.resblocks:
+            nn.init.normal_(block.attn.in_proj_weight, std=std)
+            nn.init.normal_(block.mlp.c_fc.weight, std=std / math.sqrt(2))
+            for added in (block.attn.out_proj, block.mlp.c_proj):
+                nn.init.normal_(added.weight, std=std / math.sqrt(2 * sizes.layers))
 
     def forward(self, tokens: Tensor, skip: int = 0, hidden: Tensor | None = None) -> Tensor:
         """Encode token ids (b, n) to (b, n, width), leaving out the last `skip` blocks.
@@ -45,20 +53,8 @@ class TextTower(nn.Module):
         No other token looks at those where `hidden` (b, n) is true.
         """
         x = self.token_embedding(tokens) + self.positional_embedding                    # (b, n, width)
-        length = tokens.shape[1]
-        mask = torch.full((length, length), float("-inf"), device=x.device, dtype=x.dtype).triu_(1)
-        if hidden is not None:
-            mask = torch.zeros_like(mask).masked_fill(~causal_mask(hidden), float("-inf"))
-            mask = mask.repeat_interleave(self.num_heads, dim=0)                        # (b heads, n, n)
-        batch_first = self.transformer.batch_first
-        x = x if batch_first else x.transpose(0, 1)                             # what the blocks expect
-        for block in self.transformer.resblocks[: len(self.transformer.resblocks) - skip]:
-            if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, attn_mask=mask.to(x.dtype), use_reentrant=False)
-            else:
-                x = block(x, attn_mask=mask.to(x.dtype))
-        x = x if batch_first else x.transpose(0, 1)
-        return self.ln_final(x)
+        mask = None if hidden is None else causal_mask(hidden)[:, None]
+        return self.ln_final(self.transformer(x, mask, causal=True, skip=skip))
 
 
 class FrozenOpenCLIPEmbedder(nn.Module):
@@ -91,7 +87,8 @@ class FrozenOpenCLIPEmbedder(nn.Module):
         if layer not in LAYERS:
             raise ConfigError(f"FrozenOpenCLIPEmbedder: layer {layer!r}; expected one of {', '.join(LAYERS)}")
         config = architecture(arch)
-        self.model = TextTower(config["embed_dim"], config["text_cfg"], config.get("quick_gelu", False))
+        sizes = TextSizes.read(config, "text_cfg")
+        self.model = TextTower(config["embed_dim"], sizes, config.get("quick_gelu", False))
         if max_length not in (None, self.model.context_length):
             raise ConfigError(
                 f"FrozenOpenCLIPEmbedder: max_length {max_length}; "
@@ -119,9 +116,8 @@ class FrozenOpenCLIPEmbedder(nn.Module):
         return [f"model.transformer.resblocks.{name}" for name in names]
 
     @cached_property
-    def tokenizer(self) -> SimpleTokenizer:
-        options = {} if self.bpe_path is None else {"bpe_path": self.bpe_path}
-        return SimpleTokenizer(context_length=self.model.context_length, **options)
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.bpe_path, self.model.context_length)
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Return ids (b, context_length): start, text, end, then zeros; a long text is cut before the end."""
@@ -169,25 +165,3 @@ class FrozenOpenCLIPEmbedder(nn.Module):
     def encode(self, prompts: list[str] | str) -> Tensor:
         """Do what calling the module does; third-party code uses this name."""
         return self(prompts)
-
-
-def architecture(arch: str) -> dict:
-    """Return open_clip's description of `arch`: a known name, or the path of a JSON file.
-
-    Raises:
-        ConfigError: neither.
-    """
-    if arch.endswith(".json"):
-        try:
-            return json.loads(Path(arch).read_text())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"architecture file {arch}: {error}") from error
-    config = open_clip.get_model_config(arch)
-    if config is None:
-        near = difflib.get_close_matches(arch, open_clip.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ConfigError(
-            f"arch {arch!r} is not known to open_clip, "
-            f"and there is no {arch}.json beside the configuration{hint}"
-        )
-    return config

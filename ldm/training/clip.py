@@ -12,13 +12,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.clip_files import architecture
 from ldm.errors import ConfigError
-from ldm.models.text_openclip import FrozenOpenCLIPEmbedder, architecture
+from ldm.models.image_clip import CLIPModel
+from ldm.models.text_openclip import FrozenOpenCLIPEmbedder
 from ldm.training.exporting import export_config, export_weights
 from ldm.training.loading import load_part
 from ldm.training.module import TrainingModule
@@ -61,9 +62,7 @@ class ClipTraining(TrainingModule):
             raise ConfigError(f"{model.arch}: has no vision_cfg, so there is no image tower to train")
         self.options = options
         self.text_encoder = model
-        self.clip = open_clip.CLIP(
-            config["embed_dim"], config["vision_cfg"], config["text_cfg"], config.get("quick_gelu", False)
-        )
+        self.clip = CLIPModel(config, text_blocks=True)
         self.image_size = config["vision_cfg"]["image_size"]
         if options.ckpt:
             load_part(self.clip, options.ckpt, "")
@@ -79,11 +78,11 @@ class ClipTraining(TrainingModule):
         """Return unit features (b, d) of pictures of any size; they are shrunk by averaging over areas."""
         if images.shape[2:] != (self.image_size, self.image_size):
             images = F.interpolate(images, size=(self.image_size, self.image_size), mode="area")
-        return self.clip.encode_image(images, normalize=True).float()
+        return F.normalize(self.clip.encode_image(images), dim=-1).float()
 
     def encode_texts(self, tokens: Tensor) -> Tensor:
         """Return unit features (b, d) of token ids (b, n)."""
-        return self.clip.encode_text(tokens, normalize=True).float()
+        return F.normalize(self.clip.encode_text(tokens), dim=-1).float()
 
     def backward_losses(self, batch: dict[str, Any]) -> dict[str, Any]:
         tokens = self.text_encoder.tokenize(batch["captions"]).to(self.device)

@@ -20,12 +20,12 @@ LAYERS = [
     ["diffusion", "prompts"],
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-FOR_ALL = {"config", "errors", "published_names", "yaml_file", "util", "ldm"}
+FOR_ALL = {"config", "errors", "published_names", "yaml_file", "clip_files", "util", "ldm"}
 
 # Beside the chain: what they may import, whatever the layer.
 OTHERS = {
     "imaging": set(),
-    "checkpoint": {"backends"},
+    "checkpoint": {"backends", "prompts"},
     "data": {"imaging", "checkpoint", "diffusion"},
     "loading": {"checkpoint", "backends", "models", "diffusion"},
 }
