@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ldm.backends.device import resolve_device, resolve_dtype
+from ldm.backends.meta import on_meta
 from ldm.checkpoint.classify import V_MARK, classify, stated_predictions
 from ldm.checkpoint.layouts import averaged
 from ldm.checkpoint.opened import Opened, open_weights, published
-from ldm.checkpoint.pages import release_pages
+from ldm.checkpoint.pages import ReadAhead, release_pages
 from ldm.checkpoint.sniff import shown
 from ldm.checkpoint.tensors import is_finite
 from ldm.config import instantiate, load_config
@@ -119,7 +120,7 @@ def load_model(
         if "model" not in node:
             raise ConfigError(f"{source}: has no 'model' node; expected model: {{target, params}}")
         node = node["model"]
-    with torch.device("meta"):
+    with on_meta():
         model = instantiate(node, path=f"{source}: model")
     file = Path(checkpoint)
     opened = open_weights(file)
@@ -376,6 +377,8 @@ def _fill(
     total = sum(weights[name].nbytes for name in fit.matched)
     spoilt = []
     tables = _optional_buffers(model)               # like the schedule's, they stay in full precision
+    ahead = ReadAhead(weights[name] for name in fit.matched)
+    ahead.go_on()
     for name in fit.matched:
         source = weights.pop(name)
         wanted = torch.float32 if name in tables else dtype
@@ -386,6 +389,7 @@ def _fill(
         kept += placed.nbytes
         if placed.data_ptr() != source.data_ptr():
             release_pages(source)
+        ahead.go_on(source)
         done += source.nbytes
         if progress is not None:
             progress(done, total)
