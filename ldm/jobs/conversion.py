@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.backends.meta import on_meta
 from ldm.checkpoint import convert as writing
 from ldm.checkpoint import identify
 from ldm.checkpoint.classify import CONFIGS, PREDICTION_KEYS, PREDICTIONS, SD, V_MARK, choose_config
@@ -155,7 +156,7 @@ class _Described:
                 f"{identity.path} says that it predicts {identity.prediction}, but {path} says "
                 f"parameterization: {stated}; give another --config, or --prediction {stated} if it is right"
             )
-        with torch.device("meta"):
+        with on_meta():
             return cls(str(path), params, instantiate(node, path=f"{path}: model"))
 
     @property

@@ -184,10 +184,10 @@ class VisionTower(nn.Module):
         super().__init__()
         width, patch = sizes.width, sizes.patch_size
         num_tokens = (sizes.image_size // patch) ** 2 + 1
-        scale = width**-0.5
-        self.class_embedding = nn.Parameter(scale * torch.randn(width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn(num_tokens, width))
-        self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
+        std = width**-0.5
+        self.class_embedding = nn.Parameter(nn.init.normal_(torch.empty(width), std=std))
+        self.positional_embedding = nn.Parameter(nn.init.normal_(torch.empty(num_tokens, width), std=std))
+        self.proj = nn.Parameter(nn.init.normal_(torch.empty(width, embed_dim), std=std))
         self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
         self.ln_pre = LayerNorm(width)
         self.transformer = Transformer(sizes, quick_gelu)

@@ -187,7 +187,7 @@ class HybridViT(nn.Module):
         super().__init__()
         self.grid = grid
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + grid * grid, width))
+        self.pos_embed = nn.Parameter(nn.init.normal_(torch.empty(1, 1 + grid * grid, width), std=0.02))
         self.patch_embed = PatchEmbed(backbone, channels, width)
         self.blocks = nn.ModuleList(Block(width, num_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)

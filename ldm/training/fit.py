@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
+from ldm.backends.meta import on_meta
 from ldm.config import instantiate
 from ldm.errors import ConfigError, TrainingError
 from ldm.training.callbacks import Clock, Keeper
@@ -179,10 +180,15 @@ def describe(config: dict[str, Any]) -> str:
     """Return one line on what this configuration trains; the networks are built without weights."""
     method = method_of(config)
     options = read_options(TrainOptions, config["train"], "train")
-    with torch.device("meta"):
+    with on_meta():
         model = instantiate(OmegaConf.create(config["model"]), "model")
-    trained = model.model if method == "diffusion" else model
-    count = sum(p.numel() for p in trained.parameters())
+    trained, parameters = model, list(model.parameters())
+    if method == "diffusion":
+        from ldm.training.diffusion import trained_parameters
+
+        trained = model.model
+        parameters = [p for _, p in trained_parameters(model, config[method]["only"])]
+    count = sum(p.numel() for p in parameters)
     # Weights, gradients, Adam's two moments, and the average where there is one; float32 each.
     copies = 5 if config[method].get("ema_decay") else 4
     per_step = options.batch_size * options.accumulate * options.devices
