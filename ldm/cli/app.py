@@ -122,7 +122,7 @@ def describe(error: Exception) -> tuple[str, int]:
 
 def set_up_logging(quiet: bool = False, debug: bool = False) -> None:
     """Send the library's log to the terminal: information to stdout, warnings to stderr."""
-    out, err = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    out, err = _BesideBars(sys.stdout), _BesideBars(sys.stderr)
     out.addFilter(lambda record: logging.DEBUG < record.levelno < logging.WARNING)
     err.addFilter(lambda record: not logging.DEBUG < record.levelno < logging.WARNING)
     out.setFormatter(logging.Formatter("%(message)s"))
@@ -130,6 +130,19 @@ def set_up_logging(quiet: bool = False, debug: bool = False) -> None:
     log.handlers = [out, err]
     log.propagate = False
     log.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
+
+
+class _BesideBars(logging.StreamHandler):
+    """Takes progress bars away while it writes, so that a message has a line of its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "tqdm" not in sys.modules:
+            super().emit(record)
+            return
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 class _LowerCaseLevel(logging.Formatter):

@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from ldm.cli import app, options
+from ldm.cli.progress import bar
 from ldm.errors import CheckpointError, InputError
 
 
@@ -70,6 +71,16 @@ def test_information_goes_to_stdout_and_warnings_to_stderr(capsys):
     logging.getLogger("ldm.somewhere").info("loaded")
     logging.getLogger("ldm.somewhere").warning("careful")
     assert tuple(capsys.readouterr()) == ("loaded\n", "warning: careful\n")
+
+
+def test_a_message_under_a_progress_bar_has_a_line_of_its_own(capsys):
+    app.set_up_logging()
+    for _ in bar([1], 1, "batches"):
+        logging.getLogger("ldm.somewhere").warning("careful")
+        logging.getLogger("ldm.somewhere").info("by the way")
+    out, err = capsys.readouterr()
+    assert out == "by the way\n" and "warning: careful" in err.splitlines(), repr(err)
+    assert "batches: 100%" in err.splitlines()[-1]
 
 
 def test_quiet_leaves_warnings(capsys):
