@@ -95,7 +95,7 @@ def sampler_table() -> str:
     lines = [("name", "eta", "schedule", "")]
     for row in SAMPLERS.values():
         eta = "-" if row.cls.default_eta is None else f"{row.cls.default_eta:g}"
-        lines.append((row.name, eta, getattr(row.cls, "default_spacing", "published"), row.help))
+        lines.append((row.name, eta, row.cls.default_spacing or "published", row.help))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 

@@ -52,6 +52,8 @@ class Sampler:
 
     default_eta: float | None = None
     """how much noise steps add if nobody says; None: they add none and take no eta"""
+    default_spacing: str | None = None
+    """the spacing if nobody names one; None: the published times"""
     exact_spacing: str | None = None
     """the spacing to name where a count must be exact; None: without one it already is"""
 
@@ -71,8 +73,8 @@ class Sampler:
         """Forget earlier steps, or take up the memory that an earlier run had before its next step."""
         self.memory = list(memory)
 
-    def evaluations(self, start: int = 0) -> int:
-        """Return how often the network is asked from step `start` to the end."""
+    def evaluations(self, start: int = 0, memory: Sequence[Tensor] = ()) -> int:
+        """Return how often the network is asked from step `start`, begun with that memory, to the end."""
         return len(self) - start
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ reached by one plain Euler step at the start, where the path is straightest. Fro
 SNR), where s is infinite, the first step is always plain.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ldm.samplers.base import GridSampler, Model, Noise
@@ -25,7 +27,7 @@ class Heun(GridSampler):
             self.plain = 2 - self.plain
         return (evaluations + self.plain + 1) // 2
 
-    def evaluations(self, start: int = 0) -> int:
+    def evaluations(self, start: int = 0, memory: Sequence[Tensor] = ()) -> int:
         """Return how often the network is asked from step `start` to the end."""
         return sum(2 if self._is_corrected(i) else 1 for i in range(start, len(self)))
 

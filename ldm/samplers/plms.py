@@ -8,6 +8,8 @@
 Then DDIM's update with eps'. It averages noise, whatever the network predicts.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ldm.diffusion.prediction import from_eps
@@ -47,10 +49,10 @@ class PLMS(DDIM):
             schedule, nodes, eta=0.0, spacing=spacing, published=published, correct_x_0=correct_x_0
         )
 
-    def evaluations(self, start: int = 0) -> int:
-        """Return how often the network is asked from step `start` to the end."""
+    def evaluations(self, start: int = 0, memory: Sequence[Tensor] = ()) -> int:
+        """Return how often the network is asked from step `start` to the end: once more where it begins."""
         left = len(self) - start
-        return left + 1 if left and self.looks_ahead else left
+        return left + 1 if left and self.looks_ahead and not memory else left
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
         """Take step `i` and return (x_prev, x_0)."""

@@ -201,7 +201,7 @@ class Diffuser:
             self.state = restored(self.resume, noise, x_t, len(self.sampler))
             self.guard.go_on(self.state)
         start = self.state.step
-        self._say_cost(start)
+        self._say_cost()
         parameterization = self.model.parameterization
         denoise = self.guidance.around(self._denoise, uncond, self.schedule, parameterization)
         for _ in self.track(self._steps(denoise, cond, KeptDraws(noise)), len(self.sampler) - start):
@@ -257,9 +257,10 @@ class Diffuser:
 
         return self.guard.run("autoencoder", "decoding", decode)
 
-    def _say_cost(self, start: int) -> None:
-        """Log what a batch costs, once for each cost."""
-        cost = self.sampler.evaluations(start)
+    def _say_cost(self) -> None:
+        """Log what the batch costs from `state` on, once for each cost."""
+        start = self.state.step
+        cost = self.sampler.evaluations(start, self.state.memory)
         if cost == self._said:
             return
         self._said = cost

@@ -1,5 +1,7 @@
 """The loop: what it draws, yields, keeps and refuses, and the table of samplers."""
 
+from itertools import islice
+
 import pytest
 import torch
 
@@ -75,7 +77,7 @@ def test_the_network_gets_whole_times_as_integers_and_fractions_as_floats(name: 
     sampler = make_sampler(name, SCHEDULE, 4)
     list(sample_loop(sampler, typed, X.float(), None))
     fractional = isinstance(sampler.timesteps[0], float)
-    assert fractional == (getattr(sampler, "default_spacing", name) in ("dpm", "karras", "exponential"))
+    assert fractional == (name == "dpm" or sampler.default_spacing in ("karras", "exponential"))
     assert dtypes == {torch.float32 if fractional else torch.int64}
 
 
@@ -243,6 +245,20 @@ def test_with_a_spacing_the_network_is_asked_exactly_so_often(name: str, spacing
 @pytest.mark.parametrize(("name", "steps", "calls"), [("ddim", 30, 31), ("plms", 30, 32), ("dpm", 30, 30)])
 def test_without_a_spacing_the_published_count_is_kept_and_known(name: str, steps: int, calls: int):
     assert make_sampler(name, SCHEDULE, steps).evaluations() == calls
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_count_is_known_where_an_earlier_run_is_gone_on_with(name: str):
+    sampler = make_sampler(name, SCHEDULE, 9, spacing="trailing")
+    *_, step = islice(sample_loop(sampler, denoise, X, None), 3)
+    memory, calls = tuple(sampler.memory), []
+
+    def counted(x, t, cond):
+        calls.append(t)
+        return denoise(x, t)
+
+    list(sample_loop(sampler, counted, step.x_t, None, start=3, memory=memory))
+    assert len(calls) == sampler.evaluations(3, memory)
 
 
 def prompted(parameterization: str):
