@@ -49,11 +49,11 @@ def main(args: Namespace) -> None:
     settings = sampling_arguments(args, opened, sampler)
     settings |= {"strength": args.strength, "size": start.picture_size(), "resume": start.position}
     batches = img2img(opened.model, image, prompts, **settings)
-    about |= {"sampler": sampler, "strength": args.strength}
+    about |= {"strength": args.strength}
     save_all(
         pictures,
         batch_bar(batches, start.batches_left(prompts, args), args),
-        lambda: run_record(args, opened, "img2img", **about),
+        lambda: run_record(args, opened, "img2img", sampler, **about),
     )
 
 

@@ -53,7 +53,7 @@ def main(args: Namespace) -> None:
 
     settings = sampling_arguments(args, opened, sampler)
     hires = inputs.chosen_hires(args)
-    about = {"sampler": sampler, **start.record()}
+    about = start.record()
     if start.finished is not None:
         batches = decode_latents(opened.model, start.finished, settings["settings"])
     else:
@@ -69,7 +69,7 @@ def main(args: Namespace) -> None:
     def describe() -> dict:
         if start.finished is not None:
             return latents.picture_record(start.finished, opened)
-        return run_record(args, opened, "txt2img", **about)
+        return run_record(args, opened, "txt2img", sampler, **about)
 
     save_all(pictures, batch_bar(batches, start.batches_left(prompts, args), args), describe)
 

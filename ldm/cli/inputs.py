@@ -56,9 +56,9 @@ def chosen_eta(args: argparse.Namespace) -> float | None:
 
 
 def chosen_spacing(args: argparse.Namespace, sampler: str) -> str | None:
-    """Return --schedule; without it the exact counterpart of the published times where --sampler is given.
+    """Return --schedule, else the sampler's own; None stands for the published times.
 
-    None stands for the published times, which the published flags alone ask for, or for the sampler's own.
+    Those are what the published flags ask for; with --sampler, their exact counterpart takes their place.
     """
     from ldm.diffusion.spacing import check_spacing
     from ldm.samplers import find_sampler
@@ -66,7 +66,8 @@ def chosen_spacing(args: argparse.Namespace, sampler: str) -> str | None:
     if args.schedule is not None:
         check_spacing(args.schedule)
         return args.schedule
-    return find_sampler(sampler).cls.exact_spacing if args.sampler is not None else None
+    cls = find_sampler(sampler).cls
+    return (cls.exact_spacing if args.sampler is not None else None) or cls.default_spacing
 
 
 def check_seeds(args: argparse.Namespace, prompts: list[str]) -> None:

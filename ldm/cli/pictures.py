@@ -261,10 +261,15 @@ def _warn_without_guidance(args: argparse.Namespace) -> None:
             log.warning("--%s has no effect at --scale 1, which leaves out the unconditional pass", flag)
 
 
-def run_record(args: argparse.Namespace, opened: OpenedModel, task: str, **settings: Any) -> dict[str, Any]:
+def run_record(
+    args: argparse.Namespace, opened: OpenedModel, task: str, sampler: str, **settings: Any
+) -> dict[str, Any]:
     """Return what every picture of a run remembers; `settings` are those of the task."""
     import torch
 
+    from ldm.samplers import find_sampler
+
+    eta = chosen_eta(args)
     return {
         "version": ldm.__version__,
         "task": task,
@@ -274,8 +279,9 @@ def run_record(args: argparse.Namespace, opened: OpenedModel, task: str, **setti
         "rng": args.rng,
         **({"exact": True} if args.exact else {}),
         "steps": args.steps,
-        "schedule": args.schedule,
-        "eta": chosen_eta(args),
+        "sampler": sampler,
+        "schedule": chosen_spacing(args, sampler) or "published",
+        "eta": find_sampler(sampler).cls.default_eta if eta is None else eta,
         **({"zero_snr": True} if args.zero_snr else {}),
         "guidance_scale": args.scale,
         **{name: getattr(args, name) for name in GUIDANCE if getattr(args, name)},

@@ -21,7 +21,13 @@ from PIL import Image, PngImagePlugin
 
 from ldm.errors import InputError
 
-SAMPLER_LABELS = {"ddim": "DDIM", "plms": "PLMS", "dpm": "DPM++ 2M"}
+# The web UI's names of samplers and schedules; those that it lacks go by ours.
+SAMPLER_LABELS = {
+    "ddim": "DDIM", "plms": "PLMS", "dpm": "DPM++ 2M", "dpmpp_2m": "DPM++ 2M", "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_3m_sde": "DPM++ 3M SDE", "unipc": "UniPC", "euler": "Euler", "euler_a": "Euler a", "heun": "Heun",
+    "lms": "LMS", "lcm": "LCM",
+}  # fmt: skip
+SCHEDULE_LABELS = {"karras": "Karras", "exponential": "Exponential"}
 
 
 def png_chunks(record: dict[str, Any]) -> PngImagePlugin.PngInfo:
@@ -38,6 +44,7 @@ def parameters_text(record: dict[str, Any]) -> str:
     fields = {
         "Steps": record.get("steps"),
         "Sampler": SAMPLER_LABELS.get(record.get("sampler", ""), record.get("sampler")),
+        "Schedule type": SCHEDULE_LABELS.get(record.get("schedule", "")),
         "CFG scale": record.get("guidance_scale"),
         "CFG rescale": record.get("guidance_rescale"),
         "Guidance interval": " to ".join(map(str, record.get("guidance_interval", ()))) or None,
@@ -51,7 +58,7 @@ def parameters_text(record: dict[str, Any]) -> str:
         "Hires upscale": hires.get("scale"),
         "Hires steps": hires.get("num_steps"),
         "Hires upscaler": {"latent": "Latent", "pixel": "Bicubic"}.get(hires.get("mode")),
-        "Eta DDIM": record.get("eta") or None,
+        "Eta DDIM" if record.get("sampler") == "ddim" else "Eta": record.get("eta") or None,
         "Batch size": record.get("batch_size"),
         "Batch pos": record.get("index_in_batch"),
         "Version": f"ldm {record['version']}",

@@ -211,7 +211,8 @@ def test_the_table_of_samplers_lists_every_one(capsys):
         (None, None, None),  # the published flags: the published times
         (None, "ddim", "uniform"),
         (None, "plms", "uniform"),
-        (None, "dpm", None),
+        (None, "dpm", None),  # which are exact
+        (None, "unipc", "karras"),
         ("karras", None, "karras"),
         ("trailing", "plms", "trailing"),
     ],

@@ -147,9 +147,28 @@ def test_metadata_says_how_to_make_it_again(run, tmp_path):
     assert record["flags"]["from_file"] == "p.txt" and record["flags"]["fixed_code"] is False
     with Image.open(tmp_path / "o" / "samples" / "00002.png") as image:
         assert image.text["parameters"].startswith(
-            "three\nNegative prompt: blurry\nSteps: 2, Sampler: DPM++ 2M"
+            "three\nNegative prompt: blurry\nSteps: 2, Sampler: DPM++ 2M, CFG scale"
         )
     assert metadata.read_record(tmp_path / "o" / "grid-0000.png")["prompt"] == "one\ntwo\nthree"
+
+
+@pytest.mark.parametrize(
+    ("flags", "schedule", "eta"),
+    [
+        ((), "published", 0.0),
+        (("--plms",), "published", None),
+        (("--sampler", "plms"), "uniform", None),
+        (("--sampler", "euler_a"), "linspace", 1.0),
+        (("--sampler", "unipc"), "karras", None),
+        (("--sampler", "unipc", "--schedule", "quad"), "quad", None),
+        (("--ddim_eta", 0.5), "published", 0.5),
+        (("--sampler", "euler_a", "--eta", 0), "linspace", 0.0),
+    ],
+)
+def test_metadata_names_the_times_and_the_noise_that_were_taken(run, tmp_path, flags, schedule, eta):
+    assert run("txt2img.py", *weights(), *QUICK, "--outdir", "o", *flags).code == 0
+    record = metadata.read_record(tmp_path / "o" / "samples" / "00000.png")
+    assert (record["schedule"], record["eta"]) == (schedule, eta)
 
 
 def test_no_metadata_means_none(run, tmp_path):

@@ -64,6 +64,24 @@ def test_parameters_parse_back(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "fields"),
+    [
+        ("dpmpp_2m", "karras", {"Sampler": "DPM++ 2M", "Schedule type": "Karras", "Eta": "0.5"}),
+        ("euler_a", "linspace", {"Sampler": "Euler a", "Eta": "0.5"}),
+        ("ddim", "published", {"Sampler": "DDIM", "Eta DDIM": "0.5"}),
+        ("deis", "exponential", {"Sampler": "deis", "Schedule type": "Exponential", "Eta": "0.5"}),
+    ],
+)
+def test_parameters_name_samplers_and_schedules_as_their_readers_do(tmp_path, sampler, schedule, fields):
+    record = RECORD | {"sampler": sampler, "schedule": schedule, "eta": 0.5}
+    with Image.open(written(tmp_path, record)) as image:
+        got = parse_parameters(image.text["parameters"])
+    assert {name: got.get(name) for name in ("Sampler", "Schedule type", "Eta", "Eta DDIM")} == {
+        name: fields.get(name) for name in ("Sampler", "Schedule type", "Eta", "Eta DDIM")
+    }
+
+
 def test_the_record_reads_back_whole(tmp_path):
     assert metadata.read_record(written(tmp_path, RECORD)) == RECORD
 
