@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from ldm.clip_files import merges_file  # noqa: E402
 from ldm.data.emoji_captions import STYLES  # noqa: E402
 from ldm.data.emoji_source import (  # noqa: E402
     PACKAGES,
@@ -60,9 +61,7 @@ def fetch(folder: Path, roles: list[str]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     if options.cut_bpe:
-        import open_clip.tokenizer
-
-        cut_bpe(Path(open_clip.tokenizer.default_bpe()), options.cut_bpe)
+        cut_bpe(merges_file(), options.cut_bpe)
         return 0
     styles = tuple(options.styles.split(","))
     if unknown := [style for style in styles if style not in STYLES]:
