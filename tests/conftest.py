@@ -1,7 +1,12 @@
 """What every test gets: a fixed seed, its share of the cores and no way to the network."""
 
+import importlib
+import importlib.util
 import os
 import socket
+import sys
+import types
+import warnings
 
 import pytest
 
@@ -25,6 +30,26 @@ def _fixed_seed():
 
     torch.manual_seed(0)
     yield
+
+
+@pytest.fixture(scope="session")
+def k_diffusion():
+    """Import k-diffusion's wrappers and samplers; its `__init__` also wants what only its training needs."""
+    spec = importlib.util.find_spec("k_diffusion")
+    if spec is None:
+        pytest.skip("k-diffusion is not installed; make test installs it")
+    package = types.ModuleType("k_diffusion")
+    package.__path__ = list(spec.submodule_search_locations)
+    before = set(sys.modules)
+    sys.modules["k_diffusion"] = package
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs
+        package.external = importlib.import_module("k_diffusion.external")
+        package.sampling = importlib.import_module("k_diffusion.sampling")
+    yield package
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] == "k_diffusion":
+            del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,7 @@ The network is a smooth function, the twins' tables are replaced by ours in floa
 handed to both. What differs by design is said where it is compared.
 """
 
-import importlib
-import importlib.util
 import sys
-import types
 import warnings
 from itertools import repeat
 
@@ -225,24 +222,6 @@ def unscaled(samples, sampler):
 # ------------------------------------------------------------------------------------------ k-diffusion
 
 
-@pytest.fixture(scope="module")
-def k_sampling():
-    """Import k-diffusion's samplers; its `__init__` also wants what only its training needs."""
-    spec = importlib.util.find_spec("k_diffusion")
-    if spec is None:
-        pytest.skip("k-diffusion is not installed; make test installs it")
-    before = set(sys.modules)
-    package = sys.modules["k_diffusion"] = types.ModuleType("k_diffusion")
-    package.__path__ = list(spec.submodule_search_locations)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # theirs
-        sampling = importlib.import_module("k_diffusion.sampling")
-    yield sampling
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] == "k_diffusion":
-            del sys.modules[name]
-
-
 @pytest.mark.parametrize(
     ("name", "eta"),
     [
@@ -251,7 +230,7 @@ def k_sampling():
     ],
 )
 @pytest.mark.parametrize("spacing", ["karras", "exponential", "linspace"])
-def test_k_diffusion(k_sampling, name, spacing, eta):
+def test_k_diffusion(k_diffusion, name, spacing, eta):
     evaluations = 2 * STEPS - 1 if name == "heun" else STEPS
     ours = make_sampler(name, SCHEDULE, evaluations, spacing=spacing, eta=eta)
     nodes = ours.nodes
@@ -265,7 +244,7 @@ def test_k_diffusion(k_sampling, name, spacing, eta):
     left = iter(DRAWS)
     options = {} if eta is None else {"eta": eta, "noise_sampler": lambda *_: next(left)}
     before = []
-    last = getattr(k_sampling, "sample_euler_ancestral" if name == "euler_a" else f"sample_{name}")(
+    last = getattr(k_diffusion.sampling, "sample_euler_ancestral" if name == "euler_a" else f"sample_{name}")(
         clean,
         X / nodes.alphas[0],
         sigmas,

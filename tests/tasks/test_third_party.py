@@ -1,12 +1,5 @@
 """Other people's code on our model: a notebook for the published code, and k-diffusion's own samplers."""
 
-import importlib
-import importlib.util
-import sys
-import types
-import warnings
-from types import SimpleNamespace
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -46,26 +39,6 @@ def test_a_published_notebook_gives_the_reference_latents():
         )
         golden.check("latents", samples)
         golden.check("image", model.decode_first_stage(samples))
-
-
-@pytest.fixture(scope="module")
-def k_diffusion():
-    """Import k-diffusion's wrappers and samplers; its `__init__` also wants what only its training needs."""
-    spec = importlib.util.find_spec("k_diffusion")
-    if spec is None:
-        pytest.skip("k-diffusion is not installed; make test installs it")
-    package = types.ModuleType("k_diffusion")
-    package.__path__ = list(spec.submodule_search_locations)
-    before = set(sys.modules)
-    sys.modules["k_diffusion"] = package
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # theirs
-        external = importlib.import_module("k_diffusion.external")
-        sampling = importlib.import_module("k_diffusion.sampling")
-    yield SimpleNamespace(external=external, sampling=sampling)
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] == "k_diffusion":
-            del sys.modules[name]
 
 
 @pytest.fixture(scope="module", params=["eps", "v"])
