@@ -36,6 +36,8 @@ from ldm.backends.device import resolve_device  # noqa: E402
 from ldm.data.emoji import SINGLE_SCALES, EmojiScenes  # noqa: E402
 from ldm.data.emoji_captions import BACKGROUNDS, WHITE, caption  # noqa: E402
 from ldm.errors import InputError, LdmError  # noqa: E402
+from ldm.models.image_clip import CLIPModel  # noqa: E402
+from ldm.prompts.tokenizer import Tokenizer  # noqa: E402
 from ldm.tasks.sampling import Settings  # noqa: E402
 from ldm.tasks.txt2img import txt2img  # noqa: E402
 
@@ -125,31 +127,27 @@ def clip_weights(file: Path, checkpoint: Path) -> dict[str, Tensor]:
 
 
 class PictureClip:
-    """The project's own CLIP: an open_clip model of a JSON architecture, pictures shrunk by averaging."""
+    """The project's own CLIP, of a JSON architecture, pictures shrunk by averaging."""
 
     def __init__(self, weights: dict[str, Tensor], arch: Path, bpe: Path) -> None:
-        import open_clip
-        from open_clip.tokenizer import SimpleTokenizer
-
         described = json.loads(arch.read_text(encoding="utf-8"))
-        names = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
-        self.model = open_clip.model.CLIP(**{name: described[name] for name in names if name in described})
+        self.model = CLIPModel(described, text_blocks=True)
         self.model.load_state_dict(weights)
         self.model.eval().float()
         self.size = described["vision_cfg"]["image_size"]
-        self.tokenizer = SimpleTokenizer(str(bpe), context_length=described["text_cfg"]["context_length"])
+        self.tokenizer = Tokenizer(bpe, context_length=described["text_cfg"]["context_length"])
 
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
         """Embed pictures (n, 3, h, w) to unit vectors (n, d)."""
         mode = "area" if images.shape[-1] >= self.size else "bilinear"
         shrunk = [F.interpolate(part, size=(self.size, self.size), mode=mode) for part in images.split(256)]
-        return torch.cat([self.model.encode_image(part, normalize=True) for part in shrunk])
+        return torch.cat([F.normalize(self.model.encode_image(part), dim=-1) for part in shrunk])
 
     @torch.no_grad()
     def texts(self, texts: list[str]) -> Tensor:
         """Embed captions to unit vectors (n, d)."""
-        return self.model.encode_text(self.tokenizer(texts), normalize=True)
+        return F.normalize(self.model.encode_text(self.tokenizer(texts)), dim=-1)
 
 
 # --- what is asked for --------------------------------------------------------------------------------------
