@@ -127,10 +127,12 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)                       # (b, n, 3 width)
+        # Rows are multiplied token by token, as torch's own module does: the last bit of old pictures hangs
+        # on the order.
+        qkv = F.linear(x.transpose(0, 1), self.in_proj_weight, self.in_proj_bias).transpose(0, 1)
         q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, dim=-1))  # (b, heads, n, d)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None)
-        return self.out_proj(merge_heads(out))
+        return self.out_proj(merge_heads(out).transpose(0, 1)).transpose(0, 1)          # (b, n, width)
 
 
 class ResidualAttentionBlock(nn.Module):

@@ -1,10 +1,12 @@
 """CLIP's towers against those of open_clip, and what of a description they refuse."""
 
 import json
+from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from ldm.clip_files import architecture, merges_file
@@ -13,6 +15,7 @@ from ldm.models.clip_blocks import TextSizes, VisionSizes
 from ldm.models.image_clip import CLIPModel
 from ldm.models.text_openclip import FrozenOpenCLIPEmbedder, TextTower
 
+DEMO = Path(__file__).parents[2] / "configs" / "demo"
 TINY = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": 58, "layers": 2, "width": 48, "head_width": 16, "patch_size": 14},
@@ -56,6 +59,28 @@ def test_equals_open_clip(pair, grad):
         got = ours.encode_text(TOKENS), ours.encode_image(IMAGES)
         want = theirs.encode_text(TOKENS), theirs.encode_image(IMAGES)
     torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_the_demonstration_models_text_tower_equals_open_clips_to_the_bit(batch_size):
+    """Prompts of old pictures were encoded by it, and steps enlarge the last bit to what can be seen."""
+    config = json.loads((DEMO / "emoji_clip.json").read_text())
+    prefix = "cond_stage_model.model."
+    weights = {
+        name.removeprefix(prefix): weight.float()
+        for name, weight in load_file(DEMO / "emoji.safetensors").items()
+        if name.startswith(prefix)
+    }
+    theirs = open_clip.CLIP(**config).eval()
+    theirs.load_state_dict(weights, strict=False)  # its image tower is not in the file
+    ours = TextTower(config["embed_dim"], TextSizes.read(config, "text_cfg")).eval()
+    ours.load_state_dict(weights)
+    length, last = ours.context_length, config["text_cfg"]["vocab_size"] - 1
+    tokens = torch.randint(1, last, (batch_size, length))
+    tokens[:, -1] = last
+    wanted = theirs.encode_text(tokens)
+    assert torch.equal(ours(tokens)[:, -1] @ ours.text_projection, wanted)
 
 
 def test_gradients_equal_those_of_open_clip(pair):
