@@ -35,9 +35,13 @@ import ldm  # noqa: E402
 from ldm.backends.device import resolve_device  # noqa: E402
 from ldm.data.emoji import SINGLE_SCALES, EmojiScenes  # noqa: E402
 from ldm.data.emoji_captions import BACKGROUNDS, WHITE, caption  # noqa: E402
+from ldm.data.hints import inflated  # noqa: E402
+from ldm.diffusion.guidance import ClassifierFreeGuidance  # noqa: E402
+from ldm.diffusion.prediction import denoiser  # noqa: E402
 from ldm.errors import InputError, LdmError  # noqa: E402
 from ldm.models.image_clip import CLIPModel  # noqa: E402
 from ldm.prompts.tokenizer import Tokenizer  # noqa: E402
+from ldm.samplers import make_sampler, sample_loop  # noqa: E402
 from ldm.tasks.sampling import Settings  # noqa: E402
 from ldm.tasks.txt2img import txt2img  # noqa: E402
 
@@ -109,6 +113,99 @@ def average(values: Tensor) -> dict[str, Any]:
     if len(values) == 0:
         return {"value": None, "n": 0}
     return {"value": values.mean().item(), "min": values.min().item(), "n": len(values)}
+
+
+# --- measures of the conditional tasks ----------------------------------------------------------------------
+
+
+def inpaint_agreement(clip: Any, images: Tensor, mask: Tensor, texts: Tensor, wanted: Tensor) -> Tensor:
+    """Whether the painted region is nearest to its own text among all `texts` (labels, d), for each picture.
+
+    The region is the mask's bounding box, seen alone; mask (n, 1, h, w), 1 where painted.
+    """
+    seen = torch.cat([clip.images(bounding_box(x, m)[None]) for x, m in zip(images, mask, strict=True)])
+    return recall(seen @ texts.T, wanted, 1)
+
+
+def bounding_box(image: Tensor, mask: Tensor) -> Tensor:
+    """Cut the rectangle around the mask (1, h, w) out of the picture (3, h, w); all of it for no mask."""
+    rows, columns = (mask[0].amax(dim=dim).nonzero()[:, 0] for dim in (1, 0))
+    if len(rows) == 0:
+        return image
+    return image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def kept_error(images: Tensor, originals: Tensor, mask: Tensor) -> Tensor:
+    """Return the root mean square difference outside the mask, in 0..1, of each picture."""
+    kept = (1 - mask).expand_as(images)
+    error = ((images.clamp(-1, 1) - originals).square() * kept).sum(dim=(1, 2, 3))
+    return (error / kept.sum(dim=(1, 2, 3)).clamp_min(1)).sqrt() / 2
+
+
+def seen_depth(images: Tensor, threshold: float = 0.25) -> Tensor:
+    """Inflate what stands out from the ground, the median of the corners; (n, 1, h, w), 0..1."""
+    side = max(1, images.shape[-1] // 32)
+    rows = torch.cat([images[:, :, :side], images[:, :, -side:]], dim=2)
+    ground = torch.cat([rows[..., :side], rows[..., -side:]], dim=3).flatten(2).median(dim=2).values
+    distance = (images - ground[:, :, None, None]).abs().amax(dim=1, keepdim=True)
+    return inflated((distance > threshold).float())
+
+
+def correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Return Pearson's correlation of each pair of maps (n, ...); 0 where one of them is flat."""
+    a, b = (x.flatten(1) - x.flatten(1).mean(dim=1, keepdim=True) for x in (one, other))
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-12)
+
+
+def depth_agreement(images: Tensor, depth: Tensor) -> Tensor:
+    """Correlate the depth asked for, (n, 1, h, w), with that of the picture's own shape."""
+    return correlation(seen_depth(images), depth)
+
+
+def enlarged(small: Tensor, factor: int, kernel: str) -> Tensor:
+    """Enlarge pictures (n, 3, h, w) in -1..1 by Pillow's "bicubic" or "lanczos", in 8 bits."""
+    pictures = ((small.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    size = (small.shape[-1] * factor, small.shape[-2] * factor)
+    resampling = Image.Resampling[kernel.upper()]
+    large = [np.asarray(Image.fromarray(picture).resize(size, resampling)) for picture in pictures]
+    return torch.from_numpy(np.stack(large)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def upscale_psnr(images: Tensor, small: Tensor, originals: Tensor) -> dict[str, Any]:
+    """Return PSNR of the result and of both interpolations, and how often the result beats each."""
+    ours = psnr(images, originals)
+    found = {"model": average(ours)}
+    for kernel in ("bicubic", "lanczos"):
+        theirs = psnr(enlarged(small, originals.shape[-1] // small.shape[-1], kernel), originals)
+        found |= {kernel: average(theirs), f"beats_{kernel}": proportion(ours > theirs)}
+    return found
+
+
+def variation_retrieval(clip: Any, variations: Tensor, sources: Tensor, k: int = 1) -> Tensor:
+    """Whether each variation finds its own source among all sources, by the CLIP."""
+    similarity = clip.images(variations) @ clip.images(sources).T
+    return recall(similarity, torch.arange(len(sources)), k)
+
+
+# --- making pictures with the conditional models ------------------------------------------------------------
+
+
+@torch.no_grad()
+def sample_conditional(
+    model: Any, cond: Any, shape: tuple[int, ...], steps: int = 20, scale: float = 4.0, seed: int = 42
+) -> Tensor:
+    """Return pictures for what a model's own `conditioning` gave, by DPM-Solver++ from fixed noise.
+
+    Args:
+        shape: (n, c, h, w) of the latents.
+    """
+    context = model.get_unconditional_conditioning(shape[0])
+    denoise = denoiser(model.apply_model, model.schedule, model.parameterization)
+    guided = ClassifierFreeGuidance(denoise, model.unconditional(cond, context), scale)
+    x_t = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
+    for step in sample_loop(make_sampler("dpm", model.schedule, steps), guided, x_t, cond):
+        x_t = step.x_t
+    return model.decode_first_stage(x_t).float().cpu().clamp(-1, 1)
 
 
 # --- the judge ----------------------------------------------------------------------------------------------
