@@ -140,9 +140,9 @@ class Diffuser:
             model, settings.prompt_syntax, settings.clip_skip, settings.long_prompts
         )
         self.guard = Guard(model, settings.dtype)
-        self._denoise = denoiser(self.guard.apply_model, self.schedule, model.parameterization)
         self._lengths: list[int] = []  # tokens of each context of the batch, were it alone
-        self._denoise = apart(self._denoise, self._lengths, settings.exact)
+        together = denoiser(self.guard.apply_model, self.schedule, model.parameterization)
+        self._denoise = apart(together, self._lengths, settings.exact)
         self.state: SampleState | None = None
         self._unconds: list[Tensor] = []
         self._said: int | None = None
