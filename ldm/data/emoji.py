@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.data.emoji_captions import BACKGROUNDS, WHITE, caption
+from ldm.data.hints import check_hint, make_hint
 from ldm.errors import InputError
 
 SINGLE_SCALES = (0.84, 0.88, 0.92)  # of the picture's side
@@ -49,6 +50,8 @@ class EmojiScenes:
     tag_fraction              captions with a tag behind the phrase
     bare_label_fraction       captions that are the label and nothing else (on white, one object)
     empty_caption_fraction    captions that are empty
+    hint                      mask, depth or small (ldm.data.hints): a batch's third part
+    crop                      side of a random crop of each scene; None: the whole scene
     device                    where sprites live and images are composed; the choices are drawn on the CPU
     """
 
@@ -65,10 +68,13 @@ class EmojiScenes:
         everyday_fraction: float = 0.25,
         bare_label_fraction: float = 0.1,
         empty_caption_fraction: float = 0.0,
+        hint: str | None = None,
+        crop: int | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         if split not in ("train", "held_out", "all"):
             raise InputError(f"split {split!r}: expected train, held_out or all")
+        check_hint(hint)
         sprites, manifest = _read(Path(path))
         wanted = _selection(split, styles, concepts)
         kept = [entry for entry in manifest["sprites"] if wanted(entry)]
@@ -77,6 +83,10 @@ class EmojiScenes:
                 f"{path}: no sprite left for split {split!r} and styles {styles}; choose more concepts"
             )
         self.size = size or manifest["size"]
+        if crop is not None and not 0 < crop <= self.size:
+            raise InputError(f"crop {crop}: expected 1 to {self.size}, the side of the scenes")
+        self.hint = hint
+        self.crop = crop
         self.split = split
         self.cells: list[dict[str, Any]] = kept
         self.styles: list[str] = list(dict.fromkeys(entry["style"] for entry in kept))
@@ -102,13 +112,19 @@ class EmojiScenes:
         """Return the number of (concept, style) cells of this split."""
         return len(self.cells)
 
-    def batch(self, generator: torch.Generator, batch_size: int) -> tuple[Tensor, list[str]]:
-        """Return random scenes, images (b, 3, size, size) in -1..1 and their captions."""
+    def batch(self, generator: torch.Generator, batch_size: int) -> tuple[Any, ...]:
+        """Return random scenes, images (b, 3, size, size) in -1..1, captions, and {hint: ...} if asked."""
         draws = torch.rand(batch_size, 17, generator=generator).tolist()
         scenes = [self._random_scene(draw) for draw in draws]
         colours = [colour for _, colour, _ in scenes]
-        images = self._compose([placed for placed, _, _ in scenes], colours)
-        return images, [text for _, _, text in scenes]
+        captions = [text for _, _, text in scenes]
+        canvas = self._canvas([placed for placed, _, _ in scenes])
+        if self.crop is not None:
+            canvas = _random_crops(canvas, self.crop, generator)
+        images = self._blend(canvas, colours)
+        if self.hint is None:
+            return images, captions
+        return images, captions, make_hint(self.hint, images, canvas[:, 3:].float() / 255, generator)
 
     def render(
         self,
@@ -134,7 +150,7 @@ class EmojiScenes:
         else:
             placed = [self._half(cell, side, flip, 0.5, 0.5) for side, cell in enumerate(cells)]
         text = self._caption(cells, None, background, [False, False])
-        return self._compose([placed], [background])[0], text
+        return self._blend(self._canvas([placed]), [background])[0], text
 
     def phrase(self, label: str) -> str:
         """Return the label as captions have it, with its article. Raises: InputError for an unknown one."""
@@ -198,20 +214,32 @@ class EmojiScenes:
         top = round((self.size - side_px) * (0.4 + 0.2 * u_top))
         return Placed(cell, PAIR_SCALE, flip and self.cells[cell]["mirrorable"], top, left)
 
-    def _compose(self, scenes: list[list[Placed]], colours: list[str | None]) -> Tensor:
-        """Blend sprites over plain grounds, one scene each; uint8 (b, 4, h, w) becomes float (b, 3, h, w)."""
+    def _canvas(self, scenes: list[list[Placed]]) -> Tensor:
+        """Copy each scene's sprites into its place, premultiplied uint8 (b, 4, h, w)."""
         canvas = torch.zeros(len(scenes), 4, self.size, self.size, dtype=torch.uint8, device=self.device)
         for row, scene in zip(canvas, scenes, strict=True):
             for item in scene:
                 sprite = self._sprites[item.scale][item.cell]  # (4, s, s)
                 bottom, right = item.top + sprite.shape[1], item.left + sprite.shape[2]
                 row[:, item.top : bottom, item.left : right] = sprite.flip(2) if item.flip else sprite
+        return canvas
+
+    def _blend(self, canvas: Tensor, colours: list[str | None]) -> Tensor:
+        """Lay scenes (b, 4, h, w), uint8, over plain grounds: float (b, 3, h, w) in -1..1."""
         grounds = [WHITE if colour is None else BACKGROUNDS[colour] for colour in colours]
         ground = torch.tensor(grounds, device=self.device, dtype=torch.float32)
         ground = ground[:, :, None, None]  # (b, 3, 1, 1)
         images = canvas[:, :3].float()
         images += (1 - canvas[:, 3:].float() / 255) * ground
         return images.mul_(2 / 255).sub_(1).clamp_(-1, 1)
+
+
+def _random_crops(canvas: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Return a random square (b, c, side, side) of each of (b, c, h, w)."""
+    room = canvas.shape[-1] - side + 1
+    corners = (torch.rand(len(canvas), 2, generator=generator) * room).long().tolist()
+    pairs = zip(canvas, corners, strict=True)
+    return torch.stack([row[:, top : top + side, left : left + side] for row, (top, left) in pairs])
 
 
 def _pick(choices: Any, u: float) -> Any:

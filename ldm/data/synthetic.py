@@ -1,7 +1,10 @@
 """Pictures that can be computed: coloured discs on coloured ground, to test and to try a configuration."""
 
+from typing import Any
+
 import torch
-from torch import Tensor
+
+from ldm.data.hints import check_hint, make_hint
 
 COLOURS = {
     "red": (0.9, 0.1, 0.1),
@@ -19,17 +22,20 @@ class Discs:
     Args:
         size: side of the pictures.
         count: distinct pictures; 0 draws without end. 1 is for overfitting.
+        hint: mask, depth or small (ldm.data.hints): a third part of each batch; None: no such part.
     """
 
-    def __init__(self, size: int = 32, count: int = 0) -> None:
+    def __init__(self, size: int = 32, count: int = 0, hint: str | None = None) -> None:
+        check_hint(hint)
+        self.hint = hint
         self.size = size
         self.count = count
 
     def __len__(self) -> int:
         return self.count or 1000
 
-    def batch(self, generator: torch.Generator, batch_size: int) -> tuple[Tensor, list[str]]:
-        """Return images (b, 3, size, size) in [-1, 1] and captions; all chance comes from `generator`."""
+    def batch(self, generator: torch.Generator, batch_size: int) -> tuple[Any, ...]:
+        """Return images (b, 3, size, size) in [-1, 1], captions, and hints if asked."""
         draws = torch.rand(batch_size, 5, generator=generator)
         if self.count:
             fixed = torch.rand(self.count, 5, generator=torch.Generator().manual_seed(0))
@@ -46,4 +52,6 @@ class Discs:
         inside = ((radius[:, None, None] - (dx**2 + dy**2).sqrt()) * self.size + 0.5).clamp(0, 1)[:, None]
         images = inside * table[disc][:, :, None, None] + (1 - inside) * table[ground][:, :, None, None]
         captions = [f"a {names[d]} disc on {names[g]}" for d, g in zip(disc, ground, strict=True)]
-        return images, captions
+        if self.hint is None:
+            return images, captions
+        return images, captions, make_hint(self.hint, images, inside, generator)
