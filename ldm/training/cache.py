@@ -28,30 +28,38 @@ BATCH = 32
 
 
 class LatentCache:
-    """A data set of moments: `batch` gives (mean, std) stacked as (b, 2c, h, w), and captions.
+    """A data set of moments: `batch` gives (mean, std) stacked as (b, 2c, h, w), captions, and hints if any.
 
     Attributes:
         moments: (n, 2c, h, w) float16.
         captions: of each picture.
         texts: distinct caption -> row of `contexts`.
         contexts: (m, tokens, width) float16, or None when they would not fit.
+        hints: (n, ...) float16, what a conditional model is shown with each picture; None for the others.
     """
 
     def __init__(
-        self, moments: Tensor, captions: list[str], contexts: Tensor | None, texts: list[str]
+        self,
+        moments: Tensor,
+        captions: list[str],
+        contexts: Tensor | None,
+        texts: list[str],
+        hints: Tensor | None = None,
     ) -> None:
         self.moments = moments
         self.captions = captions
         self.contexts = contexts
+        self.hints = hints
         self.texts = {text: row for row, text in enumerate(texts)}
 
     def __len__(self) -> int:
         return len(self.captions)
 
-    def batch(self, random: torch.Generator, batch_size: int) -> tuple[Tensor, list[str]]:
-        """Return moments (b, 2c, h, w), float32, and captions of pictures drawn with replacement."""
+    def batch(self, random: torch.Generator, batch_size: int) -> tuple[Any, ...]:
+        """Return moments (b, 2c, h, w), float32, captions and hints of pictures drawn with replacement."""
         rows = torch.randint(len(self), (batch_size,), generator=random)
-        return self.moments[rows].float(), [self.captions[row] for row in rows.tolist()]
+        drawn = self.moments[rows].float(), [self.captions[row] for row in rows.tolist()]
+        return drawn if self.hints is None else (*drawn, {"hint": self.hints[rows].float()})
 
     def context_of(self, captions: list[str]) -> Tensor:
         """Return the encoded captions (b, tokens, width), float16."""
@@ -84,19 +92,25 @@ def build_cache(
     encode_text: Callable[[list[str]], Tensor] | None,
     text_limit_mb: int,
     seed: int,
+    encode_hint: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None,
 ) -> LatentCache:
     """Encode `count` pictures and their distinct captions, the empty one included.
 
     Args:
         encode_image: images -> (b, 2c, h, w) mean and standard deviation.
         encode_text: captions -> (b, tokens, width); None leaves texts out.
+        encode_hint: images and the data's hints -> (b, ...); None: the model takes none.
     """
     started = time.monotonic()
-    moments, captions = [], []
+    moments, captions, hints = [], [], []
     for index in range(0, count, BATCH):
-        images, batch_captions = data.batch(generator(seed, "cache", index), min(BATCH, count - index))
+        random = generator(seed, "cache", index)
+        images, batch_captions, *given = data.batch(random, min(BATCH, count - index))
         moments.append(encode_image(images).to("cpu", torch.float16).contiguous())
         captions += batch_captions
+        if encode_hint is not None:
+            hint = encode_hint(images, given[0] if given else {})
+            hints.append(hint.to("cpu", torch.float16).contiguous())
     texts = sorted({"", *captions})
     contexts = None
     if encode_text is not None:
@@ -113,7 +127,7 @@ def build_cache(
                 "%d captions need %.0f MB, above cache_text_mb: encoded in every step", len(texts), megabytes
             )
     log.info("encoded %d pictures, %d captions in %.0f s", count, len(texts), time.monotonic() - started)
-    return LatentCache(torch.cat(moments), captions, contexts, texts)
+    return LatentCache(torch.cat(moments), captions, contexts, texts, torch.cat(hints) if hints else None)
 
 
 def save_cache(cache: LatentCache, path: Path, mark: str) -> None:
@@ -122,6 +136,8 @@ def save_cache(cache: LatentCache, path: Path, mark: str) -> None:
     tensors = {"moments": cache.moments, "words": torch.frombuffer(bytearray(words), dtype=torch.uint8)}
     if cache.contexts is not None:
         tensors["contexts"] = cache.contexts
+    if cache.hints is not None:
+        tensors["hints"] = cache.hints
     replace_file(path, lambda temporary: save_file(tensors, temporary, metadata={"mark": mark}))
 
 
@@ -134,5 +150,6 @@ def load_cache(path: Path, mark: str) -> LatentCache | None:
             log.info("%s was made from other data or weights: encoding again", path)
             return None
         captions, texts = json.loads(bytes(file.get_tensor("words").numpy()))
-        contexts = file.get_tensor("contexts") if "contexts" in file.keys() else None  # noqa: SIM118
-        return LatentCache(file.get_tensor("moments"), captions, contexts, texts)
+        names = set(file.keys())
+        contexts, hints = (file.get_tensor(n) if n in names else None for n in ("contexts", "hints"))
+        return LatentCache(file.get_tensor("moments"), captions, contexts, texts, hints)

@@ -3,18 +3,21 @@
     z = scale * sample of the encoder's posterior,   x_t = alpha_t z + sigma_t eps,   t uniform over 0 .. N-1
     L = mean w_t |target - UNet(x_t, t, text)|^2
 
-Autoencoder and text encoder are frozen. Trained weights are float32 whatever `precision` says; the average of
-the weights (LitEma) moves once an optimizer step, is used for samples and validation, and is what gets
-exported.
+A conditional model (inpainting, depth, upscaling, unCLIP) is shown something more, its hint:
+ldm.training.hints. Autoencoder and text encoder are frozen. Trained weights are float32 whatever `precision`
+says; the average of the weights (LitEma) moves once an optimizer step, is used for samples and validation,
+and is what gets exported.
 """
 
 import logging
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldm.data.hints import HINTS
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.loss import diffusion_loss, offset_noise
 from ldm.diffusion.prediction import add_noise, denoiser
@@ -23,6 +26,7 @@ from ldm.samplers import make_sampler, sample_loop
 from ldm.training.cache import LatentCache, build_cache, fingerprint, load_cache, save_cache
 from ldm.training.ema import LitEma
 from ldm.training.exporting import export_config, export_weights
+from ldm.training.hints import hints_for
 from ldm.training.loading import load_part
 from ldm.training.module import TrainingModule, averaged
 from ldm.training.options import DiffusionOptions, TrainOptions
@@ -30,6 +34,7 @@ from ldm.training.seeding import generator
 
 log = logging.getLogger(__name__)
 
+SHOWN_LEVEL = 20  # of the noise on hints, outside of training steps
 VALIDATION_TIMES = (0.1, 0.35, 0.6, 0.85)  # fractions of N at which the held-out loss is measured
 
 
@@ -44,8 +49,10 @@ class DiffusionTraining(TrainingModule):
         super().__init__(train)
         self.options = options
         self.diffusion = model
+        self.hints = hints_for(model, options.embedding_dropout)
         model.requires_grad_(False)
-        model.model.requires_grad_(True)
+        for _, parameter in trained_parameters(model, options.only):
+            parameter.requires_grad_(True)
         model.eval()
         load_parts(model, options)
         if options.gradient_checkpointing:
@@ -64,9 +71,8 @@ class DiffusionTraining(TrainingModule):
     def train(self, mode: bool = True) -> "DiffusionTraining":
         """Switch the UNet alone; the frozen networks stay in evaluation mode."""
         super().train(mode)
-        self.diffusion.first_stage_model.eval()
-        if self.diffusion.cond_stage_model is not None:
-            self.diffusion.cond_stage_model.eval()
+        self.diffusion.eval()
+        self.diffusion.model.train(mode)
         return self
 
     # Data
@@ -97,13 +103,16 @@ class DiffusionTraining(TrainingModule):
             type(data).__name__,
             {k: v for k, v in vars(data).items() if isinstance(v, (str, int, float))},
         ]
-        about += [count, self.train_options.seed, self.train_options.precision]
-        mark = fingerprint(about, model.first_stage_model, *([model.cond_stage_model] if texts else []))
+        about += [count, self.train_options.seed, self.train_options.precision, type(model).__name__]
+        frozen = [model.cond_stage_model if texts else None, getattr(model, "embedder", None)]
+        mark = fingerprint(about, model.first_stage_model, *(part for part in frozen if part is not None))
         cache = load_cache(path, mark)
         if cache is None:
             encode_text = self.encode_text if texts else None
+            encode_hint = None if self.hints is None else self.encode_hint
+            seed = self.train_options.seed
             cache = build_cache(
-                data, count, self.encode_moments, encode_text, options.cache_text_mb, self.train_options.seed
+                data, count, self.encode_moments, encode_text, options.cache_text_mb, seed, encode_hint
             )
             save_cache(cache, path, mark)
         return cache
@@ -120,6 +129,24 @@ class DiffusionTraining(TrainingModule):
         """Return the encoded captions (b, tokens, width), float32."""
         with self.autocast():
             return self.diffusion.get_learned_conditioning(captions).float()
+
+    @torch.no_grad()
+    def encode_hint(self, images: Tensor, given: dict[str, Tensor]) -> Tensor:
+        """Return what the model is shown of pictures (b, 3, h, w) and the data's own hints, float32."""
+        with self.autocast():
+            given = {name: x.to(self.device) for name, x in given.items()}
+            return self.hints.encode(images.to(self.device), given).float()
+
+    def conditioning(self, context: Tensor | None, hint: Tensor | None) -> Any:
+        """Return what the UNet is told beside x_t and t; noise on the hint is drawn anew."""
+        return context if self.hints is None else self.hints.condition(context, hint, self.noise)
+
+    def hint_of(self, batch: dict[str, Any]) -> Tensor | None:
+        """Return the hints of a batch, cached or not."""
+        if self.hints is None or "hint" in batch:
+            return batch.get("hint")
+        given = {name: x for name, x in batch.items() if name in HINTS}
+        return self.encode_hint(batch["images"], given)
 
     def latents(self, batch: dict[str, Any]) -> Tensor:
         """Return scaled latents (b, c, h, w), a fresh sample of each posterior."""
@@ -152,6 +179,7 @@ class DiffusionTraining(TrainingModule):
                 for drop, caption in zip(dropped.tolist(), batch["captions"], strict=True)
             ]
         )
+        cond = self.conditioning(cond, self.hint_of(batch))
         t = torch.randint(model.num_timesteps, (len(x_0),), device=self.device)
         eps = self.noise(x_0)
         if options.offset_noise > 0:
@@ -183,11 +211,12 @@ class DiffusionTraining(TrainingModule):
         """Return the loss of averaged weights by noise level, on the same 32 pictures and noise always."""
         model = self.diffusion
         random = generator(0, "validation")
-        images, captions = data.batch(random, 32)
+        images, captions, *given = data.batch(random, 32)
         mean, std = self.encode_moments(images).chunk(2, dim=1)
         x_0 = model.scale_factor * (mean + std * torch.randn(mean.shape, generator=random).to(mean))
         eps = torch.randn(mean.shape, generator=random).to(mean)
         cond = self.encode_text(captions) if model.cond_stage_model is not None else None
+        cond = self.fixed_conditioning(cond, images, given)
         figures = {}
         model.model.eval()
         with averaged(self.ema, model.model):
@@ -199,13 +228,22 @@ class DiffusionTraining(TrainingModule):
         model.model.train()
         return {"val_loss": sum(figures.values()) / len(figures), **figures}
 
-    def prompts(self, data: Any) -> list[str]:
-        """Return the prompts of the sample grid."""
+    def fixed_conditioning(self, context: Tensor | None, images: Tensor, given: list[dict]) -> Any:
+        """Return the conditioning of held-out pictures, with the same noise on the hints always."""
+        if self.hints is None:
+            return context
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            hint = self.encode_hint(images, given[0] if given else {})
+            return self.hints.condition(context, hint, lambda x: torch.randn(x.shape).to(x), SHOWN_LEVEL)
+
+    def prompts(self, captions: list[str]) -> list[str]:
+        """Return the prompts of the sample grid: those of the options, or the captions of the data."""
         options = self.options
         if options.sample_prompts:
             repeated = options.sample_prompts * options.sample_count
             return repeated[: max(options.sample_count, 1)]
-        return data.batch(generator(0, "samples"), options.sample_count)[1]
+        return captions
 
     @torch.no_grad()
     def sample(self, data: Any) -> Tensor | None:
@@ -213,12 +251,15 @@ class DiffusionTraining(TrainingModule):
         model, options = self.diffusion, self.options
         if options.sample_count == 0:
             return None
-        prompts = self.prompts(data)
-        side = model.image_size
+        images, captions, *given = data.batch(generator(0, "samples"), options.sample_count)
+        prompts = self.prompts(captions)
+        side = model.image_size if self.hints is None else images.shape[-1] // model.downsampling_factor
         noise = torch.randn(len(prompts), model.channels, side, side, generator=generator(0, "sample noise"))
         cond = uncond = None
         if model.cond_stage_model is not None:
             cond, uncond = self.encode_text(prompts), self.encode_text([""] * len(prompts))
+            cond = self.fixed_conditioning(cond, images, given)
+            uncond = model.unconditional(cond, uncond)
         denoise = denoiser(model.apply_model, model.schedule, model.parameterization)
         guided = ClassifierFreeGuidance(denoise, uncond, options.sample_scale)
         sampler = make_sampler("ddim", model.schedule, options.sample_steps)
@@ -256,12 +297,39 @@ class DiffusionTraining(TrainingModule):
             "parameterization": self.diffusion.parameterization,
         }
         with averaged(self.ema, self.diffusion.model):
-            tensors = {k: v for k, v in self.diffusion.state_dict().items() if ".loss." not in k}
+            tensors = exported(self.diffusion)
             export_weights(path, tensors, self.train_options.export_dtype, about)
         model = {**config["model"], "params": {**config["model"]["params"], "scale_factor": scale_factor}}
         heading = f"python scripts/txt2img.py --config {folder / 'model.yaml'} --ckpt {path} --prompt ..."
+        if self.hints is not None:
+            heading = f"ldm.load_model({str(folder / 'model.yaml')!r}, {str(path)!r})"
         export_config(folder / "model.yaml", model, heading)
         return path
+
+
+def trained_parameters(model: nn.Module, only: list[str]) -> list[tuple[str, nn.Parameter]]:
+    """Return the UNet's parameters under their names in the file, or those of them that a pattern fits.
+
+    Raises:
+        ConfigError: a pattern that fits none.
+    """
+    found = [(f"model.{name}", parameter) for name, parameter in model.model.named_parameters()]
+    for pattern in only:
+        if not any(fnmatchcase(name, pattern) for name, _ in found):
+            raise ConfigError(f"diffusion.only: {pattern} fits no tensor; expected such as {found[0][0]}")
+    return [(k, p) for k, p in found if not only or any(fnmatchcase(k, pattern) for pattern in only)]
+
+
+def exported(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a file of the model holds: not the loss, nor an image encoder's unused text part."""
+    tensors = {k: v for k, v in model.state_dict().items() if ".loss." not in k}
+    embedder, augmentor = (getattr(model, name, None) for name in ("embedder", "noise_augmentor"))
+    if embedder is not None:
+        for name in embedder.model.unused_parameters():
+            del tensors[f"embedder.model.{name}"]
+    if augmentor is not None:  # then a user needs no file of statistics
+        tensors |= {f"noise_augmentor.{k}": getattr(augmentor, k) for k in augmentor.OPTIONAL_BUFFERS}
+    return tensors
 
 
 def load_parts(model: nn.Module, options: DiffusionOptions) -> None:
@@ -276,7 +344,11 @@ def load_parts(model: nn.Module, options: DiffusionOptions) -> None:
             "diffusion.ckpt is a complete checkpoint; leave first_stage_ckpt and cond_stage_ckpt out"
         )
     if options.ckpt:
-        load_part(model, options.ckpt, "")
+        load_part(model, options.ckpt, "", options.grow_inputs, options.new_tensors)
+    elif options.grow_inputs or options.new_tensors:
+        raise ConfigError("diffusion.grow_inputs and new_tensors are about diffusion.ckpt; give it")
+    if options.embedder_ckpt:
+        load_part(model.embedder.model, options.embedder_ckpt, "embedder.model.")
     if options.first_stage_ckpt:
         load_part(model.first_stage_model, options.first_stage_ckpt, "first_stage_model.")
     if options.cond_stage_ckpt:

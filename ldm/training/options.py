@@ -81,11 +81,16 @@ class DiffusionOptions:
     first_stage_ckpt: str = ""          # weights of the frozen autoencoder
     cond_stage_ckpt: str = ""           # weights of the frozen text encoder
     ckpt: str = ""                      # a complete checkpoint to start from, instead of the two
+    embedder_ckpt: str = ""             # weights of the frozen image encoder that unCLIP is conditioned on
+    grow_inputs: list[str] = field(default_factory=list)      # tensors of ckpt that get zeros for new inputs
+    new_tensors: dict[str, str] = field(default_factory=dict)  # pattern of a name ckpt lacks -> zero | drawn
+    only: list[str] = field(default_factory=list)   # patterns of what is trained; empty: the whole UNet
     ema_decay: float = 0.9999           # 0: no averaging
     loss_type: str = "l2"               # l2 | l1
     min_snr_gamma: float = 0.0          # 0: off; 5 in the paper
     offset_noise: float = 0.0           # standard deviation of a constant added to each channel's noise
     text_dropout: float = 0.1           # captions replaced by the empty one, for classifier-free guidance
+    embedding_dropout: float = 0.25     # unCLIP: image embeddings, with their level, replaced by zeros
     gradient_checkpointing: bool = False
     cache_latents: int = 0              # pictures encoded once before training; 0: encode every batch
     cache_text_mb: int = 2048           # memory for encoded captions; 0: encode every batch

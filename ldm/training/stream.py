@@ -14,10 +14,10 @@ from ldm.training.seeding import generator
 
 
 class BatchStream:
-    """Iterate over dicts of images (b, 3, h, w), captions, step, micro; begins where `position` says.
+    """Iterate over dicts of images (b, 3, h, w), captions, hints, step, micro; begins where `position` says.
 
     Args:
-        data: offers `batch(generator, batch_size) -> (images, captions)`.
+        data: offers `batch(generator, batch_size) -> (images, captions)`, or with {name: hints} too.
         batch_size, accumulate, seed, rank: as in TrainOptions.
         prefetch: batches prepared ahead by one thread; the draws do not depend on it.
     """
@@ -35,10 +35,11 @@ class BatchStream:
 
     def read(self, step: int, micro: int) -> dict[str, Any]:
         """Return the micro-batch `micro` of `step`."""
-        images, captions = self.data.batch(
+        images, captions, *hints = self.data.batch(
             generator(self.seed, "data", step, micro, self.rank), self.batch_size
         )
-        return {"images": images, "captions": captions, "step": step, "micro": micro}
+        hinted = hints[0] if hints else {}
+        return {"images": images, "captions": captions, **hinted, "step": step, "micro": micro}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if self.prefetch == 0:

@@ -1,0 +1,136 @@
+"""What the conditional models are shown in training, and how it reaches the UNet.
+
+    LatentInpaintDiffusion      [mask, latents of the masked picture], as it is
+    LatentDepth2ImageDiffusion  the depth at the latents' size, as it is
+    LatentUpscaleDiffusion      the small picture, noised; level uniform below the model's limit
+    ImageEmbeddingConditioned-  the picture's own embedding, noised likewise; with some probability zeros
+    LatentDiffusion
+
+`encode` is what can be done once and cached; `condition` is done in every step and draws what is random in
+it. Both use the model's own conditioning methods, so that training and sampling see the same.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.errors import ConfigError
+from ldm.models.latent_depth import LatentDepth2ImageDiffusion, concat_depth
+from ldm.models.latent_inpaint import LatentInpaintDiffusion
+from ldm.models.latent_upscale import LatentUpscaleDiffusion
+from ldm.models.unclip import ImageEmbeddingConditionedLatentDiffusion
+
+Noise = Callable[[Tensor], Tensor]  # like -> standard normal numbers
+
+
+def hints_for(model: nn.Module, embedding_dropout: float) -> "Hints | None":
+    """Return what a model is shown, or None for one that sees text alone."""
+    if isinstance(model, ImageEmbeddingConditionedLatentDiffusion):
+        return EmbeddingHints(model, embedding_dropout)
+    for kind, hints in KINDS.items():
+        if isinstance(model, kind):
+            return hints(model)
+    return None
+
+
+class Hints:
+    """What one kind of model is shown.
+
+    Attributes:
+        needs: name of the data's hint that it is made from; "" for none.
+    """
+
+    needs = ""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def taken(self, given: dict[str, Tensor]) -> Tensor:
+        """Return the data's hint. Raises: ConfigError when the data give none."""
+        if self.needs not in given:
+            raise ConfigError(
+                f"{type(self.model).__name__} is trained on data that give {self.needs}: "
+                f"set data.params.hint={self.needs}, and the same of val_data"
+            )
+        return given[self.needs]
+
+    def encode(self, images: Tensor, given: dict[str, Tensor]) -> Tensor:
+        """Return the hint of pictures (b, 3, H, W) in -1..1, (b, ...)."""
+        return self.taken(given)
+
+    def condition(
+        self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None
+    ) -> dict[str, Any]:
+        """Return what the UNet is told.
+
+        Args:
+            context: (b, n, width).
+            level: of the noise on the hint, where it has one; None, in training, draws it, and dropout.
+        """
+        return self.model.hybrid(context, hint)
+
+
+def levels(hint: Tensor, limit: int, level: int | None) -> Tensor:
+    """Return `level` for each hint (b, ...), or draw it uniformly from 0 .. limit - 1."""
+    drawn = torch.randint(limit, (len(hint),)) if level is None else torch.full((len(hint),), level)
+    return drawn.to(hint.device)
+
+
+class InpaintHints(Hints):
+    needs = "mask"
+
+    def encode(self, images: Tensor, given: dict[str, Tensor]) -> Tensor:
+        return self.model.concat_conditioning(images, self.taken(given))
+
+
+class DepthHints(Hints):
+    needs = "depth"
+
+    def encode(self, images: Tensor, given: dict[str, Tensor]) -> Tensor:
+        factor = self.model.downsampling_factor
+        return concat_depth(self.taken(given), (images.shape[-2] // factor, images.shape[-1] // factor))
+
+
+class UpscaleHints(Hints):
+    needs = "small"
+
+    def condition(
+        self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None
+    ) -> dict[str, Any]:
+        drawn = levels(hint, self.model.max_noise_level, level)
+        return self.model.conditioning(context, hint, drawn, noise(hint))
+
+
+class EmbeddingHints(Hints):
+    """The embedding of the very picture that is to be made.
+
+    Args:
+        dropout: probability of zeros, level included, which is what guidance's other half is told.
+    """
+
+    def __init__(self, model: Any, dropout: float) -> None:
+        super().__init__(model)
+        if model.noise_augmentor is None:
+            raise ConfigError("model: unCLIP is trained with a noise_aug_config; this model has none")
+        self.dropout = dropout
+
+    def encode(self, images: Tensor, given: dict[str, Tensor]) -> Tensor:
+        return self.model.embedder(images)
+
+    def condition(
+        self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None
+    ) -> dict[str, Any]:
+        drawn = levels(hint, self.model.noise_augmentor.max_noise_level, level)
+        label = self.model.embedding_conditioning(hint, drawn, noise(hint))  # (b, D + width of the level)
+        if level is None:
+            label = label * (torch.rand(len(hint)) >= self.dropout).to(label)[:, None]
+        return self.model.conditioning(context, label)
+
+
+KINDS: dict[type, type[Hints]] = {
+    LatentInpaintDiffusion: InpaintHints,
+    LatentDepth2ImageDiffusion: DepthHints,
+    LatentUpscaleDiffusion: UpscaleHints,
+}
