@@ -1,10 +1,14 @@
 """Put a trained demonstration model where the package ships it, configs/demo/.
 
     python scripts/data/ship_demo.py --diffusion runs/emoji_diffusion --clip runs/emoji_clip
+    python scripts/data/ship_demo.py --task inpaint --diffusion runs/emoji_inpaint
 
 The diffusion run's export becomes emoji.safetensors and emoji.yaml. Of the CLIP only the image tower is
 added, emoji_clip_image.safetensors: the text tower is in the model, and both together are the judge of
 benchmarks/demo_quality.py. Then fit the colours of previews to the new weights: scripts/data/fit_preview.py.
+
+With --task the export becomes emoji_TASK.yaml and emoji_TASK.safetensors, which holds what differs from
+emoji.safetensors alone, and names it (ldm.checkpoint.delta).
 """
 
 import sys
@@ -16,6 +20,7 @@ sys.path.insert(0, str(ROOT))  # a clone works without being installed
 
 from ldm.cli import app, options  # noqa: E402
 
+TASKS = ("inpaint", "depth", "upscale", "unclip")
 HEADING = """\
 # python scripts/txt2img.py --prompt "3d emoji of a cat, blue background"
 #
@@ -27,7 +32,8 @@ HEADING = """\
 def make_parser() -> app.Parser:
     parser = app.Parser(description=__doc__)
     runs = Path("runs")
-    parser.add_argument("--diffusion", type=Path, default=runs / "emoji_diffusion", help="run of the UNet")
+    parser.add_argument("--task", choices=TASKS, help="ship the model of this task; default: the base")
+    parser.add_argument("--diffusion", type=Path, help="run of the UNet; default runs/emoji_TASK")
     parser.add_argument("--clip", type=Path, default=runs / "emoji_clip", help="run of the CLIP")
     parser.add_argument("--out", type=Path, default=ROOT / "configs/demo", help="folder of the demo model")
     options.common(parser)
@@ -35,27 +41,60 @@ def make_parser() -> app.Parser:
 
 
 def main(args: Namespace) -> None:
-    from safetensors.torch import load_file, save_file
-
-    from ldm.errors import InputError
-    from ldm.training.state import replace_file
-
-    weights, config = args.diffusion / "model.safetensors", args.diffusion / "model.yaml"
-    towers = args.clip / "clip.safetensors"
-    for path in (weights, config, towers):
-        if not path.is_file():
-            raise InputError(f"{path} is not there; it is written when the training ends")
-    image_tower = {name: x for name, x in load_file(towers).items() if name.startswith("visual.")}
-    text = HEADING + config.read_text().partition("\n")[2]
-    args.out.mkdir(parents=True, exist_ok=True)
-    replace_file(args.out / "emoji.safetensors", lambda file: file.write_bytes(weights.read_bytes()))
-    replace_file(args.out / "emoji.yaml", lambda file: file.write_text(text))
-    replace_file(
-        args.out / "emoji_clip_image.safetensors",
-        lambda file: save_file(image_tower, file, metadata={"format": "pt"}),
-    )
+    run = args.diffusion or Path("runs") / f"emoji_{args.task or 'diffusion'}"
+    if args.task:
+        ship_difference(run, args.out, f"emoji_{args.task}")
+    else:
+        ship_base(run, args.clip, args.out)
     for path in sorted(args.out.glob("*.safetensors")):
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+def ship_base(run: Path, clip: Path, out: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from ldm.checkpoint.whole_file import replace_file
+
+    weights, config = run / "model.safetensors", run / "model.yaml"
+    towers = clip / "clip.safetensors"
+    check_there(weights, config, towers)
+    image_tower = {name: x for name, x in load_file(towers).items() if name.startswith("visual.")}
+    text = HEADING + config.read_text().partition("\n")[2]
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(out / "emoji.safetensors", lambda file: file.write_bytes(weights.read_bytes()))
+    replace_file(out / "emoji.yaml", lambda file: file.write_text(text))
+    replace_file(
+        out / "emoji_clip_image.safetensors",
+        lambda file: save_file(image_tower, file, metadata={"format": "pt"}),
+    )
+
+
+def ship_difference(run: Path, out: Path, name: str) -> None:
+    """Write NAME.safetensors, and NAME.yaml with the heading of the one that is there."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    from ldm.checkpoint.delta import description, difference
+    from ldm.checkpoint.whole_file import replace_file
+
+    weights, config, base = run / "model.safetensors", run / "model.yaml", out / "emoji.safetensors"
+    heading = out / f"{name}.yaml"
+    check_there(weights, config, base, heading)
+    differing, absent = difference(load_file(weights), load_file(base))
+    with safe_open(weights, "pt") as file:
+        about = {**(file.metadata() or {}), **description(base, absent)}
+    comment = "".join(line for line in heading.read_text().splitlines(True) if line.startswith("#"))
+    text = f"{comment}\n{config.read_text().partition(chr(10))[2]}"
+    replace_file(out / f"{name}.safetensors", lambda file: save_file(differing, file, metadata=about))
+    replace_file(heading, lambda file: file.write_text(text))
+
+
+def check_there(*paths: Path) -> None:
+    from ldm.errors import InputError
+
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path} is not there; it is written when the training ends")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 SCRIPT = Path(__file__).parents[2] / "scripts/data/ship_demo.py"
@@ -38,3 +39,24 @@ def test_an_unfinished_run_ships_nothing(tmp_path):
     assert done.returncode == 2
     assert "model.safetensors is not there" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "demo").exists()
+
+
+def test_a_task_ships_what_differs_from_the_base(tmp_path):
+    run, out = tmp_path / "run", tmp_path / "demo"
+    run.mkdir()
+    out.mkdir()
+    base = {"model.a": torch.arange(4.0), "model.b": torch.zeros(2)}
+    tuned = {"model.a": base["model.a"], "model.b": torch.ones(2), "model.new": torch.ones(1)}
+    save_file(base, out / "emoji.safetensors")
+    save_file(tuned, run / "model.safetensors", {"steps": "7"})
+    (run / "model.yaml").write_text("# as exported\nmodel:\n  target: a.b\n")
+    (out / "emoji_inpaint.yaml").write_text("# what it is\n# and how it is used\n\nmodel:\n  target: old\n")
+
+    done = ship("--task", "inpaint", "--diffusion", run, "--out", out)
+
+    assert done.returncode == 0, done.stderr
+    with safe_open(out / "emoji_inpaint.safetensors", "pt") as file:
+        assert sorted(file.keys()) == ["model.b", "model.new"]
+        assert file.metadata()["sd.base"] == "emoji.safetensors" and file.metadata()["steps"] == "7"
+    text = (out / "emoji_inpaint.yaml").read_text()
+    assert text == "# what it is\n# and how it is used\n\nmodel:\n  target: a.b\n"

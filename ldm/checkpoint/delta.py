@@ -1,0 +1,69 @@
+"""A model as its difference from another: the tensors that differ, the other file's name and hash.
+
+    delta = {name: x for name, x in tuned if base[name] is not x, bit for bit}
+    tuned = base without the absent names, with delta over it
+
+Metadata: `sd.base`, the other file's name, beside the delta; `sd.base_sha256`; `sd.absent`, a JSON list of
+the base's names that the tuned model lacks.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm.errors import CheckpointError
+
+BASE, BASE_SHA256, ABSENT = "sd.base", "sd.base_sha256", "sd.absent"
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def difference(
+    tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return what differs from `base`, and the names that only `base` has."""
+    differing = {name: x for name, x in tuned.items() if name not in base or not same(x, base[name])}
+    return differing, sorted(set(base) - set(tuned))
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+
+
+def description(base: Path, absent: list[str]) -> dict[str, str]:
+    """Return the metadata of a delta from the file `base`."""
+    return {BASE: base.name, BASE_SHA256: sha256_of(base), ABSENT: json.dumps(absent)}
+
+
+def base_of(path: Path, metadata: Mapping[str, str]) -> Path | None:
+    """Return the file that the delta `path` is to be completed by; None where `path` is no delta.
+
+    Raises:
+        CheckpointError: it is not beside the delta, or is another file than the delta was made from.
+    """
+    if BASE not in metadata:
+        return None
+    base = path.parent / Path(metadata[BASE]).name
+    if not base.is_file():
+        raise CheckpointError(f"{path}: is a difference from {base.name}; put that file beside it")
+    if sha256_of(base) != metadata.get(BASE_SHA256):
+        raise CheckpointError(f"{path}: is a difference from another file than {base}; fetch both anew")
+    return base
+
+
+def completed(
+    delta: Mapping[str, Tensor], metadata: Mapping[str, str], base: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the whole model of a delta and its base."""
+    absent = set(json.loads(metadata.get(ABSENT, "[]")))
+    return {name: x for name, x in base.items() if name not in absent} | dict(delta)
