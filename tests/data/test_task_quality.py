@@ -1,0 +1,74 @@
+"""The measures of the conditional tasks on pictures whose answer is known."""
+
+import pytest
+import torch
+
+from benchmarks.demo_quality import (
+    bounding_box,
+    correlation,
+    depth_agreement,
+    enlarged,
+    inpaint_agreement,
+    kept_error,
+    upscale_psnr,
+    variation_retrieval,
+)
+from ldm.data.hints import shrunk
+
+
+class MeanColour:
+    """A judge that sees the mean colour: pictures -> unit vectors (n, 3)."""
+
+    def images(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(images.mean(dim=(2, 3)) + 1, dim=1)
+
+
+def disc(radius: float, x: float = 32, y: float = 32) -> torch.Tensor:
+    axis = torch.arange(64.0)
+    inside = (axis[None] - x) ** 2 + (axis[:, None] - y) ** 2 < radius**2
+    return torch.where(inside, -0.8, 1.0).expand(3, 64, 64)
+
+
+def test_only_the_painted_region_is_judged():
+    images, mask = -torch.ones(2, 3, 8, 8), torch.zeros(2, 1, 8, 8)
+    images[:, 0] = 1.0  # red
+    mask[:, :, 2:5, 3:7] = 1
+    images[0, :, 2:5, 3:7] = torch.tensor([-1.0, 1.0, -1.0])[:, None, None]  # painted green
+    found = inpaint_agreement(MeanColour(), images, mask, torch.eye(3), torch.tensor([1, 1]))
+    assert found.tolist() == [True, False]
+    assert bounding_box(images[0], mask[0]).shape == (3, 3, 4)
+    assert bounding_box(images[0], mask[0] * 0).shape == (3, 8, 8)
+
+
+def test_kept_error_looks_outside_the_mask():
+    originals, mask = torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)
+    mask[..., :2] = 1
+    assert kept_error(originals + mask, originals, mask).item() == 0
+    assert kept_error(originals + 0.2 * (1 - mask), originals, mask).item() == pytest.approx(0.1)
+    assert kept_error(originals + 1, originals, torch.ones(1, 1, 4, 4)).item() == 0
+
+
+def test_the_right_shape_correlates_and_another_does_not():
+    images = torch.stack([disc(20), disc(20), disc(8, 10, 10)])
+    axis = torch.arange(64.0) - 32
+    depth = (1 - (axis[None] ** 2 + axis[:, None] ** 2) / 400).clamp(min=0)
+    found = depth_agreement(images, depth.sqrt().expand(3, 1, 64, 64))
+    assert found[0] == found[1] > 0.95 and found[2] < 0.2
+    assert correlation(torch.zeros(1, 4), torch.randn(1, 4)).item() == 0
+    x = torch.randn(1, 9)
+    assert correlation(x, -2 * x + 1).item() == pytest.approx(-1, abs=1e-5)
+
+
+def test_a_perfect_enlargement_beats_interpolation_and_interpolation_does_not_beat_itself():
+    originals = torch.stack([disc(20), disc(12, 20, 30)])
+    small = shrunk(originals)
+    found = upscale_psnr(originals, small, originals)
+    assert found["beats_bicubic"]["value"] == found["beats_lanczos"]["value"] == 1
+    assert 15 < found["bicubic"]["value"] < 45 < found["model"]["value"]
+    assert upscale_psnr(enlarged(small, 4, "bicubic"), small, originals)["beats_bicubic"]["value"] == 0
+
+
+def test_variations_find_their_sources():
+    sources = torch.eye(3)[:, :, None, None].expand(3, 3, 4, 4) * 2 - 1
+    assert variation_retrieval(MeanColour(), sources * 0.9, sources).all()
+    assert variation_retrieval(MeanColour(), sources.roll(1, 0), sources).tolist() == [False] * 3
