@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from training_loop import Loop, changed, sharpen, weights
 
+from benchmarks.demo_quality import sample_conditional
 from ldm.data.synthetic import Discs
 from ldm.errors import CheckpointError, ConfigError
 from ldm.training.fit import build_module, resolve_config
@@ -244,6 +245,17 @@ def test_resume_equals_uninterrupted(conditional, monkeypatch, task):
     second.run(2)
     for name, value in straight.module.diffusion.state_dict().items():
         assert torch.equal(value, second.module.diffusion.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_benchmark_samples_each_kind(conditional, task):
+    module = build_module(resolve_config(conditional(task)))
+    images, captions, *given = Discs(16, hint=TASKS[task][0]).batch(generator(2), 2)
+    hint = module.encode_hint(images, given[0] if given else {})
+    cond = module.hints.condition(module.encode_text(captions), hint, torch.randn_like, 0)
+    side = module.diffusion.image_size
+    pictures = sample_conditional(module.diffusion, cond, (2, 4, side, side), steps=2)
+    assert pictures.shape == (2, 3, 16, 16) and pictures.abs().max() <= 1
 
 
 def test_a_plain_model_has_no_hint(config):
