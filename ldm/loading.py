@@ -127,7 +127,7 @@ def load_model(
     _check_prediction(model, opened, source)
     mark = opened.metadata.get("sd.weights")
     has_zero_snr = opened.configs.get("scheduler", {}).get("rescale_betas_zero_snr") is True
-    tensors = published(opened)
+    tensors = _as_named_by(model, published(opened))
     del opened                      # what is converted is let go of, one tensor after the other
     _choose_average(model, tensors, weights, mark, file)
     _drop_absent_parts(model, tensors, file)
@@ -224,6 +224,18 @@ def match(model: nn.Module, weights: Mapping[str, Tensor], prefix: str = "") -> 
             fit.matched.append(name)
     fit.unexpected = [name for name in weights if name not in stored and not _is_listed(name, SURPLUS)]
     return fit
+
+
+def _as_named_by(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the prefix off where the configuration is of one part alone, such as an autoencoder."""
+    names = model.state_dict().keys()
+    if not names.isdisjoint(weights):
+        return weights
+    for prefix in PARTS:
+        part = {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}
+        if not names.isdisjoint(part):
+            return part
+    return weights
 
 
 def _drop_absent_parts(model: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:

@@ -355,3 +355,10 @@ def test_device_and_dtype_are_checked_first(options, tmp_path):
 def test_the_words_for_the_model_itself(on_meta):
     shapes = {name: ("float32", tuple(x.shape)) for name, x in on_meta.state_dict().items()}
     assert classify(shapes).sentence() == "a model of context width 8 for text-to-image (4 input channels)"
+
+
+def test_a_configuration_of_one_part_takes_that_part_of_any_file(stored):
+    node = load_config(YAML).model.params.first_stage_config
+    model = load_model(node, BASE["checkpoint"], device="cpu", dtype="float32")
+    name = "decoder.conv_out.weight"
+    assert torch.equal(model.state_dict()[name], stored[f"first_stage_model.{name}"].float())
