@@ -154,4 +154,9 @@ class _LowerCaseLevel(logging.Formatter):
 def _report(message: str, prefix: str = "error: ") -> None:
     """Print one line; control characters of file names and prompts do not reach the terminal."""
     line = re.sub(r"[\x00-\x1f\x7f\x80-\x9f]+", " ", message).strip()
+    if "tqdm" in sys.modules:  # a bar that is still open would stand before the line, and again after it
+        from tqdm import tqdm
+
+        for bar in sorted(getattr(tqdm, "_instances", ()), key=lambda bar: -abs(bar.pos)):
+            bar.close()
     print(f"{prefix}{line}".encode("utf-8", "replace").decode(), file=sys.stderr, flush=True)
