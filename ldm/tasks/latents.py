@@ -98,6 +98,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
     path = Path(path)
     with one_line_errors(path):
+        if not path.exists():
+            raise InputError(f"--latents {path}: there is no such file")
         if sniff(path) is not Container.SAFETENSORS:
             raise InputError(f"{path} is no .safetensors file; --latents takes one")
         _, metadata = checked_header(path)
