@@ -188,13 +188,16 @@ class Fit:
     def is_good(self) -> bool:
         return not (self.missing or self.unexpected or self.misshapen)
 
-    def report(self) -> str:
-        """Say in one line what disagrees, with counts and by part of the model."""
+    def counts(self) -> str:
+        """Say in one line how many tensors agree."""
         expected = len(self.matched) + len(self.missing) + len(self.misshapen)
-        counts = (
+        return (
             f"{expected} tensors expected: {len(self.matched)} matched, {len(self.missing)} missing, "
             f"{len(self.misshapen)} misshapen; {len(self.unexpected)} unexpected"
         )
+
+    def report(self) -> str:
+        """Say in one line what disagrees, with counts and by part of the model."""
         groups = [
             f"{what} {group}"
             for what, names in (
@@ -202,7 +205,7 @@ class Fit:
             )
             for group in _groups(names)
         ]
-        return "; ".join([counts, *groups])
+        return "; ".join([self.counts(), *groups])
 
 
 def match(model: nn.Module, weights: Mapping[str, Tensor], prefix: str = "") -> Fit:
@@ -279,6 +282,8 @@ def _refusal(fit: Fit, model: nn.Module, weights: Mapping[str, Tensor], file: Pa
         verdict = f"{file} does not fit {source}: both are {model_is}, so it is incomplete or of another size"
     else:
         verdict = f"{file} is {file_is}, but {source} asks for {model_is}"
+        if len(fit.matched) < len(fit.missing) + len(fit.misshapen):    # another model: names tell no more
+            return f"{verdict}; {fit.counts()}"
     return f"{verdict}; {fit.report()}"
 
 
