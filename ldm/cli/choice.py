@@ -234,11 +234,18 @@ def _published(identity: "Identity", prediction: str | None) -> Path:
 
     name = choose_config(identity, prediction or "eps")     # a probe tells, once it is loaded
     if name is None:
+        beside = yaml_beside(identity.path)
         raise InputError(
             f"{identity.path} is {identity.sentence()}, which no published configuration describes; "
-            "give --config YAML"
+            + (f"give --config {beside}, if that is its own" if beside else "give --config YAML")
         )
     return find_config(name)
+
+
+def yaml_beside(weights: str | Path) -> Path | None:
+    """Return NAME.yaml beside NAME.safetensors, as training writes it, if it is there."""
+    path = Path(weights).with_suffix(".yaml")
+    return path if Path(weights).is_file() and path.is_file() else None
 
 
 def _check_config(

@@ -95,7 +95,10 @@ def _headline(identity: "Identity") -> str:
 def _prediction(identity: "Identity") -> str | None:
     if identity.prediction:
         return f"{identity.prediction} ({SOURCES[identity.prediction_source]})"
-    return "eps or v: the file does not say (--probe, or loading it, will)" if identity.is_model else None
+    if not identity.is_model:
+        return None
+    tells = "--probe, or loading it, will" if identity.config or identity.family else "loading it will"
+    return f"eps or v: the file does not say ({tells})"
 
 
 def _vectors(identity: "Identity") -> str | None:
@@ -129,7 +132,10 @@ def _config(identity: "Identity") -> str | None:
         from ldm.checkpoint.classify import TEXT_TO_IMAGE_2
 
         return " or ".join(Path(name).name for name in TEXT_TO_IMAGE_2.values()) + ", by what it predicts"
-    return "none of the published ones"
+    from ldm.cli.choice import yaml_beside
+
+    beside = yaml_beside(identity.path)
+    return "none of the published ones" + (f"; {beside} lies beside it" if beside else "")
 
 
 def _bytes(count: int | None) -> str:
