@@ -67,6 +67,12 @@ def test_the_installed_scripts_start_from_anywhere(site: Path, tmp_path: Path, n
     assert "usage:" in run(site, tmp_path, "-m", f"ldm.scripts.{name}", "--help")
 
 
+@pytest.mark.parametrize("name", ["txt2img", "identify"])
+def test_an_editable_installation_runs_the_scripts_of_its_checkout(tmp_path: Path, name: str):
+    code = f"import sys; sys.argv[1:] = ['--help']; from ldm.cli import console; console.{name}()"
+    assert "usage:" in run(ROOT, tmp_path, "-c", code)
+
+
 def test_nothing_but_the_package_is_installed(site: Path):
     names = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")}
     assert names <= {"ldm", "bin"}

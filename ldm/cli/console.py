@@ -1,6 +1,8 @@
 """The installed commands (sd-txt2img, sd-img2img, sd-train, ...): each runs the script of its name."""
 
+import importlib.util
 import runpy
+from pathlib import Path
 
 
 def txt2img() -> None:
@@ -28,4 +30,7 @@ def identify() -> None:
 
 
 def _run(name: str) -> None:
-    runpy.run_module(f"ldm.scripts.{name}", run_name="__main__", alter_sys=True)
+    if importlib.util.find_spec("ldm.scripts"):
+        runpy.run_module(f"ldm.scripts.{name}", run_name="__main__", alter_sys=True)
+    else:   # an editable installation, whose scripts are those of the checkout
+        runpy.run_path(str(Path(__file__).parents[2] / "scripts" / f"{name}.py"), run_name="__main__")
