@@ -170,8 +170,8 @@ def _check_predictions(sources: list[Source]) -> list[str]:
     if not unknown:
         return []
     return [
-        f"whether it predicts eps or v is not known of {', '.join(unknown)}, and eps and v do not merge: "
-        "scripts/identify.py --probe tells"
+        f"{', '.join(unknown)} does not say whether it predicts eps or v, and the two do not merge: make sure "
+        "of it (scripts/identify.py --probe tells, for SD 1.x and 2.x)"
     ]
 
 
