@@ -168,7 +168,9 @@ def sampling(parser: argparse.ArgumentParser, steps_flag: str, n_iter: int, n_sa
         help="sampling steps (default: %(default)s)",
     )
     group.add_argument(
-        "--sampler", metavar="NAME", help="see --list-samplers; exactly --steps evaluations (default: ddim)"
+        "--sampler",
+        metavar="NAME",
+        help=f"see --list-samplers; exactly {steps_flag} evaluations (default: ddim)",
     )
     group.add_argument(
         "--schedule",
