@@ -170,8 +170,8 @@ def _check_predictions(sources: list[Source]) -> list[str]:
     if not unknown:
         return []
     return [
-        f"{', '.join(unknown)} does not say whether it predicts eps or v, and the two do not merge: make sure "
-        "of it (scripts/identify.py --probe tells, for SD 1.x and 2.x)"
+        f"{', '.join(unknown)} does not say whether it predicts eps or v, and the two do not merge: make "
+        "sure of it (scripts/identify.py --probe tells, for SD 1.x and 2.x)"
     ]
 
 
