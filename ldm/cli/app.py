@@ -39,11 +39,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args, **kwargs) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
+        self.aliases: set[str] = set()      # published flags of other scripts, taken here too
 
     def _get_option_tuples(self, option_string: str) -> list[tuple]:
         """Let an abbreviation that always worked keep its meaning, whatever flags have been added."""
         matches = super()._get_option_tuples(option_string)
-        published = [match for match in matches if match[1] in PUBLISHED_FLAGS]
+        published = [match for match in matches if match[1] in PUBLISHED_FLAGS - self.aliases]
         return published if len(published) == 1 else matches
 
     def given(self, argv: Sequence[str]) -> set[str]:

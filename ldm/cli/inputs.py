@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 def chosen_sampler(args: argparse.Namespace) -> str:
     """Return the sampler asked for: --sampler, else --plms, else --dpm, else ddim.
 
-    Raises: InputError when --sampler contradicts a flag or is unknown, or cannot honour --eta.
+    Raises: InputError when --sampler contradicts a flag or is unknown, or cannot honour --eta or --schedule.
     """
     from ldm.samplers import find_sampler
 
@@ -39,6 +39,7 @@ def chosen_sampler(args: argparse.Namespace) -> str:
     row = find_sampler(name or flag or "ddim")
     if (eta := chosen_eta(args)) and row.cls.default_eta is None:
         raise InputError(f"eta {eta:g}: {row.name} adds no noise; leave it out, or use ddim or euler_a")
+    chosen_spacing(args, row.name)
     return row.name
 
 

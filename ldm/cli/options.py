@@ -6,8 +6,12 @@ A default of None means "the model's own" and is resolved once the model is know
 import argparse
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ldm.prompts.combinations import MAX_PROMPTS
+
+if TYPE_CHECKING:
+    from ldm.cli.app import Parser
 
 MAX_SIDE = 16_384
 MAX_SEED = 2**32 - 1
@@ -156,11 +160,14 @@ def init_image(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def sampling(parser: argparse.ArgumentParser, steps_flag: str, n_iter: int, n_samples: int) -> None:
+def sampling(parser: "Parser", steps_flag: str, n_iter: int, n_samples: int) -> None:
     """Steps, sampler, eta, scale, seed, counts."""
     group = parser.add_argument_group("sampling")
+    aliases = {"--steps", "--ddim_steps"} - {steps_flag}
+    parser.aliases |= aliases
     group.add_argument(
         steps_flag,
+        *aliases,
         dest="steps",
         type=integer(1),
         default=50,

@@ -60,7 +60,7 @@ class Pictures:
         self._grids = NumberedFiles(self.outdir, "grid-%04d.png", foreign=1)  # samples/ does not count
         self._stops = NumberedFiles(self.outdir, "interrupted-%05d.safetensors", foreign=None)
         self._prompts: dict[str, None] = {}  # those on the grid, each once, in order
-        self._warned = False
+        self._said = False
         self._started = time.perf_counter()
         if self.watermark:
             from ldm.imaging import watermark
@@ -165,21 +165,26 @@ class Pictures:
         if not self.watermark:
             return image, None
         if not watermark.fits(image):
-            self._warn(
+            self._say(
+                logging.INFO,
                 "pictures under %d pixels cannot carry the watermark and are saved without it",
                 watermark.MIN_PIXELS,
             )
             return image, None
         marked = watermark.mark(image)
         if not watermark.carries(marked):
-            self._warn("the watermark cannot be read back from every picture; some are too flat to hold it")
+            self._say(
+                logging.WARNING,
+                "the watermark cannot be read back from every picture; some are too flat to hold it",
+            )
             return marked, f"{watermark.PAYLOAD.decode()} (unreadable)"
         return marked, watermark.PAYLOAD.decode()
 
-    def _warn(self, *message: Any) -> None:
-        if not self._warned:
-            log.warning(*message)
-        self._warned = True
+    def _say(self, level: int, *message: Any) -> None:
+        """Log what is so of many pictures once."""
+        if not self._said:
+            log.log(level, *message)
+        self._said = True
 
 
 def save_all(pictures: Pictures, batches: Iterable["Batch"], describe: Callable[[], dict[str, Any]]) -> None:

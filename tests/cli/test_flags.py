@@ -133,7 +133,7 @@ def test_impossible_guidance_says_what_is_possible(flag, text, says):
     ],
 )
 def test_sampler(flags, expected):
-    args = Namespace(**{"sampler": None, "plms": False, "dpm": False, "ddim_eta": 0.0, **flags})
+    args = Namespace(**{"sampler": None, "schedule": None, "plms": False, "dpm": False, "ddim_eta": 0.0, **flags})
     if expected:
         assert inputs.chosen_sampler(args) == expected
     else:
@@ -225,3 +225,16 @@ def test_only_the_published_flags_give_the_published_step_counts(schedule, sampl
 def test_an_unknown_schedule_names_the_nearest():
     with pytest.raises(InputError, match="did you mean 'karras'"):
         inputs.chosen_spacing(Namespace(schedule="karas", sampler=None), "ddim")
+
+
+def test_both_scripts_take_both_names_of_the_steps_and_old_abbreviations_keep_their_meaning():
+    args = load_script("img2img.py").make_parser().parse_args("--steps 7 --st 0.5".split())
+    assert (args.steps, args.strength) == (7, 0.5)
+    args = load_script("txt2img.py").make_parser().parse_args("--ddim_steps 7 --ddim 0.5".split())
+    assert (args.steps, args.ddim_eta) == (7, 0.5)
+
+
+def test_a_wrong_schedule_is_refused_with_the_sampler():
+    args = Namespace(plms=False, dpm=False, sampler=None, ddim_eta=0.0, schedule="karas")
+    with pytest.raises(InputError, match="did you mean 'karras'"):
+        inputs.chosen_sampler(args)

@@ -94,14 +94,14 @@ def test_help_is_quick_and_loads_no_torch(run_alone, script):
 
 
 def test_the_default_command_line_works_with_the_published_layout(run, tmp_path):
-    """Three iterations of three samples: nine pictures, a grid of three columns, one warning, a summary."""
+    """Three iterations of three samples: nine pictures, a grid of three columns, a word on each oddity."""
     outcome = run("txt2img.py", *weights(), "--H", 16, "--W", 24, "--steps", 2)
     assert outcome.code == 0, outcome.err
     outdir = tmp_path / "outputs" / "txt2img-samples"
     assert sorted(p.name for p in (outdir / "samples").iterdir()) == [f"{i:05d}.png" for i in range(9)]
     assert picture(outdir / "samples" / "00000.png").shape == (16, 24, 3)
     assert picture(outdir / "grid-0000.png").shape == (2 + 3 * 18, 2 + 3 * 26, 3)
-    assert outcome.err.count("watermark") == 1 and "without it" in outcome.err
+    assert outcome.out.count("watermark") == 1 and "without it" in outcome.out
     assert "10 files" in outcome.out
 
 
