@@ -17,6 +17,12 @@ from gaussian_data import SCHEDULE
 from ldm.diffusion.prediction import Prediction, from_eps
 from ldm.samplers import DDIM, DEIS, PLMS, DPMSolver, UniPC, make_sampler, sample_loop
 
+# Of diffusers, which hands torch's tensors to numpy, in numpy 2.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+]
+
 GENERATOR = torch.Generator().manual_seed(7)
 X = torch.randn(2, 4, 3, 3, generator=GENERATOR, dtype=torch.float64)
 DRAWS = torch.randn(40, *X.shape, generator=GENERATOR, dtype=torch.float64)
