@@ -133,7 +133,8 @@ def test_impossible_guidance_says_what_is_possible(flag, text, says):
     ],
 )
 def test_sampler(flags, expected):
-    args = Namespace(**{"sampler": None, "schedule": None, "plms": False, "dpm": False, "ddim_eta": 0.0, **flags})
+    unset = {"sampler": None, "schedule": None, "plms": False, "dpm": False, "ddim_eta": 0.0}
+    args = Namespace(**unset | flags)
     if expected:
         assert inputs.chosen_sampler(args) == expected
     else:
