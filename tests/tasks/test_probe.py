@@ -9,7 +9,6 @@ from torch import nn
 from golden_cases import cases
 from ldm.config import find_config
 from ldm.diffusion.loss import target
-from ldm.errors import LdmError
 from ldm.loading import load_model
 from ldm.models.unet import UNetModel
 from ldm.tasks.probe import judge, probe_prediction, synthetic_pictures
@@ -114,16 +113,10 @@ def test_a_tiny_network_trained_for_seconds(prediction):
         assert probed(model, unet.eval(), dtype).prediction == prediction
 
 
-
-
-
 @pytest.mark.parametrize("name", END_TO_END)
 def test_random_weights_tell_nothing(name):
     case = END_TO_END[name]
-    try:
-        model = load_model(case.files["config"], case.files["checkpoint"], device="cpu", dtype="float32")
-    except LdmError as error:
-        pytest.skip(str(error))
+    model = load_model(case.files["config"], case.files["checkpoint"], device="cpu", dtype="float32")
     verdict = probe_prediction(model)
     assert verdict.prediction is None and verdict.agreement < 0.3
 
