@@ -47,7 +47,7 @@ class DEIS(GridSampler):
         if order < 2:
             return self.straight(i, prediction), prediction.x_0
         x_hat = x_t / self.nodes.alphas[i]
-        for weight, eps in zip(self._weights(i, order), self.memory, strict=False):
+        for weight, eps in zip(self._weights(i, order), self.memory[:order], strict=True):
             x_hat = x_hat + weight * eps
         return self.nodes.alphas[i + 1] * x_hat, prediction.x_0
 
