@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from ldm.cli import app, inputs, latents, options  # noqa: E402
+from ldm.cli import app, inputs, options  # noqa: E402
 
 
 def make_parser() -> app.Parser:
@@ -31,30 +31,17 @@ def make_parser() -> app.Parser:
 
 
 def main(args: Namespace) -> None:
-    from ldm.cli.model import check_factor, open_model
-    from ldm.cli.pictures import Pictures, run_record, sampling_arguments, save_all
-    from ldm.cli.progress import batch_bar
+    from ldm.cli.run import Run
 
-    start = latents.read_start(args)
-    prompts = start.prompts or inputs.read_prompts(args)
-    sampler, pictures = inputs.chosen_sampler(args), Pictures(args)
-    inputs.check_seeds(args, prompts)
-    image, about = inputs.read_init(args, start)
-    opened = open_model(args)
-    start.check_model(opened)
-    check_factor(args, opened)
+    run = Run(args)
+    image, about = inputs.read_init(args, run.start)
+    model = run.open()
 
     from ldm.tasks.img2img import img2img
 
-    settings = sampling_arguments(args, opened, sampler)
-    settings |= {"strength": args.strength, "size": start.picture_size(), "resume": start.position}
-    batches = img2img(opened.model, image, prompts, **settings)
-    about |= {"strength": args.strength}
-    save_all(
-        pictures,
-        batch_bar(batches, start.batches_left(prompts, args), args),
-        lambda: run_record(args, opened, "img2img", sampler, **about),
-    )
+    how = {"strength": args.strength}
+    size = run.start.picture_size()
+    run.save(img2img(model, image, run.prompts, size=size, **how, **run.arguments()), **about, **how)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ By default the device is the first of CUDA, XPU, MPS and CPU that is there. What
     text encoder   as chosen
     UNet           as chosen; attention logits in float32 (`ldm.models.attention.attend`), because those of
                    SD 2.x, with 64 channels a head, pass 65,504, the largest float16
+    image encoder, depth network       as chosen
     autoencoder    as chosen; with float16 in bfloat16 where the GPU has it and else in float32, because its
                    decoder passes 65,504 too. Beside float32, bfloat16 is off by 0.2 of 255 on average and by
                    at most 2 (measured with the demonstration model); it runs once a picture
@@ -99,7 +100,13 @@ def network_dtypes(dtype: torch.dtype, device: torch.device | str) -> dict[str, 
     autoencoder = dtype
     if dtype == torch.float16:
         autoencoder = torch.bfloat16 if has_bfloat16(device) else torch.float32
-    return {"text encoder": dtype, "UNet": dtype, "autoencoder": autoencoder}
+    return {
+        "text encoder": dtype,
+        "UNet": dtype,
+        "autoencoder": autoencoder,
+        "image encoder": dtype,
+        "depth network": dtype,
+    }
 
 
 def autocast(device: torch.device | str, dtype: torch.dtype) -> contextlib.AbstractContextManager:

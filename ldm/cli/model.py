@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from ldm.models.latent_diffusion import LatentDiffusion
 
-DEMO_CONFIG = "configs/demo/emoji.yaml"
-DEMO_CHECKPOINT = "configs/demo/emoji.safetensors"
+DEMO = "configs/demo"
 PUBLISHED_SIZE = 512
 
 log = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ def open_model(args: argparse.Namespace) -> OpenedModel:
     dtype_name = chosen_dtype(args)
     if args.ckpt is None:
         _refuse_without_weights(args)
-        choice, (config, checkpoint) = None, demo_files()
+        choice, (config, checkpoint) = None, demo_files(args.demo)
     else:
         checkpoint = Path(args.ckpt).expanduser()
         choice = choose(args, checkpoint)
@@ -95,14 +94,14 @@ def open_model(args: argparse.Namespace) -> OpenedModel:
     return OpenedModel(model, config, checkpoint, args.ckpt is None, dtype, sha256, size, vae)
 
 
-def demo_files() -> tuple[Path, Path]:
-    """Return the paths of the demo model's YAML and weights."""
+def demo_files(name: str = "emoji") -> tuple[Path, Path]:
+    """Return the paths of a demo model's YAML and weights."""
+    config, checkpoint = f"{DEMO}/{name}.yaml", f"{DEMO}/{name}.safetensors"
     try:
-        return find_config(DEMO_CONFIG), find_config(DEMO_CHECKPOINT)
+        return find_config(config), find_config(checkpoint)
     except ConfigError as error:
         raise CheckpointError(
-            f"no --ckpt given, and this copy lacks the demo model ({DEMO_CONFIG}, {DEMO_CHECKPOINT}); "
-            "give --ckpt FILE"
+            f"no --ckpt given, and this copy lacks the demo model ({config}, {checkpoint}); give --ckpt FILE"
         ) from error
 
 

@@ -382,12 +382,15 @@ def sha256_digest(text: str) -> str:
     return digest
 
 
-def model(parser: argparse.ArgumentParser, tasks: tuple[str, ...] = ("txt2img",)) -> None:
+def model(
+    parser: argparse.ArgumentParser, tasks: tuple[str, ...] = ("txt2img",), demo: str = "emoji"
+) -> None:
     """--ckpt, --config, --vae, how the weights are read, --device, --dtype, --precision, and --C and --f.
 
-    `tasks` are the kinds of model (`ldm.checkpoint.identity.TASKS`) that the script has inputs for.
+    `tasks` are the kinds of model (`ldm.checkpoint.identity.TASKS`) that the script has inputs for; `demo` is
+    the name in configs/demo of the model that is used without --ckpt.
     """
-    parser.set_defaults(tasks=tasks)
+    parser.set_defaults(tasks=tasks, demo=demo)
     group = parser.add_argument_group("model")
     group.add_argument(
         "--ckpt",

@@ -28,12 +28,14 @@ from ldm.jobs.numbering import NumberedFiles
 if TYPE_CHECKING:
     import numpy as np
 
+    from ldm.imaging.paste import Paste
     from ldm.tasks.latents import Position
     from ldm.tasks.sampling import Batch
 
 # Flags that say how to talk or where to save, not what to make.
 NOT_RECORDED = (
     "quiet", "debug", "outdir", "no_metadata", "preview_every", "save_latents", "task", "command", "goes_on",
+    "tasks", "demo",
 )  # fmt: skip
 LISTED_NAMES = 8
 PROMPTS = {"prompt_syntax": "plain", "clip_skip": None, "long_prompts": "chunk"}  # recorded where others
@@ -73,6 +75,7 @@ class Pictures:
         A black picture, or one of NaN, is left out: `check` then raises.
         """
         from ldm.imaging.colour import is_black, to_uint8
+        from ldm.imaging.paste import opaque
 
         for position, (values, prompt) in enumerate(zip(batch.images, batch.prompts, strict=True)):
             image = to_uint8(values[None])[0] if bool(values.isfinite().all()) else None
@@ -89,11 +92,11 @@ class Pictures:
                 where["seed"] = batch.seeds[position]
             if batch.computed_in:
                 where["computed_in"] = batch.computed_in
-            self.saved.append(self._write(self._samples, image, record | where))
+            self.saved.append(self._write(self._samples, image, record | where, batch.paste))
             if self.save_latents:
                 self._keep_latents(self.saved[-1], batch, position, record | where)
             if self.grid is not None:
-                self.grid.append(image)
+                self.grid.append(image if batch.paste is None else opaque(batch.paste.onto(image)))
                 self._prompts[prompt] = None
 
     def save_grid(self, record: dict[str, Any]) -> None:
@@ -144,13 +147,15 @@ class Pictures:
         data = final_file(batch.latents[position], record | about | {"command": self.command})
         replace_file(latents_name(picture), lambda path: path.write_bytes(data))
 
-    def _write(self, files: NumberedFiles, image: "np.ndarray", record: dict[str, Any]) -> Path:
+    def _write(
+        self, files: NumberedFiles, image: "np.ndarray", record: dict[str, Any], paste: "Paste | None" = None
+    ) -> Path:
         from PIL import Image
 
         from ldm.imaging import metadata
 
         height, width = image.shape[:2]
-        image, mark = self._marked(image)
+        image, mark = self._marked(image, paste)
         record = record | {"width": width, "height": height, "watermark": mark}
         buffer = io.BytesIO()
         Image.fromarray(image).save(
@@ -158,27 +163,34 @@ class Pictures:
         )
         return files.save(buffer.getvalue())
 
-    def _marked(self, image: "np.ndarray") -> tuple["np.ndarray", str | None]:
-        """Return the picture with its watermark, and what to remember of it."""
+    def _marked(
+        self, image: "np.ndarray", paste: "Paste | None" = None
+    ) -> tuple["np.ndarray", str | None]:
+        """Return the picture with its watermark, only where it was painted, and what to remember of it."""
         from ldm.imaging import watermark
+        from ldm.imaging.paste import opaque
 
-        if not self.watermark:
+        fits = self.watermark and watermark.fits(image)
+        if fits:
+            image = watermark.mark(image)
+        if paste is not None:
+            image = paste.onto(image)
+        if not fits:
+            if self.watermark:
+                self._say(
+                    logging.INFO,
+                    "pictures under %d pixels cannot carry the watermark and are saved without it",
+                    watermark.MIN_PIXELS,
+                )
             return image, None
-        if not watermark.fits(image):
-            self._say(
-                logging.INFO,
-                "pictures under %d pixels cannot carry the watermark and are saved without it",
-                watermark.MIN_PIXELS,
-            )
-            return image, None
-        marked = watermark.mark(image)
-        if not watermark.carries(marked):
+        if watermark.carries(opaque(image)):
+            return image, watermark.PAYLOAD.decode()
+        if paste is None:
             self._say(
                 logging.WARNING,
                 "the watermark cannot be read back from every picture; some are too flat to hold it",
             )
-            return marked, f"{watermark.PAYLOAD.decode()} (unreadable)"
-        return marked, watermark.PAYLOAD.decode()
+        return image, f"{watermark.PAYLOAD.decode()} (unreadable)"
 
     def _say(self, level: int, *message: Any) -> None:
         """Log what is so of many pictures once."""

@@ -31,6 +31,8 @@ PURPOSES = {
     "conditioning": 5,  # on the picture that the model is conditioned on: the upscaler's, unCLIP's
 }
 """What is drawn, and the number of each in `per-image`: rows are added, never changed. CUDA's own is 0."""
+ONCE = ("posterior", "conditioning")
+"""What the published scripts draw once a run."""
 
 
 class Draws:
@@ -128,7 +130,8 @@ class Reference(Draws):
 
     Two generators are seeded alike, one on the model's device and one on the CPU; on the CPU they are the
     same one. Every draw is that of a full batch; a short last batch uses the first rows. Posterior noise
-    comes from the CPU's generator, once a run; with `fixed_code` the start noise too is drawn once.
+    comes from the CPU's generator. It and the noise on conditioning are drawn once a run, before all else, so
+    that a run that goes on draws them again alike; with `fixed_code` the start noise too is drawn once.
     """
 
     def __init__(self, seed: int, device: torch.device, batch_size: int, **options: bool):
@@ -140,8 +143,8 @@ class Reference(Draws):
 
     def draw(self, batch: BatchDraws, key: Key, shape: Sequence[int]) -> Tensor:
         full = (self.batch_size, *shape)
-        if key.purpose == "posterior" or (key.purpose == "start" and self.fixed_code):
-            name = f"{key.purpose}.{batch.stage}"
+        if key.purpose in ONCE or (key.purpose == "start" and self.fixed_code):
+            name = f"{key.purpose}.{batch.stage}" + (f".{key.call}" if key.call else "")
             if name not in self._once:
                 self._once[name] = self._next(key.purpose, full, 0)
             return self._once[name][: batch.count]

@@ -4,7 +4,8 @@ float16 ends at 65,504. What passes it is infinity, a little later NaN, and save
 
     text encoder   is looked at after each encoding,
     UNet           after each step (x_t and x_0),
-    autoencoder    after encoding and after decoding.
+    autoencoder    after encoding and after decoding,
+    others         after each use (unCLIP's image encoder, the depth network).
 
 A look is a sum and one number to wait for. Where it is not finite, the weights and the arithmetic of that
 network become float32 for the rest of the run, which goes on from the last good latents with the numbers that
@@ -41,6 +42,8 @@ NETWORKS = {
     "text encoder": ("cond_stage_model",),
     "UNet": ("model", "control_model"),
     "autoencoder": ("first_stage_model",),
+    "image encoder": ("embedder",),
+    "depth network": ("depth_model",),
 }
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -65,17 +68,18 @@ class Guard:
         dtype: what was chosen; `ldm.backends.device.network_dtypes` says what it means for each network.
 
     Attributes:
-        dtypes: what each network computes in now.
+        dtypes: what each network that the model has computes in now.
     """
 
     def __init__(self, model: LatentDiffusion, dtype: torch.dtype) -> None:
         self.model = model
-        self.dtypes = network_dtypes(dtype, model.device)
+        dtypes = network_dtypes(dtype, model.device)
+        self.dtypes = {network: its for network, its in dtypes.items() if self._modules(network)}
         self._chosen = dtype
         self._widened: dict[str, str] = {}  # network -> what was before float32
         said = ", ".join(f"{network} {_name(its)}" for network, its in self.dtypes.items())
         logger.debug("dtypes: %s, attention logits float32 (reasons: ldm/backends/device.py)", said)
-        for network in NETWORKS:
+        for network in self.dtypes:
             self._fit_weights(network)
 
     def run(

@@ -6,6 +6,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,9 @@ from ldm.diffusion.guidance import Guidance, within
 from ldm.diffusion.prediction import Denoise, Prediction, denoiser
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InputError
+from ldm.imaging.colour import to_uint8
 from ldm.imaging.padding import Frame
+from ldm.imaging.paste import Paste
 from ldm.models.gaussian import DiagonalGaussianDistribution
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.prompts.encoding import PromptEncoder
@@ -86,6 +89,12 @@ class Batch:
     seeds: tuple[int, ...] = ()  # what each picture can be made again from alone; empty where it cannot
     computed_in: dict[str, str] = field(default_factory=dict)  # see ldm.tasks.guard.Guard.record
     offset: int = 0  # place of the first of these in the batch that they were made in
+    paste: Paste | None = None  # the picture whose pixels come back where nothing was to be painted
+
+    def pictures(self) -> list[np.ndarray]:
+        """Return each as 8 bits (height, width, 3), or 4 channels where the picture that comes back has."""
+        images = to_uint8(self.images)
+        return list(images) if self.paste is None else [self.paste.onto(image) for image in images]
 
 
 class Part(NamedTuple):
@@ -97,8 +106,18 @@ class Part(NamedTuple):
     prompts: list[str]
 
 
+class Keep(NamedTuple):
+    """What is to stay of a picture while the rest is painted: for models that do not see the mask."""
+
+    mask: Tensor  # (1 or b, 1, h, w), 1 where x_0 stays
+    x_0: Tensor  # (b, c, h, w) scaled latents
+
+
 class Diffuser:
-    """A text-to-image model with its sampler set up.
+    """A model with its sampler set up.
+
+    Args:
+        accepts: the ways into the UNet (conditioning_key) that the task has inputs for.
 
     Attributes:
         state: where sampling stands, after every step; None before the first batch.
@@ -114,12 +133,14 @@ class Diffuser:
         batch_size: int,
         track: Track | None = None,
         resume: Position | None = None,
+        accepts: tuple[str | None, ...] = ("crossattn",),
     ):
         key = model.model.conditioning_key
-        if key != "crossattn":
+        if key not in accepts:
+            more = " needs more than a prompt" if accepts == ("crossattn",) else " is for another task"
             raise InputError(
-                f"this model needs more than a prompt (conditioning_key {key!r}); "
-                "expected a text-to-image model (crossattn)"
+                f"this model{more} (conditioning_key {key!r}); expected {' or '.join(map(str, accepts))}"
+                + (", a text-to-image model" if accepts == ("crossattn",) else "")
             )
         self.model = model
         self.settings = settings
@@ -186,6 +207,7 @@ class Diffuser:
         *,
         start: int = 0,
         memory: Sequence[Tensor] = (),
+        keep: Keep | None = None,
     ) -> Tensor:
         """Denoise x_t (b, c, h, w), which stands before step `start`; returns latents (b, c, h, w).
 
@@ -193,6 +215,7 @@ class Diffuser:
 
         Args:
             memory: the sampler's memory before that step, where an earlier run stopped.
+            keep: before every step this part is put back, at that step's noise.
 
         Raises: StoppedAt, where `track` ended before the steps.
         """
@@ -204,19 +227,22 @@ class Diffuser:
         self._say_cost()
         parameterization = self.model.parameterization
         denoise = self.guidance.around(self._denoise, uncond, self.schedule, parameterization)
-        for _ in self.track(self._steps(denoise, cond, KeptDraws(noise)), len(self.sampler) - start):
+        for _ in self.track(self._steps(denoise, cond, KeptDraws(noise), keep), len(self.sampler) - start):
             pass
         if self.state.step < len(self.sampler) and isinstance(noise, BatchDraws):
             state = noise.draws.state()
             raise StoppedAt(Position(self.prompts, noise.first, noise.stage, self.state, state))
         return self.state.x_t
 
-    def _steps(self, denoise: Denoise, cond: Conditioning, noise: KeyedNoise) -> Iterator[Step]:
+    def _steps(
+        self, denoise: Denoise, cond: Conditioning, noise: KeyedNoise, keep: Keep | None = None
+    ) -> Iterator[Step]:
         """Yield the steps from `state`, each kept there before it is seen; a bad one is taken again."""
+        kept = {} if keep is None else {"keep_mask": keep.mask, "keep_x_0": keep.x_0}
         while (start := self.state.step) < len(self.sampler):
             loop = sample_loop(
                 self.sampler, denoise, self.state.x_t, cond,
-                noise=noise, start=start, memory=self.state.memory,
+                noise=noise, start=start, memory=self.state.memory, **kept,
             )  # fmt: skip
             for step in loop:
                 if not are_finite(step.x_t, step.x_0):

@@ -110,7 +110,8 @@ def test_auto_is_float32_elsewhere(hardware, device):
 )  # fmt: skip
 def test_only_the_autoencoder_is_never_in_float16(hardware, dtype, device, bfloat16, autoencoder):
     hardware(bfloat16)
-    expected = {"text encoder": dtype, "UNet": dtype, "autoencoder": autoencoder}
+    networks = ("text encoder", "UNet", "image encoder", "depth network")
+    expected = dict.fromkeys(networks, dtype) | {"autoencoder": autoencoder}
     assert network_dtypes(dtype, torch.device(device)) == expected
 
 

@@ -228,8 +228,7 @@ def test_quiet_says_nothing(run):
 def test_without_weights_the_demo_model_is_used_at_its_own_size_and_said_so(run, tmp_path, monkeypatch):
     from ldm.cli import model
 
-    monkeypatch.setattr(model, "DEMO_CONFIG", weights()[1])
-    monkeypatch.setattr(model, "DEMO_CHECKPOINT", weights()[3])
+    monkeypatch.setattr(model, "demo_files", lambda name: weights()[1::2])
     outcome = run("txt2img.py", "--steps", 2, "--n_iter", 1, "--n_samples", 1, "--outdir", "o")
     assert outcome.code == 0, outcome.err
     assert outcome.out.count("demo model") == 1 and "64 pixels" in outcome.out
@@ -239,7 +238,7 @@ def test_without_weights_the_demo_model_is_used_at_its_own_size_and_said_so(run,
 def test_without_weights_and_without_demo_model_it_says_what_to_give(run, monkeypatch):
     from ldm.cli import model
 
-    monkeypatch.setattr(model, "DEMO_CHECKPOINT", "configs/demo/nowhere.safetensors")
+    monkeypatch.setattr(model, "DEMO", "configs/nowhere")
     outcome = run("txt2img.py")
     assert outcome.code == 2 and "--ckpt" in outcome.err and outcome.err.count("\n") == 1
 

@@ -1,0 +1,34 @@
+"""What was not to be painted comes back byte for byte."""
+
+import numpy as np
+
+from ldm.imaging.paste import Paste
+
+RANDOM = np.random.default_rng(0)
+
+
+def picture(channels: int) -> np.ndarray:
+    return RANDOM.integers(0, 256, (7, 5, channels), dtype=np.uint8)
+
+
+def test_bytes_come_back_where_the_weight_is_0_and_go_where_it_is_1():
+    original, painted = picture(3), picture(3)
+    weight = (RANDOM.random((7, 5)) > 0.5).astype(np.float32)
+    result = Paste(original, weight).onto(painted)
+    assert result.dtype == np.uint8
+    assert np.array_equal(result[weight == 0], original[weight == 0])
+    assert np.array_equal(result[weight == 1], painted[weight == 1])
+
+
+def test_between_them_is_a_mixture():
+    original, painted = np.full((1, 1, 3), 100, np.uint8), np.full((1, 1, 3), 203, np.uint8)
+    assert Paste(original, np.full((1, 1), 0.25, np.float32)).onto(painted).tolist() == [[[126, 126, 126]]]
+
+
+def test_alpha_stays_and_paint_is_opaque():
+    original, painted = picture(4), picture(3)
+    weight = np.zeros((7, 5), np.float32)
+    weight[2:4] = 1
+    result = Paste(original, weight).onto(painted)
+    assert np.array_equal(result[weight == 0], original[weight == 0])
+    assert np.array_equal(result[2:4, :, :3], painted[2:4]) and (result[2:4, :, 3] == 255).all()
