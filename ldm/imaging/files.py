@@ -3,8 +3,10 @@
 | given                       | becomes                                                         |
 |-----------------------------|-----------------------------------------------------------------|
 | EXIF orientation            | turned upright                                                  |
-| alpha, palette transparency | laid on white (hidden colours of transparent pixels never show)  |
+| alpha, palette transparency | laid on white (hidden colours of transparent pixels never show), |
+|                             | or kept as a fourth channel where the caller asks for it         |
 | 16 bit grey                 | value / 257, rounded (Pillow's own conversion clips it to white) |
+| 16 bit colour               | the upper 8 bits, with a line in the log                         |
 | CMYK, grey, palette, 1 bit  | RGB by Pillow; an embedded colour profile is ignored            |
 | several frames              | the first one, with a line in the log                           |
 
@@ -29,8 +31,11 @@ MAX_SIDE = 16_384
 log = logging.getLogger(__name__)
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """Open the picture at `path` as mode RGB, upright.
+def open_image(path: str | Path, *, alpha: bool = False) -> Image.Image:
+    """Open the picture at `path` as mode RGB, upright; with `alpha` as RGBA.
+
+    A picture without any transparency has an alpha of 255 throughout. Colours under transparent pixels are
+    those of the file.
 
     Raises: InputError when the file is missing, not a picture, damaged, or too large.
     """
@@ -45,8 +50,13 @@ def open_image(path: str | Path) -> Image.Image:
                 _check_size(path, image)
                 if getattr(image, "n_frames", 1) > 1:
                     log.info("%s has %d frames; the first is used", path, image.n_frames)
+                if len(image.getbands()) > 1 and ";16" in _raw_mode(image):
+                    log.info("%s has 16 bits a channel; the upper 8 are used", path)
+                    if "transparency" in image.info:  # Pillow compares this colour with the upper bits
+                        image.info["transparency"] = tuple(v >> 8 for v in image.info["transparency"])
                 image.load()
-                return to_rgb(ImageOps.exif_transpose(image))
+                upright = ImageOps.exif_transpose(image)
+                return to_rgba(upright) if alpha else to_rgb(upright)
     except InputError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -59,19 +69,35 @@ def open_image(path: str | Path) -> Image.Image:
 
 def to_rgb(image: Image.Image, background: int = 255) -> Image.Image:
     """Convert any mode to RGB: transparency is laid on a grey level, 16 bits are scaled, not clipped."""
-    if image.mode.startswith("I"):
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if not image.has_transparency_data:
+        return _eight_bits(image).convert("RGB")
+    ground = Image.new("RGBA", image.size, (background,) * 3 + (255,))
+    return Image.alpha_composite(ground, to_rgba(image)).convert("RGB")
+
+
+def to_rgba(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGBA: a transparent colour or palette becomes alpha, 16 bits are scaled."""
+    converted = _eight_bits(image)
+    if image.mode.startswith("I") and (clear := image.info.get("transparency")) is not None:
+        opaque = np.asarray(image).astype(np.int64) != clear  # of 16 bits: two greys may share the upper 8
+        converted.putalpha(Image.fromarray(np.uint8(255) * opaque))
+    return converted.convert("RGBA")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale grey of 0..65535 to 0..255: 257 = 65535 / 255. Other modes are left as they are."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range; save it as 8 or 16 bit")
-    if image.has_transparency_data:
-        ground = Image.new("RGBA", image.size, (background,) * 3 + (255,))
-        return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    if not image.mode.startswith("I"):
+        return image
+    grey = np.clip(np.asarray(image).astype(np.float64), 0, 65535)
+    return Image.fromarray(np.rint(grey / 257).astype(np.uint8))
 
 
-def _eight_bits(grey: np.ndarray) -> np.ndarray:
-    """Scale 0..65535 to 0..255: 257 = 65535 / 255."""
-    return np.rint(np.clip(grey.astype(np.float64), 0, 65535) / 257).astype(np.uint8)
+def _raw_mode(image: Image.Image) -> str:
+    """Return how the pixels lie in the file, such as RGB;16B, as far as the decoder is told."""
+    arguments = image.tile[0].args if image.tile else ()
+    return " ".join(map(str, arguments)) if isinstance(arguments, tuple) else str(arguments)
 
 
 def _check_size(path: Path, image: Image.Image) -> None:

@@ -77,6 +77,70 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path, suffix):
     assert pixels(path)[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def deep_png(colour_type: int, *values: int, clear: tuple[int, ...] = ()) -> bytes:
+    """A PNG of one row, 16 bits a channel, with a transparent colour if there is one."""
+    width = len(values) // {0: 1, 2: 3, 4: 2, 6: 4}[colour_type]
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, 16, colour_type, 0, 0, 0))
+    transparent = chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear)) if clear else b""
+    row = chunk(b"IDAT", zlib.compress(b"\0" + struct.pack(f">{len(values)}H", *values)))
+    return b"\x89PNG\r\n\x1a\n" + header + transparent + row + chunk(b"IEND", b"")
+
+
+DEEP = {  # name -> PNG, RGBA of its pixels
+    "grey": (deep_png(0, 300, 65535), [[1, 1, 1, 255], [255, 255, 255, 255]]),
+    "clear grey": (deep_png(0, 300, 301, clear=(300,)), [[1, 1, 1, 0], [1, 1, 1, 255]]),
+    "grey and alpha": (deep_png(4, 25700, 32896), [[100, 100, 100, 128]]),
+    "colour": (deep_png(2, 257, 514, 65535), [[1, 2, 255, 255]]),
+    "clear colour": (deep_png(2, 257, 514, 771, 0, 0, 0, clear=(257, 514, 771)),
+                     [[1, 2, 3, 0], [0, 0, 0, 255]]),
+    "colour and alpha": (deep_png(6, 257, 514, 65535, 32896), [[1, 2, 255, 128]]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "expected"), DEEP.values(), ids=DEEP.keys())
+def test_sixteen_bits_keep_their_alpha_and_say_what_is_lost(tmp_path, caplog, content, expected):
+    (tmp_path / "deep.png").write_bytes(content)
+    with caplog.at_level(logging.INFO, logger="ldm"):
+        image = open_image(tmp_path / "deep.png", alpha=True)
+    assert image.mode == "RGBA" and np.asarray(image)[0].tolist() == expected
+    assert ("upper 8" in caplog.text) == (content[25] != 0)  # the colour type: not for grey
+    on_white = np.asarray(open_image(tmp_path / "deep.png"))[0]
+    for pixel, (*colour, alpha) in zip(on_white, expected, strict=True):
+        assert np.abs(pixel - (np.array(colour) * (alpha / 255) + 255 - alpha)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "options", "expected"),
+    [
+        ("RGBA", (9, 8, 7, 0), {}, [9, 8, 7, 0]),
+        ("LA", (9, 60), {}, [9, 9, 9, 60]),
+        ("P", 0, {"transparency": 0}, [0, 0, 0, 0]),
+        ("P", 0, {"transparency": b"\x40"}, [0, 0, 0, 64]),
+        ("L", 7, {"transparency": 7}, [7, 7, 7, 0]),
+        ("L", 7, {}, [7, 7, 7, 255]),
+        ("RGB", (1, 2, 3), {"transparency": (1, 2, 3)}, [1, 2, 3, 0]),
+        ("RGB", (1, 2, 3), {}, [1, 2, 3, 255]),
+        ("1", 1, {}, [255, 255, 255, 255]),
+    ],
+)
+def test_alpha_is_kept_where_it_is_asked_for(tmp_path, mode, colour, options, expected):
+    path = saved(tmp_path, Image.new(mode, (2, 1), colour), **options)
+    image = open_image(path, alpha=True)
+    assert image.mode == "RGBA" and np.asarray(image).tolist() == [[expected, expected]]
+
+
+def test_a_picture_with_alpha_is_turned_upright_with_it(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    alpha = Image.fromarray(CORNERS)
+    path = saved(tmp_path, Image.merge("LA", (alpha, alpha)), exif=exif)
+    assert np.array_equal(np.asarray(open_image(path, alpha=True))[:, :, 3], UPRIGHT[6](CORNERS))
+
+
 @pytest.mark.parametrize(
     ("mode", "colour", "expected"),
     [("1", 1, [255, 255, 255]), ("L", 77, [77, 77, 77]), ("CMYK", (0, 255, 255, 0), [255, 0, 0])],
@@ -104,10 +168,6 @@ def test_the_first_frame_is_used_and_said_so(tmp_path, caplog):
 
 def png(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds next to nothing."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
