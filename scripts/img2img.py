@@ -2,8 +2,10 @@
 
   python scripts/img2img.py --init-img sketch.png --prompt "a castle by the sea" --strength 0.7 \\
       --ckpt v2-1_512-ema-pruned.ckpt
+  python scripts/img2img.py --init-img photo.jpg --prompt "a watercolour" --H 512 --W 768 --fit crop
 
-The pictures have exactly the size of the init image, whatever it is.
+The pictures have exactly the size of the init image, whatever it is, or that of --H and --W. An old command
+of the published script is repeated with --fit stretch where a side is no multiple of 64.
 """
 
 import sys
@@ -19,6 +21,7 @@ def make_parser() -> app.Parser:
     parser = app.Parser(description=__doc__)
     options.prompt(parser, "a painting of a virus monster playing guitar")
     options.init_image(parser)
+    options.fit(parser)
     options.sampling(parser, "--ddim_steps", n_iter=1, n_samples=2)
     options.prompt_syntax(parser)
     options.guidance(parser)
@@ -35,7 +38,11 @@ def main(args: Namespace) -> None:
 
     run = Run(args)
     image, about = inputs.read_init(args, run.start)
+    fit = inputs.chosen_fit(args, image)
     model = run.open()
+    if fit is not None:
+        image = fit.of(image, model.size_multiple)
+        about["fit"] = fit.mode
 
     from ldm.tasks.img2img import img2img
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ldm.cli.latents import Start
+    from ldm.imaging.fit import Fit
     from ldm.tasks.hires import Hires
+    from ldm.tasks.unclip import Mix
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +199,14 @@ def read_init(args: argparse.Namespace, start: "Start") -> "tuple[np.ndarray | T
         if args.init_img:
             raise InputError("--init-img and --latents both say what to start from; give one of them")
         return start.latents.latents, start.record()
+    return read_same_image(args, start)
+
+
+def read_same_image(args: argparse.Namespace, start: "Start") -> "tuple[np.ndarray, dict[str, Any]]":
+    """Return the picture of --init-img, and what a picture made from it remembers.
+
+    Raises: InputError where there is none, or a run goes on with another.
+    """
     image, record = read_init_image(args)
     before = {} if start.stopped is None else start.stopped.record["init_image"]
     if before and before != record:
@@ -209,14 +219,61 @@ def read_init_image(args: argparse.Namespace) -> "tuple[np.ndarray, dict[str, st
     """Return the pixels (h, w, 3) uint8 of --init-img and what a picture made from it remembers."""
     if not args.init_img:
         raise InputError("--init-img needs a picture to start from")
+    return _read_picture(args.init_img)
 
+
+def read_init_images(
+    args: argparse.Namespace, start: "Start"
+) -> "tuple[list[np.ndarray], Mix, dict[str, Any]]":
+    """Return the pictures of --init-img, how they are mixed, and what a picture remembers of both.
+
+    Raises: InputError where there is none, weights or levels do not fit, or a run goes on with others.
+    """
+    from ldm.tasks.unclip import MIX_NOISE_LEVEL, Mix
+
+    if not args.init_img:
+        raise InputError("--init-img needs a picture to vary, or several")
+    asked = args.mix_noise_level
+    if asked is not None and len(args.init_img) == 1:
+        raise InputError(f"--mix-noise-level {asked} is of a mix, and there is one --init-img; leave it out")
+    again = {None: MIX_NOISE_LEVEL, "off": None}.get(asked, asked)
+    mix = Mix.of(len(args.init_img), args.image_weights, args.noise_level, again)
+    images, pictures = zip(*map(_read_picture, args.init_img), strict=True)
+    before = [] if start.stopped is None else start.stopped.record["init_images"]
+    told = zip(pictures, mix.weights, mix.noise_level, strict=True)
+    record = [picture | {"weight": weight, "noise_level": level} for picture, weight, level in told]
+    if before and before != record:
+        changed = [file for file, was, now in zip(args.init_img, before, record, strict=True) if was != now]
+        raise InputError(f"--init-img {changed[0]} is another picture than {start.stopped.path} began with")
+    return list(images), mix, {"init_images": record, "mix_noise_level": mix.mix_noise_level}
+
+
+def _read_picture(path: str) -> "tuple[np.ndarray, dict[str, str]]":
+    """Return the pixels (h, w, 3) uint8 of a picture and what one that is made from it remembers."""
     import numpy as np
 
     from ldm.imaging.files import open_image
 
-    image = np.asarray(open_image(args.init_img))
-    digest = hashlib.sha256(Path(args.init_img).read_bytes()).hexdigest()
-    return image, {"file": Path(args.init_img).name, "sha256": digest}
+    image = np.asarray(open_image(path))
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return image, {"file": Path(path).name, "sha256": digest}
+
+
+def chosen_fit(args: argparse.Namespace, image: "np.ndarray | Tensor") -> "Fit | None":
+    """Return how --fit, --H and --W bring the picture to its size; None for latents in place of one.
+
+    Raises: InputError where they contradict each other or the picture, or there is no picture to fit.
+    """
+    import numpy as np
+
+    from ldm.imaging.fit import choose_fit
+
+    if isinstance(image, np.ndarray):
+        return choose_fit(image, args.fit, args.H, args.W)
+    for flag, value in (("--fit", args.fit), ("--H", args.H), ("--W", args.W)):
+        if value is not None:
+            raise InputError(f"{flag} {value}: --latents are no picture to fit; leave it out")
+    return None
 
 
 def check_text(text: str, flag: str) -> str:

@@ -135,15 +135,29 @@ def prompt_syntax(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def size(parser: argparse.ArgumentParser) -> None:
-    """--H, --W, in pixels."""
+def no_prompt(parser: argparse.ArgumentParser) -> None:
+    """--negative-prompt, and for the rest of `prompt` and `prompt_syntax` what makes one batch of ""."""
+    parser.set_defaults(
+        prompt="", from_file=None, combinations=None, wildcards=None,
+        prompt_syntax="plain", clip_skip=None, long_prompts="chunk",
+    )  # fmt: skip
+    parser.add_argument_group("what to make").add_argument(
+        "--negative-prompt",
+        default="",
+        metavar="TEXT",
+        help="what the pictures should not show, with a --scale above 1: of models that know text",
+    )
+
+
+def size(parser: argparse.ArgumentParser, default: str = "512; demo model: its own") -> None:
+    """--H, --W, in pixels; `default` says what stands for None."""
     group = parser.add_argument_group("size")
     for flag, what in (("--H", "height"), ("--W", "width")):
         group.add_argument(
             flag,
             type=integer(1, MAX_SIDE),
             metavar="PIXELS",
-            help=f"{what} of a picture, any size (default: 512; demo model: its own)",
+            help=f"{what} of a picture, any size (default: {default})",
         )
 
 
@@ -160,7 +174,83 @@ def init_image(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def sampling(parser: "Parser", steps_flag: str, n_iter: int, n_samples: int) -> None:
+def small_picture(parser: argparse.ArgumentParser) -> None:
+    """--init-img, --noise-level."""
+    group = parser.add_argument_group("picture to enlarge")
+    group.add_argument("--init-img", nargs="?", metavar="FILE", help="the small picture, of any size")
+    group.add_argument(
+        "--noise-level",
+        type=integer(0),
+        metavar="N",
+        help="noise on the small picture, from 0 to the model's highest, 350 as published: more lets the model "
+        "invent more, against blur and artefacts (default: 20)",
+    )
+
+
+def image_mix(parser: argparse.ArgumentParser) -> None:
+    """--init-img, --image-weights, --noise-level, --mix-noise-level: several pictures."""
+    group = parser.add_argument_group("pictures to vary")
+    group.add_argument(
+        "--init-img",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="one picture or more, of any size; each is seen whole, squeezed to a square",
+    )
+    group.add_argument(
+        "--image-weights",
+        nargs="+",
+        type=number(),
+        metavar="W",
+        help="how much of each picture, in their order; negative: away from it (default: all alike)",
+    )
+    group.add_argument(
+        "--noise-level",
+        nargs="+",
+        type=integer(0, 999),
+        default=[0],
+        metavar="N",
+        help="how freely, 0 (near the picture) to 999 (nothing of it): one for all pictures, or one for each "
+        "(default: 0)",
+    )
+    group.add_argument(
+        "--mix-noise-level",
+        type=level_or_off,
+        metavar="N",
+        help="of the mix of several pictures, once more, 0 to 999, or off (default: 50, as published)",
+    )
+
+
+def level_or_off(text: str) -> int | str:
+    """Return a noise level, or "off"; an argparse type."""
+    try:
+        return text if text == "off" else integer(0, 999)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or off") from None
+
+
+def fit(parser: argparse.ArgumentParser) -> None:
+    """--fit, and --H and --W of the result."""
+    group = parser.add_argument_group("size", "without these the picture keeps its size, whatever that is")
+    group.add_argument(
+        "--fit",
+        choices=("exact", "crop", "pad", "stretch"),
+        help="how --init-img comes to --H x --W, or else to a size that the model takes. crop: cut its middle "
+        "out; pad: mirror it outwards; stretch: ignore its shape, as the published script does; exact: as it "
+        "is (default: exact; crop with --H or --W)",
+    )
+    for flag, what in (("--H", "height"), ("--W", "width")):
+        group.add_argument(
+            flag,
+            type=integer(1, MAX_SIDE),
+            metavar="PIXELS",
+            help=f"{what} of the result, any size (default: the picture's own, or by the other of the two)",
+        )
+
+
+def sampling(
+    parser: "Parser", steps_flag: str, n_iter: int, n_samples: int, scale: float = 9.0
+) -> None:
     """Steps, sampler, eta, scale, seed, counts."""
     group = parser.add_argument_group("sampling")
     aliases = {"--steps", "--ddim_steps"} - {steps_flag}
@@ -208,7 +298,7 @@ def sampling(parser: "Parser", steps_flag: str, n_iter: int, n_samples: int) -> 
     group.add_argument(
         "--scale",
         type=number(),
-        default=9.0,
+        default=scale,
         metavar="W",
         help="guidance: higher follows the prompt more closely, 1 is off (default: %(default)s)",
     )
@@ -324,7 +414,10 @@ def control(parser: argparse.ArgumentParser, task: str) -> None:
     )
     also = {
         "txt2img": "; of a finished picture, to decode; else the noise to start from",
+        "unclip": "; else the noise to start from",
+        "upscale": "; else the noise to start from",
         "img2img": "; else to start from in place of --init-img",
+        "sample": "; of a finished picture, to decode; else the noise to start from",
     }
     group.add_argument(
         "--latents",

@@ -1,0 +1,111 @@
+"""Bring a picture to the size that is wanted, in one of four ways.
+
+| fit     | with a size                                   | without one                                  |
+|---------|-----------------------------------------------|----------------------------------------------|
+| exact   | only the picture's own                        | the picture as it is                         |
+| crop    | scaled to cover it, the middle is cut out     | the same, down to multiples of the model's   |
+| stretch | scaled to it, whatever that does to the shape | the same, down to multiples of the model's   |
+| pad     | scaled to fit inside, the rest is mirrored    | not scaled, mirrored up to such multiples    |
+
+    fit = choose_fit(image, "crop", height=512, width=768)     # InputError here, before there is a model
+    image = fit.of(image, model.size_multiple)                 # (512, 768, 3)
+
+Scaling is Pillow's Lanczos. `stretch` without a size is what the published img2img.py does, whose multiple is
+64: height and width floored to it. Below one multiple a side becomes one, where the published script fails.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ldm.errors import InputError
+from ldm.imaging.files import MAX_SIDE
+from ldm.imaging.padding import Frame
+
+FITS = ("exact", "crop", "pad", "stretch")
+
+Size = tuple[int, int]  # height, width
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A way to fit, and the size that is wanted."""
+
+    mode: str
+    size: Size | None = None  # None is any that the model takes
+
+    def of(self, image: np.ndarray, multiple: int) -> np.ndarray:
+        """Return the picture (h, w, c) uint8, brought to its size.
+
+        Args:
+            multiple: of which the sides must be where no size is wanted.
+        """
+        if self.mode == "exact":
+            return image
+        if self.mode == "pad":
+            return _padded(image, self.size, multiple)
+        own = image.shape[:2]
+        size = self.size or tuple(max(side // multiple, 1) * multiple for side in own)
+        return _scaled(image, size, _middle(own, size) if self.mode == "crop" else None)
+
+
+def choose_fit(
+    image: np.ndarray, mode: str | None = None, height: int | None = None, width: int | None = None
+) -> Fit:
+    """Return how to fit a picture (h, w, c).
+
+    Args:
+        mode: one of FITS; None is exact, or crop where a height or width is given.
+        height: of the result; where only one of both is given, the other keeps the picture's shape.
+
+    Raises: InputError where mode is unknown, exact contradicts the size, or a side becomes too long.
+    """
+    if mode is not None and mode not in FITS:
+        raise InputError(f"unknown fit {mode!r}: expected one of {', '.join(FITS)}")
+    own_height, own_width = image.shape[:2]
+    if height is None and width is None:
+        return Fit(mode or "exact")
+    height = height or max(1, round(own_height * width / own_width))
+    width = width or max(1, round(own_width * height / own_height))
+    if max(height, width) > MAX_SIDE:
+        raise InputError(
+            f"a picture of {own_width}x{own_height} would become {width}x{height}; at most {MAX_SIDE} a side "
+            "are possible: give both height and width"
+        )
+    if mode == "exact" and (height, width) != (own_height, own_width):
+        raise InputError(
+            f"the picture is {own_width}x{own_height} and {width}x{height} is asked for, which fit exact "
+            "cannot give: use fit crop, pad or stretch, or leave out the size"
+        )
+    return Fit(mode or "crop", (height, width))
+
+
+def _middle(own: Size, size: Size) -> tuple[float, float, float, float]:
+    """Return (left, top, right, bottom) of the largest middle of a picture that has the shape of `size`."""
+    scale = max(size[0] / own[0], size[1] / own[1])
+    top, left = (max(0, own[axis] - size[axis] / scale) / 2 for axis in (0, 1))
+    return left, top, own[1] - left, own[0] - top
+
+
+def _scaled(
+    image: np.ndarray, size: Size, box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
+    """Return a picture, or the box of it, at another size."""
+    picture = Image.fromarray(image)
+    return np.asarray(picture.resize(size[::-1], Image.Resampling.LANCZOS, box=box))
+
+
+def _padded(image: np.ndarray, size: Size | None, multiple: int) -> np.ndarray:
+    if size is None:
+        frame = Frame.around(*image.shape[:2], multiple)
+    else:
+        scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
+        inner = tuple(
+            min(max(1, round(own * scale)), side) for own, side in zip(image.shape, size, strict=False)
+        )
+        image = _scaled(image, inner)
+        frame = Frame(*inner, *size)
+    channels_first = torch.from_numpy(image.copy()).permute(2, 0, 1)  # (c, h, w)
+    return np.ascontiguousarray(frame.pad(channels_first).permute(1, 2, 0).numpy())
