@@ -4,20 +4,26 @@
     tuned = base without the absent names, with delta over it
 
 Metadata: `sd.base`, the other file's name, beside the delta; `sd.base_sha256`; `sd.absent`, a JSON list of
-the base's names that the tuned model lacks.
+the base's names that the tuned model lacks. So the digest of a delta is one of the whole model.
+
+Reading completes a delta (`ldm.checkpoint.opened`, `identification`), so nothing else needs to know of them.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-from torch import Tensor
+from ldm.checkpoint.sniff import shown
+from ldm.errors import CheckpointError, DamagedCheckpointError
 
-from ldm.errors import CheckpointError
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BASE, BASE_SHA256, ABSENT = "sd.base", "sd.base_sha256", "sd.absent"
+
+T = TypeVar("T")                # a tensor, or what a header says of it
 
 
 def sha256_of(path: Path) -> str:
@@ -29,14 +35,16 @@ def sha256_of(path: Path) -> str:
 
 
 def difference(
-    tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], list[str]]:
+    tuned: "Mapping[str, Tensor]", base: "Mapping[str, Tensor]"
+) -> "tuple[dict[str, Tensor], list[str]]":
     """Return what differs from `base`, and the names that only `base` has."""
     differing = {name: x for name, x in tuned.items() if name not in base or not same(x, base[name])}
     return differing, sorted(set(base) - set(tuned))
 
 
-def same(one: Tensor, other: Tensor) -> bool:
+def same(one: "Tensor", other: "Tensor") -> bool:
+    import torch
+
     return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
 
 
@@ -55,15 +63,41 @@ def base_of(path: Path, metadata: Mapping[str, str]) -> Path | None:
         return None
     base = path.parent / Path(metadata[BASE]).name
     if not base.is_file():
-        raise CheckpointError(f"{path}: is a difference from {base.name}; put that file beside it")
+        raise CheckpointError(f"{path}: is a difference from {shown(base.name)}; put that file beside it")
     if sha256_of(base) != metadata.get(BASE_SHA256):
         raise CheckpointError(f"{path}: is a difference from another file than {base}; fetch both anew")
     return base
 
 
 def completed(
-    delta: Mapping[str, Tensor], metadata: Mapping[str, str], base: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return the whole model of a delta and its base."""
-    absent = set(json.loads(metadata.get(ABSENT, "[]")))
-    return {name: x for name, x in base.items() if name not in absent} | dict(delta)
+    path: Path,
+    delta: Mapping[str, T],
+    metadata: Mapping[str, str],
+    base: Mapping[str, T],
+    base_metadata: Mapping[str, str],
+) -> tuple[dict[str, T], dict[str, str]]:
+    """Return the whole model of the delta `path` and its base, and what it says of itself.
+
+    Raises:
+        CheckpointError: the base is a difference itself.
+        DamagedCheckpointError: the list of absent names is none.
+    """
+    if BASE in base_metadata:
+        name = shown(metadata[BASE])
+        raise CheckpointError(
+            f"{path}: is a difference from {name}, which is one itself; "
+            f"first make that whole: scripts/convert.py {name} OUT.safetensors"
+        )
+    absent = _absent(path, metadata)
+    whole = {name: x for name, x in base.items() if name not in absent} | dict(delta)
+    return whole, {key: text for key, text in metadata.items() if key not in (BASE, BASE_SHA256, ABSENT)}
+
+
+def _absent(path: Path, metadata: Mapping[str, str]) -> set[str]:
+    try:
+        names = json.loads(metadata.get(ABSENT, "[]"))
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DamagedCheckpointError(f"{path}: its metadata {ABSENT} is no list of names; download it again")
+    return set(names)

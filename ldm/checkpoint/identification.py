@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ldm.checkpoint.classify import CONFIGS, TEXT_TO_IMAGE_2, classify
-from ldm.checkpoint.header import read_header
+from ldm.checkpoint.delta import base_of, completed
+from ldm.checkpoint.header import Stored, read_header
 from ldm.checkpoint.identity import Identity
 from ldm.checkpoint.opened import one_line_errors
 from ldm.checkpoint.sniff import Container, sniff
@@ -39,7 +40,7 @@ def identify(path: str | Path) -> Identity:
             }
             metadata, configs, files = opened.metadata, opened.configs, opened.files
         else:
-            (shapes, metadata), configs, files = read_header(path, container), {}, [path]
+            (shapes, metadata, files), configs = _header(path, container), {}
     if not shapes:
         raise NotACheckpointError(f"{path}: holds no weights; give a .ckpt or .safetensors file")
     identity = classify(shapes, metadata, configs)
@@ -47,11 +48,29 @@ def identify(path: str | Path) -> Identity:
     return replace(
         identity,
         config=config if config in SHIPPED_CONFIGS else identity.config,
-        notes=[*identity.notes, *_notes(identity, metadata)],
+        notes=[*identity.notes, *_notes(identity, metadata), *_note_on_base(container, files)],
         path=str(path),
         container=CONTAINERS[container],
         bytes=sum(file.stat().st_size for file in files),
     )
+
+
+def _header(path: Path, container: Container) -> tuple[dict[str, Stored], dict[str, str], list[Path]]:
+    """Return tensors and metadata of one file, of a difference those of the whole model; and all it is in."""
+    shapes, metadata = read_header(path, container)
+    base = base_of(path, metadata)
+    if base is None:
+        return shapes, metadata, [path]
+    with one_line_errors(base):
+        theirs, said = read_header(base, sniff(base))
+    return *completed(path, shapes, metadata, theirs, said), [path, base]
+
+
+def _note_on_base(container: Container, files: list[Path]) -> list[str]:
+    if container is Container.FOLDER or len(files) == 1:
+        return []
+    alone = files[0].stat().st_size / 1e6
+    return [f"the file is a difference ({alone:.1f} MB) from {files[1].name}, and is read together with it"]
 
 
 def _notes(identity: Identity, metadata: dict[str, str]) -> list[str]:

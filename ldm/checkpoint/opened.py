@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm.checkpoint.delta import base_of, completed
 from ldm.checkpoint.sniff import Container, sniff
 from ldm.errors import CheckpointError, DamagedCheckpointError, LdmError
 
@@ -35,6 +36,8 @@ class Opened:
 def open_weights(path: str | Path, *, variant: str | None = None) -> Opened:
     """Open a .ckpt, .pt, .bin or .safetensors file, or a diffusers folder: a whole pipeline or one part.
 
+    A file that is the difference from another (`ldm.checkpoint.delta`) is opened whole, with that one.
+
     Tensors are views of the memory-mapped files wherever the format allows it: reading them costs no memory
     that the system cannot take back, and the files must not change while they live.
 
@@ -60,7 +63,13 @@ def open_weights(path: str | Path, *, variant: str | None = None) -> Opened:
         if shard and int(shard[1]) > 1:
             raise CheckpointError(f"{path}: is one of {int(shard[1])} shards; give the folder {path.parent}")
         tensors, metadata = read_file(path, container)
-        return Opened(path, container, {"": tensors}, {}, metadata, [path])
+        base = base_of(path, metadata)
+        if base is None:
+            return Opened(path, container, {"": tensors}, {}, metadata, [path])
+        with one_line_errors(base):
+            theirs, said = read_file(base, sniff(base))
+        tensors, metadata = completed(path, tensors, metadata, theirs, said)
+        return Opened(path, container, {"": tensors}, {}, metadata, [path, base])
 
 
 def published(opened: Opened) -> "dict[str, Tensor]":
