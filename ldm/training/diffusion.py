@@ -294,13 +294,14 @@ class DiffusionTraining(TrainingModule):
             "weights": "ema" if self.ema is not None else "raw",
             "steps": self.step,
             "scale_factor": scale_factor,
-            "parameterization": self.diffusion.parameterization,
+            "sd.prediction": self.diffusion.parameterization,
         }
         with averaged(self.ema, self.diffusion.model):
             tensors = exported(self.diffusion)
             export_weights(path, tensors, self.train_options.export_dtype, about)
         model = {**config["model"], "params": {**config["model"]["params"], "scale_factor": scale_factor}}
-        heading = f"python scripts/txt2img.py --config {folder / 'model.yaml'} --ckpt {path} --prompt ..."
+        script = "sample.py" if self.diffusion.cond_stage_model is None else "txt2img.py --prompt ..."
+        heading = f"python scripts/{script} --config {folder / 'model.yaml'} --ckpt {path}"
         if self.hints is not None:
             heading = f"ldm.load_model({str(folder / 'model.yaml')!r}, {str(path)!r})"
         export_config(folder / "model.yaml", model, heading)
@@ -347,6 +348,8 @@ def load_parts(model: nn.Module, options: DiffusionOptions) -> None:
         load_part(model, options.ckpt, "", options.grow_inputs, options.new_tensors)
     elif options.grow_inputs or options.new_tensors:
         raise ConfigError("diffusion.grow_inputs and new_tensors are about diffusion.ckpt; give it")
+    if options.cond_stage_ckpt and model.cond_stage_model is None:
+        raise ConfigError("diffusion.cond_stage_ckpt: the model has no text encoder (cond_stage_config)")
     if options.embedder_ckpt:
         load_part(model.embedder.model, options.embedder_ckpt, "embedder.model.")
     if options.first_stage_ckpt:

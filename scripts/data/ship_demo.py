@@ -20,7 +20,8 @@ sys.path.insert(0, str(ROOT))  # a clone works without being installed
 
 from ldm.cli import app, options  # noqa: E402
 
-TASKS = ("inpaint", "depth", "upscale", "unclip")
+# what is trained -> the task that the file states, as `identify` calls it
+TASKS = {"inpaint": "inpaint", "depth": "depth", "upscale": "upscale", "unclip": "unclip-h"}
 HEADING = """\
 # python scripts/txt2img.py --prompt "3d emoji of a cat, blue background"
 #
@@ -32,7 +33,7 @@ HEADING = """\
 def make_parser() -> app.Parser:
     parser = app.Parser(description=__doc__)
     runs = Path("runs")
-    parser.add_argument("--task", choices=TASKS, help="ship the model of this task; default: the base")
+    parser.add_argument("--task", choices=[*TASKS], help="ship the model of this task; default: the base")
     parser.add_argument("--diffusion", type=Path, help="run of the UNet; default runs/emoji_TASK")
     parser.add_argument("--clip", type=Path, default=runs / "emoji_clip", help="run of the CLIP")
     parser.add_argument("--out", type=Path, default=ROOT / "configs/demo", help="folder of the demo model")
@@ -43,7 +44,7 @@ def make_parser() -> app.Parser:
 def main(args: Namespace) -> None:
     run = args.diffusion or Path("runs") / f"emoji_{args.task or 'diffusion'}"
     if args.task:
-        ship_difference(run, args.out, f"emoji_{args.task}")
+        ship_difference(run, args.out, args.task)
     else:
         ship_base(run, args.clip, args.out)
     for path in sorted(args.out.glob("*.safetensors")):
@@ -69,23 +70,25 @@ def ship_base(run: Path, clip: Path, out: Path) -> None:
     )
 
 
-def ship_difference(run: Path, out: Path, name: str) -> None:
-    """Write NAME.safetensors, and NAME.yaml with the heading of the one that is there."""
+def ship_difference(run: Path, out: Path, task: str) -> None:
+    """Write emoji_TASK.safetensors, and emoji_TASK.yaml with the heading of the one that is there."""
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
     from ldm.checkpoint.delta import description, difference
     from ldm.checkpoint.whole_file import replace_file
+    from ldm.cli.choice import asked_for
 
     weights, config, base = run / "model.safetensors", run / "model.yaml", out / "emoji.safetensors"
-    heading = out / f"{name}.yaml"
+    heading = out / f"emoji_{task}.yaml"
     check_there(weights, config, base, heading)
     differing, absent = difference(load_file(weights), load_file(base))
     with safe_open(weights, "pt") as file:
-        about = {**(file.metadata() or {}), **description(base, absent)}
+        about = {**(file.metadata() or {}), "sd.task": TASKS[task], "sd.prediction": asked_for(config)}
+    about |= description(base, absent)
     comment = "".join(line for line in heading.read_text().splitlines(True) if line.startswith("#"))
     text = f"{comment}\n{config.read_text().partition(chr(10))[2]}"
-    replace_file(out / f"{name}.safetensors", lambda file: save_file(differing, file, metadata=about))
+    replace_file(out / f"emoji_{task}.safetensors", lambda file: save_file(differing, file, metadata=about))
     replace_file(heading, lambda file: file.write_text(text))
 
 

@@ -49,7 +49,8 @@ def test_a_task_ships_what_differs_from_the_base(tmp_path):
     tuned = {"model.a": base["model.a"], "model.b": torch.ones(2), "model.new": torch.ones(1)}
     save_file(base, out / "emoji.safetensors")
     save_file(tuned, run / "model.safetensors", {"steps": "7"})
-    (run / "model.yaml").write_text("# as exported\nmodel:\n  target: a.b\n")
+    exported = "model:\n  target: a.b\n  params:\n    parameterization: v\n"
+    (run / "model.yaml").write_text(f"# as exported\n{exported}")
     (out / "emoji_inpaint.yaml").write_text("# what it is\n# and how it is used\n\nmodel:\n  target: old\n")
 
     done = ship("--task", "inpaint", "--diffusion", run, "--out", out)
@@ -57,6 +58,8 @@ def test_a_task_ships_what_differs_from_the_base(tmp_path):
     assert done.returncode == 0, done.stderr
     with safe_open(out / "emoji_inpaint.safetensors", "pt") as file:
         assert sorted(file.keys()) == ["model.b", "model.new"]
-        assert file.metadata()["sd.base"] == "emoji.safetensors" and file.metadata()["steps"] == "7"
+        about = file.metadata()
+    assert about["sd.base"] == "emoji.safetensors" and about["steps"] == "7"
+    assert about["sd.task"] == "inpaint" and about["sd.prediction"] == "v"
     text = (out / "emoji_inpaint.yaml").read_text()
-    assert text == "# what it is\n# and how it is used\n\nmodel:\n  target: a.b\n"
+    assert text == f"# what it is\n# and how it is used\n\n{exported}"
