@@ -63,14 +63,19 @@ def check(mask: np.ndarray, height: int, width: int) -> None:
         raise InputError("the mask has values outside 0..1; expected 0 (keep) to 1 (paint)")
 
 
-def check_paints(mask: np.ndarray, how: str = "") -> None:
+def check_paints(mask: np.ndarray) -> None:
     """Raise InputError where the mask leaves nothing to paint."""
     if not hard(mask).any():
         top = f", at most {round(100 * float(mask.max()))} %" if mask.max() > 0 else ""
         raise InputError(
-            f"the mask{how} leaves nothing to paint: it is nowhere white (50 % and above{top}); white is "
+            f"the mask leaves nothing to paint: it is nowhere white (50 % and above{top}); white is "
             "painted, black is kept, --invert-mask exchanges them"
         )
+
+
+def prepared(mask: np.ndarray, *, invert: bool = False, grow: int = 0) -> np.ndarray:
+    """Return the mask as a user wants it: inverted first, then grown."""
+    return grown(1 - mask if invert else mask, grow)
 
 
 def hard(mask: np.ndarray) -> np.ndarray:

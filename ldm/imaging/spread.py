@@ -41,27 +41,25 @@ def spread(values: Tensor, known: Tensor) -> Tensor:
     return known * values + (1 - known) * filled
 
 
-def match_border(painted: Tensor, original: Tensor, depth: Tensor, nearness: Tensor) -> Tensor:
-    """Return `painted` (b, 3, h, w) with the shift of colour at the border of the mask taken away.
+def match_border(painted: Tensor, original: Tensor, distance: Tensor) -> Tensor:
+    """Return `painted` (b, 3, h, w) with the shift of colour at the border of the mask taken away inside it.
 
     Args:
         original: (1, 3, h, w), of the same range as `painted`, -1..1.
-        depth: (h, w), how many pixels inside the mask, 0 outside.
-        nearness: (h, w), how many pixels outside the mask, 0 inside.
+        distance: (h, w), how many pixels outside the mask, 0 inside; see ldm.imaging.masks.distance.
     """
-    outside = (nearness > 0) & (nearness <= RING)
-    if not bool(outside.any()):
+    beside = (distance > 0) & (distance <= RING)
+    if not bool(beside.any()):
         return painted
     shift = original - painted
-    # The nearest pixels count most. Softened so that no single pixel is drawn into the mask as a streak.
-    trust = torch.where(outside, 1 - (nearness - 1) / RING, 0.0)[None, None]  # (1, 1, h, w)
-    trust = trust * (shift.abs().amax(1, keepdim=True) <= OUTLIER)
-    fall = torch.where(depth > 0, torch.exp(-depth / REACH), 0.0)
-    return painted + fall * spread(_softened(shift, trust), (trust > 0).to(shift) * 0.5)
+    trust = torch.where(beside, 1 - (distance - 1) / RING, 0.0)  # the nearest pixels count most
+    trust = trust * (shift.abs().amax(1, keepdim=True) <= OUTLIER)  # (b, 1, h, w)
+    # Averaged first, so that no single pixel is drawn into the mask as a streak.
+    smooth = spread(_averaged(shift, trust), trust > 0)
+    return torch.where(distance > 0, painted, painted + smooth)
 
 
-def _softened(values: Tensor, trust: Tensor) -> Tensor:
+def _averaged(values: Tensor, trust: Tensor) -> Tensor:
     """Average the values with their trusted neighbours, 9 x 9."""
-    window = {"kernel_size": 9, "stride": 1, "padding": 4, "count_include_pad": False}
-    weights = F.avg_pool2d(trust, **window)
-    return F.avg_pool2d(values * trust, **window) / weights.clamp(min=1e-12)
+    window = {"kernel_size": 9, "stride": 1, "padding": 4}
+    return F.avg_pool2d(values * trust, **window) / F.avg_pool2d(trust, **window).clamp(min=1e-12)

@@ -40,8 +40,14 @@ class LatentInpaintDiffusion(LatentFinetuneDiffusion):
                 f"the mask is {tuple(mask.shape)}, the picture {tuple(images.shape)}; expected one channel "
                 "and the picture's size"
             )
-        mask = (mask >= 0.5).to(images)
-        posterior = self.encode_first_stage(images * (1 - mask))
-        latents = self.get_first_stage_encoding(posterior, noise)               # (b, c, h, w)
-        small = F.interpolate(mask, size=latents.shape[-2:], mode="nearest")    # (b or 1, 1, h, w)
-        return torch.cat([small.to(latents).expand(len(latents), -1, -1, -1), latents], dim=1)
+        latents = self.get_first_stage_encoding(self.encode_first_stage(self.left(images, mask)), noise)
+        return self.concatenated(mask, latents)
+
+    def left(self, images: Tensor, mask: Tensor) -> Tensor:
+        """Return what the mask leaves of the pictures (b, 3, H, W): mid-grey, 0, where to paint."""
+        return images * (mask < 0.5).to(images)
+
+    def concatenated(self, mask: Tensor, latents: Tensor) -> Tensor:
+        """Return [mask, latents] (b, 1 + c, h, w) of mask (b or 1, 1, H, W) and latents (b, c, h, w)."""
+        small = F.interpolate((mask >= 0.5).to(latents), size=latents.shape[-2:], mode="nearest")
+        return torch.cat([small.expand(len(latents), -1, -1, -1), latents], dim=1)
