@@ -1,0 +1,264 @@
+"""Depth maps from files of every kind, what is refused, and what becomes of unknown pixels."""
+
+import importlib.util
+import logging
+import os
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm.errors import BackendUnavailable, InputError
+from ldm.imaging.depth import as_levels, inverse_depth, png_of, read_depth
+
+VALUES = np.arange(5 * 7).reshape(5, 7)
+HOLES = np.array([[1.0, np.nan, 3.0], [np.inf, 4.0, -np.inf]], np.float32)
+
+
+def save_pfm(path, values):
+    height, width = values.shape
+    data = values[::-1].astype("<f4").tobytes()
+    path.write_bytes(f"Pf\n{width} {height}\n-1.0\n".encode() + data)
+
+
+def save_exr(path, values, channel="Y", half=False):
+    """Write with OpenCV, which names the one channel Y; another name is put in its place."""
+    cv2 = pytest.importorskip("cv2")
+    os.environ["OPENCV_IO_ENABLE_OPENEXR"] = "1"
+    kind = cv2.IMWRITE_EXR_TYPE_HALF if half else cv2.IMWRITE_EXR_TYPE_FLOAT
+    done, data = cv2.imencode(".exr", values.astype(np.float32), [cv2.IMWRITE_EXR_TYPE, kind])
+    if not done:
+        pytest.skip("this OpenCV writes no EXR")
+    path.write_bytes(data.tobytes().replace(b"\x00Y\x00", b"\x00" + channel.encode() + b"\x00", 1))
+
+
+def saved(path, values):
+    """Save as the name says: NAME-8bit.png, NAME-16bit.tif, ..."""
+    name = path.name
+    if name.endswith(".npy"):
+        np.save(path, values)
+    elif name.endswith(".npz"):
+        np.savez_compressed(path, depth=values)
+    elif name.endswith(".pfm"):
+        save_pfm(path, values)
+    elif name.endswith(".exr"):
+        save_exr(path, values, half="half" in name)
+    else:
+        dtype = {"8bit": np.uint8, "16bit": np.uint16, "float": np.float32}[path.stem]
+        Image.fromarray(values.astype(dtype)).save(path)
+    return path
+
+
+FILES = "8bit.png 16bit.png 8bit.tif 16bit.tif float.tif a.npy a.npz a.pfm a.exr half.exr 8bit.bmp"
+
+
+@pytest.mark.parametrize("name", FILES.split())
+def test_every_kind_of_file_gives_its_values(tmp_path, name):
+    values = VALUES * (1000 if "16bit" in name else 7)
+    depth = read_depth(saved(tmp_path / name, values))
+    assert depth.dtype == np.float32 and np.array_equal(depth, values)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.pfm", "float.tif", "a.exr"])
+def test_unknown_pixels_are_read_as_such(tmp_path, name):
+    depth = read_depth(saved(tmp_path / name, HOLES))
+    assert np.array_equal(depth, HOLES, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint32, np.float16, np.float64, bool])
+def test_arrays_of_any_real_numbers(tmp_path, dtype):
+    np.save(tmp_path / "a.npy", VALUES.astype(dtype))
+    assert np.array_equal(read_depth(tmp_path / "a.npy"), VALUES.astype(dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 7), (5, 7, 1), (1, 1, 5, 7), (1, 5, 7, 1), (1, 7), (7, 1)])
+def test_axes_of_one_are_left_out_but_not_those_of_the_picture(tmp_path, shape):
+    values = VALUES.reshape(shape) if VALUES.size == np.prod(shape) else VALUES[:1].reshape(shape)
+    np.save(tmp_path / "a.npy", values)
+    assert read_depth(tmp_path / "a.npy").shape == (shape if len(shape) == 2 else (5, 7))
+
+
+def test_grey_may_be_stored_as_colour_and_transparency_is_no_depth(tmp_path):
+    grey = np.dstack([VALUES.astype(np.uint8)] * 3)
+    Image.fromarray(grey).save(tmp_path / "rgb.png")
+    Image.fromarray(np.dstack([grey, 255 - grey[..., 0]])).save(tmp_path / "rgba.png")
+    Image.fromarray(grey[..., 0]).convert("P").save(tmp_path / "p.png")
+    save_exr(tmp_path / "rgb.exr", grey)
+    for name in ("rgb.png", "rgba.png", "p.png", "rgb.exr"):
+        assert np.array_equal(read_depth(tmp_path / name), VALUES), name
+
+
+def test_a_channel_of_another_name_is_read_for_what_it_is(tmp_path):
+    """OpenCV alone gives zeros for a channel Z, and nothing for V."""
+    for channel in "ZV":
+        save_exr(tmp_path / "a.exr", VALUES, channel)
+        assert np.array_equal(read_depth(tmp_path / "a.exr"), VALUES), channel
+
+
+def test_a_photograph_turned_by_its_camera_is_upright(tmp_path):
+    image = Image.fromarray(VALUES.astype(np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_depth(tmp_path / "a.png"), np.rot90(VALUES, -1))
+
+
+def exr_of_size(path, side):
+    save_exr(path, VALUES)
+    window = struct.pack("<4i", 0, 0, 6, 4)
+    path.write_bytes(path.read_bytes().replace(window, struct.pack("<4i", 0, 0, side - 1, side - 1), 1))
+
+
+def npz_of(path, **arrays):
+    np.savez(path, **arrays)
+
+
+def half_of(path, kind):
+    saved(path, np.random.default_rng(0).random((64, 64)))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def bomb(path):
+    """Say in the archive's table that what is packed takes 4 GB."""
+    np.savez_compressed(path, depth=VALUES)
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"PK\x01\x02")
+    data[entry + 24 : entry + 28] = struct.pack("<I", 4 * 10**9)
+    path.write_bytes(data)
+
+
+WRONG = {
+    "missing": (lambda path: None, "no such file"),
+    "folder": (lambda path: path.mkdir(), "a folder"),
+    "empty": (lambda path: path.write_bytes(b""), "not in a known format"),
+    "text": (lambda path: path.write_text("depth"), "not in a known format"),
+    "colour": (lambda path: Image.fromarray(np.dstack([VALUES, VALUES, 2 * VALUES]).astype(np.uint8))
+               .save(path, "PNG"), "in colour"),
+    "half.npy": (lambda path: half_of(path, "npy"), "complete"),
+    "half.npz": (lambda path: half_of(path, "npz"), "complete"),
+    "half.pfm": (lambda path: half_of(path, "pfm"), "complete"),
+    "half.exr": (lambda path: half_of(path, "exr"), "complete"),
+    "objects.npy": (lambda path: np.save(path, np.array([{}]), allow_pickle=True), "complete"),
+    "complex.npy": (lambda path: np.save(path, VALUES * 1j), "complex128"),
+    "text.npy": (lambda path: np.save(path, np.array([["a"]])), "real numbers"),
+    "flat.npy": (lambda path: np.save(path, VALUES.ravel()), "shape (35,)"),
+    "none.npy": (lambda path: np.save(path, VALUES[:0]), "no pixels"),
+    "video.npy": (lambda path: np.save(path, np.zeros((2, 5, 7))), "shape (2, 5, 7)"),
+    "long.npy": (lambda path: np.save(path, np.zeros((1, 20000), np.uint8)), "20000x1"),
+    "two.npz": (lambda path: npz_of(path, left=VALUES, right=VALUES), "left, right"),
+    "bomb.npz": (bomb, "at most"),
+    "huge.exr": (lambda path: exr_of_size(path, 60000), "60000x60000"),
+    "long.exr": (lambda path: save_exr(path, VALUES, "V\0"), "complete"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_depth_map_is_refused_in_one_line(tmp_path, name):
+    write, words = WRONG[name]
+    write(tmp_path / name)
+    with pytest.raises(InputError) as error:
+        read_depth(tmp_path / name)
+    assert words in str(error.value) and "\n" not in str(error.value) and name in str(error.value)
+
+
+def test_a_huge_picture_is_refused_by_its_header(tmp_path):
+    Image.new("1", (9000, 9000)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="megapixels"):
+        read_depth(tmp_path / "a.png")
+
+
+def test_layers_of_an_exr_are_named(tmp_path):
+    save_exr(tmp_path / "a.exr", np.dstack([VALUES] * 3))
+    file = tmp_path / "a.exr"
+    file.write_bytes(file.read_bytes().replace(b"\x00R\x00", b"\x00Z\x00", 1))
+    with pytest.raises(InputError, match="channels are B, G, Z"):
+        read_depth(file)
+
+
+def test_without_opencv_the_line_says_what_to_install(tmp_path, monkeypatch):
+    save_exr(tmp_path / "a.exr", VALUES)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(BackendUnavailable, match="pip install opencv-python"):
+        read_depth(tmp_path / "a.exr")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
+def test_flipping_turns_the_order_around_and_keeps_the_range(dtype):
+    turned = inverse_depth(VALUES.astype(dtype), "flip")
+    assert np.array_equal(turned, VALUES.max() - VALUES) and turned.dtype == np.float32
+
+
+def test_reciprocal_knows_nothing_of_what_is_no_distance(caplog):
+    caplog.set_level(logging.INFO, "ldm")
+    metres = np.array([[1, 2, 4], [0, -1, 2]], np.float32)
+    turned = inverse_depth(metres, "reciprocal")
+    assert np.array_equal(turned[0], [1, 0.5, 0.25]) and turned[1, 2] == 0.5
+    assert 0.25 <= turned[1, 0] <= 1 and "2 of 6" in caplog.text
+
+
+def test_unknown_pixels_are_filled_from_around_and_counted(caplog):
+    caplog.set_level(logging.INFO, "ldm")
+    values = np.full((40, 50), 3.0)
+    values[:, 25:] = 9
+    holed = values.copy()
+    holed[5:15, 5:15], holed[20:30, 35:45], holed[0, 0] = np.nan, np.inf, -np.inf
+    filled = inverse_depth(holed)
+    known = np.isfinite(holed)
+    assert np.array_equal(filled[known], values[known].astype(np.float32))
+    assert np.abs(filled - values).max() < 1.5 and np.isfinite(filled).all()
+    assert "201 of 2000" in caplog.text
+    caplog.clear()
+    assert np.array_equal(inverse_depth(values), values) and not caplog.text
+
+
+def test_what_fills_lies_within_the_range():
+    rng = np.random.default_rng(0)
+    for size in [(1, 9), (9, 1), (13, 17), (64, 3)]:
+        values = rng.uniform(5, 6, size)
+        holed = np.where(rng.random(size) < 0.7, np.nan, values)
+        holed.flat[0] = 5.5
+        filled = inverse_depth(holed)
+        assert filled.shape == size and filled.min() >= 5 - 1e-5 and filled.max() <= 6 + 1e-5
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [(np.full((4, 4), np.nan), "every pixel"), (np.zeros(4), "shape"), (np.zeros((0, 4)), "shape")],
+)
+def test_a_map_of_nothing_is_refused(values, words):
+    with pytest.raises(InputError, match=words):
+        inverse_depth(values)
+    with pytest.raises(InputError, match="flip, reciprocal"):
+        inverse_depth(VALUES, "mirror")
+
+
+def test_levels_span_the_range_and_are_read_back(tmp_path):
+    depth = np.random.default_rng(0).normal(3, 40, (21, 33)).astype(np.float32)
+    (tmp_path / "a.png").write_bytes(png_of(depth))
+    read = read_depth(tmp_path / "a.png")
+    assert read.min() == 0 and read.max() == 65535
+    share = (depth - depth.min()) / (depth.max() - depth.min())
+    assert np.abs(read / 65535 - share).max() < 1 / 65535
+    assert as_levels(depth, 8).dtype == np.uint8 and as_levels(depth, 8).max() == 255
+    assert not as_levels(np.full((3, 3), 7.0)).any()
+
+
+def test_true_disparity_of_a_real_scene_keeps_its_order():
+    """scikit-image's motorcycle (Middlebury 2014): 7 % of the pixels are unknown, marked by infinity."""
+    found = importlib.util.find_spec("skimage")
+    file = found and Path(found.origin).parent / "data" / "motorcycle_disp.npz"
+    if not file or not file.exists():
+        pytest.skip("scikit-image is not installed: pip install scikit-image")
+    disparity = read_depth(file)
+    known = np.isfinite(disparity)
+    assert disparity.shape == (500, 741) and 0.9 < known.mean() < 0.95
+    depth = inverse_depth(disparity)
+    assert np.array_equal(depth[known], disparity[known]) and np.isfinite(depth).all()
+    assert depth.min() == disparity[known].min() and depth.max() == disparity[known].max()
+    # Left out where it is known, disparity is estimated from around to a small part of its range.
+    hidden = known & (np.random.default_rng(0).random(known.shape) < 0.1)
+    error = np.abs(inverse_depth(np.where(hidden, np.nan, disparity)) - disparity)[hidden]
+    assert np.median(error) < 0.01 * np.ptp(depth)
