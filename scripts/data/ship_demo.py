@@ -71,13 +71,17 @@ def ship_base(run: Path, clip: Path, out: Path) -> None:
 
 
 def ship_difference(run: Path, out: Path, task: str) -> None:
-    """Write emoji_TASK.safetensors, and emoji_TASK.yaml with the heading of the one that is there."""
+    """Write emoji_TASK.safetensors, and emoji_TASK.yaml with the heading of the one that is there.
+
+    One that says the same as the run's, in a hand's layout, stays.
+    """
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
     from ldm.checkpoint.delta import description, difference
     from ldm.checkpoint.whole_file import replace_file
     from ldm.cli.choice import asked_for
+    from ldm.yaml_file import read_yaml
 
     weights, config, base = run / "model.safetensors", run / "model.yaml", out / "emoji.safetensors"
     heading = out / f"emoji_{task}.yaml"
@@ -89,7 +93,8 @@ def ship_difference(run: Path, out: Path, task: str) -> None:
     comment = "".join(line for line in heading.read_text().splitlines(True) if line.startswith("#"))
     text = f"{comment}\n{config.read_text().partition(chr(10))[2]}"
     replace_file(out / f"emoji_{task}.safetensors", lambda file: save_file(differing, file, metadata=about))
-    replace_file(heading, lambda file: file.write_text(text))
+    if read_yaml(heading) != read_yaml(config):
+        replace_file(heading, lambda file: file.write_text(text))
 
 
 def check_there(*paths: Path) -> None:

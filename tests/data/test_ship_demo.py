@@ -63,3 +63,8 @@ def test_a_task_ships_what_differs_from_the_base(tmp_path):
     assert about["sd.task"] == "inpaint" and about["sd.prediction"] == "v"
     text = (out / "emoji_inpaint.yaml").read_text()
     assert text == f"# what it is\n# and how it is used\n\n{exported}"
+
+    laid_out = "# what it is\n\nmodel: {target: a.b, params: {parameterization: v}}   # by hand\n"
+    (out / "emoji_inpaint.yaml").write_text(laid_out)
+    assert ship("--task", "inpaint", "--diffusion", run, "--out", out).returncode == 0
+    assert (out / "emoji_inpaint.yaml").read_text() == laid_out
