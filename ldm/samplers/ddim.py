@@ -84,11 +84,15 @@ class DDIM(Sampler):
         """Return x_t at row `t_enc` of the table, counted from the least noisy.
 
         The step that follows, `start_index(t_enc)`, belongs to the row below: published pictures were made
-        so. Only where there is no such row (all steps are to be run) is it the last one.
+        so. Only where there is no such row (all steps are to be run) is it the last one. Spacings whose least
+        noisy time is far from 0, such as trailing, take the noise that the step expects instead: a row too
+        much of it would be left in the picture.
 
         Args:
             t_enc: one row, or (b,) rows.
         """
+        if self.spacing not in (None, "uniform"):
+            return super().noised(x_0, t_enc, eps)
         rows = torch.as_tensor(t_enc, device="cpu").long()
         if bool((rows < 0).any()) or bool((rows > len(self)).any()):
             raise InputError(f"cannot add the noise of row {t_enc} of a table of {len(self)} sampling steps")

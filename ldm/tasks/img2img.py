@@ -6,6 +6,7 @@ before them (DDIM's is one step above, as in the published script).
 Draws, in order: the encoder's posterior noise, the noise that is added, and the sampler's, one a step.
 """
 
+import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,6 +19,8 @@ from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.tasks.draws import Draws, make_draws
 from ldm.tasks.latents import Position, rows
 from ldm.tasks.sampling import Batch, Diffuser, Settings, Track
+
+logger = logging.getLogger(__name__)
 
 
 def img2img(
@@ -37,9 +40,12 @@ def img2img(
 ) -> Iterator[Batch]:
     """Make pictures like `image` (h, w, 3) uint8, of exactly its size, as the prompts say.
 
-    strength 0 keeps the picture (but for the autoencoder and the least noise), 1 keeps nearly nothing of it.
-    A size that the model cannot take is padded by mirroring and cropped again; the published script shrinks
-    it to a multiple of 64 instead.
+    strength 0 takes no step: the picture goes through the autoencoder, and its latents get the noise of the
+    first training times (sigma 0.04 or less). 1 takes all, from what the noise of the last times
+    leaves of it.
+
+    A size that the model cannot take is padded by mirroring and cropped again; ldm.imaging.fit has other
+    ways, that of the published script among them.
 
     Args:
         image: or latents (1 or batch_size, c, h, w), scaled, in place of what the autoencoder makes of one.
@@ -59,6 +65,11 @@ def img2img(
     if given:
         image = rows(image, batch_size, diffuser.latent_shape(frame), batch_size, model.device)
     t_enc = int(strength * diffuser.sampler.num_steps)
+    if strength > 0 and t_enc == 0:
+        logger.warning(
+            "strength %g of %d steps leaves none to take: nothing is repainted",
+            strength, diffuser.sampler.num_steps,
+        )  # fmt: skip
     pictures = n_iter * len(prompts)
     draws = make_draws(settings.rng, seed, model.device, batch_size, pictures, fixed_code=fixed_code)
     return _generate(diffuser, frame, image, draws, prompts, t_enc, n_iter)
