@@ -6,7 +6,7 @@ themselves. A UNet then tells the rest by three shapes:
 
     input channels      4 text-to-image, 5 depth, 7 upscaling, 8 editing, 9 inpainting
     context width       768 SD 1.x, 1024 SD 2.x
-    label width         2048 unCLIP-H, 1536 unCLIP-L
+    label width         2048 unCLIP-H, 1536 unCLIP-L; of other widths an image encoder tells
 """
 
 import re
@@ -216,8 +216,10 @@ def _unet_facts(groups: dict[str, Group], part: str = "unet") -> dict[str, Any]:
     label = next((x.shape[1] for name, x in group.items() if _is_label(name) and len(x.shape) == 2), None)
     family = FAMILIES.get(width) if trunk in TRUNKS.get(FAMILIES.get(width), ()) else None
     task = "unconditional" if first and width is None else CHANNEL_TASKS.get(channels)
-    if label in UNCLIP and task == "txt2img":
-        task = UNCLIP[label]
+    encoder = groups.get("image_encoder")
+    if task == "txt2img" and (label in UNCLIP or (label and encoder)):
+        has_text = any("transformer.resblocks." in name.partition("visual.")[0] for name in encoder or ())
+        task = UNCLIP.get(label, "unclip-l" if has_text else "unclip-h")
     is_whole = len(group) >= WHOLE_UNET or part != "unet"
     notes = []
     if family and not is_whole:

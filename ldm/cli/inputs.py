@@ -46,14 +46,19 @@ def chosen_sampler(args: argparse.Namespace) -> str:
 
 
 def chosen_eta(args: argparse.Namespace) -> float | None:
-    """Return --eta, else a --ddim_eta other than its default; None is the sampler's own.
+    """Return --eta, else --ddim_eta; None is the sampler's own.
+
+    What a script has as its --ddim_eta if nobody says (`usual_eta`) is for DDIM alone.
 
     Raises: InputError when both are given and differ.
     """
-    eta = getattr(args, "eta", None)
+    from ldm.samplers import find_sampler
+
+    eta, usual = getattr(args, "eta", None), getattr(args, "usual_eta", 0.0)
     if eta is None:
-        return args.ddim_eta or None
-    if args.ddim_eta not in (0, eta):
+        other = args.sampler is not None and find_sampler(args.sampler).name != "ddim"
+        return None if other and args.ddim_eta == usual else args.ddim_eta or None
+    if args.ddim_eta not in (0, usual, eta):
         raise InputError(f"--eta {eta:g} and --ddim_eta {args.ddim_eta:g} contradict each other; give one")
     return eta
 
@@ -215,6 +220,46 @@ def read_same_image(args: argparse.Namespace, start: "Start") -> "tuple[np.ndarr
     return image, {"init_image": record}
 
 
+def read_masked(
+    args: argparse.Namespace, start: "Start"
+) -> "tuple[np.ndarray, np.ndarray, dict[str, Any]]":
+    """Return the picture of --init-img, with its alpha if it has one, the mask, and what is remembered.
+
+    The mask is --mask, or what is transparent in the picture, inverted and grown as the flags say.
+
+    Raises: InputError where one is missing, they do not fit, or a run goes on with others.
+    """
+    import numpy as np
+
+    from ldm.imaging import masks
+    from ldm.imaging.files import has_alpha, open_image
+
+    if start.latents is not None:
+        raise InputError("--latents goes on with a stopped run here; a picture to change is --init-img")
+    if not args.init_img:
+        raise InputError("--init-img needs a picture to change")
+    image = np.asarray(open_image(args.init_img, alpha=has_alpha(args.init_img)))
+    height, width, channels = image.shape
+    about = {"init_image": _of_file(args.init_img), "mask": "alpha"}
+    if args.mask:
+        given = masks.from_picture(np.asarray(open_image(args.mask, alpha=True)))
+        about["mask"] = _of_file(args.mask)
+    elif channels == 4 and image[:, :, 3].min() < 255:
+        given = masks.from_alpha(image)
+    else:
+        raise InputError(
+            f"what to paint in {args.init_img}? Give --mask FILE, white there, or a picture that is "
+            "transparent there"
+        )
+    for name, flag in (("init_image", f"--init-img {args.init_img}"), ("mask", f"--mask {args.mask}")):
+        if start.stopped is not None and start.stopped.record.get(name) != about[name]:
+            raise InputError(f"{flag} is another picture than {start.stopped.path} began with")
+    masks.check(given, height, width)
+    mask = masks.prepared(given, invert=args.invert_mask, grow=args.mask_grow)
+    masks.check_paints(mask)
+    return image, mask, about
+
+
 def read_init_image(args: argparse.Namespace) -> "tuple[np.ndarray, dict[str, str]]":
     """Return the pixels (h, w, 3) uint8 of --init-img and what a picture made from it remembers."""
     if not args.init_img:
@@ -254,9 +299,12 @@ def _read_picture(path: str) -> "tuple[np.ndarray, dict[str, str]]":
 
     from ldm.imaging.files import open_image
 
-    image = np.asarray(open_image(path))
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    return image, {"file": Path(path).name, "sha256": digest}
+    return np.asarray(open_image(path)), _of_file(path)
+
+
+def _of_file(path: str) -> dict[str, str]:
+    """Return what a picture remembers of a file that it was made from."""
+    return {"file": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
 
 
 def chosen_fit(args: argparse.Namespace, image: "np.ndarray | Tensor") -> "Fit | None":

@@ -28,6 +28,7 @@ FREE = frozenset(
 )
 # and for what is only decoded, how.
 DECODING = FREE | frozenset("config vae weights prediction allow_nonfinite dtype precision bf16".split())
+DECODERS = ("txt2img", "sample")  # the scripts that decode a finished picture
 OWN = ("kind", "command", "pictures_in_batch")  # in the record of a finished picture's file, not of the PNG's
 
 
@@ -102,7 +103,7 @@ def take_flags(parser: "Parser", args: argparse.Namespace, argv: Sequence[str]) 
     kind = record.get("kind")
     if kind == "stopped" and record.get("task") != args.task:
         raise InputError(f"{path} is of a run of scripts/{record.get('task')}.py; give it to that")
-    if kind != "stopped" and (kind != "final" or args.task != "txt2img"):
+    if kind != "stopped" and (kind != "final" or args.task not in DECODERS):
         return
     stored = [str(word) for word in record.get("command", ())]
     own = _without_latents(argv)
@@ -147,7 +148,12 @@ def read_start(args: argparse.Namespace) -> Start:
             return Start(finished=file)
         noise = args.latents and read_latents(args.latents)
         return Start(latents=noise, stopped=file)
-    return Start(latents=read_latents(args.latents))
+    file = read_latents(args.latents)
+    if file.kind == "final" and args.task != "img2img":
+        raise InputError(
+            f"{file.path} is of a finished picture, and this starts from noise; scripts/img2img.py takes it"
+        )
+    return Start(latents=file)
 
 
 def picture_record(finished: "LatentsFile", opened: "OpenedModel") -> dict[str, Any]:

@@ -174,6 +174,117 @@ def init_image(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def masked_picture(parser: argparse.ArgumentParser) -> None:
+    """--init-img, --strength, --mask and what becomes of it."""
+    group = parser.add_argument_group("picture to change")
+    group.add_argument(
+        "--init-img",
+        nargs="?",
+        metavar="FILE",
+        help="the picture, of any size; without --mask, what is transparent in it is painted",
+    )
+    group.add_argument(
+        "--strength",
+        type=number(0, 1),
+        default=1.0,
+        metavar="S",
+        help="how much of what was there is repainted, 0 (nothing) to 1 (all) (default: %(default)s)",
+    )
+    group = parser.add_argument_group("mask", "all pixels outside it stay as they are, byte for byte")
+    group.add_argument(
+        "--mask",
+        nargs="?",
+        metavar="FILE",
+        help="a picture of the same size: white is painted, black stays, grey is a mixture",
+    )
+    group.add_argument("--invert-mask", action="store_true", help="black is painted, white stays")
+    group.add_argument(
+        "--mask-grow",
+        type=integer(-1024, 1024),
+        default=0,
+        metavar="PIXELS",
+        help="move the mask's border outwards, below 0 inwards (default: 0)",
+    )
+    group.add_argument(
+        "--mask-blur",
+        type=integer(0, 1024),
+        default=0,
+        metavar="PIXELS",
+        help="fade the paint out over this width, inside the mask; to fade it out around what is to change, "
+        "--mask-grow by as much (default: 0)",
+    )
+    group.add_argument(
+        "--only-masked",
+        type=integer(0, MAX_SIDE),
+        metavar="PAD",
+        help="paint the mask and PAD pixels around it at the model's own size, for small parts of large "
+        "pictures (default: the whole picture at its own size)",
+    )
+    group.add_argument(
+        "--no-match-border",
+        action="store_true",
+        help="leave the paint the colours that the autoencoder gives it (default: they are drawn to those "
+        "beside the mask)",
+    )
+    group.add_argument(
+        "--raw", action="store_true", help="the whole picture as the model gives it: as published, nothing kept"
+    )
+
+
+def depth_map(parser: argparse.ArgumentParser) -> None:
+    """--init-img, --strength; --depth, --depth-from, --depth-invert, --depth-ckpt, --save-depth; --H, --W."""
+    group = parser.add_argument_group("picture to start from")
+    group.add_argument(
+        "--init-img", nargs="?", metavar="FILE", help="the picture, of any size; not needed with --depth"
+    )
+    group.add_argument(
+        "--strength",
+        type=number(0, 1),
+        metavar="S",
+        help="how much is repainted: 0 nothing, 1 all, so that of the picture its depth alone counts "
+        "(default: 0.9, as published; 1 without --init-img)",
+    )
+    group = parser.add_argument_group("depth", "by the model's own network unless said otherwise")
+    group.add_argument(
+        "--depth",
+        metavar="FILE",
+        help="a depth map in which larger is nearer, of any range: PNG or TIFF of 8 or 16 bits, EXR, NPY, "
+        "NPZ or PFM. NaN and infinity are unknown and filled in",
+    )
+    group.add_argument(
+        "--depth-invert",
+        nargs="?",
+        const="flip",
+        choices=("flip", "reciprocal"),
+        help="in FILE larger is farther. flip: turn the range around; reciprocal: 1 / value, for distances "
+        "from the camera (default: not; without a word: flip)",
+    )
+    group.add_argument(
+        "--depth-from",
+        choices=("network", "alpha"),
+        help="where depth comes from without --depth. alpha: the outline of a transparent picture, inflated, "
+        "as the demo model is trained (default: network)",
+    )
+    group.add_argument(
+        "--depth-ckpt",
+        metavar="FILE",
+        help="the depth network's weights, dpt_hybrid-midas-501f0c75.pt, for models that come without, or a "
+        "model that holds them (default: the model's own)",
+    )
+    group.add_argument(
+        "--save-depth",
+        action="store_true",
+        help="keep the map that was used, 16 bits, nearest white, DIR/depth/00000.png; --depth takes it",
+    )
+    for flag, what in (("--H", "height"), ("--W", "width")):
+        group.add_argument(
+            flag,
+            type=integer(1, MAX_SIDE),
+            metavar="PIXELS",
+            help=f"{what} of the result without --init-img (default: the map's, or by the other of the two)",
+        )
+
+
 def small_picture(parser: argparse.ArgumentParser) -> None:
     """--init-img, --noise-level."""
     group = parser.add_argument_group("picture to enlarge")
@@ -182,8 +293,8 @@ def small_picture(parser: argparse.ArgumentParser) -> None:
         "--noise-level",
         type=integer(0),
         metavar="N",
-        help="noise on the small picture, from 0 to the model's highest, 350 as published: more lets the model "
-        "invent more, against blur and artefacts (default: 20)",
+        help="noise on the small picture, from 0 to the model's highest, 350 as published: more lets the "
+        "model invent more, against blur and artefacts (default: 20)",
     )
 
 
@@ -235,9 +346,9 @@ def fit(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fit",
         choices=("exact", "crop", "pad", "stretch"),
-        help="how --init-img comes to --H x --W, or else to a size that the model takes. crop: cut its middle "
-        "out; pad: mirror it outwards; stretch: ignore its shape, as the published script does; exact: as it "
-        "is (default: exact; crop with --H or --W)",
+        help="how --init-img comes to --H x --W, or else to a size that the model takes. crop: cut out its "
+        "middle; pad: mirror it outwards; stretch: ignore its shape, as the published script does; exact: as "
+        "it is (default: exact; crop with --H or --W)",
     )
     for flag, what in (("--H", "height"), ("--W", "width")):
         group.add_argument(
@@ -249,9 +360,10 @@ def fit(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling(
-    parser: "Parser", steps_flag: str, n_iter: int, n_samples: int, scale: float = 9.0
+    parser: "Parser", steps_flag: str, n_iter: int, n_samples: int, scale: float = 9.0, eta: float = 0.0
 ) -> None:
-    """Steps, sampler, eta, scale, seed, counts."""
+    """Steps, sampler, eta, scale, seed, counts; `eta` is DDIM's where no flag says another."""
+    parser.set_defaults(usual_eta=eta)
     group = parser.add_argument_group("sampling")
     aliases = {"--steps", "--ddim_steps"} - {steps_flag}
     parser.aliases |= aliases
@@ -285,7 +397,7 @@ def sampling(
     group.add_argument(
         "--ddim_eta",
         type=number(0),
-        default=0.0,
+        default=eta,
         metavar="ETA",
         help="DDIM eta, 0 is deterministic (default: %(default)s)",
     )

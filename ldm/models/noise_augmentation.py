@@ -20,6 +20,7 @@ from ldm.diffusion.schedule import Schedule, make_betas
 from ldm.diffusion.timesteps import timestep_embedding
 from ldm.errors import CheckpointError, ConfigError, InputError
 
+STATISTICS_SUFFIXES = (".th", ".pt", ".npz", ".safetensors")
 NUM_BUFFERS = 8     # of the schedule's published tables, those without the posterior, stand in the files
 REPOSITORY_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PACKAGE_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -119,7 +120,8 @@ class CLIPEmbeddingNoiseAugmentation(ImageConcatWithNoiseAugmentation):
 
     Args:
         clip_stats_path: file of (mean, deviation), each (D,): .th or .pt (a tuple, or a dict of `mean` and
-            `std`), .npz or .safetensors. Looked for as given, in configs/ and beside the checkpoint.
+            `std`), .npz or .safetensors. Looked for as given, beside the checkpoint and in configs/, of any
+            of these kinds, with as many of its folders as are there.
             None: 0 and 1, as the H model was trained. A checkpoint that holds `data_mean` and `data_std`
             itself, as converted files do, needs no file.
         timestep_dim: width of the embedding of the level, and of 0 and 1.
@@ -162,18 +164,30 @@ class CLIPEmbeddingNoiseAugmentation(ImageConcatWithNoiseAugmentation):
         self.data_std = std[None].to(device)
 
     def _find(self, path: str) -> Path:
+        """Return the file as given or of another kind; in a folder, below any end of the path."""
         given = Path(path).expanduser()
-        places = [given, *(folder / name for folder in self.folders for name in (given, given.name))]
-        for place in places:
-            if place.is_file():
-                return place
+        ends = [Path(*given.parts[i:]) for i in range(len(given.parts))]
+        for place in (given, *(folder / end for folder in self.folders for end in ends)):
+            for suffix in (given.suffix, *STATISTICS_SUFFIXES):
+                if (found := place.parent / (place.stem + suffix)).is_file():
+                    return found
         raise CheckpointError(
             f"clip_stats_path {path}: no such file, and none named {given.name} beside the checkpoint or in "
             "configs; it holds the mean and deviation of the image embeddings: put it beside the checkpoint"
         )
 
     def scale(self, x: Tensor) -> Tensor:
-        """Bring embeddings (b, D) to mean 0 and deviation 1."""
+        """Bring embeddings (b, D) to mean 0 and deviation 1.
+
+        Raises:
+            CheckpointError: the statistics are of embeddings of another width.
+        """
+        known = self.data_mean.shape[1]
+        if x.shape[1] != known:
+            raise CheckpointError(
+                f"statistics of image embeddings of {known} numbers, and this model's have {x.shape[1]}; "
+                f"is {self.clip_stats_path or 'timestep_dim'} that of another image encoder?"
+            )
         return (x - self.data_mean.to(x)) / self.data_std.to(x)
 
     def unscale(self, x: Tensor) -> Tensor:
