@@ -1,7 +1,7 @@
 """Configurations of every task at a size that runs in a blink, and models of them with random weights.
 
 The proportions are those of the published models: heads, projections, labels, layers that attend. Text
-encoders of the second family take the demonstration model's short vocabulary.
+encoders of the second family take the demonstration model's short vocabulary. "unconditional" has none.
 """
 
 import json
@@ -93,6 +93,11 @@ def _model(task: str, folder: Path) -> dict[str, Any]:
             params["noise_aug_config"]["params"]["clip_stats_path"] = str(folder / "statistics.safetensors")
     if task == "depth":
         params["depth_stage_config"] = None
+    if task == "unconditional":
+        del params["conditioning_key"]
+        params["cond_stage_config"] = "__is_unconditional__"
+        for key in ("transformer_depth", "use_spatial_transformer", "context_dim", "legacy"):
+            del params["unet_config"]["params"][key]
     if task == "controlnet":
         control = {key: value for key, value in _unet("sd1")["params"].items() if key != "out_channels"}
         control["hint_channels"] = 3

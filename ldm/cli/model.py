@@ -120,13 +120,15 @@ def native_size(model: "LatentDiffusion") -> int:
     return model.image_size * model.downsampling_factor
 
 
-def picture_size(args: argparse.Namespace, opened: OpenedModel) -> tuple[int, int]:
-    """Return (height, width) from --H, --W and --f.
+def picture_size(
+    args: argparse.Namespace, opened: OpenedModel, default: int = PUBLISHED_SIZE
+) -> tuple[int, int]:
+    """Return (height, width) from --H, --W and --f, else `default`, or the demo model's own.
 
     As published, latents are H // f: an --f that is not the model's factor scales the picture.
     """
     model = opened.model
-    default = native_size(model) if opened.is_demo else PUBLISHED_SIZE
+    default = native_size(model) if opened.is_demo else default
     height, width = args.H or default, args.W or default
     if args.f in (None, model.downsampling_factor):
         _hint_at_size(height, width, trained_size(opened), hasattr(args, "hires"), model.size_multiple)

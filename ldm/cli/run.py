@@ -52,8 +52,9 @@ class Run:
     def save(self, batches: Iterable["Batch"], **about: Any) -> None:
         """Make and save the pictures, which remember `about`: what they were made of, and how."""
         total = self.start.batches_left(self.prompts, self.args)
-        save_all(
-            self.pictures,
-            batch_bar(batches, total, self.args),
-            lambda: run_record(self.args, self.opened, self.args.task, self.sampler, **about),
-        )
+        save_all(self.pictures, batch_bar(batches, total, self.args), lambda: self._record(about))
+
+    def _record(self, about: dict[str, Any]) -> dict[str, Any]:
+        if self.start.finished is not None:  # decoded again: what was, stays
+            return latents.picture_record(self.start.finished, self.opened)
+        return run_record(self.args, self.opened, self.args.task, self.sampler, **about)

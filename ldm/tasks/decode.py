@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ldm.imaging.padding import Frame
-from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.latent_diffusion import CONDITIONING_KEYS, LatentDiffusion
 from ldm.tasks.latents import LatentsFile, rows
 from ldm.tasks.sampling import Batch, Diffuser, Settings
 
@@ -22,7 +22,7 @@ def decode_latents(model: LatentDiffusion, file: LatentsFile, settings: Settings
     record = file.record
     frame = Frame.around(record["height"], record["width"], model.size_multiple)
     count, index = record["pictures_in_batch"], record["index_in_batch"]
-    diffuser = Diffuser(model, settings, count)
+    diffuser = Diffuser(model, settings, count, accepts=tuple(CONDITIONING_KEYS))
     latents = rows(file.latents, count, diffuser.latent_shape(frame), count, model.device)
     return _generate(diffuser, latents, frame, record, index)
 

@@ -14,6 +14,7 @@ picture's even a good network fails (agreement of the demonstration model: 0.3 i
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,10 @@ def probe_prediction(model: LatentDiffusion, dtype: torch.dtype = torch.float32)
         x_0 = model.get_first_stage_encoding(encoded).float().repeat(len(TIMES), 1, 1, 1)
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
         repeated = images.repeat(len(TIMES), 1, 1, 1)
-        inputs = guard.run("text encoder", what, lambda: _conditioning(model, repeated, x_0))
+        inputs = _further_inputs(model, repeated, x_0)
+        if model.cond_stage_model is not None:
+            read = partial(model.get_learned_conditioning, [""] * len(x_0))
+            inputs["c_crossattn"] = [guard.run("text encoder", what, read)]
         x_t, t = alpha * x_0 + sigma * eps, t.to(model.device)
         output = guard.run("UNet", what, lambda: model.model(x_t, t, **guard.fitting(inputs))).float()
     except BadPictureError:
@@ -108,12 +112,10 @@ def _side(model: LatentDiffusion) -> int:
     return -(-min(max(model.image_size, low), high) // step) * step
 
 
-def _conditioning(model: LatentDiffusion, images: Tensor, x_0: Tensor) -> dict[str, Any]:
-    """Return what the network wants beside x_t: the empty prompt, and what the other tasks give it."""
+def _further_inputs(model: LatentDiffusion, images: Tensor, x_0: Tensor) -> dict[str, Any]:
+    """Return what the network wants beside x_t and a text: what the tasks give it."""
     unet, batch = model.model.diffusion_model, len(x_0)
     inputs: dict[str, Any] = {}
-    if model.cond_stage_model is not None:
-        inputs["c_crossattn"] = [model.get_learned_conditioning([""] * batch)]
     surplus = unet.input_blocks[0][0].in_channels - x_0.shape[1]
     if surplus:
         inputs["c_concat"] = [_further_channels(surplus, images, x_0)]

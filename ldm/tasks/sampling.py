@@ -138,6 +138,7 @@ class Diffuser:
         key = model.model.conditioning_key
         if key not in accepts:
             more = " needs more than a prompt" if accepts == ("crossattn",) else " is for another task"
+            more = " takes no prompt" if key is None else more
             raise InputError(
                 f"this model{more} (conditioning_key {key!r}); expected {' or '.join(map(str, accepts))}"
                 + (", a text-to-image model" if accepts == ("crossattn",) else "")
@@ -188,11 +189,17 @@ class Diffuser:
     def latent_shape(self, frame: Frame) -> tuple[int, int, int]:
         """Return (c, h, w) of the latents of a framed picture."""
         factor = self.model.downsampling_factor
-        return self.model.channels, frame.inner_height // factor, frame.inner_width // factor
+        height, width = (frame.scale * side for side in (frame.inner_height, frame.inner_width))
+        return self.model.channels, height // factor, width // factor
 
     @torch.no_grad()
-    def text(self, prompts: list[str]) -> tuple[Tensor, Tensor | None]:
-        """Return the contexts (b, n, w) of the prompts and of the unconditional pass, or None without one."""
+    def text(self, prompts: list[str]) -> tuple[Tensor | None, Tensor | None]:
+        """Return the contexts (b, n, w) of the prompts and of the unconditional pass, or None without one.
+
+        Both are None of a model without a text encoder.
+        """
+        if self.model.cond_stage_model is None:
+            return None, None
         what, encode = "encoding the prompts", lambda: self._contexts(prompts)
         cond, uncond = self.guard.run("text encoder", what, encode, forget=self._forget_texts)
         return cond, uncond

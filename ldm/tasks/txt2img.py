@@ -28,6 +28,7 @@ def txt2img(
     track: Track | None = None,
     latents: Tensor | None = None,
     resume: Position | None = None,
+    accepts: tuple[str | None, ...] = ("crossattn",),
 ) -> Iterator[Batch]:
     """Make height x width pictures of the prompts, `batch_size` at a time, the whole list n_iter times.
 
@@ -37,11 +38,12 @@ def txt2img(
     Args:
         latents: (1 or batch_size, c, h, w), the start noise of every batch in place of the one that is drawn.
         resume: go on from here, exactly, to the end of the run.
+        accepts: what the model may be conditioned by, see Diffuser.
 
     Raises: InputError for settings that the sampler or the model cannot honour.
     """
     settings = settings or Settings()
-    diffuser = Diffuser(model, settings, batch_size, track, resume)
+    diffuser = Diffuser(model, settings, batch_size, track, resume, accepts)
     frame = Frame.around(height, width, model.size_multiple)
     pictures = n_iter * len(prompts)
     draws = make_draws(settings.rng, seed, model.device, batch_size, pictures, fixed_code=fixed_code)

@@ -1,0 +1,133 @@
+"""scripts/sample.py on the demo, and on what scripts/train.py makes by the configuration that ships."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm.config import load_config
+from ldm.imaging import metadata
+from ldm.training.fit import FOLDER_VARIABLE
+
+SMALL = (
+    "model.params.image_size=16",
+    "model.params.unet_config.params.model_channels=32",
+    "model.params.unet_config.params.num_res_blocks=1",
+    "model.params.first_stage_config.params.ddconfig.ch=8",
+    "model.params.first_stage_config.params.ddconfig.num_groups=4",
+    "model.params.first_stage_config.params.ddconfig.num_res_blocks=1",
+    "data={target: ldm.data.synthetic.Discs, params: {size: 128}}",
+    "val_data={target: ldm.data.synthetic.Discs, params: {size: 128}}",
+    "train.max_steps=2", "train.batch_size=2", "train.accumulate=1", "train.precision=float32",
+    "diffusion.sample_count=2", "diffusion.sample_steps=2", "diffusion.cache_latents=8",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run of configs/training/unconditional.yaml, of two steps of a smaller model."""
+    from script_files import load_script
+
+    from ldm.cli import app
+
+    folder = tmp_path_factory.mktemp("training") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER_VARIABLE, "")
+        script = load_script("train.py")
+        command = ["--config", "configs/training/unconditional.yaml", "--run", str(folder), *SMALL]
+        assert app.exit_code(script.make_parser(), script.main, command) == 0
+    return folder
+
+
+def test_train_then_sample(run, tmp_path, trained):
+    weights = "--ckpt", trained / "model.safetensors"
+    heading = (trained / "model.yaml").read_text().splitlines()[0]
+    assert "scripts/sample.py" in heading
+    flags = "--config", trained / "model.yaml", *weights, "--steps", 2, "--n_samples", 2, "--seed", 7
+    outcome = run("sample.py", *flags, "--save-latents")
+    assert outcome.code == 0, outcome.err
+    folder = tmp_path / "outputs" / "sample-samples"
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
+    assert names == {"grid-0000.png", "samples/00000.png", "samples/00001.png"}
+    with Image.open(folder / "samples" / "00000.png") as picture:
+        assert picture.size == (128, 128)
+        pixels = np.asarray(picture)
+    record = metadata.read_record(folder / "samples" / "00000.png")
+    assert (record["task"], record["prompt"], record["guidance_scale"]) == ("sample", "", 1.0)
+    latents = folder / "samples" / "00000.latents.safetensors"
+    outcome = run("sample.py", "--latents", latents, "--outdir", "again")
+    assert outcome.code == 0, outcome.err
+    with Image.open(tmp_path / "again" / "samples" / "00000.png") as picture:
+        assert np.array_equal(np.asarray(picture), pixels)
+
+
+def test_the_configuration_is_asked_for_and_named(run, tmp_path, trained):
+    outcome = run("sample.py", "--ckpt", trained / "model.safetensors")
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert "pictures without a prompt" in outcome.err and f"--config {trained / 'model.yaml'}" in outcome.err
+    outcome = run("txt2img.py", "--ckpt", trained / "model.safetensors")
+    assert outcome.code == 2 and "give it to scripts/sample.py" in outcome.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_both_shipped_files_are_of_one_model():
+    shipped, training = (
+        load_config(f"configs/{name}/unconditional.yaml").model for name in ("latent-diffusion", "training")
+    )
+    assert shipped.params.pop("scale_factor") == 0.18215
+    assert shipped == training
+
+
+def test_the_demo_model_by_the_empty_prompt(run, tmp_path):
+    outcome = run(
+        "sample.py", "--steps", 2, "--n_samples", 2, "--H", 67, "--W", 131, "--no-grid", "--outdir", "o"
+    )
+    assert outcome.code == 0, outcome.err
+    for name in ("00000.png", "00001.png"):
+        with Image.open(tmp_path / "o" / "samples" / name) as picture:
+            assert picture.size == (131, 67)
+
+
+def test_a_stopped_run_goes_on(run, tmp_path, monkeypatch):
+    from ldm.cli import watching
+
+    flags = (
+        "--steps",
+        3,
+        "--sampler",
+        "euler_a",
+        "--n_samples",
+        2,
+        "--n_iter",
+        2,
+        "--no-grid",
+        "--H",
+        64,
+        "--W",
+        64,
+    )
+    assert run("sample.py", *flags, "--outdir", "whole").code == 0
+    asked, taken = watching.stop_asked, iter(range(100))
+    monkeypatch.setattr(watching, "stop_asked", lambda: next(taken) >= 6)
+    outcome = run("sample.py", *flags, "--outdir", "o")
+    assert outcome.code == 75, outcome.err
+    monkeypatch.setattr(watching, "stop_asked", asked)
+    outcome = run("sample.py", "--latents", "o/interrupted-00000.safetensors")
+    assert outcome.code == 0, outcome.err
+    whole, ours = (sorted((tmp_path / name / "samples").glob("*.png")) for name in ("whole", "o"))
+    assert [path.read_bytes() for path in whole] == [path.read_bytes() for path in ours] and len(whole) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--prompt", "x"), "unrecognized arguments: --prompt x"),
+        (("--scale", 2), "guidance scale 2 changes nothing"),
+        (("--n_samples", 0), "expected a whole number from 1 up"),
+        (("--config", "x.yaml"), "needs the weights: --ckpt FILE"),
+        (("--ckpt", "nowhere.ckpt"), "nowhere.ckpt"),
+    ],
+)
+def test_wrong_input_is_one_line(run, tmp_path, flags, says):
+    outcome = run("sample.py", *flags)
+    assert outcome.code == 2 and says in outcome.err and outcome.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
