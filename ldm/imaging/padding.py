@@ -7,6 +7,9 @@ A frame puts the picture in the middle of the next size that fits:
 
 Padding mirrors the picture (the edge pixel is not repeated), as often as needed, so that the network
 sees no hard border.
+
+Where the network enlarges (the 4x upscaler), `scale` says how often: the frame is that of the small picture,
+and what is cropped is `scale` times as large.
 """
 
 import math
@@ -17,19 +20,19 @@ import torch
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture of height x width inside inner_height x inner_width."""
+    """A picture of height x width inside inner_height x inner_width; the result is `scale` times as large."""
 
     height: int
     width: int
     inner_height: int
     inner_width: int
+    scale: int = 1
 
     @classmethod
-    def around(cls, height: int, width: int, multiple: int) -> "Frame":
+    def around(cls, height: int, width: int, multiple: int, scale: int = 1) -> "Frame":
         """Return the smallest frame whose sides are multiples of `multiple`."""
-        return cls(
-            height, width, math.ceil(height / multiple) * multiple, math.ceil(width / multiple) * multiple
-        )
+        inner = (math.ceil(side / multiple) * multiple for side in (height, width))
+        return cls(height, width, *inner, scale)
 
     @property
     def top(self) -> int:
@@ -46,8 +49,9 @@ class Frame:
         return images.index_select(-2, rows).index_select(-1, columns)  # (n, c, inner_height, inner_width)
 
     def crop(self, images: torch.Tensor) -> torch.Tensor:
-        """Cut (n, c, inner_height, inner_width) back to (n, c, height, width)."""
-        return images[..., self.top : self.top + self.height, self.left : self.left + self.width]
+        """Cut (n, c, inner_height, inner_width), `scale` times that, back to (n, c, height, width)."""
+        top, left, height, width = (self.scale * x for x in (self.top, self.left, self.height, self.width))
+        return images[..., top : top + height, left : left + width]
 
 
 def _mirrored(length: int, before: int, inner: int) -> torch.Tensor:

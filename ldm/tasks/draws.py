@@ -95,6 +95,7 @@ class Key:
     purpose: str
     step: int = 0
     call: int = 0
+    channels_last: bool = False  # the published script draws into (b, h, w, c): see BatchDraws.normal
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,15 @@ class BatchDraws:
     def seeds(self) -> tuple[int, ...]:
         return self.draws.seeds(self.first, self.count)
 
-    def normal(self, purpose: str, *shape: int, call: int = 0) -> Tensor:
+    def normal(self, purpose: str, *shape: int, call: int = 0, channels_last: bool = False) -> Tensor:
         """Draw (count, *shape) in float32 on the device, for a purpose outside the steps.
 
         Args:
             call: 1, 2, ... for a second and third draw of one purpose.
+            channels_last: `shape` (c, h, w) is a picture whose noise the published script draws in the memory
+                order of its file, channels innermost: another order of the same numbers.
         """
-        return self.draws.draw(self, Key(purpose, call=call), shape)
+        return self.draws.draw(self, Key(purpose, call=call, channels_last=channels_last), shape)
 
     def at(self, i: int, purpose: str) -> Noise:
         """Return the noise of step `i`, which may be called more than once."""
@@ -146,16 +149,19 @@ class Reference(Draws):
         if key.purpose in ONCE or (key.purpose == "start" and self.fixed_code):
             name = f"{key.purpose}.{batch.stage}" + (f".{key.call}" if key.call else "")
             if name not in self._once:
-                self._once[name] = self._next(key.purpose, full, 0)
+                self._once[name] = self._next(key, full, 0)
             return self._once[name][: batch.count]
-        return self._next(key.purpose, full, batch.first)[: batch.count]
+        return self._next(key, full, batch.first)[: batch.count]
 
-    def _next(self, purpose: str, shape: tuple[int, ...], first: int) -> Tensor:
-        if purpose == "posterior":
+    def _next(self, key: Key, shape: tuple[int, ...], first: int) -> Tensor:
+        if key.purpose == "posterior":
             return torch.randn(shape, generator=self._cpu_generator).to(self.device)
-        if purpose == "start" and self.numpy_start:
+        if key.purpose == "start" and self.numpy_start:
             drawn = np.random.RandomState(self.seed).randn(first + shape[0], *shape[1:])[first:]
             return torch.from_numpy(drawn).float().to(self.device)
+        if key.channels_last:  # what it is drawn into decides the order, and on CPUs the numbers themselves
+            drawn = torch.empty(shape, device=self.device, memory_format=torch.channels_last)
+            return drawn.normal_(generator=self._generator).contiguous()
         return torch.randn(shape, generator=self._generator, device=self.device)
 
     def state(self) -> dict[str, Tensor]:

@@ -1,0 +1,125 @@
+"""Pictures four times larger: the latents have the small picture's sides, and the decoder enlarges.
+
+    c_concat = the small picture at noise level l,   y = l        (arXiv 2106.15282; latent_upscale.py)
+
+More noise lets the model invent more: 20 as published, up to the model's `max_noise_level`. Draws, in order:
+the small picture's noise, once a run, then the start noise, from NumPy as published, and the sampler's, one
+a step.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch import Tensor
+
+from ldm.errors import InputError
+from ldm.imaging.colour import from_uint8
+from ldm.imaging.padding import Frame
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.latent_upscale import LatentUpscaleDiffusion, LatentUpscaleFinetuneDiffusion
+from ldm.tasks.draws import Draws, make_draws
+from ldm.tasks.latents import Position, rows
+from ldm.tasks.sampling import Batch, Diffuser, Settings, Track
+
+NOISE_LEVEL = 20  # of the published page
+
+
+def upscale(
+    model: LatentDiffusion,
+    image: np.ndarray,
+    prompts: list[str],
+    *,
+    seed: int,
+    noise_level: int | None = None,
+    batch_size: int = 1,
+    n_iter: int = 1,
+    settings: Settings | None = None,
+    fixed_code: bool = False,
+    track: Track | None = None,
+    latents: Tensor | None = None,
+    resume: Position | None = None,
+) -> Iterator[Batch]:
+    """Make pictures of `image` (h, w, 3) uint8 that are exactly 4 times as large: (4 h, 4 w).
+
+    Any size: a picture that the model cannot take is padded by mirroring, and the result is cropped.
+
+    Args:
+        noise_level: how much of the small picture is noise, 0 to the model's max_noise_level; None is
+            NOISE_LEVEL for models that add noise.
+        latents: (1 or batch_size, c, h, w), the start noise of every batch in place of the one that is drawn.
+        resume: go on from here, exactly, to the end of the run.
+
+    Raises: InputError for a model or a noise level of another kind, or settings that cannot be honoured.
+    """
+    settings = settings or Settings()
+    noise_level = checked_level(model, noise_level)
+    diffuser = Diffuser(model, settings, batch_size, track, resume, accepts=("hybrid-adm", "hybrid"))
+    frame = small_frame(model, *image.shape[:2])
+    pictures = n_iter * len(prompts)
+    draws = make_draws(
+        settings.rng, seed, model.device, batch_size, pictures, fixed_code=fixed_code, numpy_start=True
+    )
+    if latents is not None:
+        latents = rows(latents, batch_size, diffuser.latent_shape(frame), batch_size, model.device)
+    return _generate(diffuser, frame, image, noise_level, draws, prompts, n_iter, latents)
+
+
+def checked_level(model: LatentDiffusion, noise_level: int | None) -> int | None:
+    """Return the noise level for a model; None for one that adds no noise.
+
+    Raises: InputError where the model is no upscaler, or does not know that level.
+    """
+    kinds = (LatentUpscaleDiffusion, LatentUpscaleFinetuneDiffusion)
+    if not isinstance(model, kinds):
+        raise InputError(f"this model is a {type(model).__name__}; expected {kinds[0].__name__}, an upscaler")
+    if getattr(model, "reshuffle_patch_size", None) is not None:
+        raise InputError(
+            f"this upscaler cuts the picture into {model.reshuffle_patch_size}x{model.reshuffle_patch_size} "
+            "tiles as channels (reshuffle_patch_size), so it does not enlarge it; expected one without"
+        )
+    highest = getattr(model.low_scale_model, "max_noise_level", 0)
+    if not highest:
+        if noise_level is not None:
+            raise InputError(f"noise level {noise_level}: this model adds no noise; leave it out")
+        return None
+    noise_level = min(NOISE_LEVEL, highest) if noise_level is None else noise_level
+    if not 0 <= noise_level <= highest:
+        raise InputError(f"noise level is {noise_level}; expected 0 to {highest}, this model's highest")
+    return noise_level
+
+
+def small_frame(model: LatentDiffusion, height: int, width: int) -> Frame:
+    """Return the frame of a small picture of height x width, whose sides are those of the latents."""
+    return Frame.around(
+        height, width, model.model.diffusion_model.downsampling_factor, model.downsampling_factor
+    )
+
+
+def _generate(
+    diffuser: Diffuser,
+    frame: Frame,
+    image: np.ndarray,
+    noise_level: int | None,
+    draws: Draws,
+    prompts: list[str],
+    n_iter: int,
+    given: Tensor | None,
+) -> Iterator[Batch]:
+    model = diffuser.model
+    small: Tensor = frame.pad(from_uint8(image)).to(model.device)  # (1, 3, h, w)
+    shape = diffuser.latent_shape(frame)
+    for part in diffuser.batches(prompts, n_iter):
+        noise = draws.batch(part.first, len(part.prompts))
+        eps = noise.normal("conditioning", *small.shape[1:], channels_last=True)
+        x_t = noise.normal("start", *shape)  # drawn in any case, so that the steps' noise is the seed's
+        x_t = x_t if given is None else given[: len(part.prompts)]
+        cond, uncond = diffuser.text(part.prompts)
+        if noise_level is None:
+            cond = model.conditioning(cond, small)
+        else:
+            cond = model.conditioning(cond, small, noise_level, eps)
+        uncond = None if uncond is None else model.unconditional(cond, uncond)
+        latents = diffuser.sample(x_t, cond, uncond, noise)
+        images = diffuser.decode(latents, frame)
+        record = diffuser.guard.record()
+        yield Batch(part.prompts, images, latents, part.iteration, part.index, noise.seeds, record)

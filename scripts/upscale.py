@@ -1,0 +1,51 @@
+"""Make a picture four times as large, as a prompt says.
+
+  python scripts/upscale.py --init-img small.png                                the demo model
+  python scripts/upscale.py --init-img cat.jpg --prompt "a photograph of a cat" --ckpt x4-upscaler-ema.ckpt
+
+The result is exactly 4 times as wide and as high, whatever the size. --noise-level says how much the model
+may invent.
+"""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
+
+from ldm.cli import app, inputs, options  # noqa: E402
+
+
+def make_parser() -> app.Parser:
+    parser = app.Parser(description=__doc__)
+    options.prompt(parser, "a high quality professional photograph")
+    options.small_picture(parser)
+    options.sampling(parser, "--steps", n_iter=1, n_samples=1)
+    parser.set_defaults(steps=75, scale=10.0)  # as the published page
+    options.prompt_syntax(parser)
+    options.guidance(parser)
+    options.randomness(parser)
+    options.control(parser, "upscale")
+    options.model(parser, tasks=("upscale",), demo="emoji_upscale")
+    options.output(parser, "outputs/upscale-samples")
+    options.common(parser)
+    return parser
+
+
+def main(args: Namespace) -> None:
+    from ldm.cli.run import Run
+
+    run = Run(args)
+    image, about = inputs.read_same_image(args, run.start)
+    noise = run.start.latents and run.start.latents.latents
+    model = run.open()
+
+    from ldm.tasks.upscale import checked_level, upscale
+
+    how = {"noise_level": checked_level(model, args.noise_level)}
+    batches = upscale(model, image, run.prompts, latents=noise, **how, **run.arguments())
+    run.save(batches, **about, **run.start.record(), **how)
+
+
+if __name__ == "__main__":
+    app.run(make_parser(), main)

@@ -1,0 +1,41 @@
+"""Upscaling from picture and prompt to picture, beside what the reference's page gave."""
+
+import numpy as np
+import pytest
+
+from golden_cases import cases
+from ldm import load_model
+from ldm.imaging.colour import to_uint8
+from ldm.tasks.sampling import Settings
+from ldm.tasks.upscale import upscale
+
+
+def kind() -> list:
+    """Return the cases, which only the whole golden set (SD_GOLDEN) holds: their weights are large."""
+    try:
+        return [pytest.param(case, id=case.name) for case in cases("e2e_upscale")]
+    except LookupError:
+        return [pytest.param(None, marks=pytest.mark.skip("needs the whole golden set: SD_GOLDEN"))]
+
+
+@pytest.mark.parametrize("case", kind())
+def test_upscaling_is_that_of_the_reference(case):
+    c = case.config
+    model = load_model(case.files["config"], case.files["checkpoint"], device="cpu", dtype="float32")
+    settings = Settings(
+        c["sampler"], c["steps"], eta=c["eta"], guidance_scale=c["scale"],
+        negative_prompt=c["negative_prompt"],
+    )  # fmt: skip
+    count = c["num_samples"]
+    (batch,) = upscale(
+        model,
+        case.inputs["image_uint8"].numpy(),
+        [c["prompt"]] * count,
+        seed=case.seed,
+        noise_level=c["noise_level"],
+        batch_size=count,
+        settings=settings,
+    )
+    case.check("latents", batch.latents)
+    case.check("image", batch.images)
+    case.check("image_uint8", to_uint8(batch.images).astype(np.int64))

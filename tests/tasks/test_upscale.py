@@ -1,0 +1,106 @@
+"""Four times larger: any size, the reference's picture, the same picture in any batch and after a stop."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_config, tiny_model
+
+from ldm.errors import InputError
+from ldm.tasks.latents import StoppedAt
+from ldm.tasks.sampling import Settings
+from ldm.tasks.upscale import upscale
+
+QUICK = Settings("ddim", 2, guidance_scale=3.0)
+ALONE = Settings("euler_a", 3, guidance_scale=3.0, rng="per-image", exact=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Return an upscaler with random weights; its decoder enlarges by `factor`."""
+    return tiny_model(tiny_config("upscale", tmp_path_factory.mktemp("upscale")))
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def run(model, image, prompts=("a",), **options):
+    options = {"seed": 3, "settings": QUICK} | options
+    return list(upscale(model, image, list(prompts), **options))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (13, 5), (8, 8), (17, 31)])
+def test_any_size_comes_out_exactly_enlarged(model, size):
+    (batch,) = run(model, picture(*size))
+    scale = model.downsampling_factor
+    assert batch.images.shape == (1, 3, scale * size[0], scale * size[1])
+    assert batch.images.isfinite().all()
+    assert batch.pictures()[0].shape == (scale * size[0], scale * size[1], 3)
+
+
+def test_the_picture_stands_where_the_small_one_stood(model):
+    """A frame of odd margins is cropped at the enlarged margin: padding by hand gives the same picture."""
+    image = picture(5, 7)
+    mirrored = np.pad(image, ((1, 2), (0, 1), (0, 0)), "reflect")
+    inner = model.model.diffusion_model.downsampling_factor
+    assert mirrored.shape[0] % inner == mirrored.shape[1] % inner == 0
+    scale = model.downsampling_factor
+    (mine,), (whole,) = run(model, image), run(model, mirrored)
+    assert torch.equal(mine.images, whole.images[..., scale : scale * 6, : scale * 7])
+
+
+def test_a_picture_does_not_depend_on_its_batch(model):
+    image = picture(6, 10)
+    together = run(model, image, "abc", batch_size=2, settings=ALONE)
+    images = torch.cat([batch.images for batch in together])
+    for k, prompt in enumerate("abc"):
+        (alone,) = run(model, image, prompt, seed=3 + k, settings=ALONE)
+        assert torch.equal(images[k], alone.images[0])
+    assert not torch.allclose(images[0], images[1])
+
+
+@pytest.mark.parametrize("rng", ["reference", "per-image"])
+@pytest.mark.parametrize("stop", [2, 5])
+def test_going_on_is_exact(model, rng, stop):
+    """In the first batch, and in the short second."""
+    settings = Settings("euler_a", 3, guidance_scale=3.0, rng=rng)
+    options = {"seed": 3, "batch_size": 2, "settings": settings}
+    image, left = picture(6, 10), itertools.count(stop - 1, -1)
+
+    def track(steps, total):
+        for step in steps:
+            yield step
+            if next(left) == 0:
+                return
+
+    whole = run(model, image, "abc", **options)
+    made, batches = [], upscale(model, image, list("abc"), track=track, **options)
+    with pytest.raises(StoppedAt) as stopped:
+        made.extend(iter(lambda: next(batches), None))
+    made += run(model, image, "abc", resume=stopped.value.position, **options)
+    for mine, its in zip(made, whole, strict=True):
+        assert torch.equal(mine.images, its.images) and mine.prompts == its.prompts
+
+
+def test_the_noise_level_matters_and_is_checked(model):
+    image = picture(8, 8)
+    (low,), (default,), (usual,) = (run(model, image, noise_level=n) for n in (0, None, 20))
+    assert torch.equal(default.images, usual.images) and not torch.allclose(low.images, usual.images)
+    for level in (-1, 351):
+        with pytest.raises(InputError, match=f"noise level is {level}; expected 0 to 350"):
+            upscale(model, image, ["a"], seed=3, noise_level=level)
+
+
+def test_start_noise_may_be_given(model):
+    image, noise = picture(8, 8), torch.randn(1, 4, 8, 8)
+    (mine,), (again,) = (run(model, image, latents=noise, seed=3) for _ in range(2))
+    assert torch.equal(mine.images, again.images)
+    assert not torch.allclose(mine.images, run(model, image)[0].images)
+
+
+def test_other_models_are_refused(tmp_path):
+    other = tiny_model(tiny_config("sd2", tmp_path))
+    with pytest.raises(InputError, match="this model is a LatentDiffusion; expected LatentUpscaleDiffusion"):
+        upscale(other, picture(8, 8), ["a"], seed=3)
