@@ -1,4 +1,4 @@
-"""scripts/unclip.py as a user meets it: pictures, statistics beside the weights, stopped runs, wrong input."""
+"""scripts/unclip.py as a user meets it: pictures, statistics beside the weights, stopping, wrong input."""
 
 import hashlib
 import json
