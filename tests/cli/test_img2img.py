@@ -51,7 +51,7 @@ def test_the_size_is_that_asked_for_and_remembered(run, tmp_path, picture, flags
 
 
 def test_stretch_is_the_published_script_on_a_picture_that_is_no_multiple(run, tmp_path, picture):
-    """That script resizes by Lanczos to the multiple below: the picture, so resized before, gives the same."""
+    """That script resizes by Lanczos to the multiple below; a picture so resized before gives the same."""
     width, height = (side - side % MULTIPLE for side in picture.size)
     picture.resize((width, height), Image.LANCZOS).save(tmp_path / "resized.png")
     for name, flags in (("i.png", ("--fit", "stretch")), ("resized.png", ())):
