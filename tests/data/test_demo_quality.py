@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
-from benchmarks.demo_quality import (
+from benchmarks.demo_quality import main
+from benchmarks.quality import (
     COLOURS,
     Asked,
     corner_colours,
     halves,
     in_order,
-    main,
     nearest_distance,
     pair_requests,
     pictures,

@@ -1,0 +1,296 @@
+"""How good are the conditional demonstration models? Each is shown held-out pictures, by its own task.
+
+    inpaint    a box over the middle is painted anew, for another concept than the picture's: what the box
+               shows, ordered among all labels (R@1, R@5), beside the untouched picture (what is asked is not
+               there), a random picture (chance) and a real one of what is asked (the judge)
+    depth      correlation of what stands out of the result, inflated, with the map asked for; beside the map
+               of another of these pictures; for the map's own prompt, and for the prompt of another scene
+    upscale    PSNR and perceptual distance to the original, beside bicubic, Lanczos, and the autoencoder's
+               own copy of the original, which bounds it
+    unclip     share of variations whose nearest picture among all sources is their own (R@1, R@5), and of
+               those that keep its ground; beside a variation of another picture (chance). The judge's tower
+               is what the model is told the picture by
+"""
+
+import argparse
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import ldm
+from benchmarks.quality import (
+    Asked,
+    PictureClip,
+    average,
+    clip_weights,
+    corner_colours,
+    pictures,
+    proportion,
+    psnr,
+    recall,
+    retrieval,
+    single_requests,
+)
+from ldm.backends.device import resolve_device
+from ldm.data.emoji import EmojiScenes
+from ldm.data.hints import inflated, shrunk
+from ldm.imaging.colour import from_uint8, to_uint8
+from ldm.tasks.depth2img import depth2img
+from ldm.tasks.inpaint import inpaint
+from ldm.tasks.sampling import Batch, Settings
+from ldm.tasks.unclip import unclip
+from ldm.tasks.upscale import upscale
+from ldm.training.perceptual import load_perceptual
+
+BOX = 0.75  # of the picture's side: the largest that training masked, short of the whole
+PROMPTS = 4  # a picture that is inpainted
+COLUMNS = {"inpaint": 2 * (1 + PROMPTS), "depth": 8, "upscale": 5, "unclip": 8}  # of the sheet
+SCALES = {"inpaint": 4.0, "depth": 4.0, "upscale": 1.0, "unclip": 3.0}  # guidance, where none is asked for
+
+Sheet = list[tuple[str, Tensor]]
+
+
+# --- measures: pictures are (n, 3, h, w) in -1..1 -----------------------------------------------------------
+
+
+def regions(images: Tensor, mask: Tensor) -> Tensor:
+    """Cut the rectangle around the mask (h, w) out of the pictures; all of them for no mask."""
+    rows, columns = (mask.amax(dim=dim).nonzero()[:, 0] for dim in (1, 0))
+    if len(rows) == 0:
+        return images
+    return images[..., rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def seen_depth(images: Tensor, threshold: float = 0.25) -> Tensor:
+    """Inflate what stands out from the ground, the median of the corners; (n, 1, h, w), 0..1."""
+    side = max(1, images.shape[-1] // 32)
+    rows = torch.cat([images[:, :, :side], images[:, :, -side:]], dim=2)
+    ground = torch.cat([rows[..., :side], rows[..., -side:]], dim=3).flatten(2).median(dim=2).values
+    distance = (images - ground[:, :, None, None]).abs().amax(dim=1, keepdim=True)
+    return inflated((distance > threshold).float())
+
+
+def correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Return Pearson's correlation of each pair of maps (n, ...); 0 where one of them is flat."""
+    a, b = (x.flatten(1) - x.flatten(1).mean(dim=1, keepdim=True) for x in (one, other))
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-12)
+
+
+def depth_agreement(images: Tensor, depth: Tensor) -> Tensor:
+    """Correlate the depth asked for, (n, 1, h, w), with that of the picture's own shape."""
+    return correlation(seen_depth(images), depth)
+
+
+def enlarged(small: Tensor, factor: int, kernel: str) -> Tensor:
+    """Enlarge pictures (n, 3, h, w) in -1..1 by Pillow's "bicubic" or "lanczos", in 8 bits."""
+    pictures = ((small.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    size = (small.shape[-1] * factor, small.shape[-2] * factor)
+    resampling = Image.Resampling[kernel.upper()]
+    large = [np.asarray(Image.fromarray(picture).resize(size, resampling)) for picture in pictures]
+    return torch.from_numpy(np.stack(large)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def variation_retrieval(clip: Any, variations: Tensor, sources: Tensor, k: int = 1) -> Tensor:
+    """Whether each variation finds its own source among all sources, by the CLIP."""
+    similarity = clip.images(variations) @ clip.images(sources).T
+    return recall(similarity, torch.arange(len(sources)), k)
+
+
+# --- the tasks ----------------------------------------------------------------------------------------------
+
+
+class TaskBenchmark:
+    """Pictures and figures of one conditional model.
+
+    Attributes:
+        sheet: what was asked and what came, to look at.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.model = ldm.load_model(
+            options.config, options.ckpt, device=resolve_device(options.device), dtype="float32"
+        )
+        self.size = self.model.image_size * self.model.downsampling_factor
+        self.clip = PictureClip(clip_weights(options.clip, options.ckpt), options.clip_arch, options.clip_bpe)
+        self.settings = Settings(
+            sampler=options.sampler, num_steps=options.steps, guidance_scale=options.scale
+        )
+        self.random = torch.Generator().manual_seed(options.seed)
+        self.seconds_per_picture = 0.0
+        self.sheet: Sheet = []
+        self.columns = COLUMNS[options.task]
+
+    def scenes(self, split: str, hint: str | None = None) -> EmojiScenes:
+        concepts = self.options.concepts or None
+        styles = self.options.styles.split(",") if self.options.styles else None
+        path = self.options.data
+        return EmojiScenes(path, split, size=self.size, styles=styles, concepts=concepts, hint=hint)
+
+    def run(self) -> dict[str, Any]:
+        return {task: getattr(self, task)() for task in [self.options.task]}
+
+    def inpaint(self) -> dict[str, Any]:
+        held_out, every = self.scenes("held_out"), self.scenes("all")
+        count = -(-(self.options.limit or 40) // PROMPTS)
+        side, room = round(BOX * self.size), round((1 - BOX) / 2 * self.size)
+        mask = torch.zeros(self.size, self.size)
+        mask[room : room + side, room : room + side] = 1
+        sources, asked, made = [], [], []
+        for index, source in enumerate(self._cycled(held_out, count)):
+            picture = pictures([source], held_out)
+            wanted = [
+                Asked(label, source.style, source.colour)
+                for label in self._other_labels(every, source, PROMPTS)
+            ]
+            batches = inpaint(
+                self.model, to_uint8(picture)[0], mask.numpy(), [one.prompt(every) for one in wanted],
+                seed=self.options.seed + index, batch_size=PROMPTS, settings=self.settings,
+            )  # fmt: skip
+            made.append(self._made(batches))
+            asked += wanted
+            sources.append(picture.expand(len(wanted), -1, -1, -1))
+            self.sheet += [(source.prompt(every), picture[0])]
+            self.sheet += [(one.prompt(every), x) for one, x in zip(wanted, made[-1], strict=True)]
+        images, originals = torch.cat(made), torch.cat(sources)
+        order = torch.randperm(len(asked), generator=self.random)
+        judged = {
+            "painted": images,
+            "untouched": originals,
+            "random_real_picture": pictures([asked[i] for i in order], every),
+            "real_picture": pictures(asked, every),
+        }
+        return {name: retrieval(self.clip, every, asked, regions(x, mask)) for name, x in judged.items()}
+
+    def depth(self) -> dict[str, Any]:
+        count = self.options.limit or 40
+        real, captions, hints = self.scenes("held_out", "depth").batch(self.random, count)
+        _, others, _ = self.scenes("train", "depth").batch(self.random, count)
+        depth = hints["depth"]
+        found: dict[str, Any] = {"real_pictures": average(depth_agreement(real, depth))}
+        shuffled = depth.roll(1, 0)
+        for name, prompts in (("own_prompt", captions), ("another_prompt", others)):
+            parts = []
+            for index, (prompt, one) in enumerate(zip(prompts, depth, strict=True)):
+                batches = depth2img(
+                    self.model, None, [prompt], depth=one[None], seed=self.options.seed + index,
+                    size=(self.size, self.size), settings=self.settings,
+                )  # fmt: skip
+                parts.append(self._made(batches))
+                self.sheet += [("depth", one.expand(3, -1, -1) * 2 - 1), (prompt, parts[-1][0])]
+            images = torch.cat(parts)
+            found[name] = {
+                "depth_asked": average(depth_agreement(images, depth)),
+                "shuffled_depth": average(depth_agreement(images, shuffled)),
+            }
+        return found
+
+    def upscale(self) -> dict[str, Any]:
+        held_out = self.scenes("held_out")
+        asked = self._cycled(held_out, self.options.limit or len(held_out))
+        originals = pictures(asked, held_out)
+        small = from_uint8(np.stack(to_uint8(shrunk(originals))))
+        parts = []
+        for index, one in enumerate(asked):
+            batches = upscale(
+                self.model, to_uint8(small[index : index + 1])[0], [one.prompt(held_out)],
+                seed=self.options.seed + index, noise_level=self.options.noise_level, settings=self.settings,
+            )  # fmt: skip
+            parts.append(self._made(batches))
+        made = {
+            "model": torch.cat(parts),
+            "bicubic": enlarged(small, 4, "bicubic"),
+            "lanczos": enlarged(small, 4, "lanczos"),
+            "autoencoder": self._autoencoded(originals),
+        }
+        for i, one in enumerate(asked):
+            self.sheet += [(f"{name}: {one.prompt(held_out)}", x[i]) for name, x in made.items()]
+            self.sheet.append(("original", originals[i]))
+        found = {"psnr_db": compared({name: psnr(x, originals) for name, x in made.items()}, higher=True)}
+        distance = load_perceptual()
+        if distance is not None:
+            values = {name: distances(distance, x, originals) for name, x in made.items()}
+            found["perceptual_distance"] = compared(values, higher=False)
+        return found
+
+    def unclip(self) -> dict[str, Any]:
+        every = self.scenes("all")
+        held_out = {(cell["label"], cell["style"]) for cell in self.scenes("held_out").cells}
+        asked = single_requests(every, self.options.limit, self.random)
+        sources = pictures(asked, every)
+        parts = []
+        for index, source in enumerate(to_uint8(sources)):
+            batches = unclip(
+                self.model, [source], [""], seed=self.options.seed + index, height=self.size, width=self.size,
+                noise_level=self.options.noise_level or 0, settings=self.settings,
+            )  # fmt: skip
+            parts.append(self._made(batches))
+            self.sheet += [("source", sources[index]), ("variation", parts[-1][0])]
+        images = torch.cat(parts)
+        unseen = torch.tensor([(one.label, one.style) in held_out for one in asked])
+        found: dict[str, Any] = {"sources": len(asked)}
+        for k in (1, 5):
+            hits = variation_retrieval(self.clip, images, sources, k)
+            found[f"recall_at_{k}"] = proportion(hits)
+            found[f"recall_at_{k}_held_out"] = proportion(hits[unseen])
+            found[f"recall_at_{k}_of_another"] = proportion(
+                variation_retrieval(self.clip, images.roll(1, 0), sources, k)
+            )
+        colours = [one.colour for one in asked]
+        same = [found == wanted for found, wanted in zip(corner_colours(images), colours, strict=True)]
+        found["ground_kept"] = proportion(same)
+        return found
+
+    def _made(self, batches: Iterable[Batch]) -> Tensor:
+        """Return the final pictures of a run, and note the time."""
+        began = time.perf_counter()
+        made = np.stack([picture for batch in batches for picture in batch.pictures()])
+        seconds = (time.perf_counter() - began) / len(made)
+        self.seconds_per_picture = seconds if not self.seconds_per_picture else (
+            0.9 * self.seconds_per_picture + 0.1 * seconds
+        )
+        print(".", end="", flush=True)
+        return from_uint8(made)
+
+    def _cycled(self, scenes: EmojiScenes, count: int) -> list[Asked]:
+        """Ask for `count` cells, every one as often as the others, on grounds in turn."""
+        asked: list[Asked] = []
+        while len(asked) < count:
+            asked += single_requests(scenes, 0, self.random)
+        return asked[:count]
+
+    def _other_labels(self, scenes: EmojiScenes, source: Asked, count: int) -> list[str]:
+        labels = [cell["label"] for cell in scenes.cells if cell["style"] == source.style]
+        labels.remove(source.label)
+        order = torch.randperm(len(labels), generator=self.random).tolist()
+        return [labels[i] for i in order[:count]]
+
+    @torch.no_grad()
+    def _autoencoded(self, images: Tensor) -> Tensor:
+        parts = []
+        for part in images.split(self.options.batch_size):
+            posterior = self.model.encode_first_stage(part.to(self.model.device))
+            latents = self.model.get_first_stage_encoding(posterior.mode())
+            parts.append(self.model.decode_first_stage(latents).float().cpu().clamp(-1, 1))
+        return torch.cat(parts)
+
+
+def compared(values: dict[str, Tensor], higher: bool) -> dict[str, Any]:
+    """Return the average of each, and how often the model is better than each interpolation."""
+    found: dict[str, Any] = {name: average(x) for name, x in values.items()}
+    for other in ("bicubic", "lanczos"):
+        is_better = values["model"] > values[other] if higher else values["model"] < values[other]
+        found[f"beats_{other}"] = proportion(is_better)
+    return found
+
+
+@torch.no_grad()
+def distances(distance: Any, images: Tensor, originals: Tensor) -> Tensor:
+    """Return the perceptual distance of each pair."""
+    pairs = zip(images.split(4), originals.split(4), strict=True)
+    return torch.cat([distance(x, y) for x, y in pairs])
