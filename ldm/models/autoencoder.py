@@ -188,13 +188,20 @@ class Decoder(nn.Module):
         self.norm_out = nn.GroupNorm(num_groups, widths[0], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[0], out_ch, 3, padding=1)
 
-    def forward(self, z: Tensor) -> Tensor:
-        h = self.mid(self.conv_in(z))
+    def layers(self) -> list[nn.Module]:
+        """Return what is applied, one after the other; ldm.models.tiled_decoder applies the same to tiles."""
+        layers: list[nn.Module] = [self.conv_in, self.mid.block_1, self.mid.attn_1, self.mid.block_2]
         for stage in reversed(self.up):
-            h = stage(h)
+            for index, block in enumerate(stage.block):
+                layers += [block, stage.attn[index]] if len(stage.attn) else [block]
             if hasattr(stage, "upsample"):
-                h = stage.upsample(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+                layers.append(stage.upsample)
+        return [*layers, self.norm_out, nn.SiLU(), self.conv_out]
+
+    def forward(self, z: Tensor) -> Tensor:
+        for layer in self.layers():
+            z = layer(z)
+        return z
 
 
 class AutoencoderKL(nn.Module):
