@@ -88,6 +88,8 @@ def _check_flags(args: argparse.Namespace, start: "Start") -> None:
         raise InputError("--depth-invert says what the values of --depth FILE are; give that too")
     if args.depth_from == "alpha" and args.depth_ckpt:
         raise InputError("--depth-from alpha needs no depth network; leave --depth-ckpt out")
+    if args.depth_ckpt and not Path(args.depth_ckpt).expanduser().exists():
+        raise InputError(f"--depth-ckpt {args.depth_ckpt}: there is no such file")
     if args.init_img and (args.H or args.W):
         raise InputError("--H and --W are for runs without --init-img; the result has the picture's size")
 

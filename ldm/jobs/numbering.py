@@ -6,7 +6,7 @@ here the next number is above every number present or ever given out, and taking
 finished file is linked to its name, which fails if the name exists. What was given out is kept as an
 extended attribute of the folder, so nothing is added to it and a new folder starts afresh; a file system
 without such attributes remembers only the files present. Files that the published scripts do not write
-(previews, latents, stopped runs) do not count.
+(previews, latents, depth maps, stopped runs) do not count.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import secrets
 from pathlib import Path
 
 TEMPORARY_PREFIX = ".ldm-"
-UNCOUNTED = re.compile(r"\.ldm-.*|preview\.png|interrupted-\d+\.safetensors|.*\.latents\.safetensors")
+UNCOUNTED = re.compile(r"\.ldm-.*|preview\.png|depth|interrupted-\d+\.safetensors|.*\.latents\.safetensors")
 
 
 class NumberedFiles:

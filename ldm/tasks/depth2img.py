@@ -82,8 +82,8 @@ def depth2img(
         raise InputError("depth2img needs a picture, a depth map, or both")
     if depth is None and model.depth_model is None:
         raise InputError(
-            "this model has no network that estimates depth: give a map (--depth FILE, --depth-from alpha) or "
-            "the network's weights (--depth-ckpt dpt_hybrid-midas-501f0c75.pt)"
+            "this model has no network that estimates depth: give a map (--depth FILE, --depth-from alpha), "
+            "or the network's weights (--depth-ckpt dpt_hybrid-midas-501f0c75.pt)"
         )
     if image is not None and size not in (None, image.shape[:2]):
         raise InputError(f"the picture is {image.shape[1]}x{image.shape[0]}; a size is for runs without one")
@@ -119,8 +119,8 @@ class Start:
         elif strength == 1:
             t_enc = len(sampler)
         if strength > 0 and not t_enc:
-            steps = sampler.num_steps
-            logger.warning("strength %g of %d steps leaves none to take: nothing is repainted", strength, steps)
+            said = "strength %g of %d steps leaves none to take: nothing is repainted"
+            logger.warning(said, strength, sampler.num_steps)
         return cls(t_enc, strength == 1)
 
 
