@@ -20,6 +20,7 @@ from ldm.imaging.padding import Frame
 from ldm.imaging.paste import Paste
 from ldm.models.gaussian import DiagonalGaussianDistribution
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.tiled_decoder import decode_tiled
 from ldm.prompts.encoding import PromptEncoder
 from ldm.samplers import make_sampler
 from ldm.samplers.base import Noise, Sampler
@@ -27,6 +28,7 @@ from ldm.samplers.loop import KeyedNoise, Step, sample_loop
 from ldm.tasks.draws import BatchDraws
 from ldm.tasks.guard import Guard, KeptDraws, SampleState, are_finite
 from ldm.tasks.latents import Position, StoppedAt, restored
+from ldm.tasks.tiles import WHOLE, Tiling, tiled
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +120,7 @@ class Diffuser:
 
     Args:
         accepts: the ways into the UNet (conditioning_key) that the task has inputs for.
+        tiling: what the networks see of the latents at once.
 
     Attributes:
         state: where sampling stands, after every step; None before the first batch.
@@ -134,6 +137,7 @@ class Diffuser:
         track: Track | None = None,
         resume: Position | None = None,
         accepts: tuple[str | None, ...] = ("crossattn",),
+        tiling: Tiling = WHOLE,
     ):
         key = model.model.conditioning_key
         if key not in accepts:
@@ -163,7 +167,9 @@ class Diffuser:
         )
         self.guard = Guard(model, settings.dtype)
         self._lengths: list[int] = []  # tokens of each context of the batch, were it alone
-        together = denoiser(self.guard.apply_model, self.schedule, model.parameterization)
+        self.tiling = tiling
+        network = tiled(self.guard.apply_model, tiling, model.model.diffusion_model.downsampling_factor)
+        together = denoiser(network, self.schedule, model.parameterization)
         self._denoise = apart(together, self._lengths, settings.exact)
         self.state: SampleState | None = None
         self._unconds: list[Tensor] = []
@@ -285,8 +291,8 @@ class Diffuser:
         """
 
         def decode() -> Tensor:
-            parts = [self.model.decode_first_stage(latents[part]) for part in self._parts(len(latents))]
-            return frame.crop(torch.cat(parts)).float().cpu()
+            parts = [self._decoded(latents[part], frame) for part in self._parts(len(latents))]
+            return torch.cat(parts)
 
         return self.guard.run("autoencoder", "decoding", decode)
 
@@ -340,7 +346,16 @@ class Diffuser:
 
     def _parts(self, size: int) -> list[slice]:
         """Return which samples of a batch the networks see together."""
-        return [slice(i, i + 1) for i in range(size)] if self.settings.exact else [slice(size)]
+        apart = self.settings.exact or self.tiling.apart
+        return [slice(i, i + 1) for i in range(size)] if apart else [slice(size)]
+
+    def _decoded(self, latents: Tensor, frame: Frame) -> Tensor:
+        tile, model = self.tiling.decoder_tile, self.model
+        if tile is None:
+            images = model.decode_first_stage(latents)
+        else:
+            images = decode_tiled(model.first_stage_model, latents / model.scale_factor, tile)
+        return frame.crop(images).float().cpu()
 
 
 def _sampler(schedule: Schedule, settings: Settings) -> Sampler:

@@ -20,6 +20,7 @@ from ldm.models.latent_upscale import LatentUpscaleDiffusion, LatentUpscaleFinet
 from ldm.tasks.draws import Draws, make_draws
 from ldm.tasks.latents import Position, rows
 from ldm.tasks.sampling import Batch, Diffuser, Settings, Track
+from ldm.tasks.tiles import WHOLE, Tiling
 
 NOISE_LEVEL = 20  # of the published page
 
@@ -34,6 +35,7 @@ def upscale(
     batch_size: int = 1,
     n_iter: int = 1,
     settings: Settings | None = None,
+    tiling: Tiling = WHOLE,
     fixed_code: bool = False,
     track: Track | None = None,
     latents: Tensor | None = None,
@@ -46,6 +48,7 @@ def upscale(
     Args:
         noise_level: how much of the small picture is noise, 0 to the model's max_noise_level; None is
             NOISE_LEVEL for models that add noise.
+        tiling: what the networks see at once, from `plan_tiling` below or `ldm.tasks.tiles.tiling_of`.
         latents: (1 or batch_size, c, h, w), the start noise of every batch in place of the one that is drawn.
         resume: go on from here, exactly, to the end of the run.
 
@@ -53,7 +56,8 @@ def upscale(
     """
     settings = settings or Settings()
     noise_level = checked_level(model, noise_level)
-    diffuser = Diffuser(model, settings, batch_size, track, resume, accepts=("hybrid-adm", "hybrid"))
+    keys = ("hybrid-adm", "hybrid")
+    diffuser = Diffuser(model, settings, batch_size, track, resume, accepts=keys, tiling=tiling)
     frame = small_frame(model, *image.shape[:2])
     pictures = n_iter * len(prompts)
     draws = make_draws(
