@@ -1,0 +1,144 @@
+"""Every task at odd and prime sizes: exactly the size, every value finite, and no seam.
+
+Seams are looked for with a model that makes no error of its own: its autoencoder keeps a constant picture
+exactly, and its UNet knows that this picture is wanted. What differs from that colour is then ours: of
+padding, cropping, tiling, pasting. Where a task keeps a part of the picture, that part is byte for byte the
+given one.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, example, given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+from tiny_models import tiny_config, tiny_model
+
+from ldm.models.gaussian import DiagonalGaussianDistribution
+from ldm.tasks.depth2img import depth2img
+from ldm.tasks.img2img import img2img
+from ldm.tasks.inpaint import inpaint
+from ldm.tasks.sample import sample
+from ldm.tasks.sampling import Batch, Settings
+from ldm.tasks.txt2img import txt2img
+from ldm.tasks.unclip import unclip
+from ldm.tasks.upscale import upscale
+
+QUICK = {"seed": 3, "settings": Settings("euler", 2, guidance_scale=1.0)}
+COLOUR = (230, 90, 30)
+FEW = profile(max_examples=4, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+SIDES = st.sampled_from([1, 2, 3, 5, 7, 13, 17, 29, 31, 33, 37, 61, 67])
+
+
+class Task(NamedTuple):
+    """A task as a row: the kind of model, how it is called, and the size that comes out."""
+
+    kind: str
+    call: Callable
+    size: Callable[[int, int], tuple[int, int]] = lambda height, width: (height, width)
+    kept: Callable | None = None  # image -> its mask, 0 where it stays as it is
+
+
+def half(image: np.ndarray) -> np.ndarray:
+    """Return a mask of the right half of a picture, at least a column, with a hole of what stays."""
+    mask = np.zeros(image.shape[:2], np.float32)
+    mask[:, image.shape[1] // 2 :] = 1
+    mask[: image.shape[0] // 3, -2:-1] = 0
+    return mask
+
+
+def ramp(image: np.ndarray) -> np.ndarray:
+    return np.add.outer(np.arange(image.shape[0]), np.arange(image.shape[1])).astype(np.float32)
+
+
+def size_of(image: np.ndarray) -> dict:
+    return dict(zip(("height", "width"), image.shape, strict=False))
+
+
+TASKS = {
+    "txt2img": Task("sd2", lambda m, x: txt2img(m, ["a"], **size_of(x), **QUICK)),
+    "sample": Task("sd2", lambda m, x: sample(m, 1, **size_of(x), **QUICK)),
+    "img2img": Task("sd2", lambda m, x: img2img(m, x, ["a"], strength=1.0, **QUICK)),
+    "inpaint": Task("inpaint", lambda m, x: inpaint(m, x, half(x), ["a"], **QUICK), kept=half),
+    "inpaint, plain model": Task("sd2", lambda m, x: inpaint(m, x, half(x), ["a"], **QUICK), kept=half),
+    "inpaint, only masked": Task(
+        "inpaint", lambda m, x: inpaint(m, x, half(x), ["a"], only_masked=3, **QUICK), kept=half
+    ),
+    "depth2img": Task("depth", lambda m, x: depth2img(m, x, ["a"], depth=ramp(x), **QUICK)),
+    "upscale": Task("upscale", lambda m, x: upscale(m, x, ["a"], **QUICK), lambda h, w: (8 * h, 8 * w)),
+    "unclip": Task("unclip-h", lambda m, x: unclip(m, [x], ["a"], **size_of(x), **QUICK)),
+}  # fmt: skip
+"""The tiny upscaler's decoder enlarges 8 times, the published one 4."""
+
+
+@lru_cache
+def model_of(kind: str):
+    with TemporaryDirectory() as folder:
+        return tiny_model(tiny_config(kind, Path(folder)))
+
+
+def only(batches) -> Batch:
+    (batch,) = batches
+    return batch
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
+@FEW
+@given(SIDES, SIDES, st.integers(0, 99))
+@example(1, 1, 0)
+def test_any_size_comes_out_exactly_and_finite(task, height, width, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    batch = only(task.call(model_of(task.kind), image))
+    size = task.size(height, width)
+    assert batch.images.shape == (1, 3, *size) and torch.isfinite(batch.images).all()
+    (picture,) = batch.pictures()
+    assert picture.shape == (*size, 3)
+    if task.kept is not None:
+        stays = task.kept(image) == 0
+        assert np.array_equal(picture[stays], image[stays])
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Return what makes a model exact for pictures of COLOUR, whatever it was."""
+
+    def exactly(model):
+        factor, pixel = model.downsampling_factor, torch.tensor([*COLOUR, 127.5]) / 127.5 - 1
+        x_0 = model.scale_factor * pixel.view(1, 4, 1, 1)
+
+        def encode(images):
+            mean = F.avg_pool2d(torch.cat([images, images[:, :1] * 0], dim=1), factor)
+            return DiagonalGaussianDistribution(torch.cat([mean, torch.full_like(mean, -30)], dim=1))
+
+        def apply_model(x_t, t, cond):
+            alpha, sigma = (value.view(-1, 1, 1, 1) for value in model.schedule.alpha_sigma(t, x_t))
+            eps = (x_t - alpha * x_0) / sigma
+            return alpha * eps - sigma * x_0 if model.parameterization == "v" else eps
+
+        monkeypatch.setattr(model, "encode_first_stage", encode)
+        monkeypatch.setattr(model, "apply_model", apply_model)
+        monkeypatch.setattr(
+            model, "decode_first_stage",
+            lambda z: F.interpolate(z / model.scale_factor, scale_factor=factor)[:, :3],
+        )  # fmt: skip
+        return model
+
+    return exactly
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
+@FEW
+@given(height=SIDES, width=SIDES)
+def test_a_constant_picture_shows_no_seam(exact, task, height, width):
+    """Within 1 of 255: to 8 bits is by truncation."""
+    image = np.full((height, width, 3), COLOUR, np.uint8)
+    (picture,) = only(task.call(exact(model_of(task.kind)), image)).pictures()
+    assert picture.shape == (*task.size(height, width), 3)
+    assert np.abs(picture.astype(int) - COLOUR).max() <= 1
