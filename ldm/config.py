@@ -110,6 +110,12 @@ def find_config(path: str | Path) -> Path:
     raise ConfigError(f"{path}: there is no such file{_nearest(str(path), shipped)}")
 
 
+def yaml_beside(weights: str | Path) -> Path | None:
+    """Return NAME.yaml beside NAME.safetensors, as training writes it, if it is there."""
+    path = Path(weights).with_suffix(".yaml")
+    return path if Path(weights).is_file() and path.is_file() else None
+
+
 def _shipped_configs() -> list[Path]:
     roots = [root for root in (PACKAGE.parent / "configs", PACKAGE / "configs") if root.is_dir()]
     return sorted(file.relative_to(root) for root in roots for file in root.rglob("*.yaml"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.config import find_config, load_config
+from ldm.config import find_config, load_config, yaml_beside
 from ldm.errors import CheckpointError, InputError, WrongModelError
 
 if TYPE_CHECKING:
@@ -240,12 +240,6 @@ def _published(identity: "Identity", prediction: str | None) -> Path:
             + (f"give --config {beside}, if that is its own" if beside else "give --config YAML")
         )
     return find_config(name)
-
-
-def yaml_beside(weights: str | Path) -> Path | None:
-    """Return NAME.yaml beside NAME.safetensors, as training writes it, if it is there."""
-    path = Path(weights).with_suffix(".yaml")
-    return path if Path(weights).is_file() and path.is_file() else None
 
 
 def _check_config(

@@ -132,7 +132,7 @@ def _config(identity: "Identity") -> str | None:
         from ldm.checkpoint.classify import TEXT_TO_IMAGE_2
 
         return " or ".join(Path(name).name for name in TEXT_TO_IMAGE_2.values()) + ", by what it predicts"
-    from ldm.cli.choice import yaml_beside
+    from ldm.config import yaml_beside
 
     beside = yaml_beside(identity.path)
     return "none of the published ones" + (f"; {beside} lies beside it" if beside else "")

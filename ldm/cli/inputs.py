@@ -4,9 +4,10 @@ Everything that can be refused is refused here, before the model is loaded.
 """
 
 import argparse
+import errno
 import hashlib
 import logging
-import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,12 +112,17 @@ def chosen_outdir(args: argparse.Namespace) -> Path:
         raise InputError("--outdir needs a folder")
     path = Path(args.outdir)
     exists = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    if not exists.is_dir() or not os.access(exists, os.W_OK):
+    if not exists.is_dir():
+        raise InputError(f"--outdir {path}: cannot write there, {exists} is not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=exists):  # where there are rights, there may be no files: /proc
+            return path
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
         raise InputError(
-            f"--outdir {path}: cannot write there, {exists} is "
-            + ("read-only" if exists.is_dir() else "not a folder")
-        )
-    return path
+            f"--outdir {path}: cannot write there, {exists} takes no files; give another folder"
+        ) from error
 
 
 def read_prompts(args: argparse.Namespace) -> list[str]:
@@ -150,6 +156,10 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
             raise InputError(
                 f"--from-file {path}, line {line_number}: not UTF-8; save the file as UTF-8"
             ) from error
+    empty = [number for number, line in enumerate(lines, start=1) if not line.strip()]
+    if empty and len(empty) < len(lines):
+        what = f"line {empty[0]} is" if len(empty) == 1 else f"{len(empty)} lines are"
+        log.info("--from-file %s: %s empty, and an empty prompt like any other", path, what)
     if not prompts:
         raise InputError(f"--from-file {path} is empty; expected one prompt a line")
     return prompts
@@ -236,6 +246,11 @@ def read_masked(
 
     if start.latents is not None:
         raise InputError("--latents goes on with a stopped run here; a picture to change is --init-img")
+    if args.raw and (args.only_masked is not None or args.mask_blur):
+        other = "--mask-blur" if args.only_masked is None else "--only-masked"
+        raise InputError(f"--raw gives the whole picture as the model made it; leave out that or {other}")
+    if args.only_masked is not None and args.save_latents:
+        raise InputError("--save-latents: with --only-masked they are of a part; leave out one of them")
     if not args.init_img:
         raise InputError("--init-img needs a picture to change")
     image = np.asarray(open_image(args.init_img, alpha=has_alpha(args.init_img)))

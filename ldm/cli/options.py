@@ -63,6 +63,14 @@ def number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], fl
     return convert
 
 
+def seed(text: str) -> int:
+    """Return a seed; an argparse type."""
+    try:
+        return integer(0, MAX_SEED)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; none of them is random: choose any, such as 7") from None
+
+
 def prompt(parser: argparse.ArgumentParser, default: str, repeat: bool = False) -> None:
     """--prompt, --from-file, --negative-prompt."""
     group = parser.add_argument_group("what to make")
@@ -72,7 +80,11 @@ def prompt(parser: argparse.ArgumentParser, default: str, repeat: bool = False) 
     group.add_argument(
         "--negative-prompt", default="", metavar="TEXT", help="what the picture should not show"
     )
-    group.add_argument("--from-file", metavar="FILE", help="read prompts from this file, one a line")
+    group.add_argument(
+        "--from-file",
+        metavar="FILE",
+        help="read prompts from this file, one a line; an empty line is a prompt too, the empty one",
+    )
     if repeat:
         group.add_argument(
             "--repeat",
@@ -227,7 +239,7 @@ def masked_picture(parser: argparse.ArgumentParser) -> None:
         "beside the mask)",
     )
     group.add_argument(
-        "--raw", action="store_true", help="the whole picture as the model gives it: as published, nothing kept"
+        "--raw", action="store_true", help="the whole picture as the model gives it, as published"
     )
 
 
@@ -416,7 +428,7 @@ def sampling(
     )
     group.add_argument(
         "--seed",
-        type=integer(0, MAX_SEED),
+        type=seed,
         default=42,
         metavar="N",
         help="the same seed and flags give the same pictures (default: %(default)s)",

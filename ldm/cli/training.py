@@ -43,6 +43,11 @@ def read_config(args: Namespace) -> tuple[Any, str]:
     folder = Path(args.resume)
     folder = folder.parent if folder.suffix == ".ckpt" else folder
     folder = folder.parent if folder.name == "checkpoints" else folder
+    if not (folder / "config.yaml").is_file():
+        raise InputError(
+            f"--resume {args.resume}: {folder} is no run; expected its folder, such as runs/NAME, with the "
+            "config.yaml that training writes there"
+        )
     return load_config(folder / "config.yaml", args.overrides), folder.name
 
 

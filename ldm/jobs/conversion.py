@@ -24,7 +24,7 @@ from ldm.checkpoint.identity import Identity
 from ldm.checkpoint.layouts import UNUSED
 from ldm.checkpoint.opened import open_weights, published
 from ldm.checkpoint.sniff import Container
-from ldm.config import instantiate, load_config
+from ldm.config import instantiate, load_config, yaml_beside
 from ldm.errors import ConfigError, InputError, WrongModelError
 from ldm.loading import match
 
@@ -136,8 +136,10 @@ class _Described:
         path = path or OF_PARTS.get((identity.kind, identity.family))
         if path is None:
             is_open = identity.family == "2.x" and identity.task == "txt2img"
+            beside = yaml_beside(identity.path)
+            own = f"{beside}, if that is its own" if beside else "YAML, by which a folder is written"
             what = "does not say whether it predicts eps or v: give --prediction" if is_open else (
-                "no published configuration describes it: give --config YAML, by which a folder is written"
+                f"no published configuration describes it: give --config {own}"
             )
             raise ConfigError(f"{identity.path} is {identity.sentence()}, and {what}")
         node = OmegaConf.to_container(load_config(path).get("model"), resolve=True)

@@ -9,11 +9,12 @@ its only tensor). Its metadata entry `ldm` is a JSON record, and the record's `k
     (none)     latents of other origin: txt2img starts from them as its noise, img2img as its picture
     final      of one picture, as `--save-latents` keeps them
     stopped    of the batch that a run was stopped in, before step `step`, with `memory.0`, ... of the sampler
-               and `draws.*`, the generators; what is computed from prompts is computed again
+               and `draws.*`, the generators, and `made.*` of earlier stages of the batch; what is computed
+               from prompts is computed again
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from ldm.errors import InputError, Stopped
 from ldm.samplers.base import Noise
 from ldm.samplers.loop import KeyedNoise
-from ldm.tasks.draws import BatchDraws
+from ldm.tasks.draws import BatchDraws, Draws
 from ldm.tasks.guard import SampleState
 
 
@@ -36,6 +37,7 @@ class Position:
     stage: int  # 1 in the second pass of two
     state: SampleState
     draws: dict[str, Tensor]  # Draws.state() here
+    made: dict[str, Tensor] = field(default_factory=dict)  # by earlier stages, where the task says so
 
     def is_of(self, noise: Noise | KeyedNoise) -> bool:
         """Tell whether this is within the batch that a source of noise belongs to."""
@@ -75,6 +77,7 @@ def stopped_file(position: Position, record: dict[str, Any]) -> bytes:
     tensors = {"latents": state.x_t}
     tensors |= {f"memory.{i}": x for i, x in enumerate(state.memory)}
     tensors |= {f"draws.{name}": x for name, x in position.draws.items()}
+    tensors |= {f"made.{name}": x for name, x in position.made.items()}
     where = {"prompts": position.prompts, "first": position.first, "stage": position.stage}
     where |= {"kind": "stopped", "step": state.step, "widened": state.widened}
     return _bytes(tensors, record | where)
@@ -98,8 +101,11 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
     path = Path(path)
     with one_line_errors(path):
-        if not path.exists():
-            raise InputError(f"--latents {path}: there is no such file")
+        if not path.is_file():
+            what = "this is a folder" if path.is_dir() else "there is no such file"
+            raise InputError(
+                f"--latents {path}: {what}; expected a .safetensors file, of a stopped run or --save-latents"
+            )
         if sniff(path) is not Container.SAFETENSORS:
             raise InputError(f"{path} is no .safetensors file; --latents takes one")
         _, metadata = checked_header(path)
@@ -154,13 +160,14 @@ def _position(latents: Tensor, tensors: dict[str, Tensor], record: dict[str, Any
     count = sum(name.startswith("memory.") for name in tensors)
     memory = tuple(tensors[f"memory.{i}"].clone() for i in range(count))
     state = SampleState(int(record["step"]), latents, memory, bool(record["widened"]))
-    draws = {
-        name.removeprefix("draws."): x.clone() for name, x in tensors.items() if name.startswith("draws.")
-    }
+    draws, made = (
+        {name.removeprefix(prefix): x.clone() for name, x in tensors.items() if name.startswith(prefix)}
+        for prefix in ("draws.", "made.")
+    )
     prompts = [str(prompt) for prompt in record["prompts"]]
     if not prompts:
         raise ValueError("no prompts")
-    return Position(prompts, int(record["first"]), int(record["stage"]), state, draws)
+    return Position(prompts, int(record["first"]), int(record["stage"]), state, draws, made)
 
 
 def restored(position: Position, noise: BatchDraws, like: Tensor, steps: int) -> SampleState:
@@ -174,15 +181,20 @@ def restored(position: Position, noise: BatchDraws, like: Tensor, steps: int) ->
             f"cannot go on: latents {_shape(state.x_t.shape)} before step {state.step + 1} are given, and "
             f"this run has {_shape(like.shape)} and {steps} steps; give the flags of the run that was stopped"
         )
+    restore_draws(position, noise.draws)
+    memory = tuple(x.to(like.device) for x in state.memory)
+    return replace(state, x_t=state.x_t.to(like.device), memory=memory)
+
+
+def restore_draws(position: Position, draws: Draws) -> None:
+    """Put random numbers back to where they stood. Raises: InputError where they are of another kind."""
     try:
-        noise.draws.restore(position.draws)
+        draws.restore(position.draws)
     except (RuntimeError, TypeError, KeyError) as error:
         raise InputError(
             "cannot go on: the random generators that were saved are of another device or --rng; "
             "use the same --device and --rng"
         ) from error
-    memory = tuple(x.to(like.device) for x in state.memory)
-    return replace(state, x_t=state.x_t.to(like.device), memory=memory)
 
 
 def rows(latents: Tensor, count: int, like: tuple[int, ...], batch_size: int, device: torch.device) -> Tensor:

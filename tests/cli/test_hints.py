@@ -1,0 +1,83 @@
+"""What those who are new to this are told where their first guess was wrong."""
+
+import errno
+import tempfile
+
+import pytest
+from script_files import REPOSITORY
+
+DEMO = REPOSITORY / "configs" / "demo"
+
+
+def error_of(outcome) -> str:
+    assert outcome.code == 2 and outcome.err.startswith("error: "), outcome.err
+    assert outcome.err.count("\n") == 1, outcome.err
+    return outcome.err
+
+
+@pytest.mark.parametrize("seed", ["-1", "random", 2**32])
+def test_there_is_no_random_seed(run, seed):
+    error = error_of(run("txt2img.py", "--seed", seed))
+    assert f"got '{seed}', expected a whole number from 0 to 4294967295" in error
+    assert "none of them is random: choose any, such as 7" in error
+
+
+def test_empty_lines_are_prompts_and_said_to_be(run, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a fox\n\na cat\n")
+    flags = "--from-file", "prompts.txt", "--steps", 1, "--H", 32, "--W", 32, "--n_iter", 1, "--no-grid"
+    outcome = run("txt2img.py", *flags)
+    assert outcome.code == 0, outcome.err
+    assert "--from-file prompts.txt: line 2 is empty, and an empty prompt like any other" in outcome.out
+    assert len(list((tmp_path / "outputs").rglob("*.png"))) == 3
+    (tmp_path / "prompts.txt").write_text("a fox\n\n \n")
+    outcome = run("txt2img.py", *flags)
+    assert "2 lines are empty" in outcome.out
+    (tmp_path / "prompts.txt").write_text("a fox\n")
+    assert "empty" not in run("txt2img.py", *flags).out
+
+
+@pytest.mark.parametrize("name", ["nosuch", "nosuch/checkpoints/last.ckpt"])
+def test_a_run_that_is_not_there_cannot_be_resumed(run, tmp_path, name):
+    error = error_of(run("train.py", "--resume", name))
+    assert f"--resume {name}: nosuch is no run; expected its folder, such as runs/NAME" in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "says"), [("nope", "there is no such file"), (".", "this is a folder")])
+def test_latents_that_are_not_there(run, name, says):
+    error = error_of(run("txt2img.py", "--latents", name))
+    expected = "expected a .safetensors file, of a stopped run or --save-latents"
+    assert f"--latents {name}: {says}; {expected}" in error
+
+
+def test_converting_a_model_of_its_own_names_the_yaml_beside_it(run, tmp_path):
+    (tmp_path / "mine.safetensors").symlink_to(DEMO / "emoji.safetensors")
+    error = error_of(run("convert.py", "mine.safetensors", "folder"))
+    assert error.endswith("give --config YAML, by which a folder is written\n")
+    (tmp_path / "mine.yaml").write_bytes((DEMO / "emoji.yaml").read_bytes())
+    assert error_of(run("convert.py", "mine.safetensors", "folder")).endswith(
+        "no published configuration describes it: give --config mine.yaml, if that is its own\n"
+    )
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize("outdir", ["o", "there/below"])
+@pytest.mark.parametrize("script", ["txt2img.py", "img2img.py"])
+def test_a_folder_that_takes_no_files_is_seen_before_the_model_is_loaded(
+    run, tmp_path, monkeypatch, script, outdir
+):
+    """As /proc does: to root it is writable, and no file can be made there."""
+
+    def refuse(dir):
+        raise OSError(errno.ENOENT, "No such file or directory", str(dir))
+
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    error = error_of(run(script, "--outdir", outdir, "--ckpt", "never-looked-at.ckpt"))
+    folder = tmp_path / "there" if "there" in outdir else tmp_path
+    assert f"--outdir {outdir}: cannot write there, {folder} takes no files; give another folder" in error
+
+
+def test_looking_at_the_folder_leaves_nothing_in_it(run, tmp_path):
+    assert run("img2img.py", "--outdir", ".").code == 2
+    assert not list(tmp_path.iterdir())
