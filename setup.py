@@ -38,6 +38,7 @@ TEST = [
     "diffusers>=0.30",
     "transformers>=4.44",
     "compel>=2.5",  # prompts are read and weighed as it does
+    "scikit-image>=0.22",  # for its pictures: a stereo pair with measured disparity
     "ruff>=0.6",
     # k-diffusion itself is installed by the Makefile, without what only its training needs.
     "torchdiffeq>=0.2.3",

@@ -43,7 +43,7 @@ def main(args: Namespace) -> None:
     from ldm.tasks.depth2img import depth2img
 
     how = {"depth": given.depth, "size": given.size, "strength": given.strength}
-    how["show_depth"] = depth.keeper(args, run.pictures.outdir)
+    how["show_depth"] = depth.keeper(args, run.start, run.pictures.outdir)
     run.save(depth2img(model, given.image, run.prompts, **how, **run.arguments()), **given.about)
 
 

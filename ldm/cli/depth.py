@@ -65,9 +65,9 @@ def open_network(args: argparse.Namespace, opened: "OpenedModel") -> None:
     load_depth_network(opened.model, Path(args.depth_ckpt).expanduser(), node)
 
 
-def keeper(args: argparse.Namespace, outdir: Path) -> "Callable[[np.ndarray], None] | None":
-    """Return what keeps the map in DIR/depth, or None without --save-depth."""
-    if not args.save_depth:
+def keeper(args: argparse.Namespace, start: "Start", outdir: Path) -> "Callable[[np.ndarray], None] | None":
+    """Return what keeps the map in DIR/depth; None without --save-depth, and where a stopped run did it."""
+    if not args.save_depth or start.stopped is not None:
         return None
     from ldm.imaging.depth import png_of
     from ldm.jobs.numbering import NumberedFiles

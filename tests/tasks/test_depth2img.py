@@ -1,5 +1,6 @@
 """Depth to image on tiny models: sizes, samplers, strength, batches, stops, and where the map comes from."""
 
+import importlib.util
 import itertools
 import logging
 from dataclasses import replace
@@ -12,12 +13,15 @@ from safetensors.torch import save_file
 from tiny_models import tiny_config, tiny_model
 
 from ldm.errors import ConfigError, InputError, WrongModelError
+from ldm.imaging.depth import inverse_depth, read_depth
+from ldm.imaging.files import open_image
 from ldm.models.latent_depth import concat_depth
 from ldm.models.midas import MiDaSInference, network_size
 from ldm.samplers import SAMPLERS
 from ldm.tasks.depth2img import alpha_depth, depth2img, load_depth_network
 from ldm.tasks.latents import StoppedAt, read_latents, stopped_file
 from ldm.tasks.sampling import Settings
+from ldm.training.hints import hints_for
 
 NARROW = dict(
     stem=16, channels=[32, 64, 96], depths=[1, 2, 2], groups=4, width=48, depth=4, num_heads=4,
@@ -225,6 +229,40 @@ def test_padding_mirrors_the_map_like_the_picture(model):
     assert torch.equal(framed, whole) and framed.shape[1:] == (1, 8, 8)
     expected = concat_depth(torch.from_numpy(mirrored).float()[None, None], (8, 8))
     assert torch.equal(framed[:1], expected) and framed.min() == -1 and framed.max() == 1
+
+
+def test_true_disparity_reaches_the_model_as_depth_does_in_training(model, caplog):
+    """scikit-image's motorcycle (Middlebury 2014) with its measured disparity, whose holes are infinite."""
+    found = importlib.util.find_spec("skimage")
+    folder = found and Path(found.origin).parent / "data"
+    if not folder or not (folder / "motorcycle_disp.npz").exists():
+        pytest.skip("scikit-image is not installed: pip install scikit-image")
+    caplog.set_level(logging.INFO, "ldm")
+    disparity = read_depth(folder / "motorcycle_disp.npz")
+    image = open_image(folder / "motorcycle_left.png")
+    small = np.asarray(image.resize((185, 125), 4))  # a quarter; the map keeps its 741 x 500
+    seen = []
+    original, model.apply_model = model.apply_model, lambda *a: seen.append(a[2]) or original(*a)
+    try:
+        images = made(model, small, depth=disparity)
+        cut = np.s_[180:308, 200:328]  # 128 x 128, nothing to pad
+        made(model, np.asarray(image)[cut], depth=disparity[cut])
+    finally:
+        del model.apply_model
+    assert images.shape == (1, 3, 125, 185) and "27226 of 370500 pixels" in caplog.text
+    shown = seen[0]["c_concat"][0][0, 0]  # (16, 24), of which the frame's 192 x 128 pads 3 + 4 and 1 + 2
+    assert shown.min() == -1 and shown.max() == 1
+    depth = torch.from_numpy(inverse_depth(disparity))[None, None]
+    inner = torch.nn.functional.interpolate(depth, (125, 185), mode="area")
+    middle = torch.nn.functional.avg_pool2d(inner[..., 7:119, 5:181], 8)[0, 0]  # latents 1.. of the frame
+    places = [(dy, dx) for dy in (0, 1, 2) for dx in (0, 1, 2)]
+    parts = [shown[dy : dy + 14, dx : dx + 22] for dy, dx in places]
+    agreement = [torch.corrcoef(torch.stack([x.flatten(), middle.flatten()]))[0, 1] for x in parts]
+    assert max(agreement) == agreement[places.index((1, 1))] > 0.95, "nearer is larger, and in its place"
+    pictures = torch.zeros(1, 3, 128, 128)
+    cut_depth = torch.from_numpy(inverse_depth(disparity[cut]))[None, None]
+    trained = hints_for(model, 0.0).encode(pictures, {"depth": cut_depth})
+    assert torch.equal(seen[-1]["c_concat"][0][:1], trained)
 
 
 def test_both_halves_of_guidance_see_the_map(model):
