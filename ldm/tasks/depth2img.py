@@ -38,6 +38,7 @@ from ldm.tasks.latents import Position
 from ldm.tasks.sampling import Batch, Diffuser, Settings, Track
 
 STRENGTH = 0.9  # of the published demo
+ALPHA_SIDE = 512  # pixels; latents of the largest pictures are hardly finer
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +161,8 @@ def check_size(shape: tuple[int, ...], height: int, width: int) -> None:
 def alpha_depth(alpha: np.ndarray) -> np.ndarray:
     """Return what stands for the depth of a cut-out: its alpha (h, w) uint8 inflated, 0 to 1 (h, w).
 
-    It is what models are trained on by `hint: depth` of the data, in place of an estimate.
+    It is what models are trained on by `hint: depth` of the data, in place of an estimate. The map of a
+    picture with a side above 512 pixels is smaller: inflating takes a pass over it for each step inwards.
 
     Raises: InputError where nothing is transparent, or nothing opaque.
     """
@@ -168,6 +170,10 @@ def alpha_depth(alpha: np.ndarray) -> np.ndarray:
     if bool((share >= 0.5).all()) or bool((share < 0.5).all()):
         state = "transparent" if share[0, 0, 0, 0] < 0.5 else "opaque"
         raise InputError(f"the picture is {state} throughout: its alpha has no shape to inflate")
+    scale = ALPHA_SIDE / max(alpha.shape)
+    if scale < 1:
+        size = [max(1, round(scale * side)) for side in alpha.shape]
+        share = F.interpolate(share, size, mode="area")
     return inflated(share)[0, 0].numpy()
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny_models import tiny_config, tiny_model
 
+from golden_cases import GOLDEN, cases
 from ldm.cli import watching
 from ldm.imaging import metadata
 from ldm.models.midas import MiDaSInference
@@ -24,6 +25,15 @@ NARROW = dict(
 QUICK = ("--steps", 2, "--precision", "full", "--no-grid", "--outdir", "o", "--prompt", "a cat")
 ROWS, COLUMNS = 40, 56
 DEPTH = (np.linspace(9000, 50000, ROWS)[:, None] + np.linspace(0, 9000, COLUMNS)).astype(np.uint16)
+
+
+def complete_cases(kind):
+    """Return the golden cases of a kind whose weights are here: SD_GOLDEN names a folder that has them."""
+    try:
+        found = cases(kind)
+    except LookupError:
+        return []
+    return [case for case in found if (GOLDEN / case.entry["files"]["checkpoint"]).exists()]
 
 
 def weights_of(task, folder):
@@ -70,6 +80,23 @@ def test_a_picture_and_its_map_give_pictures_of_its_size_from_another_folder(run
     assert record["task"] == "depth2img" and record["strength"] == 0.9
     assert record["init_image"]["file"] == "room.png" and record["depth"]["file"] == "depth.png"
     assert len(record["depth"]["sha256"]) == 64 and record["depth"]["invert"] is None
+
+
+@pytest.mark.parametrize("case", complete_cases("e2e_depth"), ids=lambda case: case.name)
+def test_it_gives_the_picture_of_the_published_demo(run, tmp_path, case):
+    c = case.config
+    Image.fromarray(case.inputs["image_uint8"].numpy()).save(tmp_path / "room.png")
+    np.save(tmp_path / "depth.npy", case.inputs["depth_map"].numpy())
+    outcome = run(
+        "depth2img.py", "--config", case.files["config"], "--ckpt", case.files["checkpoint"],
+        "--precision", "full", "--init-img", "room.png", "--depth", "depth.npy", "--prompt", c["prompt"],
+        "--negative-prompt", c["negative_prompt"], "--steps", c["steps"], "--strength", c["strength"],
+        "--scale", c["scale"], "--ddim_eta", c["eta"], "--seed", c["seed"], "--n_samples", c["num_samples"],
+        "--watermark", "off", "--outdir", "o",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    made = np.stack([picture(tmp_path, i) for i in range(c["num_samples"])])
+    case.check("image_uint8", made)
 
 
 def test_help_is_quick_and_loads_no_torch(run_alone):
