@@ -41,12 +41,12 @@ def open_image(path: str | Path, *, alpha: bool = False) -> Image.Image:
     """
     path = Path(path)
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
+        what = "a folder" if path.is_dir() else "no file with pixels" if path.exists() else "no such file"
         raise InputError(f"cannot open picture {path}: {what}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            with Image.open(path, formats=FORMATS) as image:
+            with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
                 _check_size(path, image)
                 if getattr(image, "n_frames", 1) > 1:
                     log.info("%s has %d frames; the first is used", path, image.n_frames)
@@ -63,8 +63,19 @@ def open_image(path: str | Path, *, alpha: bool = False) -> Image.Image:
         known = ", ".join(FORMATS)
         raise InputError(f"cannot open picture {path}: not a picture in a known format ({known})") from error
     except Exception as error:  # decoders meet hostile bytes and raise nearly anything
+        if isinstance(error, OSError) and error.strerror:  # of the file system's
+            raise InputError(f"cannot open picture {path}: {error.strerror}") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot open picture {path}: {reason}; is the file complete?") from error
+
+
+def has_alpha(path: str | Path) -> bool:
+    """Tell whether the picture at `path` has transparency, used or not; False where it cannot be opened."""
+    try:
+        with Path(path).open("rb") as file, Image.open(file, formats=FORMATS) as image:
+            return image.has_transparency_data
+    except Exception:  # `open_image` says what is wrong
+        return False
 
 
 def to_rgb(image: Image.Image, background: int = 255) -> Image.Image:

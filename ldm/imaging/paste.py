@@ -26,12 +26,16 @@ class Paste:
     def onto(self, painted: np.ndarray) -> np.ndarray:
         """Return `painted` (h, w, 3) uint8 with the original put back, of as many channels as that has.
 
-        What is painted is opaque.
+        What is painted is opaque. Where it is mixed with what is not, a colour counts as far as it is seen.
         """
+        weight = self.weight[:, :, None]
+        share = weight
         if self.original.shape[2] == 4:
             painted = np.dstack([painted, np.full(painted.shape[:2], 255, np.uint8)])
-        weight = self.weight[:, :, None]
-        mixed = np.rint(weight * painted + (1 - weight) * self.original).astype(np.uint8)
+            alpha = weight + (1 - weight) * self.original[:, :, 3:].astype(np.float32) / 255
+            colour = np.divide(weight, alpha, out=np.zeros_like(weight), where=alpha > 0)
+            share = np.concatenate([colour, colour, colour, weight], axis=2)
+        mixed = np.rint(share * painted + (1 - share) * self.original).astype(np.uint8)
         return np.where(weight <= 0, self.original, np.where(weight >= 1, painted, mixed))
 
 

@@ -40,6 +40,7 @@ from ldm.tasks.draws import BatchDraws, Draws, make_draws
 from ldm.tasks.latents import Position
 from ldm.tasks.sampling import Batch, Diffuser, Keep, Settings, Track
 
+LARGE, SMALL = 2.0, 0.2  # pictures of so many of the model's, boxes of so little of the picture
 MISSED = 0.25  # of the masked pixels: so many where the model is told to keep are worth a word
 
 logger = logging.getLogger(__name__)
@@ -93,8 +94,9 @@ def inpaint(
     sees_mask = isinstance(model, LatentInpaintDiffusion)
     accepts = ("crossattn", "hybrid") if sees_mask else ("crossattn",)
     diffuser = Diffuser(model, settings, batch_size, track, resume, accepts)
-    scene = Scene.of(image, mask, only_masked, model_size or model.image_size * model.downsampling_factor)
-    scene.say(model.downsampling_factor, sees_mask)
+    model_size = model_size or model.image_size * model.downsampling_factor
+    scene = Scene.of(image, mask, only_masked, model_size)
+    scene.say(model.downsampling_factor, model_size, sees_mask)
     paste = None if raw else Paste(image, masks.weight(mask, mask_blur))
     t_enc = int(strength * diffuser.sampler.num_steps) if strength < 1 else None
     pictures = n_iter * len(prompts)
@@ -145,7 +147,7 @@ class Scene:
         scale = model_size / (box.height * box.width) ** 0.5
         return cls(image, mask, box, (max(round(box.height * scale), 1), max(round(box.width * scale), 1)))
 
-    def say(self, factor: int, sees_mask: bool) -> None:
+    def say(self, factor: int, model_size: int, sees_mask: bool) -> None:
         """Log what a user may not expect."""
         hard = masks.hard(self.mask)
         if hard.all():
@@ -153,6 +155,8 @@ class Scene:
         if (own := (self.box.height, self.box.width)) != self.size:
             (height, width), (h, w) = own, self.size
             logger.info("painting a part of %dx%d pixels at %dx%d", width, height, w, h)
+        elif self._is_small(model_size):
+            logger.info("a small part of a large picture: --only-masked 32 paints it at the model's own size")
         if not sees_mask:
             return
         seen = self.seen()
@@ -166,6 +170,11 @@ class Scene:
                 factor,
                 round(100 * missed),
             )
+
+    def _is_small(self, model_size: int) -> bool:
+        box, (height, width) = masks.box(self.mask), self.mask.shape
+        share = box.height * box.width / (height * width)
+        return height * width > LARGE * model_size**2 and share < SMALL
 
     def pixels(self) -> Tensor:
         """Return what the model sees of the picture: (1, 3, h, w) in -1..1, transparency on white."""
@@ -192,9 +201,9 @@ class Scene:
 
     def _matched(self, part: Tensor) -> Tensor:
         """Match the colours at the mask's border, in the part around it that this needs."""
-        inside = masks.hard(self.mask[self.box.part])
-        rows, columns = masks.box(inside, RING).part
-        distance = torch.from_numpy(masks.distance(~inside[rows, columns], RING))
+        mask = self.mask[self.box.part]
+        rows, columns = masks.box(mask, 2 * RING).part
+        distance = torch.from_numpy(masks.distance(~masks.hard(mask[rows, columns]), RING))
         original = from_uint8(opaque(self.image[self.box.part][rows, columns]))
         result = part.clone()
         result[..., rows, columns] = match_border(part[..., rows, columns], original, distance)

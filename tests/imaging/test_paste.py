@@ -32,3 +32,12 @@ def test_alpha_stays_and_paint_is_opaque():
     result = Paste(original, weight).onto(painted)
     assert np.array_equal(result[weight == 0], original[weight == 0])
     assert np.array_equal(result[2:4, :, :3], painted[2:4]) and (result[2:4, :, 3] == 255).all()
+
+
+def test_hidden_colours_do_not_shine_through_a_soft_edge():
+    original, painted = (
+        np.array([[[0, 255, 0, 0], [0, 200, 0, 255]]], np.uint8),
+        np.full((1, 2, 3), 100, np.uint8),
+    )
+    result = Paste(original, np.full((1, 2), 0.5, np.float32)).onto(painted)
+    assert result.tolist() == [[[100, 100, 100, 128], [50, 150, 50, 255]]]

@@ -1,0 +1,279 @@
+"""Inpainting: what it keeps, whatever the sampler, size and dtype, and what it paints."""
+
+import itertools
+import logging
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_config, tiny_model
+
+from ldm.errors import InputError
+from ldm.imaging.colour import from_uint8
+from ldm.models.latent_inpaint import LatentInpaintDiffusion
+from ldm.samplers import SAMPLERS
+from ldm.tasks.inpaint import inpaint
+from ldm.tasks.sampling import Diffuser, Settings
+
+FAST = Settings(sampler="euler_a", num_steps=2, guidance_scale=2.0, rng="per-image")
+KINDS = ("inpaint", "sd2")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Return tiny models: one that sees the mask, one that does not."""
+    folder = tmp_path_factory.mktemp("models")
+    return {kind: tiny_model(tiny_config(kind, folder)) for kind in KINDS}
+
+
+def picture(height: int, width: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def rectangle(height: int, width: int) -> np.ndarray:
+    mask = np.zeros((height, width), np.float32)
+    mask[height // 4 : -(height // 4) or None, width // 3 : -(width // 4) or None] = 1
+    return mask
+
+
+def painted(model, image, mask, prompts=("a cat",), **options) -> list[np.ndarray]:
+    options = {"seed": 3, "settings": FAST, "batch_size": len(prompts)} | options
+    batches = inpaint(model, image, mask, list(prompts), **options)
+    return [each for batch in batches for each in batch.pictures()]
+
+
+def raw(model, image, mask, **options) -> torch.Tensor:
+    options = {"seed": 3, "settings": FAST, "raw": True} | options
+    return torch.cat([batch.images for batch in inpaint(model, image, mask, ["a cat"], **options)])
+
+
+def check_kept(result: np.ndarray, image: np.ndarray, mask: np.ndarray) -> None:
+    assert result.dtype == np.uint8 and result.shape == image.shape
+    assert np.array_equal(result[mask == 0], image[mask == 0]), "bytes outside the mask"
+    assert not np.array_equal(result[mask == 1], image[mask == 1]), "the mask is painted"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_bytes_outside_the_mask_stay_for_every_sampler(models, kind, sampler):
+    image, mask = picture(40, 56), rectangle(40, 56)
+    settings = Settings(sampler=sampler, num_steps=3, guidance_scale=2.0)
+    check_kept(painted(models[kind], image, mask, settings=settings)[0], image, mask)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "channels", "dtype", "options"),
+    [
+        ("inpaint", (31, 67), 4, torch.float32, {}),
+        ("sd2", (67, 31), 4, torch.bfloat16, {}),
+        ("inpaint", (64, 64), 3, torch.bfloat16, {"strength": 0.5}),
+        ("sd2", (13, 11), 3, torch.float32, {"strength": 0.6}),
+        ("inpaint", (7, 150), 3, torch.float32, {"only_masked": 5}),
+        ("sd2", (101, 97), 4, torch.bfloat16, {"only_masked": 3, "mask_blur": 4}),
+        ("inpaint", (97, 61), 4, torch.float32, {"mask_blur": 6, "matched": False}),
+    ],
+)
+def test_bytes_outside_the_mask_stay_at_any_size_alpha_and_dtype(
+    models, kind, size, channels, dtype, options
+):
+    image, mask = picture(*size, channels), rectangle(*size)
+    settings = Settings(sampler="ddim", num_steps=4, guidance_scale=2.0, eta=1.0, dtype=dtype)
+    result = painted(models[kind], image, mask, settings=settings, **options)[0]
+    check_kept(result, image, mask)
+    if channels == 4 and not options.get("mask_blur"):
+        assert (result[mask == 1][:, 3] == 255).all(), "paint is opaque"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_pixel_is_a_picture(models, kind):
+    image = picture(1, 1)
+    for options in ({}, {"only_masked": 2}):
+        assert painted(models[kind], image, np.ones((1, 1), np.float32), **options)[0].shape == (1, 1, 3)
+
+
+def test_ten_edits_leave_every_byte_outside_them(models):
+    first = image = picture(48, 40, 4)
+    touched = np.zeros((48, 40), bool)
+    for edit in range(10):
+        mask = np.zeros((48, 40), np.float32)
+        mask[4 * edit : 4 * edit + 7, 3 * edit : 3 * edit + 11] = 1
+        touched |= mask > 0
+        kind = KINDS[edit % 2]
+        settings = Settings(sampler=list(SAMPLERS)[edit], num_steps=2, guidance_scale=1.0)
+        image = painted(models[kind], image, mask, seed=edit, settings=settings)[0]
+    check_kept(image, first, touched)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_picture_is_that_of_its_own_seed_in_any_batch(models, kind):
+    image, mask, prompts = picture(24, 32), rectangle(24, 32), ["a cat", "a dog", "a cat"]
+    settings = Settings(sampler="ddim", num_steps=3, guidance_scale=2.0, eta=1.0, rng="per-image", exact=True)
+    options = {"settings": settings, "strength": 0.7}
+    together = painted(models[kind], image, mask, prompts, seed=5, batch_size=2, **options)
+    for k, prompt in enumerate(prompts):
+        alone = painted(models[kind], image, mask, [prompt], seed=5 + k, **options)[0]
+        assert np.array_equal(together[k], alone), k
+    assert not np.array_equal(together[0], together[2]), "another seed, another picture"
+
+
+def test_a_model_that_sees_the_mask_begins_with_numpys_noise_after_the_posterior(models, monkeypatch):
+    """Strength 1: the published draws. Below it the picture is encoded too, drawn second."""
+    begun = []
+    original = Diffuser.sample
+
+    def sample(self, x_t, cond, uncond, noise, **options):
+        begun.append((x_t, cond, noise.draws.state()))
+        return original(self, x_t, cond, uncond, noise, **options)
+
+    monkeypatch.setattr(Diffuser, "sample", sample)
+    settings = Settings(sampler="ddim", num_steps=2, guidance_scale=1.0)
+    model, image, mask = models["inpaint"], picture(32, 32), rectangle(32, 32)
+    painted(model, image, mask, ["a", "a"], settings=settings, seed=9)
+    x_t, cond, state = begun[0]
+    start = torch.from_numpy(np.random.RandomState(9).randn(2, *x_t.shape[1:])).float()
+    posterior = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(9))
+    assert torch.equal(x_t, start) and torch.equal(state["once.posterior.0"], posterior)
+    given = torch.from_numpy(mask)[None, None]
+    expected = model.conditioning(cond["c_crossattn"][0], from_uint8(image), given, posterior)
+    torch.testing.assert_close(cond["c_concat"][0], expected["c_concat"][0])
+    painted(model, image, mask, ["a", "a"], settings=settings, seed=9, strength=0.5)
+    assert torch.equal(begun[1][2]["once.posterior.0"], posterior) and "once.posterior.0.1" in begun[1][2]
+    assert not torch.equal(begun[1][0], start), "the picture, with noise on it"
+
+
+def test_latents_of_no_masked_pixel_are_those_of_the_picture(models):
+    model, image = models["sd2"], picture(32, 32)
+    mask = np.zeros((32, 32), np.float32)
+    mask[7:9, 20] = 1  # two latents of 8 pixels
+    settings = Settings(sampler="euler", num_steps=2, guidance_scale=1.0)
+    batch = next(iter(inpaint(model, image, mask, ["a"], seed=1, settings=settings)))
+    posterior = model.encode_first_stage(from_uint8(image))
+    x_0 = model.get_first_stage_encoding(
+        posterior, torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    )
+    same = torch.isclose(batch.latents, x_0, atol=1e-5).all(1)[0]
+    painted_ones = torch.zeros(4, 4, dtype=torch.bool)
+    painted_ones[0:2, 2] = True
+    assert torch.equal(~same, painted_ones)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_strength_0_paints_nothing_but_what_the_autoencoder_makes_and_1_is_noise(models, kind):
+    model, mask = models[kind], rectangle(32, 48)
+    image, other = picture(32, 48), 255 - picture(32, 48)
+    settings = Settings(sampler="ddim", num_steps=4, guidance_scale=1.0)
+    kept = raw(model, image, mask, settings=settings, strength=0.0)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(2 if kind == "inpaint" else 1):  # what is left of the picture comes first
+        eps = torch.randn(1, 4, 4, 8, generator=generator)
+    framed = from_uint8(np.pad(image, ((0, 0), (8, 8), (0, 0)), mode="reflect"))
+    x_0 = model.get_first_stage_encoding(model.encode_first_stage(framed), eps)
+    near = (kept - model.decode_first_stage(x_0)[..., 8:-8]).abs().mean()
+    far = (raw(model, image, mask, settings=settings, strength=1.0) - kept).abs().mean()
+    assert near < 0.4 * far
+    with_other = np.where(mask[..., None] > 0, other, image)
+    whole = np.ones_like(mask)
+    for strength, same in ((1.0, True), (0.9, False)):
+        a, b = (raw(model, each, whole, settings=settings, strength=strength) for each in (image, with_other))
+        assert torch.equal(a, b) == same, "of what was in the mask nothing is left at strength 1"
+
+
+def test_half_grey_masks_mix_evenly(models):
+    image = picture(32, 40)
+    mask = np.zeros((32, 40), np.float32)
+    mask[8:24] = np.linspace(0.02, 1, 40, dtype=np.float32)
+    full = painted(models["sd2"], image, (mask >= 0.5).astype(np.float32), matched=False)[0]
+    result = painted(models["sd2"], image, mask, matched=False)[0]
+    inside = mask >= 0.5
+    expected = mask[..., None] * full + (1 - mask[..., None]) * image
+    assert np.abs(result - expected)[inside].max() <= 0.51
+    check_kept(result, image, mask)
+
+
+def test_the_border_is_matched_unless_asked_not_to(models, monkeypatch):
+    """By an autoencoder that shifts all colours by 13 of 255."""
+    image, mask = np.full((64, 64, 3), 120, np.uint8), rectangle(64, 64)
+    decoded = (from_uint8(image) - 0.1).expand(1, -1, -1, -1)
+    monkeypatch.setattr(Diffuser, "decode", lambda *_: decoded)
+    steps = [
+        np.abs(painted(models["sd2"], image, mask, matched=matched)[0][mask > 0].astype(float) - 120).max()
+        for matched in (True, False)
+    ]
+    assert steps[0] <= 3 and steps[1] >= 12
+    assert torch.equal(raw(models["sd2"], image, mask), decoded)
+
+
+def test_only_the_masked_part_is_seen_at_the_models_size(models, monkeypatch, caplog):
+    seen = []
+    original = Diffuser.encode
+    monkeypatch.setattr(
+        Diffuser, "encode", lambda self, images: (seen.append(images.shape), original(self, images))[1]
+    )
+    image = picture(90, 200)
+    mask = np.zeros((90, 200), np.float32)
+    mask[80:90, 100:120] = 1
+    caplog.set_level(logging.INFO, "ldm")
+    result = painted(models["inpaint"], image, mask, only_masked=6)[0]
+    check_kept(result, image, mask)
+    assert seen == [(1, 3, 64, 64)] and "painting a part of 32x32 pixels at 64x64" in caplog.text
+    painted(models["inpaint"], image, mask, only_masked=6, model_size=128)
+    assert seen[1] == (1, 3, 128, 128)
+
+
+def test_what_is_odd_is_said(models, caplog):
+    caplog.set_level(logging.INFO, "ldm")
+    painted(models["inpaint"], picture(32, 32), np.ones((32, 32), np.float32))
+    assert "the whole picture is painted anew" in caplog.text
+    thin = np.zeros((64, 64), np.float32)
+    thin[:, 3] = 1
+    painted(models["inpaint"], picture(64, 64), thin)
+    assert "finer than this model sees" in caplog.text and "keep 100 % of it" in caplog.text
+    caplog.clear()
+    painted(models["sd2"], picture(64, 64), thin)
+    assert "finer" not in caplog.text, "latent masking paints every latent that the mask touches"
+
+
+def test_transparency_is_shown_on_white(models):
+    mask = rectangle(32, 32)
+    hidden = picture(32, 32, 4)
+    hidden[..., 3] = np.where(mask > 0, 0, 255)
+    white = hidden.copy()
+    white[mask > 0] = 255
+    results = [painted(models["sd2"], image, mask, strength=0.5)[0] for image in (hidden, white)]
+    assert np.array_equal(*results), "the colours under it are not seen"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strength": 1.1}, "strength is 1.1"),
+        ({"strength": float("nan")}, "strength is nan"),
+        ({"raw": True, "only_masked": 8}, "contradicts only the masked part"),
+        ({"raw": True, "mask_blur": 8}, "contradicts a mask's blur"),
+        ({"mask": np.zeros((32, 32), np.float32)}, "nothing to paint"),
+        ({"mask": np.ones((32, 31), np.float32)}, "the mask is 31x32 and the picture 32x32"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_at_once(models, options, message):
+    mask = options.pop("mask", None) if "mask" in options else rectangle(32, 32)
+    with pytest.raises(InputError, match=message):
+        inpaint(models["sd2"], picture(32, 32), mask, ["a"], seed=1, **options)
+
+
+@pytest.mark.parametrize("kind", ["depth", "upscale", "unclip-h"])
+def test_a_model_for_another_task_is_refused(tmp_path, kind):
+    model = tiny_model(tiny_config(kind, tmp_path))
+    with pytest.raises(InputError, match="conditioning_key"):
+        inpaint(model, picture(32, 32), rectangle(32, 32), ["a"], seed=1, settings=FAST)
+
+
+def test_prompts_and_masks_matter(models):
+    """The model that sees the mask is told another one, and another prompt, and paints otherwise."""
+    assert isinstance(models["inpaint"], LatentInpaintDiffusion)
+    image, mask = picture(32, 32), rectangle(32, 32)
+    other = np.roll(mask, 8, axis=1)
+    results = [raw(models["inpaint"], image, each) for each in (mask, other)]
+    batches = inpaint(models["inpaint"], image, mask, ["a dog"], seed=3, settings=FAST, raw=True)
+    results.append(next(iter(batches)).images)
+    for a, b in itertools.combinations(results, 2):
+        assert not torch.allclose(a, b, atol=1e-3)
