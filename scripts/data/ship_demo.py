@@ -75,6 +75,7 @@ def ship_difference(run: Path, out: Path, task: str) -> None:
 
     One that says the same as the run's, in a hand's layout, stays.
     """
+    from omegaconf import OmegaConf
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
@@ -91,9 +92,12 @@ def ship_difference(run: Path, out: Path, task: str) -> None:
         about = {**(file.metadata() or {}), "sd.task": TASKS[task], "sd.prediction": asked_for(config)}
     about |= description(base, absent)
     comment = "".join(line for line in heading.read_text().splitlines(True) if line.startswith("#"))
-    text = f"{comment}\n{config.read_text().partition(chr(10))[2]}"
+    described = read_yaml(config)
+    if task == "unclip":  # the weights hold the statistics
+        described["model"]["params"]["noise_aug_config"]["params"].pop("clip_stats_path", None)
+    text = f"{comment}\n{OmegaConf.to_yaml(OmegaConf.create(described))}"
     replace_file(out / f"emoji_{task}.safetensors", lambda file: save_file(differing, file, metadata=about))
-    if read_yaml(heading) != read_yaml(config):
+    if read_yaml(heading) != described:
         replace_file(heading, lambda file: file.write_text(text))
 
 
