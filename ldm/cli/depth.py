@@ -79,6 +79,8 @@ def keeper(args: argparse.Namespace, start: "Start", outdir: Path) -> "Callable[
 def _check_flags(args: argparse.Namespace, start: "Start") -> None:
     if start.latents is not None and start.stopped is None:
         raise InputError(f"--latents {args.latents} is of no stopped run, and this starts from nothing else")
+    if "" in (args.init_img, args.depth):
+        raise InputError("--init-img and --depth need the name of a file; got an empty one")
     if not (args.init_img or args.depth):
         raise InputError("give a picture (--init-img FILE), a depth map (--depth FILE), or both")
     if args.depth and (args.depth_from or args.depth_ckpt):

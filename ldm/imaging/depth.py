@@ -123,8 +123,10 @@ def _one_channel(values: np.ndarray) -> np.ndarray:
     shape = values.shape
     if values.dtype.kind not in "biuf":
         raise InputError(f"it holds {values.dtype}; expected real numbers (height, width)")
-    while values.ndim > 2 and 1 in (values.shape[0], values.shape[-1]):
-        values = values[0] if values.shape[0] == 1 else values[..., 0]
+    while values.ndim > 2 and values.shape[-1] == 1:
+        values = values[..., 0]
+    while values.ndim > 2 and values.shape[0] == 1 and values.shape[2:] not in ((3,), (4,)):
+        values = values[0]  # but not of a picture of one row
     if values.ndim == 3 and values.shape[2] in (3, 4):
         grey = values[..., 0]
         if not all(np.array_equal(grey, values[..., i], equal_nan=grey.dtype.kind == "f") for i in (1, 2)):

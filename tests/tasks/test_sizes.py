@@ -25,6 +25,7 @@ from ldm.models.gaussian import DiagonalGaussianDistribution
 from ldm.tasks.depth2img import depth2img
 from ldm.tasks.img2img import img2img
 from ldm.tasks.inpaint import inpaint
+from ldm.tasks.outpaint import outpaint
 from ldm.tasks.sample import sample
 from ldm.tasks.sampling import Batch, Settings
 from ldm.tasks.txt2img import txt2img
@@ -43,7 +44,7 @@ class Task(NamedTuple):
     kind: str
     call: Callable
     size: Callable[[int, int], tuple[int, int]] = lambda height, width: (height, width)
-    kept: Callable | None = None  # image -> its mask, 0 where it stays as it is
+    kept: Callable = lambda image, picture: (image[:0], picture[:0])  # parts of both that are to be equal
 
 
 def half(image: np.ndarray) -> np.ndarray:
@@ -52,6 +53,15 @@ def half(image: np.ndarray) -> np.ndarray:
     mask[:, image.shape[1] // 2 :] = 1
     mask[: image.shape[0] // 3, -2:-1] = 0
     return mask
+
+
+def outside(image: np.ndarray, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    stays = half(image) == 0
+    return image[stays], picture[stays]
+
+
+def middle(image: np.ndarray, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return image, picture[5 : 5 + image.shape[0], 3 : 3 + image.shape[1]]
 
 
 def ramp(image: np.ndarray) -> np.ndarray:
@@ -66,11 +76,15 @@ TASKS = {
     "txt2img": Task("sd2", lambda m, x: txt2img(m, ["a"], **size_of(x), **QUICK)),
     "sample": Task("sd2", lambda m, x: sample(m, 1, **size_of(x), **QUICK)),
     "img2img": Task("sd2", lambda m, x: img2img(m, x, ["a"], strength=1.0, **QUICK)),
-    "inpaint": Task("inpaint", lambda m, x: inpaint(m, x, half(x), ["a"], **QUICK), kept=half),
-    "inpaint, plain model": Task("sd2", lambda m, x: inpaint(m, x, half(x), ["a"], **QUICK), kept=half),
+    "inpaint": Task("inpaint", lambda m, x: inpaint(m, x, half(x), ["a"], **QUICK), kept=outside),
+    "inpaint, plain model": Task("sd2", lambda m, x: inpaint(m, x, half(x), ["a"], **QUICK), kept=outside),
     "inpaint, only masked": Task(
-        "inpaint", lambda m, x: inpaint(m, x, half(x), ["a"], only_masked=3, **QUICK), kept=half
+        "inpaint", lambda m, x: inpaint(m, x, half(x), ["a"], only_masked=3, **QUICK), kept=outside
     ),
+    "outpaint": Task("inpaint", lambda m, x: outpaint(m, x, ["a"], left=3, up=5, right=17, **QUICK),
+                     lambda h, w: (h + 5, w + 20), middle),
+    "outpaint, plain model": Task("sd2", lambda m, x: outpaint(m, x, ["a"], left=3, up=5, down=1, **QUICK),
+                                  lambda h, w: (h + 6, w + 3), middle),
     "depth2img": Task("depth", lambda m, x: depth2img(m, x, ["a"], depth=ramp(x), **QUICK)),
     "upscale": Task("upscale", lambda m, x: upscale(m, x, ["a"], **QUICK), lambda h, w: (8 * h, 8 * w)),
     "unclip": Task("unclip-h", lambda m, x: unclip(m, [x], ["a"], **size_of(x), **QUICK)),
@@ -100,9 +114,7 @@ def test_any_size_comes_out_exactly_and_finite(task, height, width, seed):
     assert batch.images.shape == (1, 3, *size) and torch.isfinite(batch.images).all()
     (picture,) = batch.pictures()
     assert picture.shape == (*size, 3)
-    if task.kept is not None:
-        stays = task.kept(image) == 0
-        assert np.array_equal(picture[stays], image[stays])
+    assert np.array_equal(*task.kept(image, picture))
 
 
 @pytest.fixture
