@@ -7,7 +7,8 @@
 |                             | or kept as a fourth channel where the caller asks for it         |
 | 16 bit grey                 | value / 257, rounded (Pillow's own conversion clips it to white) |
 | 16 bit colour               | the upper 8 bits, with a line in the log                         |
-| CMYK, grey, palette, 1 bit  | RGB by Pillow; an embedded colour profile is ignored            |
+| CMYK, grey, palette, 1 bit  | RGB by Pillow; an embedded colour profile is ignored,            |
+|                             | of CMYK with a line in the log                                   |
 | several frames              | the first one, with a line in the log                           |
 
 Only common raster formats are tried: the rest (EPS, PSD, FITS, PDF, ...) are rarely a wish and
@@ -17,6 +18,8 @@ would fill the memory.
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,19 +47,19 @@ def open_image(path: str | Path, *, alpha: bool = False) -> Image.Image:
         what = "a folder" if path.is_dir() else "no file with pixels" if path.exists() else "no such file"
         raise InputError(f"cannot open picture {path}: {what}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
-                _check_size(path, image)
-                if getattr(image, "n_frames", 1) > 1:
-                    log.info("%s has %d frames; the first is used", path, image.n_frames)
-                if len(image.getbands()) > 1 and ";16" in _raw_mode(image):
-                    log.info("%s has 16 bits a channel; the upper 8 are used", path)
-                    if "transparency" in image.info:  # Pillow compares this colour with the upper bits
-                        image.info["transparency"] = tuple(v >> 8 for v in image.info["transparency"])
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                return to_rgba(upright) if alpha else to_rgb(upright)
+        with _recognised(path) as image:
+            _check_size(path, image)
+            if getattr(image, "n_frames", 1) > 1:
+                log.info("%s has %d frames; the first is used", path, image.n_frames)
+            if len(image.getbands()) > 1 and ";16" in _raw_mode(image):
+                log.info("%s has 16 bits a channel; the upper 8 are used", path)
+                if "transparency" in image.info:  # Pillow compares this colour with the upper bits
+                    image.info["transparency"] = tuple(v >> 8 for v in image.info["transparency"])
+            if image.mode == "CMYK":
+                log.info("%s is CMYK; it becomes RGB without regard to colour profiles", path)
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return to_rgba(upright) if alpha else to_rgb(upright)
     except InputError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -72,10 +75,19 @@ def open_image(path: str | Path, *, alpha: bool = False) -> Image.Image:
 def has_alpha(path: str | Path) -> bool:
     """Tell whether the picture at `path` has transparency, used or not; False where it cannot be opened."""
     try:
-        with Path(path).open("rb") as file, Image.open(file, formats=FORMATS) as image:
+        with _recognised(Path(path)) as image:
             return image.has_transparency_data
     except Exception:  # `open_image` says what is wrong
         return False
+
+
+@contextmanager
+def _recognised(path: Path) -> Iterator[Image.Image]:
+    """Open a picture of which no pixel is decoded yet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+            yield image
 
 
 def to_rgb(image: Image.Image, background: int = 255) -> Image.Image:
