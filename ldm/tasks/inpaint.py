@@ -41,7 +41,7 @@ from ldm.tasks.latents import Position
 from ldm.tasks.sampling import Batch, Diffuser, Keep, Settings, Track
 
 LARGE, SMALL = 2.0, 0.2  # pictures of so many of the model's, boxes of so little of the picture
-MISSED = 0.25  # of the masked pixels: so many where the model is told to keep are worth a word
+MISSED = 0.5  # of the masked pixels: more that the model is told to keep are worth a word
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def inpaint(
     diffuser = Diffuser(model, settings, batch_size, track, resume, accepts)
     model_size = model_size or model.image_size * model.downsampling_factor
     scene = Scene.of(image, mask, only_masked, model_size)
-    scene.say(model.downsampling_factor, model_size, sees_mask)
+    scene.say(model_size)
     paste = None if raw else Paste(image, masks.weight(mask, mask_blur))
     t_enc = int(strength * diffuser.sampler.num_steps) if strength < 1 else None
     pictures = n_iter * len(prompts)
@@ -147,7 +147,7 @@ class Scene:
         scale = model_size / (box.height * box.width) ** 0.5
         return cls(image, mask, box, (max(round(box.height * scale), 1), max(round(box.width * scale), 1)))
 
-    def say(self, factor: int, model_size: int, sees_mask: bool) -> None:
+    def say(self, model_size: int) -> None:
         """Log what a user may not expect."""
         hard = masks.hard(self.mask)
         if hard.all():
@@ -157,19 +157,6 @@ class Scene:
             logger.info("painting a part of %dx%d pixels at %dx%d", width, height, w, h)
         elif self._is_small(model_size):
             logger.info("a small part of a large picture: --only-masked 32 paints it at the model's own size")
-        if not sees_mask:
-            return
-        seen = self.seen()
-        cells = F.interpolate(seen, scale_factor=1 / factor) if min(self.size) >= factor else seen
-        told = F.interpolate(cells, size=self.size)
-        missed = float((seen * (1 - told)).sum() / seen.sum().clamp(min=1))
-        if missed > MISSED:
-            logger.warning(
-                "the mask is finer than this model sees, %d pixels: it is told to keep %d %% of it; grow the "
-                "mask, or paint only the masked part, enlarged",
-                factor,
-                round(100 * missed),
-            )
 
     def _is_small(self, model_size: int) -> bool:
         box, (height, width) = masks.box(self.mask), self.mask.shape
@@ -251,6 +238,7 @@ class SeesMask(Painter):
         self._whole: DiagonalGaussianDistribution | None = None
         if self.t_enc is not None:
             self._whole = self.diffuser.encode(image)
+        self._say_missed(mask)
 
     def paint(self, prompts: list[str], noise: BatchDraws) -> Tensor:
         left = self.diffuser.drawn(self._left, noise.normal("posterior", *self.shape))
@@ -262,6 +250,18 @@ class SeesMask(Painter):
         cond: Conditioning = self.model.hybrid(context, self.model.concatenated(self._mask, left))
         uncond = None if empty is None else self.model.unconditional(cond, empty)
         return self.diffuser.sample(x_t, cond, uncond, noise, start=self.start)
+
+    def _say_missed(self, mask: Tensor) -> None:
+        """Warn where the mask at the size of the latents is hardly the mask."""
+        told = F.interpolate(F.interpolate(mask, size=self.shape[1:]), size=mask.shape[-2:])  # both nearest
+        missed = 1 - float((mask * told).sum() / mask.sum())
+        if missed > MISSED:
+            logger.warning(
+                "the mask is finer than the %d pixels that this model sees: it is told to keep %d %% of it; "
+                "--mask-grow or --only-masked helps",
+                self.model.downsampling_factor,
+                round(100 * missed),
+            )
 
 
 class KeepsLatents(Painter):

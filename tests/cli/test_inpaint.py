@@ -69,8 +69,7 @@ def test_every_byte_outside_the_mask_stays_under_the_watermark_too(run, tmp_path
     assert "SDV2" in metadata.read_record(tmp_path / "o/samples/00000.png")["watermark"]
 
 
-@pytest.mark.parametrize("kind", ["inpaint", "sd2"])
-def test_the_mask_may_come_as_a_file_inverted_or_as_alpha(run, tmp_path, models, files, kind):
+def test_the_mask_may_come_as_a_file_inverted_or_as_alpha(run, tmp_path, models, files):
     pixels, mask = files
     ways = {
         "file": ("rgb.png", "--mask", "mask.png"),
@@ -79,7 +78,7 @@ def test_the_mask_may_come_as_a_file_inverted_or_as_alpha(run, tmp_path, models,
     }
     results = {}
     for name, (image, *flags) in ways.items():
-        outcome = run("inpaint.py", *models[kind], *FAST, "--init-img", image, *flags, "--outdir", name)
+        outcome = run("inpaint.py", *models["sd2"], *FAST, "--init-img", image, *flags, "--outdir", name)
         assert outcome.code == 0, outcome.err
         results[name] = saved(tmp_path / name)
     assert np.array_equal(results["file"], results["inverted"])

@@ -227,7 +227,7 @@ def test_what_is_odd_is_said(models, caplog):
     thin = np.zeros((64, 64), np.float32)
     thin[:, 3] = 1
     painted(models["inpaint"], picture(64, 64), thin)
-    assert "finer than this model sees" in caplog.text and "keep 100 % of it" in caplog.text
+    assert "finer than the 8 pixels" in caplog.text and "keep 100 % of it" in caplog.text
     caplog.clear()
     painted(models["sd2"], picture(64, 64), thin)
     assert "finer" not in caplog.text, "latent masking paints every latent that the mask touches"
