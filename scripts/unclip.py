@@ -1,12 +1,14 @@
 """Make variations of a picture, or a mix of several, as a prompt says.
 
-  python scripts/unclip.py --init-img apple.png                                  the demo model
+  python scripts/unclip.py --init-img apple.png --scale 3                        the demo model
   python scripts/unclip.py --init-img cat.jpg --noise-level 300 --ckpt sd21-unclip-h.ckpt
   python scripts/unclip.py --init-img cat.jpg fox.png --image-weights 2 1 --prompt "in the snow" \\
       --ckpt sd21-unclip-l.ckpt
 
---noise-level says how freely: 0 stays near the picture, 999 keeps nothing of it. unCLIP-L needs the file
-ViT-L-14_stats.th beside the weights, or weights that hold those statistics (scripts/convert.py puts them in).
+--noise-level says how freely: 0 stays near the picture, 999 keeps nothing of it. The mix of several pictures
+is noised once more, as on the published page (--mix-noise-level). That has "a professional photograph" as its
+prompt; here the pictures speak alone, unless one is given. unCLIP-L needs the file ViT-L-14_stats.th beside
+the weights, or weights that hold those statistics (scripts/convert.py puts them in).
 """
 
 import sys
@@ -22,7 +24,7 @@ SIZE = 768  # of the published models
 
 def make_parser() -> app.Parser:
     parser = app.Parser(description=__doc__)
-    options.prompt(parser, "a professional photograph")
+    options.prompt(parser, "")
     options.image_mix(parser)
     options.size(parser, f"{SIZE}; demo model: its own")
     options.sampling(parser, "--steps", n_iter=1, n_samples=2, scale=10.0)

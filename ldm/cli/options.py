@@ -5,6 +5,7 @@ A default of None means "the model's own" and is resolved once the model is know
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,10 @@ def prompt(parser: argparse.ArgumentParser, default: str, repeat: bool = False) 
     """--prompt, --from-file, --negative-prompt."""
     group = parser.add_argument_group("what to make")
     group.add_argument(
-        "--prompt", nargs="?", default=default, help="the text to render (default: %(default)s)"
+        "--prompt",
+        nargs="?",
+        default=default,
+        help=f"the text to render (default: {default.replace('%', '%%') or 'the empty one'})",
     )
     group.add_argument(
         "--negative-prompt", default="", metavar="TEXT", help="what the picture should not show"
@@ -243,6 +247,36 @@ def masked_picture(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def grown_picture(parser: argparse.ArgumentParser) -> None:
+    """--init-img, --left, --right, --up, --down, --window, --strength."""
+    group = parser.add_argument_group("picture to enlarge at its sides", "its own pixels stay, byte for byte")
+    group.add_argument("--init-img", nargs="?", metavar="FILE", help="the picture, of any size")
+    sides = {"left": "on the left", "right": "on the right", "up": "above", "down": "below"}
+    for side, where in sides.items():
+        group.add_argument(
+            f"--{side}",
+            type=integer(0, MAX_SIDE),
+            default=0,
+            metavar="PIXELS",
+            help=f"how much to add {where} (default: 0)",
+        )
+    group.add_argument(
+        "--window",
+        type=integer(16, MAX_SIDE),
+        metavar="PIXELS",
+        help="the largest side of what the model sees at once; half of it at most is new "
+        "(default: the size that the model was trained at)",
+    )
+    group.add_argument(
+        "--strength",
+        type=number(0, 1),
+        default=1.0,
+        metavar="S",
+        help="how much of the fill, the border's colours drawn out, is painted over, 0 (nothing) to 1 (all) "
+        "(default: %(default)s)",
+    )
+
+
 def depth_map(parser: argparse.ArgumentParser) -> None:
     """--init-img, --strength; --depth, --depth-from, --depth-invert, --depth-ckpt, --save-depth; --H, --W."""
     group = parser.add_argument_group("picture to start from")
@@ -308,6 +342,40 @@ def small_picture(parser: argparse.ArgumentParser) -> None:
         help="noise on the small picture, from 0 to the model's highest, 350 as published: more lets the "
         "model invent more, against blur and artefacts (default: 20)",
     )
+
+
+def tiles(parser: argparse.ArgumentParser) -> None:
+    """--max-memory, --tile, --overlap."""
+    group = parser.add_argument_group("memory", "what does not fit at once is made in tiles that are blended")
+    group.add_argument(
+        "--max-memory",
+        type=size_in_bytes,
+        metavar="SIZE",
+        help="stay within so much, such as 8GB or 6.5GiB, of the process on CPUs, of the device on GPUs; or "
+        "auto: what is free (default: auto)",
+    )
+    group.add_argument(
+        "--tile",
+        type=integer(1),
+        metavar="N",
+        help="tiles of N pixels of the small picture (default: the whole, or the largest that fit)",
+    )
+    group.add_argument(
+        "--overlap",
+        type=integer(0),
+        metavar="N",
+        help="how far such tiles overlap (default: a quarter of --tile)",
+    )
+
+
+def size_in_bytes(text: str) -> int | None:
+    """Return 8GB, 6.5GiB or 900M as bytes, auto as None; an argparse type."""
+    if text == "auto":
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)", text.strip().lower())
+    if found is None or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected auto or a size such as 8GB or 900MB")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
 
 
 def image_mix(parser: argparse.ArgumentParser) -> None:
@@ -521,8 +589,11 @@ def randomness(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def control(parser: argparse.ArgumentParser, task: str) -> None:
-    """--preview-every, --save-latents, --latents; `task` is what a picture remembers it was made by."""
+def control(parser: argparse.ArgumentParser, task: str, keeps_latents: bool = True) -> None:
+    """--preview-every, --save-latents, --latents; `task` is what a picture remembers it was made by.
+
+    `keeps_latents`: a finished picture has latents of its own; one made in several parts has not.
+    """
     parser.set_defaults(task=task)
     group = parser.add_argument_group("control", "and Ctrl-C, which saves where it stands: docs/CONTROL.md")
     group.add_argument(
@@ -531,11 +602,12 @@ def control(parser: argparse.ArgumentParser, task: str) -> None:
         metavar="N",
         help="every N steps a small picture of what becomes of the batch, DIR/preview.png (default: none)",
     )
-    group.add_argument(
-        "--save-latents",
-        action="store_true",
-        help="keep each picture's latents beside it, DIR/samples/00000.latents.safetensors",
-    )
+    if keeps_latents:
+        group.add_argument(
+            "--save-latents",
+            action="store_true",
+            help="keep each picture's latents beside it, DIR/samples/00000.latents.safetensors",
+        )
     also = {
         "txt2img": "; of a finished picture, to decode; else the noise to start from",
         "unclip": "; else the noise to start from",

@@ -200,9 +200,17 @@ def test_a_model_for_another_task_names_its_script(run, files, pictures):
     assert outcome.code == 2 and "unCLIP-L" in outcome.err and "give it to scripts/unclip.py" in outcome.err
 
 
+def test_without_weights_the_demonstration_model_makes_its_own_size(run, pictures, tmp_path):
+    outcome = run("unclip.py", "--init-img", pictures[2], "--steps", 2, "--n_samples", 1, "--scale", 3)
+    assert outcome.code == 0 and "using the small demo model" in outcome.out, outcome.err
+    with Image.open(tmp_path / "outputs" / "unclip-samples" / "samples" / "00000.png") as image:
+        assert image.size == (128, 128)
+
+
 def test_the_defaults_are_those_of_the_published_page(run):
     from script_files import load_script
 
     args = load_script("unclip.py").make_parser().parse_args([])
     assert (args.steps, args.scale, args.ddim_eta, args.seed, args.noise_level) == (20, 10.0, 0.0, 42, [0])
+    assert args.prompt == "", "where the page has words that say nothing of the picture"
     assert (args.tasks, args.demo) == (("unclip-h", "unclip-l"), "emoji_unclip")
