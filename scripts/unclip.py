@@ -8,7 +8,7 @@
 --noise-level says how freely: 0 stays near the picture, 999 keeps nothing of it. The mix of several pictures
 is noised once more, as on the published page (--mix-noise-level). That has "a professional photograph" as its
 prompt; here the pictures speak alone, unless one is given. unCLIP-L needs the file ViT-L-14_stats.th beside
-the weights, or weights that hold those statistics (scripts/convert.py puts them in).
+the weights, or weights that hold those statistics, as folders that scripts/convert.py writes do.
 """
 
 import sys
