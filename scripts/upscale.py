@@ -4,7 +4,7 @@
   python scripts/upscale.py --init-img cat.jpg --prompt "a photograph of a cat" --ckpt x4-upscaler-ema.ckpt
 
 The result is exactly 4 times as wide and as high, whatever the size. --noise-level says how much the model
-may invent.
+may invent. What does not fit into memory is made in tiles: --max-memory, --tile.
 """
 
 import sys
@@ -20,6 +20,7 @@ def make_parser() -> app.Parser:
     parser = app.Parser(description=__doc__)
     options.prompt(parser, "a high quality professional photograph")
     options.small_picture(parser)
+    options.tiles(parser)
     options.sampling(parser, "--steps", n_iter=1, n_samples=1)
     parser.set_defaults(steps=75, scale=10.0)  # as the published page
     options.prompt_syntax(parser)
@@ -40,11 +41,19 @@ def main(args: Namespace) -> None:
     noise = run.start.latents and run.start.latents.latents
     model = run.open()
 
-    from ldm.tasks.upscale import checked_level, upscale
+    from ldm.tasks.tiles import Tiling
+    from ldm.tasks.upscale import checked_level, plan_upscale, upscale
 
     how = {"noise_level": checked_level(model, args.noise_level)}
-    batches = upscale(model, image, run.prompts, latents=noise, **how, **run.arguments())
-    run.save(batches, **about, **run.start.record(), **how)
+    arguments = run.arguments()
+    if run.start.stopped is not None:  # exactly as it began
+        tiling = Tiling(**run.start.stopped.record["tiling"])
+    else:
+        size, settings = image.shape[:2], arguments["settings"]
+        tiles = {"tile": args.tile, "overlap": args.overlap, "max_memory": args.max_memory}
+        tiling = plan_upscale(model, size, args.n_samples, settings, **tiles)
+    batches = upscale(model, image, run.prompts, tiling=tiling, latents=noise, **how, **arguments)
+    run.save(batches, **about, **run.start.record(), **how, tiling=vars(tiling))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ a step.
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from ldm.diffusion.conditioning import Conditioning
 from ldm.errors import InputError
 from ldm.imaging.colour import from_uint8
 from ldm.imaging.padding import Frame
@@ -19,8 +21,9 @@ from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.latent_upscale import LatentUpscaleDiffusion, LatentUpscaleFinetuneDiffusion
 from ldm.tasks.draws import Draws, make_draws
 from ldm.tasks.latents import Position, rows
+from ldm.tasks.memory_plan import measure, plan
 from ldm.tasks.sampling import Batch, Diffuser, Settings, Track
-from ldm.tasks.tiles import WHOLE, Tiling
+from ldm.tasks.tiles import Tiling, tiling_of
 
 NOISE_LEVEL = 20  # of the published page
 
@@ -35,7 +38,7 @@ def upscale(
     batch_size: int = 1,
     n_iter: int = 1,
     settings: Settings | None = None,
-    tiling: Tiling = WHOLE,
+    tiling: Tiling | None = None,
     fixed_code: bool = False,
     track: Track | None = None,
     latents: Tensor | None = None,
@@ -48,7 +51,7 @@ def upscale(
     Args:
         noise_level: how much of the small picture is noise, 0 to the model's max_noise_level; None is
             NOISE_LEVEL for models that add noise.
-        tiling: what the networks see at once, from `plan_tiling` below or `ldm.tasks.tiles.tiling_of`.
+        tiling: what the networks see at once; None is what `plan_upscale` finds for the memory that is free.
         latents: (1 or batch_size, c, h, w), the start noise of every batch in place of the one that is drawn.
         resume: go on from here, exactly, to the end of the run.
 
@@ -56,6 +59,8 @@ def upscale(
     """
     settings = settings or Settings()
     noise_level = checked_level(model, noise_level)
+    if tiling is None:
+        tiling = plan_upscale(model, image.shape[:2], batch_size, settings)
     keys = ("hybrid-adm", "hybrid")
     diffuser = Diffuser(model, settings, batch_size, track, resume, accepts=keys, tiling=tiling)
     frame = small_frame(model, *image.shape[:2])
@@ -92,6 +97,51 @@ def checked_level(model: LatentDiffusion, noise_level: int | None) -> int | None
     return noise_level
 
 
+def plan_upscale(
+    model: LatentDiffusion,
+    size: tuple[int, int],
+    batch_size: int = 1,
+    settings: Settings | None = None,
+    *,
+    tile: int | None = None,
+    overlap: int | None = None,
+    max_memory: int | None = None,
+) -> Tiling:
+    """Return what the networks should see at once of small pictures of size (height, width).
+
+    Args:
+        tile: side of the UNet's tiles, in pixels of the small picture; None is the whole if that fits.
+        overlap: of those tiles; None is a quarter.
+        max_memory: bytes of the process, or of the GPU's memory; None is what is free.
+
+    Raises: InputError, OutOfMemory where even the smallest tiles do not fit.
+    """
+    settings = settings or Settings()
+    noise_level = checked_level(model, None)
+    frame, multiple = small_frame(model, *size), model.model.diffusion_model.downsampling_factor
+    if overlap is not None and tile is None:
+        raise InputError(f"overlap {overlap} is of tiles; give --tile too")
+    forced = None if tile is None else tiling_of(tile, overlap, multiple)
+
+    def conditioning(context: Tensor, side: int) -> Conditioning:
+        small = torch.zeros(1, 3, side, side, device=model.device)
+        return conditioned(model, context, small, noise_level, small)
+
+    costs = measure(model, settings.dtype, conditioning)
+    samples = 1 if settings.exact else batch_size * (1 if settings.guidance_scale == 1 else 2)
+    sides = frame.inner_height, frame.inner_width
+    return plan(costs, sides, batch_size, samples, multiple, model.device, max_memory, forced)
+
+
+def conditioned(
+    model: LatentDiffusion, context: Tensor, small: Tensor, noise_level: int | None, eps: Tensor
+) -> Conditioning:
+    """Return the conditioning of the small picture (1, 3, h, w), with or without noise eps (b, 3, h, w)."""
+    if noise_level is None:
+        return model.conditioning(context, small)
+    return model.conditioning(context, small, noise_level, eps)
+
+
 def small_frame(model: LatentDiffusion, height: int, width: int) -> Frame:
     """Return the frame of a small picture of height x width, whose sides are those of the latents."""
     return Frame.around(
@@ -118,10 +168,7 @@ def _generate(
         x_t = noise.normal("start", *shape)  # drawn in any case, so that the steps' noise is the seed's
         x_t = x_t if given is None else given[: len(part.prompts)]
         cond, uncond = diffuser.text(part.prompts)
-        if noise_level is None:
-            cond = model.conditioning(cond, small)
-        else:
-            cond = model.conditioning(cond, small, noise_level, eps)
+        cond = conditioned(model, cond, small, noise_level, eps)
         uncond = None if uncond is None else model.unconditional(cond, uncond)
         latents = diffuser.sample(x_t, cond, uncond, noise)
         images = diffuser.decode(latents, frame)

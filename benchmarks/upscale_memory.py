@@ -1,0 +1,169 @@
+"""Measure the memory of 4x upscaling beside what the plan of it says, and say what the published width needs.
+
+    python benchmarks/upscale_memory.py                                  # 128 -> 512 and 256 -> 1024, narrow
+    python benchmarks/upscale_memory.py --runs 512:1.5GB                 # 512 -> 2048 within 1.5 GB: tiles
+    python benchmarks/upscale_memory.py --runs 128:8GB --full            # the published width, slowly
+
+Each run is a process of its own: a model of the published shape, its weights all alike, its UNet and decoder an
+eighth as wide unless --full, samples with guidance on a picture of that side, within that budget. One step:
+the peak does not depend on their number. Then the plan of the published width for 512 -> 2048 within 8 GB, in
+float32 and bfloat16; nothing of that size is run.
+
+    needs      what the plan says before the run          peak       the most that the process held (VmHWM)
+"""
+
+import argparse
+import copy
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from ldm.backends.device import DTYPES
+from ldm.backends.memory import peak_resident_bytes, resident_bytes
+from ldm.cli.options import size_in_bytes
+from ldm.config import find_config, instantiate, load_config
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.tasks import memory_plan, upscale
+from ldm.tasks.sampling import Settings
+
+CONFIG = "configs/stable-diffusion/x4-upscaling.yaml"
+UNET_WIDTH, DECODER_WIDTH = 32, 16  # an eighth of the published
+TEXT_PARAMETERS, TEXT_TOKENS, TEXT_WIDTH = 354_032_641, 77, 1024  # OpenCLIP ViT-H's text tower
+
+
+class NoText(nn.Module):
+    """In place of the text encoder: contexts of zeros."""
+
+    def forward(self, prompts: list[str]) -> torch.Tensor:
+        return torch.zeros(len(prompts), TEXT_TOKENS, TEXT_WIDTH)
+
+
+def build(full: bool, dtype: torch.dtype) -> LatentDiffusion:
+    """Return an upscaler of the published shape without a text encoder."""
+    node = copy.deepcopy(load_config(find_config(CONFIG)).model)
+    params = node["params"]
+    params["cond_stage_config"] = None
+    if not full:
+        params["unet_config"]["params"]["model_channels"] = UNET_WIDTH
+        params["first_stage_config"]["params"]["ddconfig"] |= {"ch": DECODER_WIDTH, "num_groups": 8}
+    with torch.device("meta"):
+        model = instantiate(node)
+    model = model.to_empty(device="cpu").to(dtype).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.fill_(0.01)
+    model.materialise_buffers("cpu")
+    model.low_scale_model.materialise_buffers("cpu")
+    model.cond_stage_model = NoText()
+    return model
+
+
+class Prompts:
+    """What upscaling asks of the text side, without a tokenizer."""
+
+    def __init__(self, model, *_):
+        self.model = model
+
+    def contexts(self, texts, _):
+        return [self.model.cond_stage_model([text]) for text in texts]
+
+    def levelled(self, contexts):
+        return contexts
+
+    def forget(self):
+        pass
+
+
+def child(side: int, budget: int, full: bool, dtype: torch.dtype) -> None:
+    """Upscale once and print: plan, needs, peak, seconds."""
+    from ldm.tasks import sampling
+
+    sampling.PromptEncoder = Prompts
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = build(full, dtype)
+    settings = Settings("ddim", 1, guidance_scale=9.0, dtype=dtype, spacing="uniform")
+    said: list[float] = []
+    find = memory_plan.fitting
+
+    def fitting(*args):
+        found = find(*args)
+        said.append(found[1] if found else 0.0)
+        return found
+
+    memory_plan.fitting = fitting
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    tiling = upscale.plan_upscale(model, (side, side), 1, settings, max_memory=budget)
+    started = time.perf_counter()
+    (batch,) = upscale.upscale(model, image, ["x"], seed=0, settings=settings, tiling=tiling)
+    batch.pictures()
+    seconds, peak = time.perf_counter() - started, peak_resident_bytes()
+    print(f"{memory_plan.described(tiling)}\t{said[0] / 1e9:.2f}\t{peak / 1e9:.2f}\t{seconds:.0f}")
+
+
+def published_plan(dtype: torch.dtype, side: int, budget: int) -> str:
+    """Return what upscaling one picture of side x side would be at the published width."""
+    model = build(True, dtype)
+    settings = Settings(dtype=dtype)
+
+    class Told(Exception):
+        pass
+
+    def keep(costs, *_):
+        raise Told(costs)
+
+    planned, upscale.plan = upscale.plan, keep
+    try:
+        upscale.plan_upscale(model, (side, side), 1, settings)
+    except Told as told:
+        (costs,) = told.args
+    finally:
+        upscale.plan = planned
+    text = TEXT_PARAMETERS * dtype.itemsize
+    weights = sum(x.numel() * x.element_size() for x in model.parameters())
+    costs = replace(costs, used=costs.used + text)
+    found = memory_plan.fitting(costs, (side, side), 1, 2, 8, budget)
+    if found is None:
+        return f"does not fit into {budget / 1e9:.1f} GB"
+    tiling, need = found
+    return (
+        f"{memory_plan.described(tiling)}: needs {need / 1e9:.2f} GB: {(weights + text) / 1e9:.2f} weights, "
+        f"{(costs.used - weights - text) / 1e9:.2f} process, {(need - costs.used) / 1e9:.2f} activations"
+    )
+
+
+def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--runs", nargs="*", default=["128:8GB", "256:8GB"], metavar="SIDE:BUDGET")
+    parser.add_argument("--full", action="store_true", help="the published width")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    parser.add_argument("--estimate", nargs="*", default=["float32", "bfloat16"], choices=DTYPES)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    runs = [(int(side), budget) for side, budget in (run.split(":") for run in args.runs)]
+    if args.child:
+        child(runs[0][0], size_in_bytes(runs[0][1]), args.full, DTYPES[args.dtype])
+        return
+    print(f"base: this process with all imported {resident_bytes() / 1e9:.2f} GB")
+    for side, budget in runs:
+        command = [sys.executable, __file__, "--child", "--runs", f"{side}:{budget}", "--dtype", args.dtype]
+        done = subprocess.run([*command, *["--full"] * args.full], capture_output=True, text=True, check=True)
+        what, needs, peak, seconds = done.stdout.strip().splitlines()[-1].split("\t")
+        off = float(needs) / float(peak) - 1
+        print(
+            f"{side} -> {4 * side} within {budget}: needs {needs} GB, peak {peak} GB ({off:+.0%}), "
+            f"{seconds} s, {what}",
+            flush=True,
+        )
+    for name in args.estimate:
+        planned = published_plan(DTYPES[name], 512, 8 * 10**9)
+        print(f"published width, {name}, 512 -> 2048 within 8 GB: {planned}")
+
+
+if __name__ == "__main__":
+    main()
