@@ -45,6 +45,7 @@ def main(args: Namespace) -> None:
     from ldm.tasks.upscale import checked_level, plan_upscale, upscale
 
     how = {"noise_level": checked_level(model, args.noise_level)}
+    how["faithful"] = run.opened.is_demo if args.faithful is None else args.faithful == "on"
     arguments = run.arguments()
     if run.start.stopped is not None:  # exactly as it began
         tiling = Tiling(**run.start.stopped.record["tiling"])

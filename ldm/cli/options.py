@@ -332,7 +332,7 @@ def depth_map(parser: argparse.ArgumentParser) -> None:
 
 
 def small_picture(parser: argparse.ArgumentParser) -> None:
-    """--init-img, --noise-level."""
+    """--init-img, --noise-level, --faithful."""
     group = parser.add_argument_group("picture to enlarge")
     group.add_argument("--init-img", nargs="?", metavar="FILE", help="the small picture, of any size")
     group.add_argument(
@@ -341,6 +341,12 @@ def small_picture(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="noise on the small picture, from 0 to the model's highest, 350 as published: more lets the "
         "model invent more, against blur and artefacts (default: 20)",
+    )
+    group.add_argument(
+        "--faithful",
+        choices=("on", "off"),
+        help="make the result agree with the small picture, colours and all, so that only detail is invented "
+        "(default: off, as published; on with the demo model)",
     )
 
 

@@ -8,6 +8,7 @@ a step.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from ldm.diffusion.conditioning import Conditioning
 from ldm.errors import InputError
 from ldm.imaging.colour import from_uint8
+from ldm.imaging.faithful import made_faithful
 from ldm.imaging.padding import Frame
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.latent_upscale import LatentUpscaleDiffusion, LatentUpscaleFinetuneDiffusion
@@ -39,6 +41,7 @@ def upscale(
     n_iter: int = 1,
     settings: Settings | None = None,
     tiling: Tiling | None = None,
+    faithful: bool = False,
     fixed_code: bool = False,
     track: Track | None = None,
     latents: Tensor | None = None,
@@ -52,6 +55,7 @@ def upscale(
         noise_level: how much of the small picture is noise, 0 to the model's max_noise_level; None is
             NOISE_LEVEL for models that add noise.
         tiling: what the networks see at once; None is what `plan_upscale` finds for the memory that is free.
+        faithful: make the result agree with `image`: shrunk, it is that again, colours and all.
         latents: (1 or batch_size, c, h, w), the start noise of every batch in place of the one that is drawn.
         resume: go on from here, exactly, to the end of the run.
 
@@ -70,7 +74,15 @@ def upscale(
     )
     if latents is not None:
         latents = rows(latents, batch_size, diffuser.latent_shape(frame), batch_size, model.device)
-    return _generate(diffuser, frame, image, noise_level, draws, prompts, n_iter, latents)
+    batches = _generate(diffuser, frame, image, noise_level, draws, prompts, n_iter, latents)
+    return agreeing(batches, image) if faithful else batches
+
+
+def agreeing(batches: Iterator[Batch], image: np.ndarray) -> Iterator[Batch]:
+    """Yield the batches with pictures that agree with the small one, (h, w, 3) uint8."""
+    small = from_uint8(image)
+    for batch in batches:
+        yield replace(batch, images=made_faithful(batch.images, small))
 
 
 def checked_level(model: LatentDiffusion, noise_level: int | None) -> int | None:

@@ -5,9 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_models import tiny_config, tiny_model
 
 from ldm.errors import InputError
+from ldm.imaging.colour import from_uint8
 from ldm.tasks.latents import StoppedAt
 from ldm.tasks.sampling import Settings
 from ldm.tasks.upscale import upscale
@@ -91,6 +93,16 @@ def test_the_noise_level_matters_and_is_checked(model):
     for level in (-1, 351):
         with pytest.raises(InputError, match=f"noise level is {level}; expected 0 to 350"):
             upscale(model, image, ["a"], seed=3, noise_level=level)
+
+
+def test_a_faithful_picture_shrinks_to_the_one_it_is_of(model):
+    small = np.asarray(Image.fromarray(picture(2, 3)).resize((12, 8), Image.Resampling.BICUBIC))
+    errors = []
+    for is_faithful in (False, True):
+        (batch,) = run(model, small, faithful=is_faithful)
+        shrunk = torch.nn.functional.interpolate(batch.images, (8, 12), mode="bicubic", antialias=True)
+        errors.append((shrunk - from_uint8(small)).square().mean().sqrt())
+    assert errors[0] > 0.1 and errors[1] < 0.05
 
 
 def test_start_noise_may_be_given(model):
