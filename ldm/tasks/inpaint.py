@@ -89,6 +89,7 @@ def inpaint(
     if raw and (only_masked is not None or mask_blur):
         what = "a mask's blur" if only_masked is None else "only the masked part"
         raise InputError(f"raw gives the whole picture as the model made it, which contradicts {what}")
+    mask = np.asarray(mask, np.float32)
     masks.check(mask, *image.shape[:2])
     masks.check_paints(mask)
     sees_mask = isinstance(model, LatentInpaintDiffusion)
