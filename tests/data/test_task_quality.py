@@ -54,6 +54,7 @@ def test_a_perfect_enlargement_beats_interpolation_and_interpolation_does_not_be
     originals = torch.stack([disc(20), disc(12, 20, 30)])
     small = shrunk(originals)
     made = {"model": originals, **{name: enlarged(small, 4, name) for name in ("bicubic", "lanczos")}}
+    made["faithful_lanczos"] = made["lanczos"]
     found = compared({name: psnr(x, originals) for name, x in made.items()}, higher=True)
     assert found["beats_bicubic"]["value"] == found["beats_lanczos"]["value"] == 1
     assert 15 < found["bicubic"]["value"] < 45 < found["model"]["value"]
@@ -61,6 +62,7 @@ def test_a_perfect_enlargement_beats_interpolation_and_interpolation_does_not_be
     found = compared({name: psnr(x, originals) for name, x in made.items()}, higher=True)
     assert found["beats_bicubic"]["value"] == 0
     values = {"model": torch.zeros(2), "bicubic": torch.ones(2), "lanczos": torch.tensor([-1.0, 1.0])}
+    values["faithful_lanczos"] = values["lanczos"]
     found = compared(values, higher=False)
     assert (found["beats_bicubic"]["value"], found["beats_lanczos"]["value"]) == (1, 0.5)
 
