@@ -275,6 +275,35 @@ def read_masked(
     return image, mask, about
 
 
+def read_growing(
+    args: argparse.Namespace, start: "Start"
+) -> "tuple[np.ndarray, dict[str, int], dict[str, Any]]":
+    """Return the picture of --init-img, with its alpha if it has one, how much it grows at each side, and
+    what is remembered.
+
+    Raises: InputError where there is none, it grows by nothing or too much, or a run goes on with another.
+    """
+    import numpy as np
+
+    from ldm.imaging.canvas import Margins
+    from ldm.imaging.files import has_alpha, open_image
+
+    if start.latents is not None:
+        raise InputError("--latents goes on with a stopped run here; a picture to enlarge is --init-img")
+    if not args.init_img:
+        raise InputError("--init-img needs a picture to enlarge")
+    image = np.asarray(open_image(args.init_img, alpha=has_alpha(args.init_img)))
+    margins = Margins(args.left, args.right, args.up, args.down)
+    if not any(margins):
+        raise InputError("nothing to add: give --left, --right, --up or --down PIXELS")
+    margins.canvas(*image.shape[:2])
+    about = {"init_image": _of_file(args.init_img)}
+    stopped = start.stopped
+    if stopped is not None and stopped.record.get("init_image") != about["init_image"]:
+        raise InputError(f"--init-img {args.init_img} is another picture than {stopped.path} began with")
+    return image, margins._asdict(), about
+
+
 def read_init_image(args: argparse.Namespace) -> "tuple[np.ndarray, dict[str, str]]":
     """Return the pixels (h, w, 3) uint8 of --init-img and what a picture made from it remembers."""
     if not args.init_img:

@@ -209,11 +209,14 @@ class PerImage(Draws):
 class GpuPhilox(PerImage):
     """What a CUDA device draws from a generator of each picture's own, seeded with seed + k.
 
-    Draw 0 is the start noise, then one for each step; a second pass begins anew. The other purposes, and a
-    second draw within a step, are drawn as `per-image` draws them and do not move the generator on.
+    Draw 0 is the start noise, then one for each step; a second pass begins anew. The other purposes, a
+    second draw within a step, and stages beyond the second pass are drawn as `per-image` draws them and do
+    not move the generator on.
     """
 
     def row(self, seed: int, key: Key, batch: BatchDraws, size: int) -> np.ndarray:
+        if batch.stage > 1:
+            return super().row(seed, key, batch, size)
         if key.purpose == "start":
             return cuda_normal(seed, 0, size)
         if key.purpose == "step" and key.call == 0:
