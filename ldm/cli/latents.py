@@ -118,6 +118,7 @@ def take_flags(parser: "Parser", args: argparse.Namespace, argv: Sequence[str]) 
     vars(args).update(vars(merged))
     if kind == "final":  # one picture, whose latents are there
         args.no_grid, args.save_latents = True, False
+        args.tasks = None  # the autoencoder of any model decodes
     args.command, args.goes_on = [*stored, *own], path
 
 

@@ -189,3 +189,14 @@ def test_a_stopped_run_goes_on_exactly(run, tmp_path, models, files, monkeypatch
     assert len(whole) == 4
     for path in whole:
         assert path.read_bytes() == (tmp_path / "o/samples" / path.name).read_bytes(), path.name
+
+
+def test_finished_latents_decode_to_the_raw_picture(run, tmp_path, models, files):
+    """By txt2img.py, though the model is for this task."""
+    flags = *models["inpaint"], *RUN, "--save-latents", "--outdir", "o"
+    assert run("inpaint.py", *flags).code == 0 and run("inpaint.py", *flags, "--raw").code == 0
+    for number in (0, 1):
+        file = f"o/samples/{number:05d}.latents.safetensors"
+        outcome = run("txt2img.py", "--latents", file, "--outdir", "again", "--quiet")
+        assert outcome.code == 0, outcome.err
+        assert np.array_equal(saved(tmp_path / "again", number), saved(tmp_path / "o", 1))
