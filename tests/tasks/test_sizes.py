@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, example, given
+from hypothesis import HealthCheck, Phase, example, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 from tiny_models import tiny_config, tiny_model
@@ -28,13 +28,17 @@ from ldm.tasks.inpaint import inpaint
 from ldm.tasks.outpaint import outpaint
 from ldm.tasks.sample import sample
 from ldm.tasks.sampling import Batch, Settings
+from ldm.tasks.tiles import Tiling
 from ldm.tasks.txt2img import txt2img
 from ldm.tasks.unclip import unclip
 from ldm.tasks.upscale import upscale
 
 QUICK = {"seed": 3, "settings": Settings("euler", 2, guidance_scale=1.0)}
 COLOUR = (230, 90, 30)
-FEW = profile(max_examples=4, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = profile(
+    max_examples=4, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck),
+    phases=(Phase.explicit, Phase.generate),  # sizes are small as they are
+)  # fmt: skip
 SIDES = st.sampled_from([1, 2, 3, 5, 7, 13, 17, 29, 31, 33, 37, 61, 67])
 
 
@@ -87,6 +91,10 @@ TASKS = {
                                   lambda h, w: (h + 6, w + 3), middle),
     "depth2img": Task("depth", lambda m, x: depth2img(m, x, ["a"], depth=ramp(x), **QUICK)),
     "upscale": Task("upscale", lambda m, x: upscale(m, x, ["a"], **QUICK), lambda h, w: (8 * h, 8 * w)),
+    "upscale, tiled": Task(
+        "upscale", lambda m, x: upscale(m, x, ["a"], tiling=Tiling(16, 4), **QUICK),
+        lambda h, w: (8 * h, 8 * w),
+    ),
     "unclip": Task("unclip-h", lambda m, x: unclip(m, [x], ["a"], **size_of(x), **QUICK)),
 }  # fmt: skip
 """The tiny upscaler's decoder enlarges 8 times, the published one 4."""
