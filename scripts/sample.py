@@ -20,7 +20,7 @@ def make_parser() -> app.Parser:
     parser = app.Parser(description=__doc__)
     options.no_prompt(parser)
     options.size(parser, "the model's own")
-    options.sampling(parser, "--steps", n_iter=1, n_samples=10, scale=1.0)
+    options.sampling(parser, "--steps", n_iter=1, n_samples=10, scale=1.0, demo_scale=1.0)
     options.guidance(parser)
     options.randomness(parser)
     options.control(parser, "sample")

@@ -27,7 +27,7 @@ def make_parser() -> app.Parser:
     options.prompt(parser, "")
     options.image_mix(parser)
     options.size(parser, f"{SIZE}; demo model: its own")
-    options.sampling(parser, "--steps", n_iter=1, n_samples=2, scale=10.0)
+    options.sampling(parser, "--steps", n_iter=1, n_samples=2, scale=10.0, demo_scale=3.0)
     parser.set_defaults(steps=20)  # as the published page
     options.prompt_syntax(parser)
     options.guidance(parser)

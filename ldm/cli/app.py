@@ -82,6 +82,7 @@ def exit_code(
         parser.parse_args(argv, args)
         if hasattr(args, "latents"):  # a file that may bring flags of its own
             take_flags(parser, args, sys.argv[1:] if argv is None else argv)
+            args.given = parser.given(args.command)
         set_up_logging(quiet=getattr(args, "quiet", False), debug=getattr(args, "debug", False))
         main(args)
         return 0

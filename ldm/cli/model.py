@@ -88,6 +88,8 @@ def open_model(args: argparse.Namespace) -> OpenedModel:
         log.info(
             "no --ckpt given: using the small demo model that ships with this (%d pixels)", native_size(model)
         )
+        if "scale" not in getattr(args, "given", ("scale",)):
+            args.scale = args.demo_scale
     _explain_intel_flags(args, model)
     identity = choice and replace(choice.identity, prediction=model.parameterization)
     size = identity and identity.training_size

@@ -446,10 +446,19 @@ def fit(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling(
-    parser: "Parser", steps_flag: str, n_iter: int, n_samples: int, scale: float = 9.0, eta: float = 0.0
+    parser: "Parser",
+    steps_flag: str,
+    n_iter: int,
+    n_samples: int,
+    scale: float = 9.0,
+    eta: float = 0.0,
+    demo_scale: float = 4.0,
 ) -> None:
-    """Steps, sampler, eta, scale, seed, counts; `eta` is DDIM's where no flag says another."""
-    parser.set_defaults(usual_eta=eta)
+    """Steps, sampler, eta, scale, seed, counts.
+
+    `eta` is DDIM's where no flag says another, `demo_scale` the scale that suits the demonstration model.
+    """
+    parser.set_defaults(usual_eta=eta, demo_scale=demo_scale)
     group = parser.add_argument_group("sampling")
     aliases = {"--steps", "--ddim_steps"} - {steps_flag}
     parser.aliases |= aliases
@@ -498,7 +507,8 @@ def sampling(
         type=number(),
         default=scale,
         metavar="W",
-        help="guidance: higher follows the prompt more closely, 1 is off (default: %(default)s)",
+        help="guidance: higher follows the prompt more closely, 1 is off (default: %(default)s; demo model: "
+        "%(demo)s)".replace("%(demo)s", f"{demo_scale:g}"),
     )
     group.add_argument(
         "--seed",

@@ -2,12 +2,15 @@
 
 import re
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 from script_files import load_script
 
+from golden_cases import cases
 from ldm.cli import inputs
 from ldm.errors import InputError
+from ldm.imaging import metadata
 
 PUBLISHED = {
     "txt2img.py": {
@@ -239,3 +242,17 @@ def test_a_wrong_schedule_is_refused_with_the_sampler():
     args = Namespace(plms=False, dpm=False, sampler=None, ddim_eta=0.0, schedule="karas")
     with pytest.raises(InputError, match="did you mean 'karras'"):
         inputs.chosen_sampler(args)
+
+
+def test_the_demonstration_model_has_a_scale_of_its_own_unless_one_is_given(run, tmp_path, monkeypatch):
+    from ldm.cli import model
+
+    case = cases("e2e_txt2img")[0]
+    files = Path(case.files["config"]), Path(case.files["checkpoint"])
+    monkeypatch.setattr(model, "demo_files", lambda name: files)
+    quick = ("--steps", 1, "--n_iter", 1, "--n_samples", 1, "--no-grid", "--outdir", "o")
+    assert run("txt2img.py", *quick).code == 0
+    assert run("txt2img.py", *quick, "--scale", 9).code == 0
+    assert run("txt2img.py", *quick, "--ckpt", files[1], "--config", files[0]).code == 0
+    records = [metadata.read_record(tmp_path / "o" / "samples" / f"0000{i}.png") for i in range(3)]
+    assert [record["guidance_scale"] for record in records] == [4.0, 9.0, 9.0]
