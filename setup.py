@@ -52,6 +52,12 @@ def scripts() -> list[str]:
     return ["ldm.scripts", *(f"ldm.scripts.{name}" for name in found)]
 
 
+def commands() -> list[str]:
+    """Return a command for every script: sd-txt2img runs scripts/txt2img.py."""
+    names = sorted(path.stem for path in (HERE / "scripts").glob("*.py"))
+    return [f"sd-{name} = ldm.cli.console:{name}" for name in names]
+
+
 setup(
     name="stable-diffusion",
     version=VERSION,
@@ -78,14 +84,5 @@ setup(
     include_package_data=False,
     install_requires=CORE,
     extras_require={"train": TRAIN, "data": DATA, "test": TEST, "all": [*TRAIN, *DATA]},
-    entry_points={
-        "console_scripts": [
-            "sd-txt2img = ldm.cli.console:txt2img",
-            "sd-img2img = ldm.cli.console:img2img",
-            "sd-train = ldm.cli.console:train",
-            "sd-convert = ldm.cli.console:convert",
-            "sd-merge = ldm.cli.console:merge",
-            "sd-identify = ldm.cli.console:identify",
-        ]
-    },
+    entry_points={"console_scripts": commands()},
 )
