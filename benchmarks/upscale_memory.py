@@ -4,7 +4,7 @@
     python benchmarks/upscale_memory.py --runs 512:1.5GB                 # 512 -> 2048 within 1.5 GB: tiles
     python benchmarks/upscale_memory.py --runs 128:8GB --full            # the published width, slowly
 
-Each run is a process of its own: a model of the published shape, its weights all alike, its UNet and decoder an
+Each run is a process of its own: a model of the published shape, its weights all alike, UNet and decoder an
 eighth as wide unless --full, samples with guidance on a picture of that side, within that budget. One step:
 the peak does not depend on their number. Then the plan of the published width for 512 -> 2048 within 8 GB, in
 float32 and bfloat16; nothing of that size is run.
