@@ -27,6 +27,7 @@ from ldm.diffusion.conditioning import Conditioning, take
 from ldm.errors import InputError
 from ldm.models.tiled_decoder import Moments, normalised
 
+Span2 = tuple[slice, slice]
 ApplyModel = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 MIN_TILES = 4
@@ -93,16 +94,17 @@ def tiled(
         down, across = (spans(side, tiling.tile, tiling.overlap, multiple) for side in sides)
         parts = [(i, j, cropped(cond, sides, i, j)) for i in down for j in across]
         each = [v[:, None] * w for v in weights(down) for w in weights(across)]
+        own = [(v, w) for v in cores(down) for w in cores(across)]
         out = torch.zeros_like(x_t, dtype=torch.float32)
         with WholeNorms(network) as norms:
             if norms.norms:
-                for i, j, here in parts:
+                for (i, j, here), core in zip(parts, own, strict=True):
+                    norms.begin_tile((i, j), core)
                     rows(x_t[..., i, j], t, here)
-                    norms.begin_tile()
                 norms.settle()
             for (i, j, here), w in zip(parts, each, strict=True):
+                norms.begin_tile((i, j))
                 out[..., i, j] += w.to(out) * rows(x_t[..., i, j], t, here)
-                norms.begin_tile()
         return out
 
     return rows if tiling.tile is None else blended
@@ -117,6 +119,8 @@ class WholeNorms:
     def __init__(self, network: nn.Module | None) -> None:
         modules = [] if network is None else network.modules()
         self.norms = [module for module in modules if isinstance(module, nn.GroupNorm)]
+        self._tile: Span2 | None = None
+        self._core: Span2 | None = None
         self._calls: Counter[nn.GroupNorm] = Counter()
         self._moments: dict[tuple[nn.GroupNorm, int], Moments] = {}
         self._known: dict[tuple[nn.GroupNorm, int], tuple[Tensor, Tensor]] = {}
@@ -130,8 +134,10 @@ class WholeNorms:
         for norm in self.norms:
             del norm.forward
 
-    def begin_tile(self) -> None:
+    def begin_tile(self, tile: Span2, core: Span2 | None = None) -> None:
+        """Go on with a tile, of which `core` counts: every pixel of the whole belongs to one tile's core."""
         self._calls.clear()
+        self._tile, self._core = tile, core
 
     def settle(self) -> None:
         """Keep what was gathered for the whole."""
@@ -142,8 +148,18 @@ class WholeNorms:
         self._calls[norm] += 1
         if key in self._known:
             return normalised(norm, x, *self._known[key])
-        self._moments.setdefault(key, Moments()).add(x, norm.num_groups)
+        self._moments.setdefault(key, Moments()).add(self._counted(x), norm.num_groups)
         return nn.GroupNorm.forward(norm, x)
+
+    def _counted(self, x: Tensor) -> Tensor:
+        """Return the core of what a norm sees of a tile, at its resolution; all of what are no pixels."""
+        if x.dim() != 4:
+            return x
+        for dim, tile, core in zip((-2, -1), self._tile, self._core, strict=True):
+            scale = x.shape[dim] / (tile.stop - tile.start)
+            begin, start, stop = (int(scale * place) for place in (tile.start, core.start, core.stop))
+            x = x.narrow(dim, start - begin, stop - start)
+        return x
 
 
 def spans(side: int, tile: int, overlap: int, multiple: int) -> list[slice]:
@@ -153,6 +169,13 @@ def spans(side: int, tile: int, overlap: int, multiple: int) -> list[slice]:
     count = math.ceil((side - overlap) / (tile - overlap))
     starts = [(side - tile) * i // (count - 1) // multiple * multiple for i in range(count)]
     return [slice(start, start + tile) for start in starts]
+
+
+def cores(tiles: list[slice]) -> list[slice]:
+    """Return the part of each tile along one side that is nearer to its middle than to another's."""
+    pairs = zip(tiles, tiles[1:], strict=False)
+    edges = [0, *((a.stop + b.start) // 2 for a, b in pairs), tiles[-1].stop]
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
 def weights(tiles: list[slice]) -> list[Tensor]:
