@@ -239,9 +239,7 @@ def _generate(
         if uncond is not None:
             uncond = diffuser.model.unconditional(cond, uncond)
         latents = diffuser.sample(x_t, cond, uncond, noise, start=first)
-        images = diffuser.decode(latents, frame)
-        record = diffuser.guard.record()
-        yield Batch(part.prompts, images, latents, part.iteration, part.index, noise.seeds, record)
+        yield diffuser.batch(part, noise, latents, diffuser.decode(latents, frame))
 
 
 @torch.no_grad()

@@ -130,9 +130,7 @@ class TwoPasses:
             else:
                 x_t = self.noised(self.compose(draws.batch(part.first, count), text), noise)
             latents = self.second.sample(x_t, *text, noise, start=self.start)
-            images = self.second.decode(latents, self.large)
-            record = self.first.guard.record()
-            yield Batch(part.prompts, images, latents, part.iteration, part.index, noise.seeds, record)
+            yield self.second.batch(part, noise, latents, self.second.decode(latents, self.large))
 
     def compose(self, noise: BatchDraws, text: tuple[Tensor, Tensor | None]) -> Tensor:
         """Return the latents of the first pass (b, c, h, w)."""

@@ -95,6 +95,4 @@ def _generate(
         x_0 = image[:count] if given else diffuser.drawn(posterior, eps)  # (b, c, h, w)
         x_t = diffuser.sampler.noised(x_0, t_enc, noise.normal("start", *shape))
         latents = diffuser.sample(x_t, *diffuser.text(part.prompts), noise, start=start)
-        images = diffuser.decode(latents, frame)
-        record = diffuser.guard.record()
-        yield Batch(part.prompts, images, latents, part.iteration, part.index, noise.seeds, record)
+        yield diffuser.batch(part, noise, latents, diffuser.decode(latents, frame))

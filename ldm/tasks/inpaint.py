@@ -118,9 +118,7 @@ def _generate(
         noise = draws.batch(part.first, len(part.prompts), painter.start)
         latents = painter.paint(part.prompts, noise)
         images = painter.scene.finished(diffuser.decode(latents, painter.frame), matched)
-        record = diffuser.guard.record()
-        where = part.iteration, part.index
-        yield Batch(part.prompts, images, latents, *where, noise.seeds, record, paste=paste)
+        yield diffuser.batch(part, noise, latents, images, paste)
 
 
 @dataclass(frozen=True)

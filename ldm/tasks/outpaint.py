@@ -150,9 +150,7 @@ class Grower:
                     images, latents = self.painted(self.windows[k], images, part.prompts, noise)
                 except StoppedAt as stopped:
                     raise StoppedAt(replace(stopped.position, made={"canvas": images})) from None
-            record = self.diffuser.guard.record()
-            where = part.iteration, part.index
-            yield Batch(part.prompts, images, latents, *where, noise.seeds, record, paste=self.paste)
+            yield self.diffuser.batch(part, noise, latents, images, self.paste)
 
     @property
     def start(self) -> int:

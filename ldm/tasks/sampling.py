@@ -297,6 +297,13 @@ class Diffuser:
 
         return self.guard.run("autoencoder", "decoding", decode)
 
+    def batch(
+        self, part: Part, noise: BatchDraws, latents: Tensor, images: Tensor, paste: Paste | None = None
+    ) -> Batch:
+        """Return what became of a part: images (b, 3, height, width) of its latents."""
+        where, done_in = (part.iteration, part.index), self.guard.record()
+        return Batch(part.prompts, images, latents, *where, noise.seeds, done_in, paste=paste)
+
     def _say_cost(self) -> None:
         """Log what the batch costs from `state` on, once for each cost."""
         start = self.state.step

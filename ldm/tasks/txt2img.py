@@ -61,6 +61,4 @@ def _generate(
         x_t = noise.normal("start", *shape)  # drawn in any case, so that the steps' noise is the seed's
         x_t = x_t if given is None else given[: len(part.prompts)]
         latents = diffuser.sample(x_t, *diffuser.text(part.prompts), noise)
-        images = diffuser.decode(latents, frame)
-        record = diffuser.guard.record()
-        yield Batch(part.prompts, images, latents, part.iteration, part.index, noise.seeds, record)
+        yield diffuser.batch(part, noise, latents, diffuser.decode(latents, frame))

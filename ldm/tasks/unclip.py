@@ -155,9 +155,7 @@ def _generate(
         cond = model.conditioning(context, c_adm)
         uncond = None if empty is None else model.unconditional(cond, empty)
         latents = diffuser.sample(x_t, cond, uncond, noise)
-        made = diffuser.decode(latents, frame)
-        record = diffuser.guard.record()
-        yield Batch(part.prompts, made, latents, part.iteration, part.index, noise.seeds, record)
+        yield diffuser.batch(part, noise, latents, diffuser.decode(latents, frame))
 
 
 @torch.no_grad()

@@ -183,6 +183,4 @@ def _generate(
         cond = conditioned(model, cond, small, noise_level, eps)
         uncond = None if uncond is None else model.unconditional(cond, uncond)
         latents = diffuser.sample(x_t, cond, uncond, noise)
-        images = diffuser.decode(latents, frame)
-        record = diffuser.guard.record()
-        yield Batch(part.prompts, images, latents, part.iteration, part.index, noise.seeds, record)
+        yield diffuser.batch(part, noise, latents, diffuser.decode(latents, frame))
