@@ -1,6 +1,7 @@
 """Four times larger: any size, the reference's picture, the same picture in any batch and after a stop."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from ldm.errors import InputError
 from ldm.imaging.colour import from_uint8
 from ldm.tasks.latents import StoppedAt
 from ldm.tasks.sampling import Settings
+from ldm.tasks.tiles import Tiling, spans
 from ldm.tasks.upscale import upscale
 
 QUICK = Settings("ddim", 2, guidance_scale=3.0)
@@ -116,3 +118,44 @@ def test_other_models_are_refused(tmp_path):
     other = tiny_model(tiny_config("sd2", tmp_path))
     with pytest.raises(InputError, match="this model is a LatentDiffusion; expected LatentUpscaleDiffusion"):
         upscale(other, picture(8, 8), ["a"], seed=3)
+
+
+SIDE, TILE = 56, 40
+DEMO = Path(__file__).parents[2] / "configs" / "demo" / "emoji_upscale.yaml"
+
+
+@pytest.fixture(scope="module")
+def demo():
+    from ldm import load_model
+
+    return load_model(DEMO, DEMO.with_suffix(".safetensors"), device="cpu", dtype="float32")
+
+
+def sprite() -> np.ndarray:
+    drawn = np.load(DEMO.parents[2] / "data" / "emoji" / "128" / "sprites.npy", mmap_mode="r")[100]
+    return np.asarray(Image.fromarray(np.asarray(drawn[..., :3])).resize((SIDE, SIDE), Image.BICUBIC))
+
+
+def slopes() -> np.ndarray:
+    y, x = np.mgrid[0:SIDE, 0:SIDE] * 255 // SIDE
+    return np.stack([x, y, 255 - x], axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("make", [sprite, slopes])
+def test_tiles_keep_the_colours_and_have_no_seams(demo, make):
+    """Of the demonstration model as the script uses it, on a picture that fits both ways."""
+    options = {"seed": 1, "settings": Settings("ddim", 3, guidance_scale=1.0), "faithful": True}
+    whole, tiled = (
+        next(upscale(demo, make(), ["a cat"], tiling=tiling, **options)).images
+        for tiling in (Tiling(), Tiling(TILE, 8, apart=True, decoder_tile=16))
+    )
+    shift = 127.5 * (tiled - whole).mean((0, 2, 3)).abs().max()
+    assert shift < 1, "colours, of 255"
+    psnr = 10 * torch.log10(4 / (tiled - whole).square().mean())
+    assert psnr > 36
+    scale, multiple = demo.downsampling_factor, demo.model.diffusion_model.downsampling_factor
+    parts = spans(SIDE, TILE, 8, multiple)
+    borders = [scale * part.start for part in parts[1:]] + [scale * part.stop for part in parts[:-1]]
+    for dim in (2, 3):
+        steps = (tiled - whole).diff(dim=dim).abs().mean((0, 1, 5 - dim))  # of the error, across each row
+        assert all(steps[border - 1] < 2 * steps.median() for border in borders)
