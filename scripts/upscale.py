@@ -45,7 +45,6 @@ def main(args: Namespace) -> None:
     from ldm.tasks.upscale import checked_level, plan_upscale, upscale
 
     how = {"noise_level": checked_level(model, args.noise_level)}
-    how["faithful"] = run.opened.is_demo if args.faithful is None else args.faithful == "on"
     arguments = run.arguments()
     if run.start.stopped is not None:  # exactly as it began
         tiling = Tiling(**run.start.stopped.record["tiling"])
@@ -53,6 +52,8 @@ def main(args: Namespace) -> None:
         size, settings = image.shape[:2], arguments["settings"]
         tiles = {"tile": args.tile, "overlap": args.overlap, "max_memory": args.max_memory}
         tiling = plan_upscale(model, size, args.n_samples, settings, **tiles)
+    usual = run.opened.is_demo or tiling.tile is not None  # tiles see less, and may drift in colour
+    how["faithful"] = usual if args.faithful is None else args.faithful == "on"
     batches = upscale(model, image, run.prompts, tiling=tiling, latents=noise, **how, **arguments)
     run.save(batches, **about, **run.start.record(), **how, tiling=vars(tiling))
 

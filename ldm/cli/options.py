@@ -346,7 +346,7 @@ def small_picture(parser: argparse.ArgumentParser) -> None:
         "--faithful",
         choices=("on", "off"),
         help="make the result agree with the small picture, colours and all, so that only detail is invented "
-        "(default: off, as published; on with the demo model)",
+        "(default: off, as published; on with tiles and with the demo model)",
     )
 
 
