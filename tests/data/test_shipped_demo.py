@@ -1,0 +1,64 @@
+"""The demonstration models that ship: each loads by itself, says what it is, and is on the card."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.checkpoint import identify
+from ldm.cli.choice import choose
+from ldm.config import find_config, load_config
+from ldm.errors import InputError
+from ldm.loading import load_model
+
+DEMO = Path(__file__).parents[2] / "configs/demo"
+TASKS = {
+    "emoji": ("txt2img", "LatentDiffusion"),
+    "emoji_inpaint": ("inpaint", "LatentInpaintDiffusion"),
+    "emoji_depth": ("depth", "LatentDepth2ImageDiffusion"),
+    "emoji_upscale": ("upscale", "LatentUpscaleDiffusion"),
+    "emoji_unclip": ("unclip-h", "ImageEmbeddingConditionedLatentDiffusion"),
+}
+ROOM = 60e6  # bytes, of all that is beside the base model
+
+
+def given(**flags: object) -> Namespace:
+    return Namespace(**{"config": None, "sha256": None, "prediction": "auto", "tasks": None, **flags})
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_shipped_model_loads_and_says_what_it_is(name):
+    task, kind = TASKS[name]
+    weights, config = DEMO / f"{name}.safetensors", DEMO / f"{name}.yaml"
+    about = identify(weights)
+    assert (about.task, about.prediction, about.prediction_source) == (task, "v", "metadata")
+    assert not about.lacks and about.kind == "model"
+    model = load_model(config, weights, "cpu", "float32")
+    assert type(model).__name__ == kind and model.parameterization == "v"
+    assert len(model.get_learned_conditioning(["3d emoji of a cat"])) == 1
+    assert all(torch.isfinite(x).all() for x in model.parameters())
+    assert choose(given(config=str(config)), weights).config == config
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_without_its_configuration_a_shipped_model_is_refused_in_a_line_that_names_it(name):
+    with pytest.raises(InputError, match=rf"give --config .*{name}\.yaml") as caught:
+        choose(given(), DEMO / f"{name}.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_tasks_fit_the_room():
+    files = [DEMO / f"{name}.safetensors" for name in TASKS if name != "emoji"]
+    assert 10e6 < sum(file.stat().st_size for file in files) < ROOM
+
+
+def test_every_shipped_file_is_on_the_card_and_every_configuration_opens_with_its_command():
+    card = (DEMO / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for file in DEMO.iterdir():
+        assert file.name in card or file.name == "MODEL_CARD.md", file.name
+    for name in TASKS:
+        first = (DEMO / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+        script = first.removeprefix("# python ").split()[0]
+        assert script.startswith("scripts/") and find_config(DEMO / f"{name}.yaml")
+        assert load_config(DEMO / f"{name}.yaml").model.target.startswith("ldm.models.")
