@@ -21,7 +21,7 @@ def make_parser() -> app.Parser:
     options.prompt(parser, "a high quality professional photograph")
     options.small_picture(parser)
     options.tiles(parser)
-    options.sampling(parser, "--steps", n_iter=1, n_samples=1, scale=10.0, demo_scale=1.0)
+    options.sampling(parser, "--steps", n_iter=1, n_samples=1, scale=10.0, demo_scale=1.0, demo_steps=10)
     parser.set_defaults(steps=75)  # as the published page
     options.prompt_syntax(parser)
     options.guidance(parser)

@@ -88,8 +88,8 @@ def open_model(args: argparse.Namespace) -> OpenedModel:
         log.info(
             "no --ckpt given: using the small demo model that ships with this (%d pixels)", native_size(model)
         )
-        if "scale" not in getattr(args, "given", ("scale",)):
-            args.scale = args.demo_scale
+        for name in set(args.demo_defaults) - getattr(args, "given", set(args.demo_defaults)):
+            setattr(args, name, args.demo_defaults[name])
     _explain_intel_flags(args, model)
     identity = choice and replace(choice.identity, prediction=model.parameterization)
     size = identity and identity.training_size

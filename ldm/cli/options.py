@@ -453,12 +453,16 @@ def sampling(
     scale: float = 9.0,
     eta: float = 0.0,
     demo_scale: float = 4.0,
+    demo_steps: int | None = None,
 ) -> None:
     """Steps, sampler, eta, scale, seed, counts.
 
-    `eta` is DDIM's where no flag says another, `demo_scale` the scale that suits the demonstration model.
+    `eta` is DDIM's where no flag says another; `demo_scale` and `demo_steps` are what suits the demonstration
+    model, None the same as any other.
     """
-    parser.set_defaults(usual_eta=eta, demo_scale=demo_scale)
+    own = {"scale": demo_scale, "steps": demo_steps}
+    own = {name: value for name, value in own.items() if value is not None}
+    parser.set_defaults(usual_eta=eta, demo_defaults=own)
     group = parser.add_argument_group("sampling")
     aliases = {"--steps", "--ddim_steps"} - {steps_flag}
     parser.aliases |= aliases
@@ -469,7 +473,8 @@ def sampling(
         type=integer(1),
         default=50,
         metavar="N",
-        help="sampling steps (default: %(default)s)",
+        help="sampling steps (default: %(default)s"
+        + (f"; demo model: {demo_steps})" if demo_steps else ")"),
     )
     group.add_argument(
         "--sampler",
@@ -508,7 +513,7 @@ def sampling(
         default=scale,
         metavar="W",
         help="guidance: higher follows the prompt more closely, 1 is off (default: %(default)s; demo model: "
-        "%(demo)s)".replace("%(demo)s", f"{demo_scale:g}"),
+        f"{demo_scale:g})",
     )
     group.add_argument(
         "--seed",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # Flags that say how to talk or where to save, not what to make.
 NOT_RECORDED = (
     "quiet", "debug", "outdir", "no_metadata", "preview_every", "save_latents", "task", "command", "goes_on",
-    "tasks", "demo", "usual_eta", "demo_scale", "given",
+    "tasks", "demo", "usual_eta", "demo_defaults", "given",
 )  # fmt: skip
 LISTED_NAMES = 8
 PROMPTS = {"prompt_syntax": "plain", "clip_skip": None, "long_prompts": "chunk"}  # recorded where others
