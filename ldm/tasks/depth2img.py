@@ -112,16 +112,13 @@ class Start:
     def at(cls, strength: float, diffuser: Diffuser) -> "Start":
         """Return where a strength begins."""
         sampler = diffuser.sampler
-        t_enc = int(strength * sampler.num_steps)
+        t_enc = diffuser.t_enc(strength)
         if diffuser.settings.spacing is None and sampler.default_spacing is None:
             t_enc = min(t_enc, sampler.num_steps - 1)
             if strength == 1 and not t_enc:
                 raise InputError("at strength 1 the published steps are all but one, so 1 is none: take 2")
         elif strength == 1:
             t_enc = len(sampler)
-        if strength > 0 and not t_enc:
-            said = "strength %g of %d steps leaves none to take: nothing is repainted"
-            logger.warning(said, strength, sampler.num_steps)
         return cls(t_enc, strength == 1)
 
 

@@ -6,7 +6,6 @@ before them (DDIM's is one step above, as in the published script).
 Draws, in order: the encoder's posterior noise, the noise that is added, and the sampler's, one a step.
 """
 
-import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,8 +18,6 @@ from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.tasks.draws import Draws, make_draws
 from ldm.tasks.latents import Position, rows
 from ldm.tasks.sampling import Batch, Diffuser, Settings, Track
-
-logger = logging.getLogger(__name__)
 
 
 def img2img(
@@ -64,12 +61,7 @@ def img2img(
     frame = Frame.around(*(size if given else image.shape[:2]), model.size_multiple)
     if given:
         image = rows(image, batch_size, diffuser.latent_shape(frame), batch_size, model.device)
-    t_enc = int(strength * diffuser.sampler.num_steps)
-    if strength > 0 and t_enc == 0:
-        logger.warning(
-            "strength %g of %d steps leaves none to take: nothing is repainted",
-            strength, diffuser.sampler.num_steps,
-        )  # fmt: skip
+    t_enc = diffuser.t_enc(strength)
     pictures = n_iter * len(prompts)
     draws = make_draws(settings.rng, seed, model.device, batch_size, pictures, fixed_code=fixed_code)
     return _generate(diffuser, frame, image, draws, prompts, t_enc, n_iter)

@@ -99,7 +99,7 @@ def inpaint(
     scene = Scene.of(image, mask, only_masked, model_size)
     scene.say(model_size)
     paste = None if raw else Paste(image, masks.weight(mask, mask_blur))
-    t_enc = int(strength * diffuser.sampler.num_steps) if strength < 1 else None
+    t_enc = diffuser.t_enc(strength) if strength < 1 else None
     pictures = n_iter * len(prompts)
     draws = make_draws(
         settings.rng, seed, model.device, batch_size, pictures, fixed_code=fixed_code, numpy_start=True
@@ -169,6 +169,8 @@ class Scene:
     def seen(self) -> Tensor:
         """Return what the model is told of the mask: (1, 1, h, w), 0 or 1."""
         mask = torch.from_numpy(np.ascontiguousarray(self.mask[self.box.part], np.float32))[None, None]
+        if self.size[0] < self.box.height:  # made smaller, no line may be lost: any masked pixel counts
+            return F.adaptive_max_pool2d((mask >= masks.THRESHOLD).float(), self.size)
         if self.size != (self.box.height, self.box.width):
             mask = F.interpolate(mask, size=self.size, mode="bilinear", antialias=True)
         return (mask >= masks.THRESHOLD).float()

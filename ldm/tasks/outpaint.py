@@ -78,7 +78,7 @@ def outpaint(
     sees_mask = isinstance(model, LatentInpaintDiffusion)
     accepts = ("crossattn", "hybrid") if sees_mask else ("crossattn",)
     diffuser = Diffuser(model, settings, batch_size, track, resume, accepts)
-    t_enc = int(strength * diffuser.sampler.num_steps)
+    t_enc = diffuser.t_enc(strength)
     grower = Grower(diffuser, SeesMask if sees_mask else KeepsLatents, image, margins, windows, t_enc)
     tall, wide = margins.canvas(height, width)
     count = "1 window" if len(windows) == 1 else f"{len(windows)} windows of at most {side}x{side}"

@@ -184,6 +184,14 @@ class Diffuser:
         second.state = second._said = None
         return second
 
+    def t_enc(self, strength: float) -> int:
+        """Return how many steps, the last ones, a strength from 0 to 1 takes; warn where it comes to none."""
+        t_enc = int(strength * self.sampler.num_steps)
+        if strength > 0 and not t_enc:
+            said = "strength %g of %d steps leaves none to take: nothing is repainted"
+            logger.warning(said, strength, self.sampler.num_steps)
+        return t_enc
+
     def batches(self, prompts: list[str], n_iter: int) -> Iterator[Part]:
         """Yield the batches of a run, the whole list n_iter times; those done before a stop are left out."""
         self.prompts = prompts

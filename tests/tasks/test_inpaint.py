@@ -12,7 +12,7 @@ from ldm.errors import InputError
 from ldm.imaging.colour import from_uint8
 from ldm.models.latent_inpaint import LatentInpaintDiffusion
 from ldm.samplers import SAMPLERS
-from ldm.tasks.inpaint import inpaint
+from ldm.tasks.inpaint import Scene, inpaint
 from ldm.tasks.sampling import Diffuser, Settings
 
 FAST = Settings(sampler="euler_a", num_steps=2, guidance_scale=2.0, rng="per-image")
@@ -220,6 +220,15 @@ def test_only_the_masked_part_is_seen_at_the_models_size(models, monkeypatch, ca
     assert seen[1] == (1, 3, 128, 128)
 
 
+def test_a_part_that_is_made_smaller_loses_no_line_of_the_mask():
+    mask = np.zeros((600, 600), np.float32)
+    mask[5, 5:590] = mask[5:590, 590] = mask[590, 5] = 1  # of a pixel's width
+    scene = Scene.of(picture(600, 600), mask, 0, 64)
+    seen = scene.seen()[0, 0]
+    assert scene.size == (64, 64) and seen[0].all() and seen[:, -1].all() and seen[-1, 0]
+    assert not seen[1:-1, :-1].any()
+
+
 def test_what_is_odd_is_said(models, caplog):
     caplog.set_level(logging.INFO, "ldm")
     painted(models["inpaint"], picture(32, 32), np.ones((32, 32), np.float32))
@@ -231,6 +240,9 @@ def test_what_is_odd_is_said(models, caplog):
     caplog.clear()
     painted(models["sd2"], picture(64, 64), thin)
     assert "finer" not in caplog.text, "latent masking paints every latent that the mask touches"
+    assert "nothing is repainted" not in caplog.text
+    painted(models["sd2"], picture(64, 64), thin, strength=0.01)
+    assert "leaves none to take: nothing is repainted" in caplog.text
 
 
 def test_transparency_is_shown_on_white(models):
