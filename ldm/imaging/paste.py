@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldm.imaging.colour import check_uint8
+
 
 @dataclass(frozen=True)
 class Paste:
@@ -26,21 +28,29 @@ class Paste:
     def onto(self, painted: np.ndarray) -> np.ndarray:
         """Return `painted` (h, w, 3) uint8 with the original put back, of as many channels as that has.
 
-        What is painted is opaque. Where it is mixed with what is not, a colour counts as far as it is seen.
+        Paint covers what is transparent first: `weight` of a pixel is paint, and of the rest the original covers
+        what it did, so that a cut-out with soft edges, painted where it is transparent, becomes opaque.
         """
         weight = self.weight[:, :, None]
-        share = weight
-        if self.original.shape[2] == 4:
+        original = self.original[:, :, :3].astype(np.float32)
+        if self.original.shape[2] == 3:
+            mixed = weight * painted + (1 - weight) * original
+        else:
+            kept = np.minimum(self.original[:, :, 3:].astype(np.float32) / 255, 1 - weight)
+            alpha = weight + kept  # (h, w, 1)
+            share = np.divide(weight, alpha, out=np.zeros_like(weight), where=alpha > 0)
+            mixed = np.dstack([share * painted + (1 - share) * original, 255 * alpha])
             painted = np.dstack([painted, np.full(painted.shape[:2], 255, np.uint8)])
-            alpha = weight + (1 - weight) * self.original[:, :, 3:].astype(np.float32) / 255
-            colour = np.divide(weight, alpha, out=np.zeros_like(weight), where=alpha > 0)
-            share = np.concatenate([colour, colour, colour, weight], axis=2)
-        mixed = np.rint(share * painted + (1 - share) * self.original).astype(np.uint8)
+        mixed = np.rint(mixed).astype(np.uint8)
         return np.where(weight <= 0, self.original, np.where(weight >= 1, painted, mixed))
 
 
 def opaque(image: np.ndarray, background: int = 255) -> np.ndarray:
-    """Return uint8 (h, w, 3) of a picture with 3 or 4 channels; transparency is laid on a grey level."""
+    """Return uint8 (h, w, 3) of a picture with 3 or 4 channels; transparency is laid on a grey level.
+
+    Raises: InputError for arrays of another shape or dtype.
+    """
+    check_uint8(image, (3, 4))
     if image.shape[2] == 3:
         return image
     alpha = image[:, :, 3:].astype(np.float32) / 255

@@ -1,8 +1,10 @@
 """Between 8 bits and -1..1."""
 
 import numpy as np
+import pytest
 import torch
 
+from ldm.errors import InputError
 from ldm.imaging.colour import BLACK, from_uint8, is_black, to_uint8
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
@@ -37,3 +39,13 @@ def test_black_is_what_no_eye_tells_from_it():
     assert is_black(image)
     image[3, 4, 1] = BLACK + 1
     assert not is_black(image)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((4, 5), np.uint8), np.zeros((4, 5, 4), np.uint8), np.zeros((4, 5, 3), np.float32)],
+    ids=["grey", "alpha", "float"],
+)
+def test_what_is_no_picture_of_8_bit_rgb_is_refused(image):
+    with pytest.raises(InputError, match=r"expected \(height, width, 3\) uint8"):
+        from_uint8(image)
