@@ -36,6 +36,7 @@ def make_parser() -> app.Parser:
 def main(args: Namespace) -> None:
     from ldm.cli.run import Run
 
+    inputs.check_overlap(args)
     run = Run(args)
     image, about = inputs.read_same_image(args, run.start)
     noise = run.start.latents and run.start.latents.latents
@@ -47,12 +48,12 @@ def main(args: Namespace) -> None:
     how = {"noise_level": checked_level(model, args.noise_level)}
     arguments = run.arguments()
     if run.start.stopped is not None:  # exactly as it began
-        tiling = Tiling(**run.start.stopped.record["tiling"])
+        tiling = Tiling(**run.start.stopped.record.get("tiling", {}))
     else:
         size, settings = image.shape[:2], arguments["settings"]
         tiles = {"tile": args.tile, "overlap": args.overlap, "max_memory": args.max_memory}
         tiling = plan_upscale(model, size, args.n_samples, settings, **tiles)
-    usual = run.opened.is_demo or tiling.tile is not None  # tiles see less, and may drift in colour
+    usual = run.opened.is_demo or tiling.tile is not None  # as the task does with tiles
     how["faithful"] = usual if args.faithful is None else args.faithful == "on"
     batches = upscale(model, image, run.prompts, tiling=tiling, latents=noise, **how, **arguments)
     run.save(batches, **about, **run.start.record(), **how, tiling=vars(tiling))

@@ -14,6 +14,7 @@ What a command has to say goes to stdout, warnings to stderr.
 import argparse
 import errno
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -54,12 +55,30 @@ class Parser(argparse.ArgumentParser):
         args, _ = self.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, unset)))
         return {name for name, value in vars(args).items() if value is not unset}
 
+    def found_from(self, folder: str, argv: Sequence[str]) -> list[str]:
+        """Return a command line that was given in a folder, with the files that are there and not here."""
+        words, is_file = [], False
+        for word in argv:
+            flag, equals, value = word.partition("=")
+            if word.startswith("--"):
+                action = self._option_string_actions.get(flag)
+                is_file = action is not None and (action.metavar == "FILE" or action.dest == "wildcards")
+                words.append(f"{flag}={_found(folder, value)}" if is_file and equals else word)
+            else:
+                words.append(_found(folder, word) if is_file else word)
+        return words
+
     def flag(self, name: str) -> str:
         """Return the flag that sets args.NAME."""
         return next(action.option_strings[0] for action in self._actions if action.dest == name)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")
+
+
+def _found(folder: str, path: str) -> str:
+    there = os.path.join(folder, path)
+    return there if path and not os.path.exists(path) and os.path.exists(there) else path
 
 
 def run(

@@ -223,7 +223,7 @@ def read_same_image(args: argparse.Namespace, start: "Start") -> "tuple[np.ndarr
     Raises: InputError where there is none, or a run goes on with another.
     """
     image, record = read_init_image(args)
-    before = {} if start.stopped is None else start.stopped.record["init_image"]
+    before = {} if start.stopped is None else start.stopped.record.get("init_image")
     if before and before != record:
         path = start.stopped.path
         raise InputError(f"--init-img {args.init_img} is another picture than {path} began with")
@@ -328,7 +328,7 @@ def read_init_images(
     again = {None: MIX_NOISE_LEVEL, "off": None}.get(asked, asked)
     mix = Mix.of(len(args.init_img), args.image_weights, args.noise_level, again)
     images, pictures = zip(*map(_read_picture, args.init_img), strict=True)
-    before = [] if start.stopped is None else start.stopped.record["init_images"]
+    before = [] if start.stopped is None else start.stopped.record.get("init_images")
     told = zip(pictures, mix.weights, mix.noise_level, strict=True)
     record = [picture | {"weight": weight, "noise_level": level} for picture, weight, level in told]
     if before and before != record:
@@ -375,3 +375,9 @@ def check_text(text: str, flag: str) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f"{flag} is not valid UTF-8") from error
     return text
+
+
+def check_overlap(args: argparse.Namespace) -> None:
+    """Refuse --overlap without the tiles that overlap."""
+    if args.overlap is not None and args.tile is None:
+        raise InputError(f"--overlap {args.overlap} is of tiles; give --tile too")

@@ -29,7 +29,8 @@ FREE = frozenset(
 # and for what is only decoded, how.
 DECODING = FREE | frozenset("config vae weights prediction allow_nonfinite dtype precision bf16".split())
 DECODERS = ("txt2img", "sample")  # the scripts that decode a finished picture
-OWN = ("kind", "command", "pictures_in_batch")  # in the record of a finished picture's file, not of the PNG's
+# In the record of a finished picture's file, not of the PNG's.
+OWN = ("kind", "command", "folder", "pictures_in_batch")
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def take_flags(parser: "Parser", args: argparse.Namespace, argv: Sequence[str]) 
     if kind != "stopped" and (kind != "final" or args.task not in DECODERS):
         return
     stored = [str(word) for word in record.get("command", ())]
+    stored = parser.found_from(str(record.get("folder", "")), stored)
     own = _without_latents(argv)
     base, merged = parser.parse_known_args(stored)[0], parser.parse_known_args([*stored, *own])[0]
     for name in sorted(parser.given(own) - (FREE if kind == "stopped" else DECODING)):

@@ -358,7 +358,7 @@ def tiles(parser: argparse.ArgumentParser) -> None:
         type=size_in_bytes,
         metavar="SIZE",
         help="stay within so much, such as 8GB or 6.5GiB, of the process on CPUs, of the device on GPUs; or "
-        "auto: what is free (default: auto)",
+        "auto: what is free, so that pictures may differ; --tile fixes what is done (default: auto)",
     )
     group.add_argument(
         "--tile",

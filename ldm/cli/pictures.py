@@ -9,6 +9,7 @@ OUTDIR/interrupted-00000.safetensors        where a run was stopped
 import argparse
 import io
 import logging
+import os
 import shlex
 import sys
 import time
@@ -62,7 +63,7 @@ class Pictures:
         self._grids = NumberedFiles(self.outdir, "grid-%04d.png", foreign=1)  # samples/ does not count
         self._stops = NumberedFiles(self.outdir, "interrupted-%05d.safetensors", foreign=None)
         self._prompts: dict[str, None] = {}  # those on the grid, each once, in order
-        self._said = False
+        self._said: set[tuple] = set()
         self._started = time.perf_counter()
         if self.watermark:
             from ldm.imaging import watermark
@@ -136,7 +137,11 @@ class Pictures:
         """Save where the run stands."""
         from ldm.tasks.latents import stopped_file
 
-        return self._stops.save(stopped_file(position, record | {"command": self.command}))
+        return self._stops.save(stopped_file(position, record | self._given()))
+
+    def _given(self) -> dict[str, Any]:
+        """Return the command line, and the folder that it was given in."""
+        return {"command": self.command, "folder": os.getcwd()}
 
     def _keep_latents(self, picture: Path, batch: "Batch", position: int, record: dict[str, Any]) -> None:
         from ldm.checkpoint.whole_file import replace_file
@@ -144,7 +149,7 @@ class Pictures:
 
         height, width = batch.images.shape[-2:]
         about = {"width": width, "height": height, "pictures_in_batch": len(batch.images)}
-        data = final_file(batch.latents[position], record | about | {"command": self.command})
+        data = final_file(batch.latents[position], record | about | self._given())
         replace_file(latents_name(picture), lambda path: path.write_bytes(data))
 
     def _write(
@@ -188,15 +193,15 @@ class Pictures:
         if paste is None:
             self._say(
                 logging.WARNING,
-                "the watermark cannot be read back from every picture; some are too flat to hold it",
+                "the watermark cannot be read back from a picture: its colours do not hold it",
             )
         return image, f"{watermark.PAYLOAD.decode()} (unreadable)"
 
     def _say(self, level: int, *message: Any) -> None:
         """Log what is so of many pictures once."""
-        if not self._said:
+        if message not in self._said:
             log.log(level, *message)
-        self._said = True
+        self._said.add(message)
 
 
 def save_all(pictures: Pictures, batches: Iterable["Batch"], describe: Callable[[], dict[str, Any]]) -> None:

@@ -58,6 +58,8 @@ def open_image(path: str | Path, *, alpha: bool = False) -> Image.Image:
             if image.mode == "CMYK":
                 log.info("%s is CMYK; it becomes RGB without regard to colour profiles", path)
             image.load()
+            if not alpha and image.has_transparency_data and not _is_opaque(image):
+                log.info("%s is transparent in places; it is laid on white", path)
             upright = ImageOps.exif_transpose(image)
             return to_rgba(upright) if alpha else to_rgb(upright)
     except InputError:
@@ -70,6 +72,10 @@ def open_image(path: str | Path, *, alpha: bool = False) -> Image.Image:
             raise InputError(f"cannot open picture {path}: {error.strerror}") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot open picture {path}: {reason}; is the file complete?") from error
+
+
+def _is_opaque(image: Image.Image) -> bool:
+    return to_rgba(image).getextrema()[3][0] == 255
 
 
 def has_alpha(path: str | Path) -> bool:

@@ -28,8 +28,8 @@ class Paste:
     def onto(self, painted: np.ndarray) -> np.ndarray:
         """Return `painted` (h, w, 3) uint8 with the original put back, of as many channels as that has.
 
-        Paint covers what is transparent first: `weight` of a pixel is paint, and of the rest the original covers
-        what it did, so that a cut-out with soft edges, painted where it is transparent, becomes opaque.
+        Paint covers what is transparent first: `weight` of a pixel is paint, and of the rest the original
+        covers what it did, so that a cut-out with soft edges, painted where it is clear, becomes opaque.
         """
         weight = self.weight[:, :, None]
         original = self.original[:, :, :3].astype(np.float32)

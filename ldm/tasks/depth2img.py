@@ -89,6 +89,10 @@ def depth2img(
     if image is not None and size not in (None, image.shape[:2]):
         raise InputError(f"the picture is {image.shape[1]}x{image.shape[0]}; a size is for runs without one")
     height, width = image.shape[:2] if image is not None else size or depth.shape[-2:]
+    if isinstance(depth, Tensor) and (depth.shape[:2] != (1, 1) or depth.dim() != 4):
+        raise InputError(f"the depth map is a tensor {tuple(depth.shape)}; expected (1, 1, height, width)")
+    if isinstance(depth, Tensor) and not bool(depth.isfinite().all()):
+        raise InputError("the depth map holds NaN or infinity; give it as an array, whose holes are filled")
     if isinstance(depth, np.ndarray):
         check_size(depth.shape, height, width)
         depth = torch.from_numpy(inverse_depth(depth))[None, None]

@@ -188,7 +188,8 @@ def plan(
         advice = "make the picture smaller, or use --dtype bfloat16"
         if max_memory:
             raise InputError(
-                f"--max-memory {_gb(max_memory)}: the smallest tiles need about {_gb(least)}; {advice}"
+                f"--max-memory {_gb(max_memory)}: the smallest tiles need about {_gb(least)}; "
+                f"allow that much, {advice}"
             )
         raise OutOfMemory(
             f"about {_gb(least)} are needed in the smallest tiles, and {_gb(budget)} are there; {advice}"
@@ -215,4 +216,4 @@ def _least(costs: Costs, sides, pictures: int, samples: int, multiple: int, forc
 
 
 def _gb(size: float) -> str:
-    return f"{size / 1e9:.2g} GB" if size < 1e9 else f"{size / 1e9:.1f} GB"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

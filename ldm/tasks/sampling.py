@@ -168,8 +168,7 @@ class Diffuser:
         self.guard = Guard(model, settings.dtype)
         self._lengths: list[int] = []  # tokens of each context of the batch, were it alone
         self.tiling = tiling
-        unet = model.model.diffusion_model
-        network = tiled(self.guard.apply_model, tiling, unet.downsampling_factor, unet)
+        network = tiled(self.guard.apply_model, tiling, model.model.diffusion_model.downsampling_factor)
         together = denoiser(network, self.schedule, model.parameterization)
         self._denoise = apart(together, self._lengths, settings.exact)
         self.state: SampleState | None = None

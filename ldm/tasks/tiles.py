@@ -8,26 +8,19 @@ as sin^2: nothing jumps where a tile ends, and what is off at its border, where 
 counts. eps, v and x_0 are affine in each other at fixed x_t and t, so it is the same in whichever the network
 predicts.
 
-The mean and variance of a GroupNorm are those of all that it sees; a tile's own would give each tile its own
-colours. So every evaluation goes over the tiles twice: once to gather them, norm by norm, and once with what
-was found for the whole, sample by sample. (Exact would be a pass for each norm, as the decoder's tiles do.)
-
 Tiles begin at multiples of the network's downsampling factor, where the whole has its own grid.
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.diffusion.conditioning import Conditioning, take
 from ldm.errors import InputError
-from ldm.models.tiled_decoder import Moments, normalised
 
-Span2 = tuple[slice, slice]
 ApplyModel = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 MIN_TILES = 4
@@ -64,7 +57,7 @@ def tiling_of(tile: int, overlap: int | None, multiple: int) -> Tiling:
     """
     smallest = MIN_TILES * multiple
     if tile < smallest:
-        raise InputError(f"tile is {tile}; expected {smallest} or more, of which this network sees enough")
+        raise InputError(f"tile is {tile}; expected {smallest} or more for this network")
     tile = math.ceil(tile / multiple) * multiple
     overlap = tile // 4 if overlap is None else overlap
     if not 0 <= overlap <= tile // 2:
@@ -72,14 +65,8 @@ def tiling_of(tile: int, overlap: int | None, multiple: int) -> Tiling:
     return Tiling(tile, math.ceil(overlap / multiple) * multiple, apart=True, decoder_tile=tile)
 
 
-def tiled(
-    apply_model: ApplyModel, tiling: Tiling, multiple: int, network: nn.Module | None = None
-) -> ApplyModel:
-    """Return a network (x_t (b, c, h, w), t (b,), cond) -> (b, c, h, w) that sees so much at once.
-
-    Args:
-        network: the module that `apply_model` runs, whose norms are to be those of the whole.
-    """
+def tiled(apply_model: ApplyModel, tiling: Tiling, multiple: int) -> ApplyModel:
+    """Return a network (x_t (b, c, h, w), t (b,), cond) -> (b, c, h, w) that sees so much at once."""
 
     def rows(x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         if not tiling.apart or len(x_t) == 1:
@@ -92,74 +79,14 @@ def tiled(
         if tiling.tile is None or max(sides) <= tiling.tile:
             return rows(x_t, t, cond)
         down, across = (spans(side, tiling.tile, tiling.overlap, multiple) for side in sides)
-        parts = [(i, j, cropped(cond, sides, i, j)) for i in down for j in across]
-        each = [v[:, None] * w for v in weights(down) for w in weights(across)]
-        own = [(v, w) for v in cores(down) for w in cores(across)]
         out = torch.zeros_like(x_t, dtype=torch.float32)
-        with WholeNorms(network) as norms:
-            if norms.norms:
-                for (i, j, here), core in zip(parts, own, strict=True):
-                    norms.begin_tile((i, j), core)
-                    rows(x_t[..., i, j], t, here)
-                norms.settle()
-            for (i, j, here), w in zip(parts, each, strict=True):
-                norms.begin_tile((i, j))
-                out[..., i, j] += w.to(out) * rows(x_t[..., i, j], t, here)
+        for i, down_weights in zip(down, weights(down), strict=True):
+            for j, across_weights in zip(across, weights(across), strict=True):
+                part = rows(x_t[..., i, j], t, cropped(cond, sides, i, j))
+                out[..., i, j] += (down_weights[:, None] * across_weights).to(out) * part
         return out
 
     return rows if tiling.tile is None else blended
-
-
-class WholeNorms:
-    """Lets the GroupNorms of a network first gather the statistics of tiles, then use those of all of them.
-
-    A norm is called once for each sample, or each batch, of a tile, in the same order in every tile.
-    """
-
-    def __init__(self, network: nn.Module | None) -> None:
-        modules = [] if network is None else network.modules()
-        self.norms = [module for module in modules if isinstance(module, nn.GroupNorm)]
-        self._tile: Span2 | None = None
-        self._core: Span2 | None = None
-        self._calls: Counter[nn.GroupNorm] = Counter()
-        self._moments: dict[tuple[nn.GroupNorm, int], Moments] = {}
-        self._known: dict[tuple[nn.GroupNorm, int], tuple[Tensor, Tensor]] = {}
-
-    def __enter__(self) -> "WholeNorms":
-        for norm in self.norms:
-            norm.forward = lambda x, norm=norm: self._forward(norm, x)
-        return self
-
-    def __exit__(self, *_) -> None:
-        for norm in self.norms:
-            del norm.forward
-
-    def begin_tile(self, tile: Span2, core: Span2 | None = None) -> None:
-        """Go on with a tile, of which `core` counts: every pixel of the whole belongs to one tile's core."""
-        self._calls.clear()
-        self._tile, self._core = tile, core
-
-    def settle(self) -> None:
-        """Keep what was gathered for the whole."""
-        self._known = {key: moments.result() for key, moments in self._moments.items()}
-
-    def _forward(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
-        key = norm, self._calls[norm]
-        self._calls[norm] += 1
-        if key in self._known:
-            return normalised(norm, x, *self._known[key])
-        self._moments.setdefault(key, Moments()).add(self._counted(x), norm.num_groups)
-        return nn.GroupNorm.forward(norm, x)
-
-    def _counted(self, x: Tensor) -> Tensor:
-        """Return the core of what a norm sees of a tile, at its resolution; all of what are no pixels."""
-        if x.dim() != 4:
-            return x
-        for dim, tile, core in zip((-2, -1), self._tile, self._core, strict=True):
-            scale = x.shape[dim] / (tile.stop - tile.start)
-            begin, start, stop = (int(scale * place) for place in (tile.start, core.start, core.stop))
-            x = x.narrow(dim, start - begin, stop - start)
-        return x
 
 
 def spans(side: int, tile: int, overlap: int, multiple: int) -> list[slice]:
@@ -169,13 +96,6 @@ def spans(side: int, tile: int, overlap: int, multiple: int) -> list[slice]:
     count = math.ceil((side - overlap) / (tile - overlap))
     starts = [(side - tile) * i // (count - 1) // multiple * multiple for i in range(count)]
     return [slice(start, start + tile) for start in starts]
-
-
-def cores(tiles: list[slice]) -> list[slice]:
-    """Return the part of each tile along one side that is nearer to its middle than to another's."""
-    pairs = zip(tiles, tiles[1:], strict=False)
-    edges = [0, *((a.stop + b.start) // 2 for a, b in pairs), tiles[-1].stop]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
 def weights(tiles: list[slice]) -> list[Tensor]:

@@ -13,7 +13,7 @@ Draws, in order: the noise on each embedding, that on the mix, x_T, then those o
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -124,6 +124,8 @@ def unclip(
     settings = settings or Settings()
     mix = Mix.of(len(images), weights, noise_level, mix_noise_level)
     diffuser = Diffuser(model, settings, batch_size, track, resume, accepts=("crossattn-adm",))
+    if model.noise_augmentor is None:  # no noise to add
+        mix = replace(mix, mix_noise_level=None)
     mix.check_levels(1 if model.noise_augmentor is None else model.noise_augmentor.max_noise_level)
     frame = Frame.around(height, width, model.size_multiple)
     pictures = n_iter * len(prompts)

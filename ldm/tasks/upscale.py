@@ -7,6 +7,7 @@ the small picture's noise, once a run, then the start noise, from NumPy as publi
 a step.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -29,6 +30,8 @@ from ldm.tasks.tiles import Tiling, tiling_of
 
 NOISE_LEVEL = 20  # of the published page
 
+logger = logging.getLogger(__name__)
+
 
 def upscale(
     model: LatentDiffusion,
@@ -41,7 +44,7 @@ def upscale(
     n_iter: int = 1,
     settings: Settings | None = None,
     tiling: Tiling | None = None,
-    faithful: bool = False,
+    faithful: bool | None = None,
     fixed_code: bool = False,
     track: Track | None = None,
     latents: Tensor | None = None,
@@ -55,7 +58,8 @@ def upscale(
         noise_level: how much of the small picture is noise, 0 to the model's max_noise_level; None is
             NOISE_LEVEL for models that add noise.
         tiling: what the networks see at once; None is what `plan_upscale` finds for the memory that is free.
-        faithful: make the result agree with `image`: shrunk, it is that again, colours and all.
+        faithful: make the result agree with `image`: shrunk, it is that again, colours and all. None does so
+            where tiles are used, which see less and may drift in colour.
         latents: (1 or batch_size, c, h, w), the start noise of every batch in place of the one that is drawn.
         resume: go on from here, exactly, to the end of the run.
 
@@ -65,6 +69,8 @@ def upscale(
     noise_level = checked_level(model, noise_level)
     if tiling is None:
         tiling = plan_upscale(model, image.shape[:2], batch_size, settings)
+    if faithful is None and (faithful := tiling.tile is not None):
+        logger.info("tiles: the result is made to agree with the small picture's colours")
     keys = ("hybrid-adm", "hybrid")
     diffuser = Diffuser(model, settings, batch_size, track, resume, accepts=keys, tiling=tiling)
     frame = small_frame(model, *image.shape[:2])

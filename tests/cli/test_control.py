@@ -130,6 +130,20 @@ def test_a_stopped_run_of_img2img_with_given_noise_and_of_hires(run, tmp_path, s
         assert pictures(tmp_path / f"o-{step}-{script}") == pictures(tmp_path / f"whole-{step}-{script}")
 
 
+def test_a_stopped_run_goes_on_from_another_folder(run, tmp_path, stop_at, monkeypatch):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)).save(tmp_path / "i.png")
+    flags = *MODEL, "--init-img=i.png", "--prompt", "i.png", "--ddim_steps", 4, "--no-grid", "--outdir", "o"
+    stop_at(2)
+    assert run("img2img.py", *flags).code == 75
+    stop_at(-1)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    outcome = run("img2img.py", "--latents", "../o/interrupted-00000.safetensors", "--outdir", "o")
+    assert outcome.code == 0, outcome.err
+    record = metadata.read_record(tmp_path / "elsewhere" / "o" / "samples" / "00000.png")
+    assert record["prompt"] == "i.png" and record["init_image"]["file"] == "i.png"
+
+
 def test_flags_beside_a_stopped_run(run, tmp_path, stop_at):
     stop_at(2)
     assert run("txt2img.py", *RUN, "--steps", 4, "--outdir", "o").code == 75

@@ -49,7 +49,7 @@ def test_tiles_of_any_size_are_made_and_remembered(run, small, weights, tmp_path
     ("flags", "says"),
     [
         (("--noise-level", 351), "noise level is 351; expected 0 to 350"),
-        (("--max-memory", "1MB"), "--max-memory 0.001 GB: the smallest tiles need about"),
+        (("--max-memory", "1MB"), "--max-memory 1 MB: the smallest tiles need about"),
         (("--tile", 4), "tile is 4; expected 16 or more"),
         (("--overlap", 4), "overlap 4 is of tiles; give --tile too"),
         (("--max-memory", "lots"), "expected auto or a size such as 8GB"),

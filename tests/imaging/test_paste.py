@@ -34,6 +34,15 @@ def test_alpha_stays_and_paint_is_opaque():
     assert np.array_equal(result[2:4, :, :3], painted[2:4]) and (result[2:4, :, 3] == 255).all()
 
 
+def test_a_cut_out_with_soft_edges_painted_where_it_is_transparent_becomes_opaque():
+    original, painted = picture(4), picture(3)
+    weight = 1 - original[:, :, 3].astype(np.float32) / 255
+    result = Paste(original, weight).onto(painted)
+    expected = weight[:, :, None] * painted + (1 - weight[:, :, None]) * original[:, :, :3]
+    assert (result[:, :, 3] == 255).all()
+    assert np.abs(result[:, :, :3] - expected).max() <= 0.5001
+
+
 def test_hidden_colours_do_not_shine_through_a_soft_edge():
     original, painted = (
         np.array([[[0, 255, 0, 0], [0, 200, 0, 255]]], np.uint8),

@@ -38,7 +38,7 @@ def test_the_first_that_fits_is_taken():
 def test_what_does_not_fit_in_the_smallest_tiles_is_refused():
     assert fitting(COSTS, SIDES, 1, 2, 8, 1_000_000) is None
     device = torch.device("cpu")
-    with pytest.raises(InputError, match=r"--max-memory 0.001 GB: the smallest tiles need about 0.005"):
+    with pytest.raises(InputError, match=r"--max-memory 1 MB: the smallest tiles need about 5"):
         plan(COSTS, SIDES, 1, 2, 8, device, 1_000_000)
 
 
@@ -47,7 +47,7 @@ def test_free_memory_is_the_budget_where_none_is_given(monkeypatch, caplog):
     monkeypatch.setattr(memory_plan, "free_bytes", lambda _: 10**9)
     with caplog.at_level(logging.INFO, logger="ldm"):
         assert plan(COSTS, SIDES, 1, 2, 8, device) == Tiling()
-    assert caplog.messages == ["memory: whole: needs about 0.022 GB of 0.9 GB free"]
+    assert caplog.messages == ["memory: whole: needs about 21.5 MB of 901 MB free"]
     monkeypatch.setattr(memory_plan, "free_bytes", lambda _: 10_000)
     with pytest.raises(OutOfMemory, match="are needed in the smallest tiles"):
         plan(COSTS, SIDES, 1, 2, 8, device)

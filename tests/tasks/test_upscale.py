@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from tiny_models import tiny_config, tiny_model
 
 from ldm.errors import InputError
@@ -132,8 +132,13 @@ def demo():
 
 
 def sprite() -> np.ndarray:
-    drawn = np.load(DEMO.parents[2] / "data" / "emoji" / "128" / "sprites.npy", mmap_mode="r")[100]
-    return np.asarray(Image.fromarray(np.asarray(drawn[..., :3])).resize((SIDE, SIDE), Image.BICUBIC))
+    drawn = Image.new("RGB", (4 * SIDE, 4 * SIDE), (90, 170, 250))
+    pen, u = ImageDraw.Draw(drawn), SIDE // 7
+    pen.ellipse((4 * u, 4 * u, 24 * u, 24 * u), fill=(250, 200, 40), outline=(120, 70, 0), width=u)
+    for x in (10 * u, 16 * u):
+        pen.ellipse((x, 10 * u, x + 2 * u, 13 * u), fill=(60, 30, 0))
+    pen.arc((9 * u, 12 * u, 19 * u, 20 * u), 20, 160, fill=(60, 30, 0), width=u)
+    return np.asarray(drawn.resize((SIDE, SIDE), Image.BICUBIC))
 
 
 def slopes() -> np.ndarray:
@@ -142,20 +147,24 @@ def slopes() -> np.ndarray:
 
 
 @pytest.mark.parametrize("make", [sprite, slopes])
-def test_tiles_keep_the_colours_and_have_no_seams(demo, make):
-    """Of the demonstration model as the script uses it, on a picture that fits both ways."""
-    options = {"seed": 1, "settings": Settings("ddim", 3, guidance_scale=1.0), "faithful": True}
+@pytest.mark.parametrize(
+    ("faithful", "most_shift", "least_psnr"), [(True, 0.1, 45), (False, 5, 28)], ids=["faithful", "raw"]
+)
+def test_tiles_keep_the_colours_and_have_no_seams(demo, make, faithful, most_shift, least_psnr):
+    """On a picture that fits both ways, as tiles are used, and without what corrects their colours."""
+    options = {"seed": 1, "settings": Settings("ddim", 3, guidance_scale=1.0), "faithful": faithful}
     whole, tiled = (
         next(upscale(demo, make(), ["a cat"], tiling=tiling, **options)).images
         for tiling in (Tiling(), Tiling(TILE, 8, apart=True, decoder_tile=16))
     )
     shift = 127.5 * (tiled - whole).mean((0, 2, 3)).abs().max()
-    assert shift < 1, "colours, of 255"
+    assert shift < most_shift, "colours, of 255"
     psnr = 10 * torch.log10(4 / (tiled - whole).square().mean())
-    assert psnr > 36
+    assert psnr > least_psnr
     scale, multiple = demo.downsampling_factor, demo.model.diffusion_model.downsampling_factor
     parts = spans(SIDE, TILE, 8, multiple)
     borders = [scale * part.start for part in parts[1:]] + [scale * part.stop for part in parts[:-1]]
     for dim in (2, 3):
         steps = (tiled - whole).diff(dim=dim).abs().mean((0, 1, 5 - dim))  # of the error, across each row
-        assert all(steps[border - 1] < 2 * steps.median() for border in borders)
+        usual = steps.quantile(0.95)  # it has edges where the picture has them
+        assert all(steps[border - 1] < 1.5 * usual for border in borders)
