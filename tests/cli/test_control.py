@@ -22,14 +22,6 @@ MODEL = "--config", FILES["config"], "--ckpt", FILES["checkpoint"], "--precision
 RUN = *MODEL, "--prompt", "a", "--H", 16, "--W", 16, "--n_samples", 2, "--n_iter", 2, "--no-grid"
 
 
-@pytest.fixture(autouse=True)
-def _ctrl_c_is_heard():
-    """Undo what a shell does to jobs in the background, whose children inherit it: SIGINT is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture
 def stop_at(monkeypatch):
     """Send this process a signal when step `step` of the whole run is watched."""
