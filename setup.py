@@ -28,9 +28,11 @@ CORE = [
 ]
 TRAIN = ["pytorch-lightning>=2.4", "matplotlib>=3.8"]
 DATA = ["resvg-py>=0.5"]
+EXR = ["openexr>=3.3"]  # depth maps
 TEST = [
     *TRAIN,
     *DATA,
+    *EXR,
     "pytest>=8",
     "pytest-cov>=5",
     "pytest-xdist>=3.5",
@@ -83,6 +85,6 @@ setup(
     },
     include_package_data=False,
     install_requires=CORE,
-    extras_require={"train": TRAIN, "data": DATA, "test": TEST, "all": [*TRAIN, *DATA]},
+    extras_require={"train": TRAIN, "data": DATA, "test": TEST, "exr": EXR, "all": [*TRAIN, *DATA, *EXR]},
     entry_points={"console_scripts": commands()},
 )

@@ -7,7 +7,7 @@ zero, because models see it stretched to -1..1. What a file holds is taken as it
 |-----------------------------|---------------------------------------------------------------------|
 | PNG, TIFF, ... of one grey  | 8, 16 or 32 bits, or floating point; red, green and blue may be equal |
 | NPY, NPZ                    | any real numbers (h, w); no pickles                                 |
-| EXR                         | one channel, or equal red, green and blue; read by OpenCV           |
+| EXR                         | one channel, or equal red, green and blue; read by OpenEXR          |
 | PFM                         | floating point                                                      |
 
 NaN and infinity mark pixels of unknown depth, as in measured disparity; what is around them spreads there.
@@ -15,8 +15,6 @@ NaN and infinity mark pixels of unknown depth, as in measured disparity; what is
 
 import io
 import logging
-import os
-import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -41,7 +39,7 @@ def read_depth(path: str | Path) -> np.ndarray:
 
     Raises:
         InputError: the file is missing, damaged, too large, or holds no map of one value a pixel.
-        BackendUnavailable: an EXR file, and no OpenCV that reads it.
+        BackendUnavailable: an EXR file, and no OpenEXR.
     """
     path = Path(path)
     if not path.is_file():
@@ -177,52 +175,18 @@ def _read_npz(path: Path) -> np.ndarray:
 
 
 def _read_exr(path: Path) -> np.ndarray:
-    """Read an EXR file by OpenCV, which takes the channels R, G, B and Y and gives zeros for others."""
+    """Read an EXR file of one channel, whatever its name, or of R, G and B."""
     try:
-        import cv2
+        import OpenEXR
     except ImportError as error:
-        raise BackendUnavailable("EXR files need OpenCV: pip install opencv-python") from error
-    data = bytearray(path.read_bytes())
-    channels, place = _exr_header(data)
-    if len(channels) == 1 and len(channels[0]) == 1:
-        data[place : place + 1] = b"Y"  # Z, V, ...
-    elif not {"R", "G", "B"} <= set(channels) <= {"R", "G", "B", "A"}:
-        raise InputError(
-            f"its channels are {', '.join(channels[:6])}; expected one of one letter (Y, Z, V), or R, G, B"
-        )
-    os.environ["OPENCV_IO_ENABLE_OPENEXR"] = "1"  # off by default in OpenCV; read when it is first needed
-    level = cv2.setLogLevel(0)
-    try:
-        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    finally:
-        cv2.setLogLevel(level)
-    if values is None and "OpenEXR:                     NO" in cv2.getBuildInformation():
-        raise BackendUnavailable("this OpenCV reads no EXR; pip install opencv-python, or save it as NPY")
-    if values is None:
-        raise InputError("OpenCV cannot decode it; is the file complete, and of one part?")
-    return values
-
-
-def _exr_header(data: bytes | bytearray) -> tuple[list[str], int]:
-    """Return the names of an EXR file's channels and where the first stands; checks the size.
-
-    After 8 bytes the header is a list of attributes: name, 0, type, 0, size (int32), value; then 0. A channel
-    is its name, 0 and 16 bytes. (OpenEXR, "File Layout".)
-    """
-    position, channels, first = 8, [], 0
-    while data[position]:
-        name_end = data.index(0, position)
-        type_end = data.index(0, name_end + 1)
-        name = bytes(data[position:name_end])
-        (size,) = struct.unpack_from("<i", data, type_end + 1)
-        value, position = type_end + 5, type_end + 5 + max(size, 0)
-        if name == b"channels":
-            first = at = value
-            while data[at] and at < position:
-                end = data.index(0, at)
-                channels.append(bytes(data[at:end]).decode("latin-1"))
-                at = end + 17
-        elif name == b"dataWindow":
-            x_0, y_0, x_1, y_1 = struct.unpack_from("<4i", data, value)
-            _check_size(max(y_1 - y_0 + 1, 0), max(x_1 - x_0 + 1, 0))
-    return channels, first
+        raise BackendUnavailable("EXR files need OpenEXR: pip install openexr") from error
+    with OpenEXR.File(str(path), header_only=True) as file:
+        (x_0, y_0), (x_1, y_1) = (map(int, corner) for corner in file.header()["dataWindow"])
+        names = [channel.name for channel in file.header()["channels"]]
+    _check_size(max(y_1 - y_0 + 1, 0), max(x_1 - x_0 + 1, 0))
+    if len(names) != 1 and not {"R", "G", "B"} <= set(names) <= {"R", "G", "B", "A"}:
+        raise InputError(f"its channels are {', '.join(names[:6])}; expected one, or R, G, B")
+    with OpenEXR.File(str(path), separate_channels=True) as file:
+        channels = file.channels()
+        wanted = names if len(names) == 1 else ["R", "G", "B"]
+        return np.dstack([channels[name].pixels for name in wanted])
