@@ -103,7 +103,7 @@ def _padded(image: np.ndarray, size: Size | None, multiple: int) -> np.ndarray:
     else:
         scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
         inner = tuple(
-            min(max(1, round(own * scale)), side) for own, side in zip(image.shape, size, strict=False)
+            min(max(1, round(own * scale)), side) for own, side in zip(image.shape[:2], size, strict=True)
         )
         image = _scaled(image, inner)
         frame = Frame(*inner, *size)

@@ -19,6 +19,7 @@ two norms at each of three levels). Attention takes its queries in bands, keys a
 """
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -97,7 +98,7 @@ def tiles_of(height: int, width: int, tile: int, margin: int) -> list[Tile]:
     def cuts(side: int) -> list[tuple[slice, slice]]:
         count = math.ceil(side / tile)
         edges = [side * i // count for i in range(count + 1)]
-        cores = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        cores = [slice(a, b) for a, b in pairwise(edges)]
         return [(slice(max(0, s.start - margin), min(side, s.stop + margin)), s) for s in cores]
 
     return [

@@ -66,7 +66,9 @@ def test_bytes_outside_the_mask_stay_for_every_sampler(models, kind, sampler):
     [
         ("inpaint", (31, 67), 4, torch.float32, {}),
         ("sd2", (67, 31), 4, torch.bfloat16, {}),
+        ("sd2", (37, 29), 4, torch.float16, {}),
         ("inpaint", (64, 64), 3, torch.bfloat16, {"strength": 0.5}),
+        ("inpaint", (29, 37), 4, torch.float16, {}),
         ("sd2", (13, 11), 3, torch.float32, {"strength": 0.6}),
         ("inpaint", (7, 150), 3, torch.float32, {"only_masked": 5}),
         ("sd2", (101, 97), 4, torch.bfloat16, {"only_masked": 3, "mask_blur": 4}),
