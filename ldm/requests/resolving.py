@@ -59,8 +59,8 @@ def resolved(request: R, facts: ModelFacts) -> R:
 def sampler_options(request: Request) -> dict[str, Any]:
     """Return the sampler, its schedule and its eta, which do not depend on the model.
 
-    Without a sampler that is ddim at the times of the reference scripts; a sampler that is named takes exactly
-    as many steps as are asked for, unless the schedule is the reference's.
+    The default is ddim at the times of the reference scripts. A sampler that is named runs exactly as many
+    UNet evaluations as there are steps, unless the schedule is the reference's.
 
     Raises: InputError for names that do not exist, or an eta or a schedule that the sampler cannot honour.
     """
@@ -92,7 +92,7 @@ def _size(request: Request, facts: ModelFacts) -> dict[str, Any]:
     factor, own = request.latent_factor, facts.latent_factor
     if not isinstance(request, Size):
         if factor not in (None, own):
-            raise InputError(f"--f {factor}: this model's latents stand for {own} pixels a side; leave --f out")
+            raise InputError(f"--f {factor}: this model has {own} pixels per latent; leave --f out")
         return {}
     height, width = request.height or facts.native_size, request.width or facts.native_size
     if factor not in (None, own):
