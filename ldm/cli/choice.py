@@ -93,7 +93,7 @@ def check_digest(args: argparse.Namespace, checkpoint: Path) -> None:
         return
     if not checkpoint.is_file():
         raise InputError(f"--sha256: {checkpoint} is a folder; a digest is of one file")
-    from ldm.jobs.digest import sha256
+    from ldm.files.digest import sha256
 
     digest = sha256(checkpoint)
     if digest != args.sha256:
@@ -131,9 +131,9 @@ def asked_for(config: Path) -> str:
 
 def recall_verdict(checkpoint: Path) -> "Verdict | None":
     """Return what a probe of this file has found before."""
-    from ldm.jobs.file_notes import recall
+    from ldm.files import cache
 
-    note = recall(checkpoint, NOTES)
+    note = cache.get(checkpoint, NOTES)
     if note is None:
         return None
     from ldm.tasks.probe import METHOD, Verdict
@@ -168,12 +168,12 @@ def probe(model: "LatentDiffusion", checkpoint: Path, dtype: "torch.dtype") -> "
     """Return what the network predicts, by one step of it or from the cache."""
     verdict = recall_verdict(checkpoint)
     if verdict is None:
-        from ldm.jobs.file_notes import remember
+        from ldm.files import cache
         from ldm.tasks.probe import METHOD, probe_prediction
 
         verdict = probe_prediction(model, dtype)
         note = {"agreement_eps": verdict.agreement_eps, "agreement_v": verdict.agreement_v}
-        remember(checkpoint, NOTES, note | {"prediction": verdict.prediction, "method": METHOD})
+        cache.put(checkpoint, NOTES, note | {"prediction": verdict.prediction, "method": METHOD})
     return verdict
 
 

@@ -69,8 +69,8 @@ def keeper(args: argparse.Namespace, start: "Start", outdir: Path) -> "Callable[
     """Return what keeps the map in DIR/depth; None without --save-depth, and where a stopped run did it."""
     if not args.save_depth or start.stopped is not None:
         return None
+    from ldm.files.numbering import NumberedFiles
     from ldm.imaging.depth import png_of
-    from ldm.jobs.numbering import NumberedFiles
 
     files = NumberedFiles(outdir / "depth", "%05d.png")
     return lambda depth: files.save(png_of(depth))

@@ -61,7 +61,7 @@ def open_model(args: argparse.Namespace) -> OpenedModel:
         config = choice.config
 
     from ldm.backends.device import resolve_device, resolve_dtype
-    from ldm.jobs.digest import sha256_in_background
+    from ldm.files.digest import sha256_in_background
     from ldm.loading import load_model, load_part
 
     device = resolve_device(args.device)

@@ -24,7 +24,7 @@ from ldm.cli.model import OpenedModel
 from ldm.cli.stopping import heeding_signals
 from ldm.cli.watching import watched
 from ldm.errors import BadPictureError, Stopped
-from ldm.jobs.numbering import NumberedFiles
+from ldm.files.numbering import NumberedFiles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,13 +144,13 @@ class Pictures:
         return {"command": self.command, "folder": os.getcwd()}
 
     def _keep_latents(self, picture: Path, batch: "Batch", position: int, record: dict[str, Any]) -> None:
-        from ldm.checkpoint.whole_file import replace_file
+        from ldm.files.atomic import atomic_write
         from ldm.tasks.latents import final_file
 
         height, width = batch.images.shape[-2:]
         about = {"width": width, "height": height, "pictures_in_batch": len(batch.images)}
         data = final_file(batch.latents[position], record | about | self._given())
-        replace_file(latents_name(picture), lambda path: path.write_bytes(data))
+        atomic_write(latents_name(picture), lambda path: path.write_bytes(data))
 
     def _write(
         self, files: NumberedFiles, image: "np.ndarray", record: dict[str, Any], paste: "Paste | None" = None

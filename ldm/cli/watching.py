@@ -65,8 +65,8 @@ class Preview:
     def _write(self, step: "Step") -> None:
         from PIL import Image
 
+        from ldm.files.atomic import TEMPORARY_PREFIX
         from ldm.imaging.grid import make_grid
-        from ldm.jobs.numbering import TEMPORARY_PREFIX
 
         buffer = io.BytesIO()
         sheet = make_grid(self.map.pictures(step.x_0), self.columns)
