@@ -1,36 +1,12 @@
 """The command line of a request: flags from its options, and a request from the flags."""
 
 import argparse
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from ldm.cli import reference_flags
+from ldm.cli.parser import Parser
 from ldm.errors import InputError
 from ldm.requests import Field, Request, fields_of
-
-REFERENCE_FLAGS = frozenset(
-    "--help --prompt --outdir --steps --ddim_steps --plms --dpm --fixed_code --ddim_eta --n_iter --H --W --C"
-    " --f --n_samples --n_rows --scale --from-file --config --ckpt --seed --precision --repeat --device"
-    " --torchscript --ipex --bf16 --init-img --strength".split()
-)
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line like all others."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(*args, **kwargs)
-        self.aliases: set[str] = set()      # reference flags of other scripts, taken here too
-
-    def _get_option_tuples(self, option_string: str) -> list[tuple]:
-        """Let an abbreviation of a reference flag keep its meaning, whatever flags have been added."""
-        matches = super()._get_option_tuples(option_string)
-        reference = [match for match in matches if match[1] in REFERENCE_FLAGS - self.aliases]
-        return reference if len(reference) == 1 else matches
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
 
 
 def parser_of(cls: type[Request], description: str) -> Parser:
@@ -45,14 +21,6 @@ def parser_of(cls: type[Request], description: str) -> Parser:
             _add(parser, sections[title], each)
     reference_flags.add(parser, sections, fields_of(cls)["eta"].option.usual)
     return parser
-
-
-def parse(cls: type[Request], parser: Parser, argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return the options that a command line gives, by the names of the fields.
-
-    Raises: InputError for a flag that does not exist, or a value out of bounds, or flags that contradict.
-    """
-    return reference_flags.folded(cls, vars(parser.parse_args(argv)))
 
 
 def _add(parser: Parser, section: Any, each: Field) -> None:

@@ -1,7 +1,7 @@
 """The one door to the tasks: a request and a model in, batches of images out.
 
-The request is loaded (`ldm.jobs.inputs`: files are `InputArray`s, `prompts` holds one prompt for each image of
-a pass, a mask is prepared) and resolved (`ldm.requests.resolving`: no None means "the model's own" any more).
+The request is loaded (`ldm.jobs.inputs`: files are `InputArray`s, `prompts` holds one prompt for each image
+of a pass, a mask is prepared) and resolved (`ldm.requests.resolving`: no None means "the model's own").
 """
 
 from collections.abc import Iterator
