@@ -76,7 +76,8 @@ def options_of_image(request: Request, whole: bool = False) -> dict[str, Any]:
     return {
         name: _portable(value) if fields[name].option.is_file else value
         for name, value in found.items()
-        if (fields[name].option.changes_image or name in KEPT) and not (whole and name in PROMPT_OPTIONS)
+        if (fields[name].option.changes_image or name in KEPT)
+        and not (whole and (value is None or name in PROMPT_OPTIONS))
     }
 
 
