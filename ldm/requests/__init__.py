@@ -6,7 +6,8 @@ from typing import Any
 from ldm.requests.fields import Field, Option, build, fields_of, form, names_of, option, record, request
 
 __all__ = [
-    "NAMES", "Field", "Option", "build", "fields_of", "find", "form", "names_of", "option", "record", "request",
+    "NAMES", "Field", "Option", "build", "fields_of", "find", "form", "names_of", "option", "record",
+    "request",
 ]  # fmt: skip
 
 NAMES = {
