@@ -49,7 +49,7 @@ class Pictures:
     """The output folder of one run."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        """Check that the folder and the watermark's library will do; the first picture makes the folder."""
+        """Check that the folder will do; the first picture makes it."""
         self.outdir = chosen_outdir(args)
         self.columns = args.n_rows or args.n_samples
         self.watermark = args.watermark == "on"
@@ -65,10 +65,6 @@ class Pictures:
         self._prompts: dict[str, None] = {}  # those on the grid, each once, in order
         self._said: set[tuple] = set()
         self._started = time.perf_counter()
-        if self.watermark:
-            from ldm.imaging import watermark
-
-            watermark.require()
 
     def save(self, batch: "Batch", record: dict[str, Any]) -> None:
         """Save a batch, one file a picture; `record` is what every picture of the run remembers.
