@@ -1,6 +1,5 @@
 """Run the scripts as a user does: in this process where that will do, else in their own, without network."""
 
-import logging
 import os
 import signal
 import subprocess
@@ -38,8 +37,6 @@ def run(capsys, monkeypatch, tmp_path) -> Callable[..., Outcome]:
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / "cache"))
     monkeypatch.chdir(tmp_path)
-    logger = logging.getLogger("ldm")
-    before = logger.handlers, logger.propagate, logger.level
 
     def run(script: str, *args: object) -> Outcome:
         module = load_script(script)
@@ -47,9 +44,7 @@ def run(capsys, monkeypatch, tmp_path) -> Callable[..., Outcome]:
         code = app.exit_code(module.make_parser(), module.main, [str(arg) for arg in args])
         return Outcome(code, *capsys.readouterr())
 
-    yield run
-    logger.handlers, logger.propagate, level = before
-    logger.setLevel(level)
+    return run
 
 
 @pytest.fixture
