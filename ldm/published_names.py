@@ -77,7 +77,7 @@ PUBLISHED: dict[str, str] = {
     "cldm.cldm.ControlLDM": "ldm.models.controlnet.ControlLDM",
     "cldm.cldm.ControlNet": "ldm.models.controlnet.ControlNet",
     "cldm.cldm.ControlledUnetModel": "ldm.models.controlnet.ControlledUnetModel",
-    "cldm.ddim_hacked.DDIMSampler": "ldm.samplers.published.DDIMSampler",
+    "cldm.ddim_hacked.DDIMSampler": "ldm.samplers.published.ControlDDIMSampler",
     "ldm.lr_scheduler.LambdaLinearScheduler": "ldm.training.lr_scheduler.LambdaLinearScheduler",
 }
 
