@@ -121,6 +121,8 @@ class LatentDiffusion(DDPM):
         self.loss_type, self.logvar_init = loss_type, logvar_init
         self.l_simple_weight, self.original_elbo_weight = l_simple_weight, original_elbo_weight
         self.num_timesteps = self.schedule.num_timesteps
+        self.defaults: dict[str, dict[str, Any]] = {}   # options that its YAML recommends, for each task
+        self.trained_at: int | None = None              # side in pixels, where the weights are known to
         for name, buffer in self.schedule.published_buffers().items():
             self.register_buffer(name, buffer)
         self.model = DiffusionWrapper(unet_config, conditioning_key)
@@ -135,6 +137,16 @@ class LatentDiffusion(DDPM):
     @property
     def device(self) -> torch.device:
         return self.betas.device
+
+    @property
+    def native_size(self) -> int:
+        """Side in pixels of the images that the model is made for."""
+        return self.image_size * self.downsampling_factor
+
+    @property
+    def training_size(self) -> int:
+        """Side in pixels of the images that the weights were trained on, as far as that is known."""
+        return self.trained_at or self.native_size
 
     @property
     def downsampling_factor(self) -> int:
