@@ -5,7 +5,8 @@ import logging
 
 import pytest
 
-from ldm.cli import app, options
+from ldm.cli import app
+from ldm.cli.parser import Parser, add_messages
 from ldm.cli.progress import bar
 from ldm.errors import CheckpointError, InputError
 
@@ -15,8 +16,8 @@ def outcome(capsys, error: BaseException | None, *argv: str):
         if error is not None:
             raise error
 
-    parser = app.Parser()
-    options.common(parser)
+    parser = Parser()
+    add_messages(parser)
     return app.exit_code(parser, main, list(argv)), *capsys.readouterr()
 
 
