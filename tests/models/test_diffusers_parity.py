@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint.layouts import PARTS, published_to_parts
+from ldm.checkpoint.layouts import ldm_to_parts
+from ldm.checkpoint.parts import PARTS
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.controlnet import ControlNet
 from ldm.models.text_clip import FrozenCLIPEmbedder
@@ -87,7 +88,7 @@ def randomised(module: nn.Module) -> nn.Module:
 def converted(module: nn.Module, part: str) -> dict[str, Tensor]:
     """Return the weights of one of our modules under diffusers' names."""
     prefix = PARTS[part].prefix
-    return published_to_parts({prefix + name: x for name, x in module.state_dict().items()})[part]
+    return ldm_to_parts({prefix + name: x for name, x in module.state_dict().items()})[part]
 
 
 @pytest.mark.parametrize("variant", UNETS)
