@@ -1,6 +1,5 @@
 """Run the scripts as a user does: in this process where that will do, else in their own, without network."""
 
-import logging
 import os
 import signal
 import subprocess
@@ -37,16 +36,12 @@ def run(capsys, monkeypatch, tmp_path) -> Callable[..., Outcome]:
     """Run a script in this process, in an empty folder: run("txt2img.py", "--seed", 1)."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / "cache"))
     monkeypatch.chdir(tmp_path)
-    logger = logging.getLogger("ldm")
-    before = logger.handlers, logger.propagate, logger.level
 
     def run(script: str, *args: object) -> Outcome:
         capsys.readouterr()
         return Outcome(run_script(script, *args), *capsys.readouterr())
 
-    yield run
-    logger.handlers, logger.propagate, level = before
-    logger.setLevel(level)
+    return run
 
 
 @pytest.fixture

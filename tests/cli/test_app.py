@@ -11,15 +11,6 @@ from ldm.cli.progress import bar
 from ldm.errors import CheckpointError, InputError
 
 
-@pytest.fixture(autouse=True)
-def _restore_log():
-    logger = logging.getLogger("ldm")
-    before = logger.handlers, logger.propagate, logger.level
-    yield
-    logger.handlers, logger.propagate, level = before
-    logger.setLevel(level)
-
-
 def outcome(capsys, error: BaseException | None, *argv: str):
     def main(args):
         if error is not None:
