@@ -11,20 +11,23 @@ from PIL import Image
 from ldm.errors import InputError
 from ldm.imaging import metadata
 
-RECORD = {
-    "version": "1.2.3",
-    "prompt": "a lighthouse, stormy sea",
+OPTIONS = {
     "negative_prompt": "blurry: yes, very",
-    "seed": 42,
     "sampler": "dpm",
     "steps": 20,
     "eta": 0.0,
-    "guidance_scale": 7.5,
+    "scale": 7.5,
+    "strength": 0.8,
+    "n_samples": 3,
+}
+RECORD = {
+    "version": "1.2.3",
+    "prompt": "a lighthouse, stormy sea",
+    "seed": 42,
     "width": 640,
     "height": 427,
-    "strength": 0.8,
-    "batch_size": 3,
     "index_in_batch": 1,
+    "resolved": OPTIONS,
     "model": {"checkpoint": "my, model.safetensors", "sha256": "0123456789abcdef" * 4},
 }
 
@@ -69,12 +72,12 @@ def test_parameters_parse_back(tmp_path):
     [
         ("dpmpp_2m", "karras", {"Sampler": "DPM++ 2M", "Schedule type": "Karras", "Eta": "0.5"}),
         ("euler_a", "linspace", {"Sampler": "Euler a", "Eta": "0.5"}),
-        ("ddim", "published", {"Sampler": "DDIM", "Eta DDIM": "0.5"}),
+        ("ddim", "reference", {"Sampler": "DDIM", "Eta DDIM": "0.5"}),
         ("deis", "exponential", {"Sampler": "deis", "Schedule type": "Exponential", "Eta": "0.5"}),
     ],
 )
 def test_parameters_name_samplers_and_schedules_as_their_readers_do(tmp_path, sampler, schedule, fields):
-    record = RECORD | {"sampler": sampler, "schedule": schedule, "eta": 0.5}
+    record = RECORD | {"resolved": OPTIONS | {"sampler": sampler, "schedule": schedule, "eta": 0.5}}
     with Image.open(written(tmp_path, record)) as image:
         got = parse_parameters(image.text["parameters"])
     assert {name: got.get(name) for name in ("Sampler", "Schedule type", "Eta", "Eta DDIM")} == {

@@ -3,16 +3,15 @@
 Commands run in a folder with nothing but `configs/`: `python scripts/...` means this checkout's.
 """
 
-import importlib.util
 import os
 import re
 import shlex
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from script_files import parsed_by_script
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -37,20 +36,10 @@ def script_commands() -> list[list[str]]:
     return [command for command in every if len(command) > 1 and command[1].startswith("scripts/")]
 
 
-def parse(script: Path, arguments: list[str]) -> Namespace:
-    """Parse arguments as the script does."""
-    spec = importlib.util.spec_from_file_location(f"readme_{script.stem}", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if hasattr(module, "parse_arguments"):
-        return module.parse_arguments(arguments)
-    return module.make_parser().parse_args(arguments)
-
-
 @pytest.mark.parametrize("command", script_commands(), ids=shlex.join)
 def test_the_script_takes_these_flags(command: list[str], monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
-    args = parse(ROOT / command[1], command[2:])
+    args = parsed_by_script(command[1].removeprefix("scripts/"), *command[2:])
     config = getattr(args, "config", None)
     if config and config.startswith("configs/"):
         assert (ROOT / config).is_file()
