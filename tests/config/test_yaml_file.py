@@ -28,7 +28,7 @@ REFUSED = {
     "list as a key": ("a: 1\n? [b]\n: 2\n", ":2:"),
     "unclosed": ("a: [1, 2\nb: 3\n", ":2:"),
     "tab": ("a:\n\tb: 1\n", ":2:"),
-    "two documents": ("a: 1\n---\nb: 2\n", "document"),
+    "two documents": ("a: 1\n---\nb: 2\n", ":2:"),
     "control character": ("a: \x07\n", "is not YAML"),
     "impossible date": ("a: !!int x\n", "is not YAML"),
     "reference": ("a: 1\nb: ${a}\n", ":2: references"),
