@@ -4,14 +4,13 @@ They are read as files. Importing open_clip would import transformers, timm and 
 takes as long as importing torch.
 """
 
-import difflib
 import importlib.util
 import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ldm.errors import BackendUnavailable, ConfigError
+from ldm.errors import BackendUnavailable, ConfigError, nearest
 
 MERGES = "bpe_simple_vocab_16e6.txt.gz"
 
@@ -34,11 +33,9 @@ def architecture(arch: str) -> dict[str, Any]:
             raise ConfigError(f"architecture file {arch}: {error}") from error
     known = {file.stem: file for file in (_folder() / "model_configs").glob("*.json")}
     if arch not in known:
-        near = difflib.get_close_matches(arch, known, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError(
-            f"arch {arch!r} is not known to open_clip, "
-            f"and there is no {arch}.json beside the configuration{hint}"
+            f"arch {arch!r} is not known to open_clip, and there is no {arch}.json next to the configuration"
+            f"{nearest(arch, known)}"
         )
     return json.loads(known[arch].read_text(encoding="utf-8"))
 

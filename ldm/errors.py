@@ -1,26 +1,26 @@
-"""What can go wrong, by whose hand it is mended.
+"""What can go wrong, by what the user can do about it.
 
     LdmError                    exit code 2; one line: what, got, expected, what to do
     ├── ConfigError             a YAML file or an override
     ├── CheckpointError         a weights file
     │   ├── UnsafeCheckpointError   it asks for code to be run
     │   ├── DamagedCheckpointError  it is truncated, corrupt or contradicts itself
-    │   ├── NotACheckpointError     it is something else: a web page, a picture, a folder without weights
+    │   ├── NotACheckpointError     it is something else: a web page, an image, a folder without weights
     │   ├── WrongModelError         it holds another model than the one asked for
     │   └── BadValuesError          it holds NaN or infinite weights
     ├── InputError              a flag, a prompt, an image
     ├── BackendUnavailable      an optional package or a device that is not there
-    ├── TrainingError           training cannot go on
-    ├── BadPictureError         exit code 4; a picture would be NaN or black
-    ├── OutOfMemory             exit code 6; what is needed to go on does not fit
-    └── Stopped                 exit code 75; the user asked to stop, and can go on from here
+    ├── TrainingError           training cannot continue
+    ├── BadPictureError         exit code 4; an image would be NaN or black
+    ├── OutOfMemory             exit code 6; what is needed does not fit
+    └── Stopped                 exit code 75; the user asked to stop; the run can be resumed
 """
 
 from collections.abc import Iterable
 
 
 class LdmError(Exception):
-    """Base of every error that a user can mend; its text is one line without a traceback."""
+    """Base of every error that a user can correct; its text is one line without a traceback."""
 
     exit_code = 2
 
@@ -42,11 +42,11 @@ class DamagedCheckpointError(CheckpointError):
 
 
 class NotACheckpointError(CheckpointError):
-    """A file or folder that is no weights at all, or none of a kind that is read."""
+    """A file or folder without weights, or with weights of no supported kind."""
 
 
 class WrongModelError(CheckpointError):
-    """Whole weights, but of another model than the configuration or the flags describe."""
+    """Complete weights, but of another model than the configuration or the flags describe."""
 
 
 class BadValuesError(CheckpointError):
@@ -62,29 +62,29 @@ class BackendUnavailable(LdmError):
 
 
 class TrainingError(LdmError):
-    """Training that would learn nothing or has left the finite numbers."""
+    """Training that would learn nothing, or whose values are no longer finite."""
 
 
 class BadPictureError(LdmError):
-    """A picture that came out as NaN, infinity or all black; it is not saved."""
+    """An image that came out as NaN, infinity or all black; it is not saved."""
 
     exit_code = 4
 
 
 class OutOfMemory(LdmError):
-    """More memory than there is, where the way out is another one than usual."""
+    """More memory than is available, where the advice differs from the usual one."""
 
     exit_code = 6
 
 
 class Stopped(LdmError):
-    """A run that a signal asked to stop: it can go on from where it stands."""
+    """A run that a signal asked to stop; it can be resumed."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell it from the text where torch raises a plain RuntimeError: on CPUs and Apple's GPUs."""
+    """Tell whether memory ran out; on CPUs and Apple's GPUs torch raises a plain RuntimeError."""
     if isinstance(error, (MemoryError, OutOfMemory)) or type(error).__name__ == "OutOfMemoryError":
         return True
     texts = ("can't allocate memory", "not enough memory", "out of memory")
