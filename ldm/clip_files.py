@@ -38,7 +38,7 @@ def architecture(arch: str) -> dict[str, Any]:
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError(
             f"arch {arch!r} is not known to open_clip, "
-            f"and there is no {arch}.json beside the configuration{hint}"
+            f"and there is no {arch}.json next to the configuration or in the working folder{hint}"
         )
     return json.loads(known[arch].read_text(encoding="utf-8"))
 

@@ -28,9 +28,13 @@ OTHERS = {
     "checkpoint": {"backends", "loading", "prompts"},
     "data": {"imaging", "checkpoint", "diffusion"},
     "loading": {"checkpoint", "backends", "models", "diffusion"},
+    "reference_scripts": {"checkpoint", "imaging", "loading"},
 }
 # What the chain may import of those: pictures, files, data and loading are used from the tasks upwards.
-USED_FROM = {"imaging": "training", "checkpoint": "training", "data": "training", "loading": "training"}
+USED_FROM = {
+    "imaging": "training", "checkpoint": "training", "data": "training", "loading": "training",
+    "reference_scripts": "scripts",
+}  # fmt: skip
 
 # Samplers see only `denoise`.
 NARROW = {"samplers": {"diffusion"}, "diffusion": set(), "prompts": set(), "imaging": set()}
