@@ -34,8 +34,8 @@ def architecture(arch: str) -> dict[str, Any]:
     known = {file.stem: file for file in (_folder() / "model_configs").glob("*.json")}
     if arch not in known:
         raise ConfigError(
-            f"arch {arch!r} is not known to open_clip, and there is no {arch}.json next to the configuration"
-            f"{nearest(arch, known)}"
+            f"arch {arch!r} is not known to open_clip, and there is no {arch}.json next to the configuration or "
+            f"in the working folder{nearest(arch, known)}"
         )
     return json.loads(known[arch].read_text(encoding="utf-8"))
 

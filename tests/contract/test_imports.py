@@ -30,9 +30,11 @@ OTHERS = {
     "checkpoint": {"backends", "loading", "prompts"},
     "data": {"imaging", "checkpoint", "diffusion"},
     "loading": {"checkpoint", "backends", "models", "diffusion"},
+    "reference_scripts": {"checkpoint", "imaging", "loading"},
 }
 # From where on the chain uses those: from the tasks upwards.
-USED_FROM = {"requests": "training", "imaging": "training", "checkpoint": "training", "data": "training", "loading": "training"}
+USED_FROM = dict.fromkeys(("requests", "imaging", "checkpoint", "data", "loading"), "training")
+USED_FROM["reference_scripts"] = "scripts"
 
 # Samplers see only `denoise`.
 NARROW = {"samplers": {"diffusion"}, "diffusion": set(), "prompts": set(), "imaging": set()}
