@@ -40,26 +40,16 @@ def make_parser() -> app.Parser:
 def main(args: Namespace) -> None:
     import torch
 
-    from ldm import load_model
-    from ldm.cli.model import demo_files, native_size
+    from ldm import generate, load_model
     from ldm.imaging.preview import fitted
-    from ldm.tasks.sampling import Settings
-    from ldm.tasks.txt2img import txt2img
+    from ldm.jobs.opening import demo_files
+    from ldm.requests import Txt2Img
 
     model = load_model(*demo_files(), device="cpu", dtype="float32")
-    side = native_size(model)
-    settings = Settings("dpmpp_2m", 20, guidance_scale=5.0)
-    run = txt2img(
-        model,
-        list(PROMPTS),
-        seed=0,
-        height=side,
-        width=side,
-        batch_size=4,
-        n_iter=args.n_iter,
-        settings=settings,
+    request = Txt2Img(
+        prompts=PROMPTS, seed=0, n_samples=4, n_iter=args.n_iter, sampler="dpmpp_2m", steps=20, scale=5.0
     )
-    made = list(run)
+    made = list(generate(model, request))
     latents, images = torch.cat([b.latents for b in made]), torch.cat([b.images for b in made])
     preview, explained = fitted(latents, images.clamp(-1, 1))
     rows = ",\n    ".join(json.dumps(row) for row in preview.factors)
