@@ -143,10 +143,11 @@ class TaskBenchmark:
                 Asked(label, source.style, source.colour)
                 for label in self._other_labels(every, source, PROMPTS)
             ]
+            eta = {"eta": 0.0} if self.how["sampler"] == "ddim" else {}
             request = Inpaint(
                 init_img=to_uint8(picture)[0], mask=mask.numpy(),
                 prompts=[one.prompt(every) for one in wanted], n_samples=PROMPTS,
-                seed=self.options.seed + index, **self.how | {"eta": 0.0 if self.options.sampler == "ddim" else None},
+                seed=self.options.seed + index, **self.how, **eta,
             )  # fmt: skip
             made.append(self._made(request))
             asked += wanted

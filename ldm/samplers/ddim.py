@@ -106,15 +106,27 @@ class DDIM(Sampler):
 class DDIMInversion(Sampler):
     """From clean latents back to the noise that DDIM at eta 0 would have made them from.
 
-    The same formula read towards more noise (arXiv 2010.02502, eq. 13). The network is asked at the noise
-    that x_t has before the step: times 0, tau_0, tau_1, ...
+    The same formula read towards more noise (arXiv 2010.02502, eq. 13). Step i goes to tau_i from the time
+    before, 0 or tau_{i-1}, which is that of x_t.
+
+    Args:
+        asked: what the network is passed as the time: "before", that of x_t; "row", tau_i, as ControlNet's
+            code does; or "index", i, as the reference does.
     """
 
     def __init__(
-        self, schedule: Schedule, num_steps: int, *, spacing: str | None = None, published: str = "uniform"
+        self,
+        schedule: Schedule,
+        num_steps: int,
+        *,
+        spacing: str | None = None,
+        published: str = "uniform",
+        asked: str = "before",
     ):
         times, self.table = _times_and_table(schedule, num_steps, spacing, published, 0.0)
-        super().__init__(schedule, [type(times[0])(0), *times[:0:-1]])
+        kind, rows = type(times[0]), times[::-1]
+        choices = {"before": [kind(0), *rows[:-1]], "row": rows, "index": range(len(rows))}
+        super().__init__(schedule, choices[asked])
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
         """Take step `i` towards more noise and return (x_next, x_0)."""

@@ -15,7 +15,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # a clone works without being installed
 
-from ldm.cli import app, options  # noqa: E402
+from ldm.cli import app  # noqa: E402
+from ldm.cli.parser import Parser, add_messages, argument_type  # noqa: E402
+from ldm.requests.fields import integer  # noqa: E402
 
 PROMPTS = (
     "3d emoji of a cat, blue background",
@@ -29,11 +31,12 @@ PROMPTS = (
 )
 
 
-def make_parser() -> app.Parser:
-    parser = app.Parser(description=__doc__)
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "configs/demo/emoji_preview.json", metavar="FILE")
-    parser.add_argument("--n_iter", type=options.integer(1), default=2, metavar="N", help="pictures a prompt")
-    options.common(parser)
+    count = argument_type(integer(1))
+    parser.add_argument("--n_iter", type=count, default=2, metavar="N", help="images per prompt")
+    add_messages(parser)
     return parser
 
 
