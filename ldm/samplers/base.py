@@ -54,7 +54,7 @@ class Sampler:
     """how much noise steps add if nobody says; None: they add none and take no eta"""
     default_spacing: str | None = None
     """the spacing if nobody names one; None: the published times"""
-    exact_spacing: str | None = None
+    count_exact_spacing: str | None = None
     """the spacing to name where a count must be exact; None: without one it already is"""
 
     def __init__(

@@ -37,7 +37,7 @@ class DDIM(Sampler):
     """One evaluation a step; deterministic at eta 0, as noisy as DDPM at eta 1."""
 
     default_eta = 0.0
-    exact_spacing = "uniform"
+    count_exact_spacing = "uniform"
 
     def __init__(
         self,

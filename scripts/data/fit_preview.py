@@ -42,7 +42,7 @@ def main(args: Namespace) -> None:
 
     from ldm import load_model
     from ldm.cli.model import demo_files, native_size
-    from ldm.imaging.preview import fitted
+    from ldm.imaging.preview import fit_map
     from ldm.tasks.sampling import Settings
     from ldm.tasks.txt2img import txt2img
 
@@ -61,10 +61,10 @@ def main(args: Namespace) -> None:
     )
     made = list(run)
     latents, images = torch.cat([b.latents for b in made]), torch.cat([b.images for b in made])
-    preview, explained = fitted(latents, images.clamp(-1, 1))
+    preview, explained = fit_map(latents, images.clamp(-1, 1))
     rows = ",\n    ".join(json.dumps(row) for row in preview.factors)
     args.out.write_text(f'{{\n  "factors": [\n    {rows}\n  ],\n  "bias": {json.dumps(preview.bias)}\n}}\n')
-    print(f"{args.out}: fitted to {len(latents)} pictures, explains {explained:.1%} of their variance")
+    print(f"{args.out}: fitted to {len(latents)} images, explains {explained:.1%} of their variance")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ def textured(height: int = 256, width: int = 256, noise: float = 32) -> np.ndarr
     return (128 + 80 * waves + grain).clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("payload", watermark.PUBLISHED_PAYLOADS)
+@pytest.mark.parametrize("payload", watermark.REFERENCE_PAYLOADS)
 @pytest.mark.parametrize("size", [(256, 256), (320, 409), (401, 353)])
-def test_every_published_mark_is_recognised(payload, size):
+def test_every_reference_watermark_is_recognised(payload, size):
     image = textured(*size)
     marked = watermark.mark(image, payload)
     assert marked.shape == image.shape and marked.dtype == np.uint8
@@ -46,7 +46,7 @@ def test_a_few_wrong_bits_are_forgiven_and_many_are_not(monkeypatch):
 
 
 @pytest.mark.parametrize("value", [0, 127, 255])
-def test_flat_unmarked_pictures_are_not_mistaken(value):
+def test_flat_unmarked_images_are_not_mistaken(value):
     assert watermark.recognise(np.full((256, 256, 3), value, np.uint8)) is None
 
 
@@ -57,7 +57,7 @@ def test_the_mark_is_hard_to_see():
 
 
 @pytest.mark.parametrize("size", [(255, 256), (64, 64), (1, 65536), (7, 10_000)])
-def test_small_and_thin_pictures_do_not_fit(size):
+def test_small_and_thin_images_do_not_fit(size):
     assert not watermark.fits(np.zeros((*size, 3), np.uint8))
     assert watermark.recognise(np.zeros((*size, 3), np.uint8)) is None
 
@@ -68,7 +68,7 @@ def test_whatever_fits_can_be_marked(size):
     assert watermark.fits(image) and watermark.mark(image).shape == image.shape
 
 
-def test_flat_pictures_are_marked_without_a_crash():
+def test_flat_images_are_marked_without_a_crash():
     black = np.zeros((256, 256, 3), np.uint8)
     assert watermark.mark(black).shape == black.shape
 

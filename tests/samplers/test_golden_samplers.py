@@ -1,4 +1,4 @@
-"""Every sampler beside the reference's numbers, step by step, on a tiny UNet."""
+"""Every sampler against the reference's numbers, step by step, on a tiny UNet."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def by_name(*kinds: str):
 
 
 def run(sampler, case: Case):
-    """Run a published sampler as the reference was run, on the saved draws or, without them, on the seed."""
+    """Run a reference sampler as the reference was run, on the saved draws or, without them, on the seed."""
     config, given = case.config, case.inputs
     cond, uncond = conditionings(case)
     options = {name: config[name] for name in ("temperature", "ucg_schedule") if name in config}
@@ -90,7 +90,7 @@ def test_image_to_image_starts_one_row_above_its_first_step(case: Case):
 
 
 @by_name("sampler_invert")
-def test_inversion_equals_the_reference_where_the_network_is_told_the_loop_index(case: Case):
+def test_inversion_equals_the_reference_where_the_network_gets_the_loop_index(case: Case):
     """The reference tells the network 0, 1, 2, ... instead of the time; all else is the same."""
     config = case.config
     model = bare_model(case)
