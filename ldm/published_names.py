@@ -26,6 +26,7 @@ PUBLISHED: dict[str, str] = {
         "ldm.models.latent_upscale.LatentUpscaleFinetuneDiffusion",
     "ldm.models.diffusion.ddpm.ImageEmbeddingConditionedLatentDiffusion":
         "ldm.models.unclip.ImageEmbeddingConditionedLatentDiffusion",
+    "ldm.models.diffusion.ddpm.DDPM": "ldm.models.ddpm.DDPM",
     "ldm.models.diffusion.ddpm.DiffusionWrapper": "ldm.models.latent_diffusion.DiffusionWrapper",
     "ldm.models.diffusion.ddim.DDIMSampler": "ldm.samplers.published.DDIMSampler",
     "ldm.models.diffusion.plms.PLMSSampler": "ldm.samplers.published.PLMSSampler",
@@ -49,12 +50,14 @@ PUBLISHED: dict[str, str] = {
         "ldm.diffusion.published.make_ddim_sampling_parameters",
     "ldm.modules.diffusionmodules.util.extract_into_tensor": "ldm.diffusion.published.extract_into_tensor",
     "ldm.modules.attention.CrossAttention": "ldm.models.attention.CrossAttention",
+    "ldm.modules.attention.MemoryEfficientCrossAttention": "ldm.models.attention.CrossAttention",
     "ldm.modules.attention.SpatialTransformer": "ldm.models.attention.SpatialTransformer",
     "ldm.modules.attention.BasicTransformerBlock": "ldm.models.attention.BasicTransformerBlock",
     "ldm.modules.attention.FeedForward": "ldm.models.attention.FeedForward",
     "ldm.modules.attention.GEGLU": "ldm.models.attention.GEGLU",
     "ldm.modules.attention.default": "ldm.util.default",
     "ldm.modules.attention.exists": "ldm.util.exists",
+    "ldm.modules.diffusionmodules.util.noise_like": "ldm.diffusion.published.noise_like",
     "ldm.modules.diffusionmodules.util.mean_flat": "ldm.util.mean_flat",
     "ldm.modules.diffusionmodules.util.zero_module": "ldm.models.attention.zero_module",
     "ldm.modules.distributions.distributions.DiagonalGaussianDistribution":
@@ -66,6 +69,8 @@ PUBLISHED: dict[str, str] = {
         "ldm.models.image_clip.FrozenOpenCLIPImageEmbedder",
     "ldm.modules.encoders.modules.ClipImageEmbedder": "ldm.models.image_clip.ClipImageEmbedder",
     "ldm.modules.midas.api.MiDaSInference": "ldm.models.midas.MiDaSInference",
+    "ldm.modules.midas.api.load_midas_transform": "ldm.models.midas.load_midas_transform",
+    "ldm.data.util.AddMiDaS": "ldm.models.midas.AddMiDaS",
     "ldm.modules.encoders.modules.CLIPEmbeddingNoiseAugmentation":
         "ldm.models.noise_augmentation.CLIPEmbeddingNoiseAugmentation",
     "ldm.modules.diffusionmodules.upscaling.AbstractLowScaleModel":
@@ -77,7 +82,7 @@ PUBLISHED: dict[str, str] = {
     "cldm.cldm.ControlLDM": "ldm.models.controlnet.ControlLDM",
     "cldm.cldm.ControlNet": "ldm.models.controlnet.ControlNet",
     "cldm.cldm.ControlledUnetModel": "ldm.models.controlnet.ControlledUnetModel",
-    "cldm.ddim_hacked.DDIMSampler": "ldm.samplers.published.DDIMSampler",
+    "cldm.ddim_hacked.DDIMSampler": "ldm.samplers.published.ControlDDIMSampler",
     "ldm.lr_scheduler.LambdaLinearScheduler": "ldm.training.lr_scheduler.LambdaLinearScheduler",
 }
 

@@ -15,14 +15,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from ldm.cli import app, options  # noqa: E402
+from ldm.cli import app  # noqa: E402
+from ldm.cli.parser import Parser, add_messages  # noqa: E402
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
 COPIES = ("auto", "ema", "raw", "both")
 
 
-def make_parser() -> app.Parser:
-    parser = app.Parser(description=__doc__)
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("input", metavar="IN", help="a .ckpt, .safetensors, .pt or .bin file, or a diffusers folder")
     add("output", metavar="OUT", help="NAME.safetensors for a file, another name for a folder")
@@ -35,7 +36,7 @@ def make_parser() -> app.Parser:
     add("--prediction", choices=("eps", "v"), help="what the model predicts, to be stated in the result")
     add("--config", metavar="YAML", help="what describes the model (default: the published one)")
     add("--overwrite", action="store_true", help="replace OUT if it exists")
-    options.common(parser)
+    add_messages(parser)
     return parser
 
 

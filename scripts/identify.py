@@ -15,18 +15,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from ldm.cli import app, options  # noqa: E402
+from ldm.cli import app  # noqa: E402
+from ldm.cli.parser import Parser, add_messages  # noqa: E402
 
 
-def make_parser() -> app.Parser:
-    parser = app.Parser(description=__doc__)
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE", help="weights, or a diffusers folder")
     parser.add_argument("--json", action="store_true", help="print an object, or a list for several files")
     parser.add_argument("--hash", action="store_true", help="compute the SHA-256, which reads the whole file")
     parser.add_argument(
         "--probe", action="store_true", help="where the file leaves eps or v open, load it and run one step"
     )
-    options.common(parser)
+    add_messages(parser)
     return parser
 
 

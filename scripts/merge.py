@@ -14,7 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from ldm.cli import app, options  # noqa: E402
+from ldm.cli import app  # noqa: E402
+from ldm.cli.parser import Parser, add_messages, argument_type  # noqa: E402
+from ldm.requests.fields import number  # noqa: E402
 
 PARTS = ("unet", "vae", "text")
 
@@ -26,10 +28,11 @@ def part_names(text: str) -> list[str]:
     return names
 
 
-def make_parser() -> app.Parser:
-    parser = app.Parser(description=__doc__)
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
     parser.add_argument("models", nargs="+", metavar="FILE", help="A and B, and C for add-difference")
-    parser.add_argument("--alpha", type=options.number(), required=True, metavar="X", help="how much of B")
+    alpha = argument_type(number())
+    parser.add_argument("--alpha", type=alpha, required=True, metavar="X", help="how much of B")
     modes = ("weighted-sum", "add-difference")
     parser.add_argument("--mode", choices=modes, default=modes[0], help="(default: %(default)s)")
     default = "outputs/merged/A-B-X.safetensors"
@@ -47,7 +50,7 @@ def make_parser() -> app.Parser:
     parser.add_argument(
         "--parts", type=part_names, metavar="LIST", help="merge only these of unet,vae,text; the rest is A's"
     )
-    options.common(parser)
+    add_messages(parser)
     return parser
 
 

@@ -18,17 +18,18 @@ STARTED = time.monotonic()
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from ldm.cli import app, options  # noqa: E402
+from ldm.cli import app  # noqa: E402
+from ldm.cli.parser import Parser, add_messages  # noqa: E402
 
 
-class Parser(app.Parser):
+class TrainParser(Parser):
     """A parser that takes key=value between the flags too."""
 
-    parse_args = app.Parser.parse_intermixed_args
+    parse_args = Parser.parse_intermixed_args
 
 
-def make_parser() -> app.Parser:
-    parser = Parser(description=__doc__)
+def make_parser() -> Parser:
+    parser = TrainParser(description=__doc__)
     add = parser.add_argument
     add("--config", help="training configuration; with --resume RUN, that run's own by default")
     add("--run", help="folder of the run; default runs/NAME, with a number added when it is taken")
@@ -38,7 +39,7 @@ def make_parser() -> app.Parser:
     )
     add("--dry-run", action="store_true", help="print the resolved configuration and end")
     add("overrides", nargs="*", metavar="key=value", help="such as train.batch_size=8")
-    options.common(parser)
+    add_messages(parser)
     return parser
 
 

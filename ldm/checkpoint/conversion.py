@@ -22,11 +22,12 @@ from ldm.checkpoint import identify
 from ldm.checkpoint.classify import CONFIGS, PREDICTION_KEYS, PREDICTIONS, SD, V_MARK, choose_config
 from ldm.checkpoint.identity import Identity
 from ldm.checkpoint.layouts import UNUSED
-from ldm.checkpoint.opened import open_weights, published
+from ldm.checkpoint.opened import open_weights, to_ldm_names
+from ldm.checkpoint.parts import EMA, TABLE, UNET
 from ldm.checkpoint.sniff import Container
 from ldm.config import instantiate, load_config, yaml_beside
 from ldm.errors import ConfigError, InputError, WrongModelError
-from ldm.loading import match
+from ldm.loading.match import match_keys
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def convert(
     writing.check_target(target, is_folder=to_folder, overwrite=wishes.overwrite)
     opened = open_weights(source, variant=wishes.variant if from_folder else None)
     identity = identify(source)
-    tensors = published(opened) if from_folder or to_folder else opened.parts[""]
+    tensors = to_ldm_names(opened) if from_folder or to_folder else opened.parts[""]
     described = None
     if to_folder or wishes.config is not None:
         described = _Described.by(wishes, identity)
@@ -88,7 +89,7 @@ def convert(
     # What is usual for models of this kind is not the file's own word: a probe may yet tell otherwise.
     is_usual = not (wishes.prediction or wishes.config) and identity.prediction_source == "family"
     prediction = None
-    if not is_usual and any(name.startswith((writing.UNET, writing.PREFIX)) for name in tensors):
+    if not is_usual and any(name.startswith((UNET, EMA)) for name in tensors):
         prediction = wishes.prediction or (described.prediction if described else identity.prediction)
     if prediction == "eps":
         chosen = {name: x for name, x in chosen.items() if name != V_MARK}
@@ -167,12 +168,13 @@ class _Described:
 
     def check(self, tensors: Mapping[str, Tensor], file: Path) -> None:
         """Compare each part of the weights with that of the configuration."""
-        for prefix, what in writing.PART_NAMES.items():
-            inside = {name: x for name, x in tensors.items() if name.startswith(prefix)}
-            if inside and prefix != writing.PREFIX:
-                fit = match(self.model, inside, prefix)
-                if not fit.is_good:
-                    raise WrongModelError(f"{file} does not fit {self.source} in the {what}: {fit.report()}")
+        for part in (part for part in TABLE if part.is_network):
+            inside = {name: x for name, x in tensors.items() if name.startswith(part.prefix)}
+            found = match_keys(self.model, inside, part.prefix)
+            if inside and not found.is_good:
+                raise WrongModelError(
+                    f"{file} does not fit {self.source} in the {part.label}: {found.report()}"
+                )
 
     def with_statistics(self, tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
         """Add unCLIP's statistics, from the file that the configuration names, where they are not there."""
@@ -207,8 +209,8 @@ def _metadata(
     prediction: str | None,
 ) -> dict[str, str]:
     """Return what the result says of itself."""
-    copies = [any(name.startswith(writing.PREFIX) for name in names) for names in (before, after)]
-    raw = any(name.startswith(writing.UNET) for name in before)
+    copies = [any(name.startswith(EMA) for name in names) for names in (before, after)]
+    raw = any(name.startswith(UNET) for name in before)
     weights = said.get("sd.weights")
     if copies[1]:
         weights = "raw+ema"
@@ -223,4 +225,4 @@ def _metadata(
 
 
 def _took_averaged(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
-    return any(after[name] is not x for name, x in before.items() if name.startswith(writing.UNET))
+    return any(after[name] is not x for name, x in before.items() if name.startswith(UNET))

@@ -43,7 +43,7 @@ class Saving:
     """
 
     def __init__(self, request: Request) -> None:
-        """Check that the folder and the watermark's library will do; the first image makes the folder."""
+        """Check that the folder will do; the first image makes it."""
         self.request = request
         self.outdir = checked_outdir(request.outdir)
         self.columns = request.n_rows or request.n_samples
@@ -59,10 +59,6 @@ class Saving:
         self._prompts: dict[str, None] = {}  # those on the grid, each once, in order
         self._said: set[tuple] = set()
         self._started = time.perf_counter()
-        if self.watermark:
-            from ldm.imaging import watermark
-
-            watermark.require()
 
     def add(self, batch: "Batch") -> None:
         """Save the images of a batch; one that is black or NaN is left out, and `check` then raises."""

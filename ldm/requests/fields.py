@@ -153,6 +153,11 @@ def fields_of(cls: type) -> dict[str, Field]:
     return cls.FIELDS
 
 
+def names_of(group: type) -> tuple[str, ...]:
+    """Return the names of a group's own options."""
+    return tuple(vars(group)["__annotations__"])
+
+
 def _kind(hint: Any) -> tuple[type, bool, tuple[str, ...], bool]:
     """Return (type of one value, whether there are several, the choices, whether None is allowed)."""
     if get_origin(hint) in (typing.Union, types.UnionType):

@@ -95,7 +95,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
     Raises: InputError, CheckpointError in one line.
     """
-    from ldm.checkpoint.opened import one_line_errors
+    from ldm.checkpoint.one_file import one_line_errors
     from ldm.checkpoint.safetensors_file import checked_header
     from ldm.checkpoint.sniff import Container, sniff
 
@@ -121,7 +121,7 @@ def read_latents(path: str | Path) -> LatentsFile:
 
     Raises: InputError, CheckpointError in one line.
     """
-    from ldm.checkpoint.opened import one_line_errors
+    from ldm.checkpoint.one_file import one_line_errors
     from ldm.checkpoint.safetensors_file import read
 
     path, record = Path(path), read_record(path)

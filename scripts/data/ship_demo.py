@@ -18,7 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # a clone works without being installed
 
-from ldm.cli import app, options  # noqa: E402
+from ldm.cli import app  # noqa: E402
+from ldm.cli.parser import Parser, add_messages  # noqa: E402
 
 # what is trained -> the task that the file states, as `identify` calls it
 TASKS = {"inpaint": "inpaint", "depth": "depth", "upscale": "upscale", "unclip": "unclip-h"}
@@ -30,14 +31,14 @@ HEADING = """\
 """
 
 
-def make_parser() -> app.Parser:
-    parser = app.Parser(description=__doc__)
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
     runs = Path("runs")
     parser.add_argument("--task", choices=[*TASKS], help="ship the model of this task; default: the base")
     parser.add_argument("--diffusion", type=Path, help="run of the UNet; default runs/emoji_TASK")
     parser.add_argument("--clip", type=Path, default=runs / "emoji_clip", help="run of the CLIP")
     parser.add_argument("--out", type=Path, default=ROOT / "configs/demo", help="folder of the demo model")
-    options.common(parser)
+    add_messages(parser)
     return parser
 
 
@@ -80,8 +81,8 @@ def ship_difference(run: Path, out: Path, task: str) -> None:
     from safetensors.torch import load_file, save_file
 
     from ldm.checkpoint.delta import description, difference
-    from ldm.cli.choice import asked_for
     from ldm.files.atomic import atomic_write
+    from ldm.jobs.choosing import asked_for
     from ldm.yaml_file import read_yaml
 
     weights, config, base = run / "model.safetensors", run / "model.yaml", out / "emoji.safetensors"

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # a clone works without being installed
 
-from ldm.cli import app, options  # noqa: E402
+from ldm.cli import app  # noqa: E402
+from ldm.cli.parser import Parser, add_messages  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 DEMO = ROOT / "configs/demo"
 
 
-def make_parser() -> app.Parser:
-    parser = app.Parser(description=__doc__)
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--clip", type=Path, default=DEMO / "emoji_clip_image.safetensors", help="the image tower")
     add("--arch", type=Path, default=DEMO / "emoji_clip.json", help="its architecture")
@@ -34,7 +35,7 @@ def make_parser() -> app.Parser:
     add("--concepts", type=Path, default=DEMO / "drawn.txt", help="file of the labels to draw")
     add("--count", type=int, default=4096, help="pictures that the statistics are taken over")
     add("--out", type=Path, default=Path("runs/emoji_unclip_parts"), help="folder to write to")
-    options.common(parser)
+    add_messages(parser)
     return parser
 
 

@@ -13,17 +13,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works without being installed
 
-from ldm.cli import app, options  # noqa: E402
+from ldm.cli import app  # noqa: E402
+from ldm.cli.parser import Parser, add_messages  # noqa: E402
 from ldm.errors import InputError  # noqa: E402
 
 PUBLISHED_BITS = 136
 
 
-def make_parser() -> app.Parser:
-    parser = app.Parser(description=__doc__)
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
     parser.add_argument("positional", nargs="?", metavar="img_path", help="the picture")
     parser.add_argument("--img_path", metavar="FILE", help="the same by name")
-    options.common(parser)
+    add_messages(parser)
     return parser
 
 

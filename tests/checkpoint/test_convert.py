@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import identify
 from ldm.checkpoint.conversion import Wishes, _Described, convert
-from ldm.checkpoint.convert import CONFIGS, OF_TRANSFORMERS, Converted
+from ldm.checkpoint.convert import CONFIGS, Converted
 from ldm.checkpoint.identity import Identity
-from ldm.checkpoint.layouts import PARTS, UNUSED, published_to_parts
+from ldm.checkpoint.layouts import UNUSED, ldm_to_parts
 from ldm.checkpoint.layouts.renaming import below
+from ldm.checkpoint.parts import PARTS
 from ldm.config import instantiate, load_config
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.prediction import add_noise, denoiser
@@ -243,11 +244,11 @@ def test_the_descriptions_fit_at_full_size(name: str):
     folder = "controlnet" if name.startswith("cldm") else "stable-diffusion"
     node = OmegaConf.to_container(load_config(f"configs/{folder}/{name}.yaml").model, resolve=True)
     with torch.device("meta"):
-        parts = published_to_parts(instantiate(node).state_dict())
+        parts = ldm_to_parts(instantiate(node).state_dict())
         parts.pop(UNUSED)
         for part, tensors in parts.items():
             said = CONFIGS[part](node["params"])
-            if part in OF_TRANSFORMERS:
+            if PARTS[part].of_transformers:
                 built = getattr(transformers, said["architectures"][0])
                 theirs = built(transformers.AutoConfig.for_model(**said)).state_dict()
             else:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from golden_cases import cases, manifest
 from ldm.checkpoint import identify
 from ldm.checkpoint.classify import choose_config, classify
-from ldm.checkpoint.layouts import published_to_parts
+from ldm.checkpoint.layouts import ldm_to_parts
 from ldm.config import find_config, load_config
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError, UnsafeCheckpointError
 
@@ -123,7 +123,7 @@ def test_parts_alone(layout, prefix):
     trained = classify(vae | copy | {"loss.logvar": ("float32", ()), "loss.net.0.weight": ("float32", (9,))})
     assert (trained.kind, trained.layout) == ("vae", "bare")
     assert trained.parameters == {
-        "VAE": alone.parameters["VAE"], "averaged copy": alone.parameters["VAE"], "discriminator": 10,
+        "VAE": alone.parameters["VAE"], "EMA weights": alone.parameters["VAE"], "discriminator": 10,
     }  # fmt: skip
     text = classify(below("cond_stage_model."))
     assert (text.kind, text.family) == ("text_encoder", PUBLISHED[layout][0])
@@ -147,7 +147,7 @@ def test_diffusers_folders_of_full_size(layout):
     """The same model in diffusers' names is recognised as the same."""
     with torch.device("meta"):
         tensors = {n: torch.empty(s, dtype=getattr(torch, k)) for n, (s, k) in manifest(layout).items()}
-    parts = published_to_parts(tensors)
+    parts = ldm_to_parts(tensors)
     parts.pop("unused", None)
     held = {
         f"{part}/{name}": (str(x.dtype).removeprefix("torch."), tuple(x.shape))

@@ -200,6 +200,7 @@ def size_of(path: Path) -> tuple[int, int]:
         return image.size[::-1]
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("name", GOOD)
 @pytest.mark.parametrize("reader", [name for name in READERS if name != "depth2img --depth"])  # grey only
 def test_all_kinds_of_pictures_are_taken_at_their_size(run, tmp_path, weights, reader, name):
@@ -213,6 +214,7 @@ def test_all_kinds_of_pictures_are_taken_at_their_size(run, tmp_path, weights, r
     assert size_of(tmp_path / "o/samples/00000.png") == size(HEIGHT, WIDTH)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1)])
 @pytest.mark.parametrize("reader", READERS)
 def test_a_side_of_one_pixel_will_do(run, tmp_path, weights, reader, shape):

@@ -203,6 +203,7 @@ def pretend(monkeypatch, tmp_path):
     return pretend
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("layout", "verdict", "metadata", "flags", "config", "predicts"),
     [

@@ -28,6 +28,7 @@ def picture(tmp_path):
     return image
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("flags", "size", "fit"),
     [

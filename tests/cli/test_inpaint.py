@@ -147,6 +147,7 @@ def test_a_model_of_another_task_is_sent_to_its_script(run, tmp_path, models, fi
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("kind", "rng", "flags", "step"),
     [

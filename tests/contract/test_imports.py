@@ -110,6 +110,45 @@ def test_the_rule_can_refuse():
     assert allowed("tasks", "samplers") and allowed("scripts", "cli") and allowed("training", "data")
 
 
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (ROOT / "ldm").rglob("*.py")
+}
+
+
+def module_of(name: str) -> str:
+    """Return the module that an imported name is, or is in."""
+    return name if name in MODULES else module_of(name.rpartition(".")[0])
+
+
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """Return modules of which each imports the next and the last the first; [] if there is no circle."""
+    done: set[str] = set()
+
+    def visit(module: str, trail: list[str]) -> list[str]:
+        if module in trail:
+            return trail[trail.index(module) :]
+        if module in done:
+            return []
+        for imported in sorted(imports[module]):
+            if found := visit(imported, [*trail, module]):
+                return found
+        done.add(module)
+        return []
+
+    return next((found for module in imports if (found := visit(module, []))), [])
+
+
+def test_no_module_imports_itself_through_others():
+    imports = {module: set(map(module_of, imported_names(path))) for module, path in MODULES.items()}
+    assert circle(imports) == []
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
 def loaded_modules(statement: str) -> set[str]:
     code = f"import sys\n{statement}\nprint(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

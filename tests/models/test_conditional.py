@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm import load_model
-from ldm.checkpoint.layouts import published_to_parts
+from ldm.checkpoint.layouts import ldm_to_parts
 from ldm.config import instantiate
 from ldm.errors import CheckpointError, ConfigError, InputError
 from ldm.models.controlnet import ControlLDM, ControlledUnetModel, ControlNet
@@ -62,7 +62,7 @@ def randomised(module: nn.Module) -> nn.Module:
 def given_to(theirs: nn.Module, part: str, prefix: str, ours: nn.Module) -> nn.Module:
     """Give diffusers' module the weights of ours."""
     weights = {prefix + name: x.clone() for name, x in ours.state_dict().items()}
-    theirs.load_state_dict(published_to_parts(weights)[part], strict=True)
+    theirs.load_state_dict(ldm_to_parts(weights)[part], strict=True)
     return theirs.eval()
 
 

@@ -56,7 +56,7 @@ def both(scale: Callable[[str], float] = lambda name: 1.0) -> tuple[MiDaSInferen
         weights["head.head.4.bias"] += 2                     # else half of the depths are cut off at 0
     theirs.load_state_dict(weights)
     head = {name: x for name, x in ours.state_dict().items() if ".model.head." in name}
-    ours.load_state_dict(names.to_published(weights) | head)
+    ours.load_state_dict(names.to_ldm(weights) | head)
     return ours, theirs
 
 

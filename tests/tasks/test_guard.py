@@ -116,6 +116,7 @@ CASES = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("spoil, network, where", CASES.values(), ids=CASES)
 def test_naive_float16_overflows_and_is_done_again(tiny, naive, warnings, spoil, network, where):
     spoil(tiny)
@@ -141,6 +142,7 @@ def test_by_the_policy_nothing_overflows_to_begin_with(tiny, warnings, spoil):
     assert made.computed_in == {"text encoder": "float16", "UNet": "float16", "autoencoder": "float32"}
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("spoil, network, where", CASES.values(), ids=CASES)
 def test_bfloat16_reaches_as_far_as_float32(tiny, naive, warnings, spoil, network, where):
     spoil(tiny)
@@ -204,6 +206,7 @@ class Replayed:
         return lambda x: next(again)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_goes_on_from_its_last_good_latents(tiny, warnings, name):
     """As if it had been started there in float32: the same memory, the same noise."""
@@ -249,6 +252,7 @@ def spoil_call(model, monkeypatch, bad, by):
     return calls
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("bad", [0, 2, STEPS - 1], ids=["first", "third", "last"])
 def test_nan_in_one_step(tiny, monkeypatch, warnings, dtype, bad):
@@ -315,6 +319,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize("network", SPOILT)
 def test_where_float32_fails_too_there_is_no_picture(tiny, dtype, network):

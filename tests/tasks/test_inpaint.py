@@ -53,6 +53,7 @@ def check_kept(result: np.ndarray, image: np.ndarray, mask: np.ndarray) -> None:
     assert not np.array_equal(result[mask == 1], image[mask == 1]), "the mask is painted"
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_bytes_outside_the_mask_stay_for_every_sampler(models, kind, sampler):
@@ -61,6 +62,7 @@ def test_bytes_outside_the_mask_stay_for_every_sampler(models, kind, sampler):
     check_kept(painted(models[kind], image, mask, settings=settings)[0], image, mask)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("kind", "size", "channels", "dtype", "options"),
     [

@@ -38,6 +38,7 @@ def make(model, image, settings=None, prompts=("a",), **options):
     return list(outpaint(model, image, list(prompts), seed=5, settings=settings, **options))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("size", "channels", "margins", "window"),
     [
@@ -59,6 +60,7 @@ def test_the_size_is_exact_and_the_pictures_bytes_come_back(model, size, channel
         assert (result[:, :, 3] == 255).all(), "what is painted is opaque"
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_in_several_windows(models, sampler):
     image = picture(40, 32)
@@ -79,6 +81,7 @@ def test_one_window_is_inpainting_of_the_filled_canvas(model):
     assert torch.allclose(ours.latents, theirs.latents, atol=1e-3)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("level", [0, 90, 255])
 @pytest.mark.parametrize("settings", [Settings("ddim", 4, guidance_scale=1.0), Settings("dpmpp_2m_sde", 4)])
 def test_no_seam_on_a_constant_picture(model, level, settings):

@@ -1,7 +1,6 @@
 """scripts/train.py: the real command, for every method, stopped in every way."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -24,8 +23,6 @@ def train(monkeypatch, tmp_path, capsys):
     """Run scripts/train.py in this process: train(config, "--dry-run") -> exit code and output."""
     from ldm.cli import app
 
-    logger = logging.getLogger("ldm")
-    before = logger.handlers, logger.propagate, logger.level
     monkeypatch.chdir(tmp_path)
 
     def run(config: dict | None, *args: str) -> tuple[int, str, str]:
@@ -41,9 +38,7 @@ def train(monkeypatch, tmp_path, capsys):
             code = error.code
         return code, *capsys.readouterr()
 
-    yield run
-    logger.handlers, logger.propagate, level = before
-    logger.setLevel(level)
+    return run
 
 
 def state(folder) -> dict:
