@@ -414,7 +414,8 @@ def load_midas_transform(model_type: str = "dpt_hybrid") -> Callable[[dict[str, 
     Both images are NumPy arrays, the result's in float32.
     """
     if model_type not in MODEL_TYPES:
-        raise ConfigError(f"load_midas_transform: model_type {model_type!r}; expected {', '.join(MODEL_TYPES)}")
+        expected = ", ".join(MODEL_TYPES)
+        raise ConfigError(f"load_midas_transform: model_type {model_type!r}; expected {expected}")
 
     def transform(sample: dict[str, Any]) -> dict[str, Any]:
         image = torch.from_numpy(np.asarray(sample["image"], dtype=np.float32))
