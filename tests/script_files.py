@@ -3,9 +3,7 @@
 import importlib.util
 import runpy
 import sys
-from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from unittest.mock import patch
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -34,27 +32,3 @@ def run_script(name: str, *args: object) -> int:
     finally:
         sys.argv, sys.path[:] = argv, path
     raise AssertionError(f"{name} did not end with an exit code")
-
-
-class _Parsed(BaseException):
-    """Carries what a script has parsed past its `except Exception`."""
-
-
-def parsed_by_script(name: str, *args: str) -> Namespace:
-    """Return what scripts/NAME.py parses of a command line, which is not carried out.
-
-    Raises: InputError where the script would refuse it.
-    """
-
-    def stop(parser: ArgumentParser, main: object, argv: list[str] | None = None) -> None:
-        raise _Parsed(parser.parse_args(argv))
-
-    module = load_script(name)
-    if hasattr(module, "parse_arguments"):
-        return module.parse_arguments(list(args))
-    with patch("ldm.cli.app.exit_code", stop):
-        try:
-            run_script(name, *args)
-        except _Parsed as parsed:
-            return parsed.args[0]
-    raise AssertionError(f"{name} did not parse its command line")

@@ -1,4 +1,4 @@
-"""What a picture remembers can be read back, by this toolkit and by those who read `parameters`."""
+"""The metadata of an image can be read back, by this toolkit and by those who read `parameters`."""
 
 import json
 import re
@@ -11,6 +11,7 @@ from PIL import Image
 from ldm.errors import InputError
 from ldm.imaging import metadata
 
+<<<<<<< HEAD
 OPTIONS = {
     "negative_prompt": "blurry: yes, very",
     "sampler": "dpm",
@@ -20,6 +21,8 @@ OPTIONS = {
     "strength": 0.8,
     "n_samples": 3,
 }
+=======
+>>>>>>> main
 RECORD = {
     "version": "1.2.3",
     "prompt": "a lighthouse, stormy sea",
@@ -27,7 +30,19 @@ RECORD = {
     "width": 640,
     "height": 427,
     "index_in_batch": 1,
+<<<<<<< HEAD
     "resolved": OPTIONS,
+=======
+    "resolved": {
+        "negative_prompt": "blurry: yes, very",
+        "sampler": "dpm",
+        "steps": 20,
+        "eta": 0.0,
+        "scale": 7.5,
+        "strength": 0.8,
+        "n_samples": 3,
+    },
+>>>>>>> main
     "model": {"checkpoint": "my, model.safetensors", "sha256": "0123456789abcdef" * 4},
 }
 
@@ -43,8 +58,8 @@ def parse_parameters(text: str) -> dict[str, str]:
 
 
 def written(tmp_path, record):
-    Image.new("RGB", (4, 4)).save(tmp_path / "picture.png", pnginfo=metadata.png_chunks(record))
-    return tmp_path / "picture.png"
+    Image.new("RGB", (4, 4)).save(tmp_path / "image.png", pnginfo=metadata.png_chunks(record))
+    return tmp_path / "image.png"
 
 
 def test_parameters_parse_back(tmp_path):
@@ -77,7 +92,12 @@ def test_parameters_parse_back(tmp_path):
     ],
 )
 def test_parameters_name_samplers_and_schedules_as_their_readers_do(tmp_path, sampler, schedule, fields):
+<<<<<<< HEAD
     record = RECORD | {"resolved": OPTIONS | {"sampler": sampler, "schedule": schedule, "eta": 0.5}}
+=======
+    options = RECORD["resolved"] | {"sampler": sampler, "schedule": schedule, "eta": 0.5}
+    record = RECORD | {"resolved": options}
+>>>>>>> main
     with Image.open(written(tmp_path, record)) as image:
         got = parse_parameters(image.text["parameters"])
     assert {name: got.get(name) for name in ("Sampler", "Schedule type", "Eta", "Eta DDIM")} == {
@@ -99,7 +119,7 @@ def test_any_prompt_survives_in_the_record(tmp_path_factory, prompt):
         assert "\0" not in image.text["parameters"]
 
 
-def test_a_picture_without_record_is_an_error(tmp_path):
+def test_an_image_without_metadata_is_an_error(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
-    with pytest.raises(InputError, match="no record"):
+    with pytest.raises(InputError, match="no metadata"):
         metadata.read_record(tmp_path / "plain.png")
