@@ -11,18 +11,6 @@ from PIL import Image
 from ldm.errors import InputError
 from ldm.imaging import metadata
 
-<<<<<<< HEAD
-OPTIONS = {
-    "negative_prompt": "blurry: yes, very",
-    "sampler": "dpm",
-    "steps": 20,
-    "eta": 0.0,
-    "scale": 7.5,
-    "strength": 0.8,
-    "n_samples": 3,
-}
-=======
->>>>>>> main
 RECORD = {
     "version": "1.2.3",
     "prompt": "a lighthouse, stormy sea",
@@ -30,9 +18,6 @@ RECORD = {
     "width": 640,
     "height": 427,
     "index_in_batch": 1,
-<<<<<<< HEAD
-    "resolved": OPTIONS,
-=======
     "resolved": {
         "negative_prompt": "blurry: yes, very",
         "sampler": "dpm",
@@ -42,7 +27,6 @@ RECORD = {
         "strength": 0.8,
         "n_samples": 3,
     },
->>>>>>> main
     "model": {"checkpoint": "my, model.safetensors", "sha256": "0123456789abcdef" * 4},
 }
 
@@ -92,12 +76,8 @@ def test_parameters_parse_back(tmp_path):
     ],
 )
 def test_parameters_name_samplers_and_schedules_as_their_readers_do(tmp_path, sampler, schedule, fields):
-<<<<<<< HEAD
-    record = RECORD | {"resolved": OPTIONS | {"sampler": sampler, "schedule": schedule, "eta": 0.5}}
-=======
     options = RECORD["resolved"] | {"sampler": sampler, "schedule": schedule, "eta": 0.5}
     record = RECORD | {"resolved": options}
->>>>>>> main
     with Image.open(written(tmp_path, record)) as image:
         got = parse_parameters(image.text["parameters"])
     assert {name: got.get(name) for name in ("Sampler", "Schedule type", "Eta", "Eta DDIM")} == {
