@@ -25,16 +25,13 @@ SMALL = (
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder of a run of configs/training/unconditional.yaml, of two steps of a smaller model."""
-    from script_files import load_script
-
-    from ldm.cli import app
+    from ldm.cli import train
 
     folder = tmp_path_factory.mktemp("training") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER_VARIABLE, "")
-        script = load_script("train.py")
         command = ["--config", "configs/training/unconditional.yaml", "--run", str(folder), *SMALL]
-        assert app.exit_code(script.make_parser(), script.main, command) == 0
+        assert train.main(None, command) == 0
     return folder
 
 
