@@ -39,8 +39,8 @@ from benchmarks.quality import (
 from ldm.backends.device import resolve_device
 from ldm.data.emoji import EmojiScenes
 from ldm.data.hints import inflated, shrunk
+from ldm.imaging.back_projection import back_project
 from ldm.imaging.colour import from_uint8, to_uint8
-from ldm.imaging.faithful import made_faithful
 from ldm.requests import Depth2Img, Inpaint, Request, Unclip, Upscale
 from ldm.training.perceptual import load_perceptual
 
@@ -202,11 +202,11 @@ class TaskBenchmark:
             parts.append(self._made(request))
         raw, lanczos = torch.cat(parts), enlarged(small, 4, "lanczos")
         made = {
-            "model": in_8_bits(made_faithful(raw, small)),
+            "model": in_8_bits(back_project(raw, small)),
             "raw": raw,
             "bicubic": enlarged(small, 4, "bicubic"),
             "lanczos": lanczos,
-            "faithful_lanczos": in_8_bits(made_faithful(lanczos, small)),
+            "faithful_lanczos": in_8_bits(back_project(lanczos, small)),
             "autoencoder": self._autoencoded(originals),
         }
         for i, one in enumerate(asked):

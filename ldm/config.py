@@ -85,8 +85,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     content = read_yaml(file)
     for override in overrides:
         _merge_override(content, override)
-    _find_files_beside(content, file.absolute().parent)
-    return content
+    return _with_files_in(file.absolute().parent, content)
 
 
 def _merge_override(content: dict[str, Any], override: str) -> None:
@@ -114,23 +113,27 @@ def _existing(parent: Any, part: str, override: str) -> Any:
     raise ConfigError(f"override {override!r}: there is no {part!r}{nearest(part, known)}")
 
 
-def _find_files_beside(value: Any, folder: Path) -> None:
-    """Make paths of FILE_KEYS absolute, in place, where the file lies in `folder`."""
+def _with_files_in(folder: Path, value: Any) -> Any:
+    """Return `value` with the paths of FILE_KEYS in `folder` where the file lies there."""
     if isinstance(value, list):
-        for item in value:
-            _find_files_beside(item, folder)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if key in FILE_KEYS and isinstance(item, str) and item:
-                name = item if item.endswith(FILE_KEYS[key]) else item + FILE_KEYS[key]
-                if (folder / name).is_file():
-                    value[key] = str(folder / name)
-            else:
-                _find_files_beside(item, folder)
+        return [_with_files_in(folder, item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {}
+    for key, item in value.items():
+        if key in FILE_KEYS and isinstance(item, str) and item:
+            file = folder / (item if item.endswith(FILE_KEYS[key]) else item + FILE_KEYS[key])
+            found[key] = str(file) if file.is_file() else item
+        else:
+            found[key] = _with_files_in(folder, item)
+    return found
 
 
 def instantiate(node: Any, path: str = "model") -> Any:
     """Build what `node` describes, nested nodes first; `node` itself is left as it is.
+
+    Files that it names (`arch`, ...) are looked for in the working folder; `load_config` has looked next to
+    the YAML before.
 
     Args:
         node: `{target, params}` as a mapping or DictConfig, or one of the two literals that mean None.
@@ -139,7 +142,7 @@ def instantiate(node: Any, path: str = "model") -> Any:
     Raises:
         ConfigError: listing every unknown target, unknown, missing or ill-typed parameter at once.
     """
-    node = plain(node)
+    node = _with_files_in(Path(), plain(node))
     if isinstance(node, str) and node in NONE_LITERALS:
         return None
     if not isinstance(node, dict) or "target" not in node:

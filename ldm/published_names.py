@@ -83,6 +83,18 @@ PUBLISHED: dict[str, str] = {
     "cldm.cldm.ControlNet": "ldm.models.controlnet.ControlNet",
     "cldm.cldm.ControlledUnetModel": "ldm.models.controlnet.ControlledUnetModel",
     "cldm.ddim_hacked.DDIMSampler": "ldm.samplers.published.ControlDDIMSampler",
+    "cldm.model.create_model": "ldm.reference_scripts.create_model",
+    "cldm.model.load_state_dict": "ldm.reference_scripts.load_state_dict",
+    "cldm.model.get_state_dict": "ldm.reference_scripts.get_state_dict",
+    "cldm.hack.disable_verbosity": "ldm.reference_scripts.disable_verbosity",
+    "cldm.hack.enable_sliced_attention": "ldm.reference_scripts.enable_sliced_attention",
+    # In a checkout the scripts themselves are found first, and import the same functions.
+    "scripts.txt2img.chunk": "ldm.reference_scripts.chunk",
+    "scripts.txt2img.load_model_from_config": "ldm.reference_scripts.load_model_from_config",
+    "scripts.txt2img.put_watermark": "ldm.reference_scripts.put_watermark",
+    "scripts.img2img.chunk": "ldm.reference_scripts.chunk",
+    "scripts.img2img.load_img": "ldm.reference_scripts.load_img",
+    "scripts.img2img.load_model_from_config": "ldm.reference_scripts.load_model_from_config",
     "ldm.lr_scheduler.LambdaLinearScheduler": "ldm.training.lr_scheduler.LambdaLinearScheduler",
 }
 

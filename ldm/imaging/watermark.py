@@ -1,44 +1,44 @@
-"""The invisible mark of the reference scripts: 32 bits `SDV2`, as invisible-watermark's "dwtDct" writes it.
+"""The invisible watermark of the reference scripts: 32 bits `SDV2`, by invisible-watermark's "dwtDct" method.
 
     U  = chroma of the image (8-bit YUV), cropped to multiples of 4
     LL = the low band of U's one-level Haar transform, cut into 4 x 4 blocks; block n carries bit n mod length
-    c  -> sign(c) * (floor(|c| / 36) + 1/4 + bit / 2) * 36,   c the largest of a block but its first
+    c  -> sign(c) * (floor(|c| / 36) + 1/4 + bit / 2) * 36,   c: the largest of a block except its first
 
-Reading takes |c| mod 36 > 18 as 1 and lets the blocks of a bit vote. Written here to the bit: with the image
-as 8-bit fixed-point YUV, the transform's own rounding, and the two mixed detail bands exchanged on the way
-back, as that library does. A test compares both; neither it nor OpenCV is needed to run.
+The reader takes |c| mod 36 > 18 as 1, and the blocks of a bit vote. The result equals the library's bit by
+bit: 8-bit fixed-point YUV, the same rounding of the transform, and the two mixed detail bands exchanged in
+the inverse transform. A test compares the two; the library and OpenCV are not needed at run time.
 
-Images under 256 x 256 = 65,536 pixels are not marked, as in the library, and in flat images bits get lost.
-Both are saved all the same, with a warning, because a mark is not worth a lost image. A payload counts as
-recognised with up to one bit in eight wrong: of 100,000 unmarked images about one would pass for SDV2.
+As in the library, images under 256 x 256 = 65,536 pixels are not marked, and flat images lose bits. Both are
+still saved, with a message, because a missing watermark is no reason to lose an image. A payload is
+recognised with up to one bit in eight wrong: about one of 100,000 unmarked images would be taken for SDV2.
 """
 
 import numpy as np
 
 PAYLOAD = b"SDV2"
-PUBLISHED_PAYLOADS = (PAYLOAD, b"StableDiffusionV1", b"StableDiffusionV1-Inpainting")
+REFERENCE_PAYLOADS = (PAYLOAD, b"StableDiffusionV1", b"StableDiffusionV1-Inpainting")
 MIN_PIXELS = 256 * 256
 MAX_WRONG_BITS = 1 / 8
-MIN_SIDE = 8  # one 4 x 4 block after one wavelet level
+MIN_SIDE = 8  # gives one 4 x 4 block after one wavelet level
 BLOCK = 4
 STRENGTH = 36
 HAAR = np.sqrt(0.5)
 
-# YUV in fixed point, 14 bits after the point; U and V are around 128.
+# YUV in fixed point with 14 fractional bits; U and V are centred at 128.
 SHIFT = 14
-OF_Y = (4899, 9617, 1868)  # of red, green, blue
-TO_U, TO_V = 8061, 14369  # of blue - Y, of red - Y
+OF_Y = (4899, 9617, 1868)  # factors of red, green, blue
+TO_U, TO_V = 8061, 14369  # factors of blue - Y and of red - Y
 U_TO_BLUE, U_TO_GREEN, V_TO_GREEN, V_TO_RED = 33292, -6472, -9519, 18678
 
 
 def fits(image: np.ndarray) -> bool:
-    """Return whether the image (h, w, 3) is large enough to carry a mark."""
+    """Return whether the image (h, w, 3) is large enough for a watermark."""
     height, width = image.shape[:2]
     return height * width >= MIN_PIXELS and min(height, width) >= MIN_SIDE
 
 
 def mark(image: np.ndarray, payload: bytes = PAYLOAD) -> np.ndarray:
-    """Return a copy of the uint8 RGB image (h, w, 3) that carries `payload`; the size must fit."""
+    """Return a copy of the uint8 RGB image (h, w, 3) that carries `payload`; it must be large enough."""
     y, u, v = _to_yuv(image)
     cropped = _cropped(u)
     low, (horizontal, vertical, diagonal) = _haar(cropped.astype(np.float64))
@@ -52,7 +52,7 @@ def mark(image: np.ndarray, payload: bytes = PAYLOAD) -> np.ndarray:
 
 
 def read(image: np.ndarray, num_bits: int) -> bytes:
-    """Return `num_bits` bits read from the uint8 RGB image; without a mark they are arbitrary."""
+    """Return `num_bits` bits read from the uint8 RGB image; without a watermark they are arbitrary."""
     _, u, _ = _to_yuv(image)
     blocks, places = _blocks(_haar(_cropped(u).astype(np.float64))[0])
     values = np.abs(np.take_along_axis(blocks, places, axis=1)[:, 0])
@@ -63,8 +63,8 @@ def read(image: np.ndarray, num_bits: int) -> bytes:
 
 
 def recognise(image: np.ndarray) -> bytes | None:
-    """Return the published payload that the image carries, or None."""
-    return next((payload for payload in PUBLISHED_PAYLOADS if carries(image, payload)), None)
+    """Return the payload of the reference scripts that the image carries, or None."""
+    return next((payload for payload in REFERENCE_PAYLOADS if carries(image, payload)), None)
 
 
 def carries(image: np.ndarray, payload: bytes = PAYLOAD) -> bool:
@@ -102,7 +102,7 @@ def _cropped(plane: np.ndarray) -> np.ndarray:
 
 
 def _haar(plane: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return the low band (h / 2, w / 2), and what differs down, across, and both ways."""
+    """Return the low band (h / 2, w / 2), and the vertical, horizontal and diagonal detail bands."""
     even, odd = HAAR * plane[0::2], HAAR * plane[1::2]
     (low, across), (down, both) = (
         (HAAR * rows[:, 0::2] + HAAR * rows[:, 1::2], HAAR * rows[:, 0::2] - HAAR * rows[:, 1::2])
@@ -123,7 +123,7 @@ def _inverse_haar(low: np.ndarray, details: tuple[np.ndarray, np.ndarray, np.nda
 
 
 def _blocks(band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the whole blocks of a band as rows (n, 16), and where in each the mark stands (n, 1)."""
+    """Return the complete blocks of a band as rows (n, 16), and the index of each marked value (n, 1)."""
     down, across = (side // BLOCK for side in band.shape)
     whole = band[: down * BLOCK, : across * BLOCK].reshape(down, BLOCK, across, BLOCK)
     blocks = whole.swapaxes(1, 2).reshape(-1, BLOCK * BLOCK)
@@ -131,7 +131,7 @@ def _blocks(band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _joined(blocks: np.ndarray, band: np.ndarray) -> np.ndarray:
-    """Return the band (h, w) with its whole blocks replaced."""
+    """Return the band (h, w) with its complete blocks replaced."""
     down, across = (side // BLOCK for side in band.shape)
     whole = blocks.reshape(down, across, BLOCK, BLOCK).swapaxes(1, 2)
     joined = band.copy()

@@ -77,7 +77,7 @@ def execute(
 
     Raises:
         LdmError: something is wrong with the request, its files or the model; nothing was written.
-        BadPictureError: last, if an image came out black or NaN and was left out.
+        BadImageError: last, if an image came out black or NaN and was left out.
         Stopped: the user asked for it; the state of the run is saved.
     """
     loaded = load_inputs(replace(request, prompts=_prompts(request, resume)))

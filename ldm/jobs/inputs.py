@@ -261,7 +261,7 @@ def _mask(request: Request, image: InputArray) -> InputArray:
 
     given, source = request.mask, {"sha256": image.sha256, "file": None}
     if isinstance(given, (str, os.PathLike)) and given:
-        values = masks.from_picture(np.asarray(open_image(given, alpha=True)))
+        values = masks.from_image(np.asarray(open_image(given, alpha=True)))
         source = {"sha256": _sha256(given), "file": os.fspath(given)}
     elif given is not None and not isinstance(given, str):
         values = np.asarray(given, np.float32)

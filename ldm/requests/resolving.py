@@ -70,7 +70,7 @@ def sampler_options(request: Request) -> dict[str, Any]:
     row = find_sampler(request.sampler or "ddim")
     cls, schedule, eta = row.cls, request.schedule, request.eta
     if schedule is None:
-        exact = cls.exact_spacing if request.sampler is not None else None
+        exact = cls.count_exact_spacing if request.sampler is not None else None
         schedule = exact or cls.default_spacing or REFERENCE
     elif schedule != REFERENCE:
         check_spacing(schedule)

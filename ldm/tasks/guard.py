@@ -10,7 +10,7 @@ float16 ends at 65,504. What passes it is infinity, a little later NaN, and save
 A look is a sum and one number to wait for. Where it is not finite, the weights and the arithmetic of that
 network become float32 for the rest of the run, which goes on from the last good latents with the numbers that
 were already drawn; a warning says so, and pictures remember it (`Guard.record`). Where float32 is not finite
-either, the weights or the configuration are wrong: BadPictureError, and nothing is saved.
+either, the weights or the configuration are wrong: BadImageError, and nothing is saved.
 
 A picture may be finite and black all the same. `ldm.imaging.colour.is_black` is the rule, and whoever saves
 pictures asks it (`ldm.cli.pictures`).
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ldm.backends.device import autocast, network_dtypes
 from ldm.diffusion.conditioning import Conditioning, map_tensors, tensors
-from ldm.errors import BadPictureError, OutOfMemory, is_out_of_memory
+from ldm.errors import BadImageError, OutOfMemory, is_out_of_memory
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.samplers.base import Noise
 from ldm.samplers.loop import KeyedNoise
@@ -99,7 +99,7 @@ class Guard:
             forget: drops what `compute` kept of its failure.
 
         Raises:
-            BadPictureError: it is not finite in float32 either.
+            BadImageError: it is not finite in float32 either.
             OutOfMemory: there is no room for float32.
         """
         while True:
@@ -143,7 +143,7 @@ class Guard:
         dtype = self.dtypes[network]
         if dtype == torch.float32:
             too = "" if self._chosen == torch.float32 else ", where half precision had failed before"
-            raise BadPictureError(
+            raise BadImageError(
                 f"{where}: the {network} gave {got} in float32{too}; the picture is not saved. Do the "
                 "weights hold NaN or fit another model (scripts/identify.py FILE), or does --config?"
             )

@@ -8,8 +8,8 @@ Two kinds of model can:
                                            its resampling)
 
 The model is told a mask of yes and no, at the size of the latents. The picture itself takes the paint by the
-mask's own pixels and greys, after the colours at its border were matched (`ldm.imaging.spread`); `raw` gives
-what the model made of the whole picture, as published.
+mask's own pixels and greys, after the colours at its border were matched (`ldm.imaging.pull_push`); `raw`
+gives what the model made of the whole picture, as published.
 
 Draws, in order: the posterior noise of what is left of the picture, or of the picture for latent masking;
 that of the picture, for a model of the first kind that starts from it (strength below 1); the start noise;
@@ -32,7 +32,7 @@ from ldm.imaging.colour import from_uint8
 from ldm.imaging.masks import Box
 from ldm.imaging.padding import Frame
 from ldm.imaging.paste import Paste, opaque
-from ldm.imaging.spread import RING, match_border
+from ldm.imaging.pull_push import RING, match_border
 from ldm.models.gaussian import DiagonalGaussianDistribution
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.latent_inpaint import LatentInpaintDiffusion
@@ -98,7 +98,7 @@ def inpaint(
     model_size = model_size or model.image_size * model.downsampling_factor
     scene = Scene.of(image, mask, only_masked, model_size)
     scene.say(model_size)
-    paste = None if raw else Paste(image, masks.weight(mask, mask_blur))
+    paste = None if raw else Paste(image, masks.feather(mask, mask_blur))
     t_enc = diffuser.t_enc(strength) if strength < 1 else None
     pictures = n_iter * len(prompts)
     draws = make_draws(
@@ -148,7 +148,7 @@ class Scene:
 
     def say(self, model_size: int) -> None:
         """Log what a user may not expect."""
-        hard = masks.hard(self.mask)
+        hard = masks.binarize(self.mask)
         if hard.all():
             logger.info("the mask is all white: the whole picture is painted anew")
         if (own := (self.box.height, self.box.width)) != self.size:
@@ -191,7 +191,7 @@ class Scene:
         """Match the colours at the mask's border, in the part around it that this needs."""
         mask = self.mask[self.box.part]
         rows, columns = masks.box(mask, 2 * RING).part
-        distance = torch.from_numpy(masks.distance(~masks.hard(mask[rows, columns]), RING))
+        distance = torch.from_numpy(masks.distance(~masks.binarize(mask[rows, columns]), RING))
         original = from_uint8(opaque(self.image[self.box.part][rows, columns]))
         result = part.clone()
         result[..., rows, columns] = match_border(part[..., rows, columns], original, distance)

@@ -2,8 +2,8 @@
 
 The new part is painted in windows of about the model's own size (`ldm.imaging.canvas`), each of which sees
 known pixels, the picture's or painted before. In a window the new part is first filled by spreading what is
-known (`ldm.imaging.spread`), so that any model begins with the colours around it, noised by `strength`; then
-it is inpainted (`ldm.tasks.inpaint`), and its colours are matched at the border.
+known (`ldm.imaging.pull_push`), so that any model begins with the colours around it, noised by `strength`;
+then it is inpainted (`ldm.tasks.inpaint`), and its colours are matched at the border.
 
 Draws of window k are those of inpainting at a stage of their own, `stage_of(k)`. Where a run is stopped, the
 canvas is kept with it.
@@ -24,7 +24,7 @@ from ldm.imaging.canvas import Margins, Window
 from ldm.imaging.colour import from_uint8
 from ldm.imaging.padding import Frame
 from ldm.imaging.paste import Paste, opaque
-from ldm.imaging.spread import RING, match_border, spread
+from ldm.imaging.pull_push import RING, match_border, pull_push
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.latent_inpaint import LatentInpaintDiffusion
 from ldm.tasks.draws import BatchDraws, Draws, make_draws
@@ -104,7 +104,7 @@ class View:
 
     def pixels(self) -> Tensor:
         """Return the pictures with the new part filled by what is known, (n, 3, h, w)."""
-        return spread(self.image, ~self.new[None, None])
+        return pull_push(self.image, ~self.new[None, None])
 
     def seen(self) -> Tensor:
         """Return the mask (1, 1, h, w), 1 where to paint: every latent that stands for any new pixel."""

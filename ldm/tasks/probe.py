@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.errors import BadPictureError
+from ldm.errors import BadImageError
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.tasks.guard import Guard
 
@@ -74,7 +74,7 @@ def probe_prediction(model: LatentDiffusion, dtype: torch.dtype = torch.float32)
             inputs["c_crossattn"] = [guard.run("text encoder", what, read)]
         x_t, t = alpha * x_0 + sigma * eps, t.to(model.device)
         output = guard.run("UNet", what, lambda: model.model(x_t, t, **guard.fitting(inputs))).float()
-    except BadPictureError:
+    except BadImageError:
         return Verdict(None, 0.0, 0.0)
     v = alpha * eps - sigma * x_0
     return judge(_correlation(output, eps), _correlation(output, v), float(alpha.mean()))

@@ -295,7 +295,7 @@ class Diffuser:
     def decode(self, latents: Tensor, frame: Frame) -> Tensor:
         """Return images (b, 3, height, width) in float32 on the CPU, all of them finite.
 
-        Raises: BadPictureError where they are not in float32 either.
+        Raises: BadImageError where they are not in float32 either.
         """
 
         def decode() -> Tensor:

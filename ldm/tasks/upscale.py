@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ldm.diffusion.conditioning import Conditioning
 from ldm.errors import InputError
+from ldm.imaging.back_projection import back_project
 from ldm.imaging.colour import from_uint8
-from ldm.imaging.faithful import made_faithful
 from ldm.imaging.padding import Frame
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.latent_upscale import LatentUpscaleDiffusion, LatentUpscaleFinetuneDiffusion
@@ -88,7 +88,7 @@ def agreeing(batches: Iterator[Batch], image: np.ndarray) -> Iterator[Batch]:
     """Yield the batches with pictures that agree with the small one, (h, w, 3) uint8."""
     small = from_uint8(image)
     for batch in batches:
-        yield replace(batch, images=made_faithful(batch.images, small))
+        yield replace(batch, images=back_project(batch.images, small))
 
 
 def checked_level(model: LatentDiffusion, noise_level: int | None) -> int | None:

@@ -44,7 +44,7 @@ def main(args: Namespace) -> None:
     import torch
 
     from ldm import generate, load_model
-    from ldm.imaging.preview import fitted
+    from ldm.imaging.preview import fit_map
     from ldm.jobs.opening import demo_files
     from ldm.requests import Txt2Img
 
@@ -54,7 +54,7 @@ def main(args: Namespace) -> None:
     )
     made = list(generate(model, request))
     latents, images = torch.cat([b.latents for b in made]), torch.cat([b.images for b in made])
-    preview, explained = fitted(latents, images.clamp(-1, 1))
+    preview, explained = fit_map(latents, images.clamp(-1, 1))
     rows = ",\n    ".join(json.dumps(row) for row in preview.factors)
     args.out.write_text(f'{{\n  "factors": [\n    {rows}\n  ],\n  "bias": {json.dumps(preview.bias)}\n}}\n')
     print(f"{args.out}: fitted to {len(latents)} pictures, explains {explained:.1%} of their variance")

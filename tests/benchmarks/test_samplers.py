@@ -32,7 +32,7 @@ def test_the_page_lists_every_sampler_with_its_defaults():
     table = {row[0].strip("`"): row for row in rows if row[0] != "`--sampler`"}
     assert set(table) == set(SAMPLERS)
     for name, row in SAMPLERS.items():
-        spacing = row.cls.default_spacing or row.cls.exact_spacing
+        spacing = row.cls.default_spacing or row.cls.count_exact_spacing
         assert spacing is None or table[name][4] == f"`{spacing}`"
         eta = row.cls.default_eta
         assert table[name][3] == ("noisy" if name in ("ddpm", "lcm") else "-" if eta is None else f"{eta:g}")

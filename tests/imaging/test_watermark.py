@@ -14,9 +14,9 @@ def textured(height: int = 256, width: int = 256, noise: float = 32) -> np.ndarr
     return (128 + 80 * waves + grain).clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("payload", watermark.PUBLISHED_PAYLOADS)
+@pytest.mark.parametrize("payload", watermark.REFERENCE_PAYLOADS)
 @pytest.mark.parametrize("size", [(256, 256), (320, 409), (401, 353)])
-def test_every_published_mark_is_recognised(payload, size):
+def test_every_reference_watermark_is_recognised(payload, size):
     image = textured(*size)
     marked = watermark.mark(image, payload)
     assert marked.shape == image.shape and marked.dtype == np.uint8
@@ -24,7 +24,7 @@ def test_every_published_mark_is_recognised(payload, size):
     assert watermark.recognise(image) is None
 
 
-@pytest.mark.parametrize("payload", watermark.PUBLISHED_PAYLOADS)
+@pytest.mark.parametrize("payload", watermark.REFERENCE_PAYLOADS)
 @pytest.mark.parametrize("size", [(256, 256), (321, 263), (8, 8195)])
 @pytest.mark.parametrize("kind", ["noise", "extremes", "waves", "flat"])
 def test_marking_and_reading_equal_the_library_to_the_bit(kind, size, payload):
@@ -41,9 +41,9 @@ def test_marking_and_reading_equal_the_library_to_the_bit(kind, size, payload):
     encoder.set_watermark("bytes", payload)
     marked = encoder.encode(np.ascontiguousarray(image[:, :, ::-1]), "dwtDct")[:, :, ::-1]
     assert np.array_equal(watermark.mark(image, payload), marked)
-    for picture in (image, marked):
-        expected = decoder.decode(np.ascontiguousarray(picture[:, :, ::-1]), "dwtDct")
-        assert watermark.read(picture, 8 * len(payload)) == expected
+    for each in (image, marked):
+        expected = decoder.decode(np.ascontiguousarray(each[:, :, ::-1]), "dwtDct")
+        assert watermark.read(each, 8 * len(payload)) == expected
 
 
 def test_a_few_wrong_bits_are_forgiven_and_many_are_not(monkeypatch):
@@ -54,7 +54,7 @@ def test_a_few_wrong_bits_are_forgiven_and_many_are_not(monkeypatch):
 
 
 @pytest.mark.parametrize("value", [0, 127, 255])
-def test_flat_unmarked_pictures_are_not_mistaken(value):
+def test_flat_unmarked_images_are_not_mistaken(value):
     assert watermark.recognise(np.full((256, 256, 3), value, np.uint8)) is None
 
 
@@ -65,7 +65,7 @@ def test_the_mark_is_hard_to_see():
 
 
 @pytest.mark.parametrize("size", [(255, 256), (64, 64), (1, 65536), (7, 10_000)])
-def test_small_and_thin_pictures_do_not_fit(size):
+def test_small_and_thin_images_do_not_fit(size):
     assert not watermark.fits(np.zeros((*size, 3), np.uint8))
     assert watermark.recognise(np.zeros((*size, 3), np.uint8)) is None
 
@@ -76,6 +76,6 @@ def test_whatever_fits_can_be_marked(size):
     assert watermark.fits(image) and watermark.mark(image).shape == image.shape
 
 
-def test_flat_pictures_are_marked_without_a_crash():
+def test_flat_images_are_marked_without_a_crash():
     black = np.zeros((256, 256, 3), np.uint8)
     assert watermark.mark(black).shape == black.shape

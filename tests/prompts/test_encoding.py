@@ -36,7 +36,7 @@ def test_plain_text_has_no_syntax(model):
     assert torch.equal(PromptEncoder(model).encode(text), model.get_learned_conditioning(text))
 
 
-def test_long_prompts_can_be_cut_as_published(model, caplog):
+def test_long_prompts_can_be_cut_as_in_the_reference(model, caplog):
     texts = ["cat " * 200, "a cat"]
     cut = PromptEncoder(model, long_prompts="cut").encode(texts)
     assert torch.equal(cut, model.get_learned_conditioning(texts))

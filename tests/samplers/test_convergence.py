@@ -154,7 +154,7 @@ def test_the_exact_solution_of_the_mixture_solves_the_ode():
 @pytest.mark.parametrize(
     ("cls", "steps", "order"), [(DDIM, (50, 100, 200), 1), (DPMSolver, (400, 800, 1600), 2)]
 )
-def test_order_of_convergence_at_the_published_times(cls, steps: tuple[int, ...], order: int):
+def test_order_of_convergence_at_the_reference_times(cls, steps: tuple[int, ...], order: int):
     errors = [error(cls(SCHEDULE, n)) for n in steps]
     for coarse, fine in zip(errors, errors[1:], strict=False):
         assert 2**order * 0.85 < coarse / fine < 2**order * 1.25, errors

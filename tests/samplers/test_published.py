@@ -1,4 +1,4 @@
-"""The published sampler classes as third-party code calls them."""
+"""The reference sampler classes as third-party code calls them."""
 
 from types import SimpleNamespace
 
@@ -37,7 +37,7 @@ def shifted(x, t, cond):
 
 @ALL
 @pytest.mark.parametrize("parameterization", ["eps", "v", "x0"])
-def test_the_exact_picture_comes_out(cls, parameterization: str):
+def test_the_exact_image_comes_out(cls, parameterization: str):
     x_T = torch.randn(2, *SHAPE, dtype=torch.float64)
     sampler = cls(model(parameterization))
     samples, intermediates = sampler.sample(100, 2, SHAPE, x_T=x_T, log_every_t=10)
@@ -133,7 +133,7 @@ def test_a_score_corrector_changes_the_noise(cls):
     torch.testing.assert_close(corrected, cls(biased).sample(4, 1, SHAPE, x_T=x_T)[0])
 
 
-def test_the_table_is_readable_by_its_published_names():
+def test_the_table_is_readable_by_its_reference_names():
     sampler = DDIMSampler(model())
     sampler.make_schedule(ddim_num_steps=50, ddim_eta=1.0, verbose=False)
     assert isinstance(sampler.ddim_timesteps, np.ndarray)

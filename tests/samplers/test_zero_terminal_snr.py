@@ -59,7 +59,7 @@ def test_pure_noise_is_carried_to_the_exact_solution(name: str, spacing: str):
 
 @pytest.mark.parametrize("name", ["ddim", "plms", "dpm"])
 @pytest.mark.parametrize("steps", [27, 50, 1000])
-def test_published_times_work_too(name: str, steps: int):
+def test_reference_times_work_too(name: str, steps: int):
     *_, end = run(make_sampler(name, ZERO, steps))[0]
     assert torch.isfinite(end.x_t).all()
 

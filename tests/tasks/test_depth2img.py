@@ -82,7 +82,7 @@ def made(model, image=IMAGE, prompts=PROMPTS[:1], **options):
 @pytest.mark.few(4)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_sees_depth_and_prompt(model, sampler):
-    settings = Settings(sampler, 3, spacing=SAMPLERS[sampler].cls.exact_spacing)
+    settings = Settings(sampler, 3, spacing=SAMPLERS[sampler].cls.count_exact_spacing)
     first = made(model, settings=settings)
     assert first.shape == (1, 3, 40, 56) and bool(first.isfinite().all())
     assert not torch.equal(first, made(model, settings=settings, depth=DEPTH[:, ::-1]))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.prediction import denoiser
-from ldm.errors import BadPictureError, OutOfMemory
+from ldm.errors import BadImageError, OutOfMemory
 from ldm.models import attention, autoencoder
 from ldm.samplers import SAMPLERS, make_sampler, sample_loop
 from ldm.samplers.loop import gaussian
@@ -325,7 +325,7 @@ SPOILT = {
 def test_where_float32_fails_too_there_is_no_picture(tiny, dtype, network):
     layer, where = SPOILT[network]
     layer(tiny).weight.data.fill_(3e38)
-    with pytest.raises(BadPictureError) as caught:
+    with pytest.raises(BadImageError) as caught:
         picture(tiny, dtype)
     message = str(caught.value)
     assert message.startswith(where) and f"the {network} gave" in message and "in float32" in message

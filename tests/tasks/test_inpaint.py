@@ -266,8 +266,8 @@ def test_transparency_is_shown_on_white(models):
         ({"strength": float("nan")}, "strength is nan"),
         ({"raw": True, "only_masked": 8}, "contradicts only the masked part"),
         ({"raw": True, "mask_blur": 8}, "contradicts a mask's blur"),
-        ({"mask": np.zeros((32, 32), np.float32)}, "nothing to paint"),
-        ({"mask": np.ones((32, 31), np.float32)}, "the mask is 31x32 and the picture 32x32"),
+        ({"mask": np.zeros((32, 32), np.float32)}, "nothing to repaint"),
+        ({"mask": np.ones((32, 31), np.float32)}, "the mask is 31x32 and the image is 32x32"),
     ],
 )
 def test_what_makes_no_sense_is_refused_at_once(models, options, message):

@@ -213,7 +213,7 @@ def test_going_on_needs_the_canvas(models, tmp_path):
     [
         ({}, "expected pixels to add"),
         ({"left": -1, "right": 8}, "left -1"),
-        ({"down": 16_384}, "at most 16384 a side"),
+        ({"down": 16_384}, "at most 16384 pixels per side"),
         ({"right": 8, "strength": 1.5}, "strength is 1.5"),
         ({"right": 8, "window": 8}, "window of 8 pixels"),
     ],

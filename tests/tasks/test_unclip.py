@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_models import WIDTH, tiny_config, tiny_model
 
-from ldm.errors import BadPictureError, InputError
+from ldm.errors import BadImageError, InputError
 from ldm.imaging.colour import from_uint8
 from ldm.samplers import SAMPLERS
 from ldm.tasks.latents import StoppedAt
@@ -246,7 +246,7 @@ def test_bfloat16_gives_about_the_same_picture(models):
 def test_an_encoder_that_gives_nan_is_an_error_of_one_line(models, monkeypatch):
     nan = torch.full((1, WIDTH), torch.nan)
     monkeypatch.setattr(models["unclip-h"].embedder, "forward", lambda images: nan)
-    with pytest.raises(BadPictureError, match="image encoder gave NaN"):
+    with pytest.raises(BadImageError, match="image encoder gave NaN"):
         made(models["unclip-h"])
 
 
