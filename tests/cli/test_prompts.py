@@ -42,7 +42,7 @@ def test_brackets_and_braces_are_text_by_default(make):
     plain, (record,), _ = make("--prompt", text, *cut)
     escaped, _, _ = make("--prompt", r"\(\(a:1.2\)\) {b|c}", "--prompt-syntax", "a1111", *cut)
     assert record["prompt"] == text
-    assert not {"prompt_syntax", "clip_skip"} & record.keys()
+    assert not {"prompt_syntax", "clip_skip"} & record["request"].keys()
     assert (plain == escaped).all()
 
 
@@ -53,7 +53,7 @@ def test_weights_change_the_picture_and_are_recorded(make, syntax, text):
     weighed, (record,), _ = make("--prompt", text, "--prompt-syntax", syntax)
     plain, _, _ = make("--prompt", "a red cat")
     assert (weighed != plain).any()
-    assert (record["prompt"], record["prompt_syntax"]) == (text, syntax)
+    assert (record["prompt"], record["resolved"]["prompt_syntax"]) == (text, syntax)
 
 
 @pytest.mark.parametrize("syntax", ["a1111", "compel"])
@@ -68,7 +68,7 @@ def test_long_prompts_are_encoded_whole_and_it_is_said_once(make):
     assert said.count("prompt has 120 tokens: encoded in ") == 1
     assert said.count("negative prompt has 121 tokens: encoded in ") == 1
     cut, (record,), said = make("--prompt", LONG, "--negative-prompt", LONG + "!", "--long-prompts", "cut")
-    assert "prompt has 120 tokens: cut after" in said and record["long_prompts"] == "cut"
+    assert "prompt has 120 tokens: cut after" in said and record["resolved"]["long_prompts"] == "cut"
     assert (whole[0] != cut[0]).any()
 
 
@@ -85,7 +85,7 @@ def test_clip_skip_is_counted_as_elsewhere(make, weights):
     usual, _, _ = make("--prompt", "cat")
     same, (record,), _ = make("--prompt", "cat", "--clip-skip", own)
     other, _, _ = make("--prompt", "cat", "--clip-skip", changed)
-    assert record["clip_skip"] == own
+    assert record["resolved"]["clip_skip"] == own
     assert (same == usual).all() and (other != usual).any()
 
 
@@ -95,7 +95,7 @@ def test_combinations_are_pictures_of_their_own(make, tmp_path):
     flags = "--prompt", "a __colour__ {cat|dog}", "--wildcards", tmp_path / "w", "--n_samples", 3
     _, records, _ = make(*flags, "--combinations", "all")
     assert [record["prompt"] for record in records] == ["a red cat", "a red dog", "a blue cat", "a blue dog"]
-    assert records[0]["flags"]["prompt"] == "a __colour__ {cat|dog}"
+    assert records[0]["request"]["prompt"] == "a __colour__ {cat|dog}"
     _, drawn, _ = make(*flags, "--combinations", "random", 5, "--seed", 3)
     _, again, _ = make(*flags, "--combinations", "random", 5, "--seed", 3)
     assert len(drawn) == 5 and [r["prompt"] for r in drawn] == [r["prompt"] for r in again]
@@ -113,7 +113,7 @@ def test_every_line_of_a_file_is_a_template(make, tmp_path):
     [
         (("--prompt", "a (b", "--prompt-syntax", "compel"), "'a (b', character 3: '(' is never closed"),
         (("--negative-prompt", "a) b", "--prompt-syntax", "compel"), "character 2: ')' closes nothing"),
-        (("--prompt-syntax", "a11"), "invalid choice: 'a11'"),
+        (("--prompt-syntax", "a11"), "got 'a11', expected one of plain, a1111, compel"),
         (("--clip-skip", 0), "got '0', expected a whole number from 1 up"),
         (("--clip-skip", 99), "clip skip 99; this model's text encoder takes 1 to 4"),
         (("--combinations", "some"), "got 'some', expected all, or random N"),
