@@ -76,14 +76,13 @@ def ship_difference(run: Path, out: Path, task: str) -> None:
 
     One that says the same as the run's, in a hand's layout, stays.
     """
-    from omegaconf import OmegaConf
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
     from ldm.checkpoint.delta import description, difference
     from ldm.files.atomic import atomic_write
     from ldm.jobs.choosing import asked_for
-    from ldm.yaml_file import read_yaml
+    from ldm.yaml_file import read_yaml, to_yaml
 
     weights, config, base = run / "model.safetensors", run / "model.yaml", out / "emoji.safetensors"
     heading = out / f"emoji_{task}.yaml"
@@ -96,7 +95,7 @@ def ship_difference(run: Path, out: Path, task: str) -> None:
     described = read_yaml(config)
     if task == "unclip":  # the weights hold the statistics
         described["model"]["params"]["noise_aug_config"]["params"].pop("clip_stats_path", None)
-    text = f"{comment}\n{OmegaConf.to_yaml(OmegaConf.create(described))}"
+    text = f"{comment}\n{to_yaml(described)}"
     atomic_write(out / f"emoji_{task}.safetensors", lambda file: save_file(differing, file, metadata=about))
     if read_yaml(heading) != described:
         atomic_write(heading, lambda file: file.write_text(text))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from golden_cases import cases, manifest
 from ldm.checkpoint import identify
-from ldm.checkpoint.classify import choose_config, classify
+from ldm.checkpoint.classify import classify, config_for
 from ldm.checkpoint.layouts import ldm_to_parts
 from ldm.config import find_config, load_config
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError, UnsafeCheckpointError
@@ -64,7 +64,7 @@ def test_published_layouts(layout):
 def test_the_published_yaml_is_chosen_and_says_the_same(layout):
     *_, config, _ = PUBLISHED[layout]
     says = load_config(find_config(config)).model.params.get("parameterization", "eps")
-    assert choose_config(classify(shapes(layout)), says) == config
+    assert config_for(classify(shapes(layout)), says) == config
     if PUBLISHED[layout][2]:
         assert classify(shapes(layout)).config == config and says == PUBLISHED[layout][2]
     else:
