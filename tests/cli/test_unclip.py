@@ -54,6 +54,7 @@ def saved(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted((folder / "samples").glob("*.png"))]
 
 
+@pytest.mark.few(1)
 def test_a_variation_and_a_mix_of_pictures(run, model, pictures, tmp_path):
     flags = "--image-weights", 2, -0.5, 1, "--noise-level", 0, 100, 999, "--mix-noise-level", 20
     outcome = run("unclip.py", *model, *QUICK, "--init-img", *pictures, *flags, "--outdir", "mix")
@@ -85,6 +86,7 @@ def test_the_mix_is_noised_as_published_unless_said_otherwise(run, files, pictur
     assert usual == explicit != off
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rng", ["reference", "per-image"])
 def test_a_stopped_run_goes_on_exactly_with_the_same_pictures_only(
     run, files, pictures, tmp_path, stop_at, rng
@@ -148,6 +150,7 @@ def test_missing_statistics_are_one_line_and_beside_the_weights_they_do(run, fil
     assert outcome.code == 0, outcome.err
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("suffix", [".th", ".pt", ".npz", ".safetensors"])
 @pytest.mark.parametrize("beside", ["", "karlo_models"])
 def test_statistics_of_every_kind_are_found(files, tmp_path, suffix, beside):
