@@ -80,10 +80,10 @@ def execute(
         BadImageError: last, if an image came out black or NaN and was left out.
         Stopped: the user asked for it; the state of the run is saved.
     """
+    saving = Saving(request)
     loaded = load_inputs(replace(request, prompts=_prompts(request, resume)))
     if resume is not None:
         resume.check(loaded)
-    saving = Saving(request)
     opened = (models or Models()).open(request, watch)
     if resume is not None:
         resume.check_model(opened)
