@@ -111,7 +111,11 @@ class DDIMInversion(Sampler):
 
     Args:
         asked: what the network is passed as the time: "before", that of x_t; "row", tau_i, as ControlNet's
-            code does; or "index", i, as the reference does.
+            code does and as DDIM does on the way back; or "index", i, as the reference does. That is not the
+            time of anything, and only a model that predicts eps gives a meaning to it.
+
+    Raises:
+        InputError: `asked` is none of these.
     """
 
     def __init__(
@@ -126,6 +130,8 @@ class DDIMInversion(Sampler):
         times, self.table = _times_and_table(schedule, num_steps, spacing, published, 0.0)
         kind, rows = type(times[0]), times[::-1]
         choices = {"before": [kind(0), *rows[:-1]], "row": rows, "index": range(len(rows))}
+        if asked not in choices:
+            raise InputError(f"times {asked!r} of an inversion: expected {', '.join(choices)}")
         super().__init__(schedule, choices[asked])
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
