@@ -1,4 +1,4 @@
-"""Convert a checkpoint between one file and a diffusers folder, both ways and bit by bit.
+"""Convert a checkpoint between one file and a diffusers folder, losslessly in both directions.
 
   python scripts/convert.py v2-1_512-ema-pruned.ckpt v2-1.safetensors           another container
   python scripts/convert.py v2-1_512-ema-pruned.safetensors sd21                a folder that diffusers loads
@@ -6,7 +6,8 @@
   python scripts/convert.py v1-5-pruned.ckpt v1-5-ema.safetensors --weights ema --prune --dtype float16
   python scripts/convert.py configs/demo/emoji.safetensors emoji --config configs/demo/emoji.yaml
 
-A folder becomes a file. A file becomes a file if OUT ends in .safetensors, and a folder if it does not.
+A folder is converted to a file. A file is converted to a file if OUT ends in .safetensors, and to a folder
+otherwise.
 """
 
 import sys
@@ -28,13 +29,13 @@ def make_parser() -> Parser:
     add("input", metavar="IN", help="a .ckpt, .safetensors, .pt or .bin file, or a diffusers folder")
     add("output", metavar="OUT", help="NAME.safetensors for a file, another name for a folder")
     add("--weights", choices=COPIES, default="auto",
-        help="which copy becomes the weights where there is an averaged (EMA) one; both keeps it beside "
-        "the raw one (default: %(default)s: both, or raw with --prune)")  # fmt: skip
-    add("--prune", action="store_true", help="leave out the other copy, and what only training needs")
-    add("--dtype", choices=DTYPES, default="keep", help="what weights are stored as (default: %(default)s)")
-    add("--variant", metavar="NAME", help="the variant of the folder that is read or written, such as fp16")
-    add("--prediction", choices=("eps", "v"), help="what the model predicts, to be stated in the result")
-    add("--config", metavar="YAML", help="what describes the model (default: the published one)")
+        help="which weights to convert if a file has raw and EMA weights; both keeps the two sets (default: "
+        "%(default)s: both, or raw with --prune)")  # fmt: skip
+    add("--prune", action="store_true", help="drop the other set, and tensors that only training needs")
+    add("--dtype", choices=DTYPES, default="keep", help="dtype to store weights in (default: %(default)s)")
+    add("--variant", metavar="NAME", help="variant of the folder to read or write, such as fp16")
+    add("--prediction", choices=("eps", "v"), help="what the model predicts, to store in the result")
+    add("--config", metavar="YAML", help="configuration of the model (default: the included one)")
     add("--overwrite", action="store_true", help="replace OUT if it exists")
     add_messages(parser)
     return parser

@@ -1,11 +1,11 @@
-"""Merge models: a weighted sum of two, or what one model learnt added to another.
+"""Merge models: a weighted sum of two, or the difference of two added to a third.
 
   python scripts/merge.py A.safetensors B.ckpt --alpha 0.3                     0.7 A + 0.3 B
   python scripts/merge.py sd-v1-5-inpainting.ckpt custom.safetensors v1-5-pruned.ckpt --alpha 1 \\
       --mode add-difference --out custom-inpainting.safetensors                A + 1 (B - C)
 
-Models of one kind go together: the same family, task and prediction. In add-difference, A may have more
-input channels (inpainting) than B and C. Any layout is read; one published .safetensors file is written.
+The models must have the same family, task and prediction. In add-difference, A may have more input channels
+(inpainting) than B and C. All layouts are read; the result is one .safetensors file with LDM key names.
 """
 
 import sys
@@ -37,14 +37,14 @@ def make_parser() -> Parser:
     parser.add_argument("--mode", choices=modes, default=modes[0], help="(default: %(default)s)")
     default = "outputs/merged/A-B-X.safetensors"
     parser.add_argument("--out", metavar="FILE", help=f"the .safetensors file to write (default: {default})")
-    parser.add_argument("--overwrite", action="store_true", help="write over FILE if it is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     dtypes = ("float16", "bfloat16", "float32")
     parser.add_argument("--dtype", choices=dtypes, help="of the result (default: the wider of the inputs')")
     parser.add_argument(
         "--weights",
         choices=("auto", "raw", "ema"),
         default="auto",
-        help="which set of a file that holds both is merged (default: %(default)s: raw)",
+        help="which set to merge of a file that has raw and EMA weights (default: %(default)s: raw)",
     )
     parser.add_argument("--vae", metavar="FILE", help="take the autoencoder from this file")
     parser.add_argument(

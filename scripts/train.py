@@ -5,8 +5,9 @@
     python scripts/train.py --resume runs/emoji_autoencoder
     python scripts/train.py --config configs/training/text_to_image.yaml --dry-run
 
-Exit code: 0 finished or out of time, with model.safetensors written; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C
-after saving, to go on with --resume; 2 wrong input, or training that cannot go on.
+Exit codes: 0 if training finished or ran out of time and wrote model.safetensors; 75 if SIGTERM, SIGUSR1 or
+Ctrl-C stopped it after saving, to be resumed with --resume; 2 for wrong input, or if training cannot
+continue.
 """
 
 import sys
@@ -23,7 +24,7 @@ from ldm.cli.parser import Parser, add_messages  # noqa: E402
 
 
 class TrainParser(Parser):
-    """A parser that takes key=value between the flags too."""
+    """A parser that also accepts key=value between the flags."""
 
     parse_args = Parser.parse_intermixed_args
 
@@ -32,13 +33,13 @@ def make_parser() -> Parser:
     parser = TrainParser(description=__doc__)
     add = parser.add_argument
     add("--config", help="training configuration; with --resume RUN, that run's own by default")
-    add("--run", help="folder of the run; default runs/NAME, with a number added when it is taken")
-    add("--resume", metavar="RUN", help='go on with this run folder, or with the newest, if any: "auto"')
+    add("--run", help="folder of the run; default runs/NAME, with a number appended if it exists")
+    add("--resume", metavar="RUN", help='resume the run in this folder, or "auto": the newest, if any')
     add(
-        "--max-time", default="", metavar="TIME", help="end after so many seconds, or HH:MM:SS, of wall clock"
+        "--max-time", default="", metavar="TIME", help="stop after this wall-clock time, seconds or HH:MM:SS"
     )
-    add("--dry-run", action="store_true", help="print the resolved configuration and end")
-    add("overrides", nargs="*", metavar="key=value", help="such as train.batch_size=8")
+    add("--dry-run", action="store_true", help="print the resolved configuration and exit")
+    add("overrides", nargs="*", metavar="key=value", help="overrides, such as train.batch_size=8")
     add_messages(parser)
     return parser
 

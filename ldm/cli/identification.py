@@ -1,4 +1,4 @@
-"""Show what files are: a table for one, a line each for several, JSON for programs."""
+"""Print what weights files contain: a table for one file, one line each for several, or JSON."""
 
 import argparse
 import json
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 Result = tuple[str, "Identity | LdmError"]
 
 SOURCES = {
-    "metadata": "its metadata say so",
-    "scheduler_config": "its scheduler_config.json says so",
-    "family": "as all published models of this kind",
-    "probe": "found by one network step",
+    "metadata": "according to its metadata",
+    "scheduler_config": "according to its scheduler_config.json",
+    "family": "like all reference models of this kind",
+    "probe": "detected by evaluating the UNet once",
 }
 WEIGHTS = {
-    "raw": "one copy, as stored",
-    "ema": "averaged (EMA)",
-    "raw+ema": "two copies, raw and averaged (EMA)",
+    "raw": "one set",
+    "ema": "EMA",
+    "raw+ema": "two sets, raw and EMA",
 }
 
 
 def identify_all(args: argparse.Namespace) -> list[Result]:
-    """Identify every file; one that fails does not keep the others from being shown."""
+    """Identify every file; the failure of one does not affect the others."""
     from ldm.checkpoint import identify
 
     results: list[Result] = []
@@ -47,10 +47,10 @@ def identify_all(args: argparse.Namespace) -> list[Result]:
 
 
 def show(args: argparse.Namespace, results: list[Result]) -> None:
-    """Print what was found.
+    """Print the results.
 
     Raises:
-        LdmError: the file's, or that of several some failed; after everything else was shown.
+        LdmError: a file failed; it is raised after all results are printed.
     """
     failed = [(file, found) for file, found in results if isinstance(found, LdmError)]
     if args.json:
@@ -68,7 +68,7 @@ def show(args: argparse.Namespace, results: list[Result]) -> None:
 
 
 def table(identity: "Identity") -> str:
-    """Return an aligned table of everything that is known."""
+    """Return an aligned table of everything that is known about a file."""
     rows = [
         ("is", _headline(identity)),
         ("predicts", _prediction(identity)),
@@ -97,8 +97,8 @@ def _prediction(identity: "Identity") -> str | None:
         return f"{identity.prediction} ({SOURCES[identity.prediction_source]})"
     if not identity.is_model:
         return None
-    tells = "--probe, or loading it, will" if identity.config or identity.family else "loading it will"
-    return f"eps or v: the file does not say ({tells})"
+    how = "--probe or loading detects it" if identity.config or identity.family else "loading detects it"
+    return f"eps or v: the file does not state it ({how})"
 
 
 def _vectors(identity: "Identity") -> str | None:
@@ -134,8 +134,8 @@ def _config(identity: "Identity") -> str | None:
         return " or ".join(Path(name).name for name in TEXT_TO_IMAGE_2.values()) + ", by what it predicts"
     from ldm.config import yaml_beside
 
-    beside = yaml_beside(identity.path)
-    return "none of the published ones" + (f"; {beside} lies beside it" if beside else "")
+    own = yaml_beside(identity.path)
+    return "none of those included" + (f"; {own} is next to the file" if own else "")
 
 
 def _bytes(count: int | None) -> str:
@@ -146,7 +146,7 @@ def _bytes(count: int | None) -> str:
 
 
 def _lines(results: Iterable[Result]) -> list[str]:
-    """Return a line for each file: name, size, dtype, prediction, and what it is."""
+    """Return one line per file: name, size, dtype, prediction, and what it is."""
     rows = []
     for file, found in results:
         name = Path(file).name or file
@@ -166,7 +166,7 @@ def _record(file: str, found: "Identity | LdmError") -> dict[str, Any]:
 
 
 def _digest(file: str, compute: bool) -> str | None:
-    """Return the SHA-256 of a file: computed if asked for, else one that is known already."""
+    """Return the SHA-256 of a file, computed or, without `compute`, from the cache."""
     path = Path(file).expanduser()
     if not path.is_file():
         return None
@@ -176,9 +176,9 @@ def _digest(file: str, compute: bool) -> str | None:
 
 
 def _probed(identity: "Identity") -> "Identity":
-    """Load a model and let one step of it tell what it predicts, where the file does not say."""
+    """Detect the prediction type by evaluating the UNet once, if the file does not state it."""
     from ldm.checkpoint.classify import choose_config
-    from ldm.cli.choice import SAID_BY, check_kind, probe, recall_verdict, told_by
+    from ldm.jobs.choosing import SAID_BY, check_kind, probe, recall_verdict, with_verdict
 
     if not identity.is_model or identity.prediction_source in SAID_BY:
         return identity
@@ -192,12 +192,12 @@ def _probed(identity: "Identity") -> "Identity":
         check_kind(identity, None, whole=True)
         config = choose_config(identity, identity.prediction or "eps")
         if config is None:
-            note = "no step was run: no published configuration describes it"
+            note = "the prediction was not detected, because no configuration for the model is included"
             return replace(identity, notes=[*identity.notes, note])
         model = load_model(find_config(config), identity.path, dtype="float32")
         verdict = probe(model, Path(identity.path), torch.float32)
     if verdict.prediction is None:
         agreements = f"{verdict.agreement_eps:.2f} with eps, {verdict.agreement_v:.2f} with v"
-        note = f"one network step did not tell eps from v ({agreements})"
+        note = f"evaluating the UNet once did not distinguish eps from v ({agreements})"
         return replace(identity, notes=[*identity.notes, note])
-    return told_by(verdict, identity)
+    return with_verdict(identity, verdict)

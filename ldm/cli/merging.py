@@ -1,19 +1,19 @@
-"""What scripts/merge.py does with its flags."""
+"""The command of scripts/merge.py."""
 
 import argparse
 import logging
 from dataclasses import replace
 from pathlib import Path
 
-from ldm.cli.choice import remembered
 from ldm.cli.progress import byte_bar
 from ldm.errors import InputError
+from ldm.jobs.choosing import with_cached_verdict
 
 log = logging.getLogger(__name__)
 
 
 def merge_files(args: argparse.Namespace) -> None:
-    """Merge the models that the flags name into one file.
+    """Merge the given models into one file.
 
     Raises: InputError, CheckpointError, OSError.
     """
@@ -27,7 +27,7 @@ def merge_files(args: argparse.Namespace) -> None:
     from ldm.files.digest import sha256
 
     sources = [read_source(path, args.weights) for path in args.models]
-    sources = [replace(source, about=remembered(source.about)) for source in sources]
+    sources = [replace(source, about=with_cached_verdict(source.about)) for source in sources]
     vae = load_checkpoint(args.vae) if args.vae else None
     dtype = getattr(torch, args.dtype) if args.dtype else None
     plan = plan_merge(sources, args.alpha, args.mode, dtype=dtype, parts=args.parts, vae=vae)
@@ -45,16 +45,16 @@ def merge_files(args: argparse.Namespace) -> None:
 
 
 def _target(args: argparse.Namespace) -> Path:
-    """Return the file to write, before anything is read."""
+    """Return the file to write, checked before anything is read."""
     if args.out:
         out = Path(args.out).expanduser()
     else:
         names = "-".join(Path(path).stem for path in args.models)
         out = Path("outputs") / "merged" / f"{names}-{args.alpha:g}.safetensors"
     if out.suffix != ".safetensors":
-        raise InputError(f"--out {out}: only .safetensors files are written; give it that ending")
+        raise InputError(f"--out {out}: only .safetensors files can be written; give a name with that suffix")
     if out.exists() and not args.overwrite:
-        raise InputError(f"{out} is already there; give another --out, or --overwrite")
+        raise InputError(f"{out} already exists; give another --out, or --overwrite")
     if args.vae and args.parts and "vae" in args.parts:
         raise InputError("--vae replaces the autoencoder and --parts vae merges it; give one of them")
     return out

@@ -1,8 +1,8 @@
-"""Find out what the weights are, and which YAML describes them.
+"""Determine what model the weights are, and choose the YAML that describes it.
 
-What a file is comes from the file: its names and shapes, what it says of itself, and where that leaves eps
-or v open, one step of the network, whose verdict is remembered. A flag or a YAML that says otherwise is an
-error that names both.
+The model is identified from the file: from the names and shapes of its tensors and from its metadata. If
+these do not determine eps or v, the UNet is evaluated once, and the result is cached. A flag or a YAML that
+contradicts the file is an error that names both.
 """
 
 import logging
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     from ldm.models.latent_diffusion import LatentDiffusion
     from ldm.tasks.probe import Verdict
 
-# sources that are the file's own word
+# sources within the file itself
 SAID_BY = {
-    "metadata": "its metadata say so",
-    "scheduler_config": "its scheduler_config.json says so",
+    "metadata": "according to its metadata",
+    "scheduler_config": "according to its scheduler_config.json",
 }
-NOTES = "prediction"                            # folder of the remembered verdicts
+NOTES = "prediction"                            # cache folder of the detected predictions
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A YAML and what is to be written over it."""
+    """The chosen YAML, and the prediction type that overrides it."""
 
     identity: "Identity"
     config: Path
-    prediction: str | None          # what the network predicts; None: as the YAML says, unless a probe tells
-    is_given: bool                  # by --config, rather than chosen here
+    prediction: str | None          # what the UNet predicts; None: as in the YAML, unless it is detected
+    is_given: bool                  # given by --config, not chosen here
 
     def source(self) -> Any:
-        """Return what to load: the YAML, or its content with another prediction in it."""
-        if self.prediction in (None, asked_for(self.config)):
+        """Return the configuration to load: the YAML, or its content with another prediction type."""
+        if self.prediction in (None, prediction_of(self.config)):
             return self.config
         return load_config(self.config, [f"model.params.parameterization={self.prediction}"])
 
@@ -51,8 +51,8 @@ def choose(request: Request, checkpoint: Path) -> Choice:
     """Identify --ckpt, check --sha256, --prediction and --config against it, and choose the YAML.
 
     Raises:
-        CheckpointError: damaged, unsafe, of another digest, no model, or not of a kind that is asked for.
-        InputError: no published YAML describes it, or flags contradict each other.
+        CheckpointError: the file is damaged, unsafe, has another digest, or contains no suitable model.
+        InputError: no included YAML describes the model, or flags contradict each other.
     """
     from ldm.checkpoint import identify
 
@@ -67,24 +67,25 @@ def choose(request: Request, checkpoint: Path) -> Choice:
         raise _contradiction(identity, known, found, stated, f"--prediction asks for {asked}: leave it out")
     if request.config is not None:
         config = find_config(request.config)
-        wanted = asked_for(config)
+        wanted = prediction_of(config)
         if asked and asked != wanted:
             raise InputError(
-                f"--prediction {asked}, but {request.config} says {wanted}; leave one of them out"
+                f"--prediction {asked} contradicts {request.config}, which has {wanted}; leave one of them "
+                "out"
             )
         _check_config(identity, config, known, found, stated)
         return Choice(identity, config, None, is_given=True)
     prediction = asked or known or identity.prediction
-    config = _published(identity, prediction)
+    config = _included_config(identity, prediction)
     return Choice(identity, config, prediction, is_given=False)
 
 
 def check_digest(expected: str | None, checkpoint: Path) -> None:
-    """Refuse a file that has another SHA-256 than --sha256."""
+    """Raise an error if the SHA-256 of the file is not that of --sha256."""
     if expected is None:
         return
     if not checkpoint.is_file():
-        raise InputError(f"--sha256: {checkpoint} is a folder; a digest is of one file")
+        raise InputError(f"--sha256: {checkpoint} is a folder; only a file has a digest")
     from ldm.files.digest import sha256
 
     digest = sha256(checkpoint)
@@ -95,34 +96,34 @@ def check_digest(expected: str | None, checkpoint: Path) -> None:
 
 
 def check_kind(identity: "Identity", tasks: tuple[str, ...] | None, whole: bool) -> None:
-    """Refuse what makes no images, and a model that the task has no inputs for.
+    """Raise WrongModelError for files that are not a model, or not a model for the task.
 
     Args:
-        tasks: kinds of model that the task takes; None asks for nothing.
-        whole: also refuse a model without VAE or text encoder, which a --config of one's own may do without.
+        tasks: kinds of model that the task can use; None allows all.
+        whole: also reject a model without VAE or text encoder, which only a custom --config may lack.
     """
     file, what = identity.path, identity.sentence()
     if identity.kind == "foreign":
-        raise WrongModelError(f"{file} is {what}; this program runs Stable Diffusion 1.x and 2.x")
+        raise WrongModelError(f"{file} is {what}; only Stable Diffusion 1.x and 2.x are supported")
     if not identity.is_model and identity.kind != "unknown":
-        advice = ", and this file goes to --vae" if identity.kind == "vae" else ""
+        advice = "; give this file to --vae" if identity.kind == "vae" else ""
         raise WrongModelError(f"{file} is {what}; --ckpt takes a whole model{advice}")
     if whole and (identity.kind == "unet" or identity.lacks):
         raise WrongModelError(f"{file} is {what}; --ckpt takes a whole model: UNet, VAE and text encoder")
     if tasks and identity.task not in (None, *tasks):
         task = next((name for name in NAMES if identity.task in find(name).TASKS), None)
-        advice = f"give it to scripts/{task}.py" if task else "no script here makes images with it"
+        advice = f"use it with scripts/{task}.py" if task else "no script can generate images with it"
         raise WrongModelError(f"{file} is {what}; {advice}")
 
 
-def asked_for(config: Path) -> str:
-    """Return what a YAML says that the network predicts."""
+def prediction_of(config: Path) -> str:
+    """Return the prediction type in a YAML, "eps" if it has none."""
     node = load_config(config)
     return str(node.get("model", node).get("params", {}).get("parameterization", "eps"))
 
 
 def recall_verdict(checkpoint: Path) -> "Verdict | None":
-    """Return what a probe of this file has found before."""
+    """Return the cached result of an earlier detection for this file."""
     from ldm.files import cache
 
     note = cache.get(checkpoint, NOTES)
@@ -138,16 +139,16 @@ def recall_verdict(checkpoint: Path) -> "Verdict | None":
         return None
 
 
-def remembered(identity: "Identity") -> "Identity":
-    """Return the identity with what a probe has found before, where the file itself does not say."""
+def with_cached_verdict(identity: "Identity") -> "Identity":
+    """Return the identity with the cached prediction type, unless the file itself states it."""
     if not identity.is_model or identity.prediction_source in SAID_BY:
         return identity
     verdict = recall_verdict(Path(identity.path))
-    return identity if verdict is None else told_by(verdict, identity)
+    return identity if verdict is None else with_verdict(identity, verdict)
 
 
-def told_by(verdict: "Verdict", identity: "Identity") -> "Identity":
-    """Return the identity with what a probe says, if it does."""
+def with_verdict(identity: "Identity", verdict: "Verdict") -> "Identity":
+    """Return the identity with the detected prediction type, if the detection was conclusive."""
     if verdict.prediction is None:
         return identity
     from ldm.checkpoint.classify import choose_config
@@ -157,7 +158,7 @@ def told_by(verdict: "Verdict", identity: "Identity") -> "Identity":
 
 
 def probe(model: "LatentDiffusion", checkpoint: Path, dtype: "torch.dtype") -> "Verdict":
-    """Return what the network predicts, by one step of it or from the cache."""
+    """Return what the UNet predicts, from the cache or by evaluating it once."""
     verdict = recall_verdict(checkpoint)
     if verdict is None:
         from ldm.files import cache
@@ -172,13 +173,13 @@ def probe(model: "LatentDiffusion", checkpoint: Path, dtype: "torch.dtype") -> "
 def confirm_prediction(
     choice: Choice, model: "LatentDiffusion", request: Request, dtype: "torch.dtype"
 ) -> Choice:
-    """Compare what the loaded model predicts with what was asked for; say which YAML and prediction it is.
+    """Check the prediction type of the loaded model against the request; log the YAML and the type.
 
     Raises:
-        WrongModelError: the network predicts otherwise than --config or --prediction say.
-        InputError: it may be either, and nobody has said which.
+        WrongModelError: the UNet predicts something else than --config or --prediction state.
+        InputError: the detection is inconclusive, and neither the file nor a flag states the type.
     """
-    choice, reason = _settled(choice, model, request, dtype)
+    choice, reason = _confirmed(choice, model, request, dtype)
     if not choice.is_given:
         log.info("config: %s (the file is %s)", choice.config.name, choice.identity.sentence())
     if reason:
@@ -186,10 +187,10 @@ def confirm_prediction(
     return choice
 
 
-def _settled(
+def _confirmed(
     choice: Choice, model: "LatentDiffusion", request: Request, dtype: "torch.dtype"
 ) -> tuple[Choice, str | None]:
-    """Return the choice, and from where it is known what the network predicts."""
+    """Return the choice, and the source of its prediction type."""
     identity = choice.identity
     if identity.prediction_source in SAID_BY:
         return choice, SAID_BY[identity.prediction_source]
@@ -205,31 +206,32 @@ def _settled(
         raise _contradiction(identity, verdict.prediction, verdict, None, advice)
     else:
         model.parameterization = verdict.prediction
-        config = _published(identity, verdict.prediction)
+        config = _included_config(identity, verdict.prediction)
         choice = replace(choice, prediction=verdict.prediction, config=config)
-    return choice, _by_step(verdict)
+    return choice, _detected(verdict)
 
 
 def _undecided(choice: Choice, request: Request) -> str:
-    """Say whose word is taken: the YAML's, the flag's, or that of all published models of this kind."""
+    """Return the source of the prediction type after an inconclusive detection: the YAML or the flag."""
     if not choice.is_given and choice.prediction is None:
         raise InputError(
-            f"{choice.identity.path} is {choice.identity.sentence()}; whether it predicts eps or v the file "
-            "does not say, and one network step did not tell: give --prediction eps or --prediction v"
+            f"{choice.identity.path} is {choice.identity.sentence()}; the file does not state whether it "
+            "predicts eps or v, and evaluating the UNet once was inconclusive: give --prediction eps or "
+            "--prediction v"
         )
     source = choice.config.name if request.prediction == "auto" else "--prediction"
-    return f"{source} says so; one network step did not tell"
+    return f"according to {source}; evaluating the UNet once was inconclusive"
 
 
-def _published(identity: "Identity", prediction: str | None) -> Path:
+def _included_config(identity: "Identity", prediction: str | None) -> Path:
     from ldm.checkpoint.classify import choose_config
 
-    name = choose_config(identity, prediction or "eps")     # a probe tells, once it is loaded
+    name = choose_config(identity, prediction or "eps")     # corrected by the detection after loading
     if name is None:
-        beside = yaml_beside(identity.path)
+        own = yaml_beside(identity.path)
         raise InputError(
-            f"{identity.path} is {identity.sentence()}, which no published configuration describes; "
-            + (f"give --config {beside}, if that is its own" if beside else "give --config YAML")
+            f"{identity.path} is {identity.sentence()}, for which no configuration is included; "
+            + (f"give --config {own}, if it belongs to the file" if own else "give --config YAML")
         )
     return find_config(name)
 
@@ -237,16 +239,16 @@ def _published(identity: "Identity", prediction: str | None) -> Path:
 def _check_config(
     identity: "Identity", config: Path, known: str | None, found: "Verdict | None", stated: str | None
 ) -> None:
-    """Refuse a YAML that asks for another prediction than is known of the file."""
-    wanted = asked_for(config)
+    """Raise WrongModelError if the YAML has another prediction type than is known of the file."""
+    wanted = prediction_of(config)
     if known is None or wanted not in ("eps", "v") or wanted == known:
         return
     from ldm.checkpoint.classify import choose_config
 
     better = choose_config(identity, known)
-    if better is None or asked_for(find_config(better)) != known:
+    if better is None or prediction_of(find_config(better)) != known:
         better = f"one with parameterization: {known}"
-    what = f"{config} asks for {wanted}: give --config {better}"
+    what = f"{config} has {wanted}: give --config {better}"
     raise _contradiction(identity, known, found, stated, what)
 
 
@@ -258,10 +260,10 @@ def _contradiction(
         return WrongModelError(f"{file} predicts {known} ({SAID_BY[identity.prediction_source]}), but {what}")
     other = {"eps": "v", "v": "eps"}[known]
     return WrongModelError(
-        f"{file} predicts {known} ({_by_step(found)}), but {what}; should the step have erred, say so in "
-        f"the file: scripts/convert.py {file} OUT --prediction {other}"
+        f"{file} predicts {known} ({_detected(found)}), but {what}; if the detection is wrong, store the "
+        f"type in the file: scripts/convert.py {file} OUT --prediction {other}"
     )
 
 
-def _by_step(verdict: "Verdict") -> str:
-    return f"found by one network step; agreement {verdict.agreement:.2f}"
+def _detected(verdict: "Verdict") -> str:
+    return f"detected by evaluating the UNet once; agreement {verdict.agreement:.2f}"

@@ -127,8 +127,8 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        # Tokens come first, as in torch's own module: the order of the rows decides the last bit, and existing
-        # images are to be reproduced exactly.
+        # Tokens come first, as in torch's own module: the order of the rows decides the last bit, and
+        # existing images are to be reproduced exactly.
         qkv = F.linear(x.transpose(0, 1), self.in_proj_weight, self.in_proj_bias).transpose(0, 1)
         q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, dim=-1))  # (b, heads, n, d)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None)
