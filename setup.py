@@ -74,7 +74,7 @@ setup(
     license="MIT",
     license_files=["LICENSE", "NOTICE", "LICENSES/*"],
     python_requires=">=3.10",
-    packages=[*find_packages(include=["ldm", "ldm.*"]), "ldm.configs", *scripts()],
+    packages=[*find_packages(include=["ldm", "ldm.*"]), "cldm", "ldm.configs", *scripts()],
     package_dir={"ldm": "ldm", "ldm.configs": "configs", "ldm.scripts": "scripts"},
     package_data={
         "ldm": ["**/*.json", "**/*.txt", "**/*.txt.gz"],

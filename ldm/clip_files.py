@@ -4,14 +4,13 @@ Only the files are read. Importing open_clip would also import transformers, tim
 as long as importing torch.
 """
 
-import difflib
 import importlib.util
 import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ldm.errors import BackendUnavailable, ConfigError
+from ldm.errors import BackendUnavailable, ConfigError, nearest
 
 MERGES = "bpe_simple_vocab_16e6.txt.gz"
 
@@ -37,11 +36,9 @@ def architecture(arch: str) -> dict[str, Any]:
             raise ConfigError(f"architecture file {arch}: {error}") from error
     known = {file.stem: file for file in (_folder() / "model_configs").glob("*.json")}
     if arch not in known:
-        near = difflib.get_close_matches(arch, known, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError(
-            f"arch {arch!r} is not known to open_clip, "
-            f"and there is no {arch}.json next to the configuration{hint}"
+            f"arch {arch!r} is not known to open_clip, and there is no {arch}.json next to the "
+            f"configuration or in the working folder{nearest(arch, known)}"
         )
     return json.loads(known[arch].read_text(encoding="utf-8"))
 

@@ -44,17 +44,17 @@ def make_parser() -> Parser:
 def main(args: Namespace) -> None:
     import torch
 
-    from ldm.checkpoint.conversion import Wishes, convert
+    from ldm.checkpoint.conversion import ConvertOptions, convert
     from ldm.cli.conversion import prediction_to_state, report
     from ldm.cli.progress import byte_bar
 
-    wishes = Wishes(
+    how = ConvertOptions(
         config=args.config, prediction=prediction_to_state(args), weights=args.weights, prune=args.prune,
         dtype=None if args.dtype == "keep" else getattr(torch, args.dtype),
         variant=args.variant, overwrite=args.overwrite,
     )  # fmt: skip
     with byte_bar("converting", quiet=args.quiet) as progress:
-        done = convert(args.input, args.output, wishes, progress)
+        done = convert(args.input, args.output, how, progress)
     report(done)
 
 

@@ -21,7 +21,7 @@ from ldm.checkpoint.layouts.averaged import averaged_names
 from ldm.checkpoint.one_file import Opened
 from ldm.checkpoint.opened import open_weights, to_ldm_names
 from ldm.checkpoint.parts import part_of
-from ldm.config import instantiate, load_config
+from ldm.config import instantiate, plain, read_config
 from ldm.errors import ConfigError, WrongModelError
 from ldm.loading.fill import Progress, fill_in, initialise_new, zero_pad_inputs
 from ldm.loading.match import ZERO_SNR_MARK, as_named_by, file_content, match_keys, refusal
@@ -64,7 +64,7 @@ def load_model(
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     source = str(config) if isinstance(config, (str, Path)) else "the configuration"
-    node = load_config(config) if isinstance(config, (str, Path)) else config
+    node = read_config(config) if isinstance(config, (str, Path)) else plain(config)
     if "target" not in node:
         if "model" not in node:
             raise ConfigError(f"{source}: has no 'model' node; expected model: {{target, params}}")

@@ -123,7 +123,7 @@ def test_black_pictures_are_not_saved(run, tmp_path, decode_to, black):
     assert outcome.code == 4
     assert [p.name for p in saved(tmp_path / "out")] == ["grid-0000.png", "00000.png", "00001.png"]
     *_, last = outcome.err.strip().splitlines()
-    said = "error: pictures that came out all black or NaN and were not saved: 1 ('a red apple')"
+    said = "error: images that came out all black or NaN and were not saved: 1 ('a red apple')"
     assert last.startswith(said)
 
 

@@ -10,11 +10,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 # What each part may import of the others. Parts on one line do not import each other.
-#   scripts -> cli -> jobs, tasks, training -> samplers, adapters, backends -> models -> diffusion -> torch
+#   scripts -> cli -> jobs -> tasks, training -> samplers, adapters, backends -> models -> diffusion -> torch
 LAYERS = [
     ["scripts"],
     ["cli"],
-    ["jobs", "tasks", "training"],
+    ["jobs"],
+    ["tasks", "training"],
     ["samplers", "adapters", "backends"],
     ["models"],
     ["diffusion", "prompts"],
@@ -25,12 +26,15 @@ FOR_ALL = {"config", "errors", "files", "published_names", "yaml_file", "clip_fi
 # Beside the chain: what they may import, whatever the layer.
 OTHERS = {
     "imaging": set(),
+    "requests": {"samplers", "diffusion", "prompts"},
     "checkpoint": {"backends", "loading", "prompts"},
     "data": {"imaging", "checkpoint", "diffusion"},
     "loading": {"checkpoint", "backends", "models", "diffusion"},
+    "reference_scripts": {"checkpoint", "imaging", "loading"},
 }
-# What the chain may import of those: pictures, files, data and loading are used from the tasks upwards.
-USED_FROM = {"imaging": "training", "checkpoint": "training", "data": "training", "loading": "training"}
+# From where on the chain uses those: from the tasks upwards.
+USED_FROM = dict.fromkeys(("requests", "imaging", "checkpoint", "data", "loading"), "training")
+USED_FROM["reference_scripts"] = "scripts"
 
 # Samplers see only `denoise`.
 NARROW = {"samplers": {"diffusion"}, "diffusion": set(), "prompts": set(), "imaging": set()}
@@ -85,7 +89,7 @@ def allowed(importer: str, imported: str) -> bool:
     if importer in NARROW:
         return imported in NARROW[importer]
     if importer in FOR_ALL:  # `ldm` hands out load_model; config and errors stand alone
-        return importer == "ldm" and imported == "loading"
+        return importer == "ldm" and imported in ("loading", "jobs")
     if importer in OTHERS:
         return imported in OTHERS[importer]
     if imported in OTHERS:

@@ -1,6 +1,5 @@
 """What is drawn: in the order that was recorded from the reference scripts, or by the key of each draw."""
 
-import argparse
 import hashlib
 import itertools
 
@@ -9,10 +8,11 @@ import pytest
 import torch
 
 from golden_cases import cases
-from ldm.cli import options
+from ldm.cli.flags import parser_of
 from ldm.diffusion.philox import cuda_normal
 from ldm.diffusion.prediction import Prediction
 from ldm.errors import InputError
+from ldm.requests import Txt2Img
 from ldm.samplers import SAMPLERS, make_sampler, sample_loop
 from ldm.tasks.draws import PURPOSES, RNGS, Draws, make_draws
 from ldm.tasks.img2img import img2img
@@ -203,11 +203,10 @@ def test_gpu_philox_draws_a_tensor_for_the_start_and_one_for_each_step():
 
 
 def test_there_is_a_flag_for_every_source():
-    parser = argparse.ArgumentParser()
-    options.randomness(parser)
+    parser = parser_of(Txt2Img, "")
     for name in RNGS:
         assert parser.parse_args(["--rng", name]).rng == name
-    assert parser.parse_args([]).rng == Settings().rng == "reference" == next(iter(RNGS))
+    assert Txt2Img().rng == Settings().rng == "reference" == next(iter(RNGS))
     with pytest.raises(InputError, match=r"'mersenne'.*reference, per-image, gpu-philox"):
         draws("mersenne")
 

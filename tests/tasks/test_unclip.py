@@ -118,11 +118,11 @@ def test_the_mix_itself_where_it_is_not_noised_again(models, asked):
 def test_diffusers_gives_the_same_latents_for_the_same_seed(configs, models, task, tmp_path):
     import diffusers
 
-    from ldm.checkpoint.conversion import Wishes, convert
+    from ldm.checkpoint.conversion import ConvertOptions, convert
 
     file, model = tmp_path / "model.safetensors", models[task]
     save_file({name: x.contiguous() for name, x in model.state_dict().items()}, file)
-    convert(file, tmp_path / "folder", Wishes(config=str(configs[task])))
+    convert(file, tmp_path / "folder", ConvertOptions(config=str(configs[task])))
     theirs = diffusers.StableUnCLIPImg2ImgPipeline.from_pretrained(tmp_path / "folder", local_files_only=True)
     theirs.set_progress_bar_config(disable=True)
     expected = theirs(

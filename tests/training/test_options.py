@@ -61,7 +61,7 @@ def test_exactly_one_method():
         method_of({"model": {}, "clip": {}, "diffusion": {}})
     with pytest.raises(ConfigError, match="exactly one"):
         method_of({"model": {}})
-    with pytest.raises(ConfigError, match="modle.*did you mean model"):
+    with pytest.raises(ConfigError, match="modle.*did you mean 'model'"):
         method_of({"modle": {}, "clip": {}})
 
 
