@@ -339,7 +339,7 @@ def _check_depth_options(request: Request) -> None:
     if request.depth_ckpt and not Path(request.depth_ckpt).exists():
         raise InputError(f"--depth-ckpt {request.depth_ckpt}: there is no such file")
     if request.init_img is not None and (request.height or request.width):
-        raise InputError("--H and --W require a run without --init-img; the result has the size of the image")
+        raise InputError("--H and --W are for runs without --init-img, whose size the result has otherwise")
 
 
 def _depth(request: Request) -> InputArray | None:

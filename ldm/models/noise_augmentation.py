@@ -172,8 +172,8 @@ class CLIPEmbeddingNoiseAugmentation(ImageConcatWithNoiseAugmentation):
                 if (found := place.parent / (place.stem + suffix)).is_file():
                     return found
         raise CheckpointError(
-            f"clip_stats_path {path}: there is no such file, and no {given.name} next to the checkpoint or "
-            "in configs; it contains the mean and standard deviation of the image embeddings: put it next to "
+            f"clip_stats_path {path}: no such file, and no {given.name} next to the checkpoint or in "
+            "configs; it contains the mean and standard deviation of the image embeddings: put it next to "
             "the checkpoint"
         )
 

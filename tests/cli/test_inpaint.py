@@ -121,9 +121,9 @@ def test_the_defaults_are_the_published_pages(run, files):
     [
         (("--mask", "mask.png"), "--init-img needs a picture"),
         (("--init-img", "rgb.png"), "Give --mask FILE, white there, or a picture that is transparent there"),
-        ((*GIVEN, "small.png"), "the mask is 56x39 and the picture 56x40"),
-        ((*GIVEN, "black.png"), "nothing to paint"),
-        ((*GIVEN, "mask.png", "--mask-grow", "-9"), "nothing to paint"),
+        ((*GIVEN, "small.png"), "the mask is 56x39 and the image is 56x40"),
+        ((*GIVEN, "black.png"), "nothing to repaint"),
+        ((*GIVEN, "mask.png", "--mask-grow", "-9"), "nothing to repaint"),
         ((*GIVEN, "none.png"), "none.png: no such file"),
         ((*GIVEN, "text.png"), "text.png: not a picture"),
         ((*GIVEN, "mask.png", "--strength", "1.5"), "expected a number from 0 to 1"),
