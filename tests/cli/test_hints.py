@@ -27,7 +27,7 @@ def test_empty_lines_are_prompts_and_said_to_be(run, tmp_path):
     flags = "--from-file", "prompts.txt", "--steps", 1, "--H", 32, "--W", 32, "--n_iter", 1, "--no-grid"
     outcome = run("txt2img.py", *flags)
     assert outcome.code == 0, outcome.err
-    assert "--from-file prompts.txt: line 2 is empty, and an empty prompt like any other" in outcome.out
+    assert "--from-file prompts.txt: line 2 is empty and used as an empty prompt" in outcome.out
     assert len(list((tmp_path / "outputs").rglob("*.png"))) == 3
     (tmp_path / "prompts.txt").write_text("a fox\n\n \n")
     outcome = run("txt2img.py", *flags)
