@@ -48,8 +48,8 @@ from benchmarks.quality import (  # noqa: E402
     single_requests,
     summary,
 )
+from demo.scenes import SINGLE_SCALES, EmojiScenes  # noqa: E402
 from ldm.backends.device import resolve_device  # noqa: E402
-from ldm.data.emoji import SINGLE_SCALES, EmojiScenes  # noqa: E402
 from ldm.errors import InputError, LdmError  # noqa: E402
 from ldm.requests import Txt2Img  # noqa: E402
 

@@ -36,8 +36,8 @@ from benchmarks.quality import (
     retrieval,
     single_requests,
 )
+from demo.scenes import EmojiScenes
 from ldm.backends.device import resolve_device
-from ldm.data.emoji import EmojiScenes
 from ldm.data.hints import inflated, shrunk
 from ldm.imaging.back_projection import back_project
 from ldm.imaging.colour import from_uint8, to_uint8

@@ -51,6 +51,20 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: repeated values in full, and text that looks like a number in quotes."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def to_yaml(content: Any) -> str:
+    """Return plain data as YAML that `read_yaml` reads back."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read `path` as a mapping of plain dicts, lists and scalars.
 

@@ -11,52 +11,11 @@ otherwise.
 """
 
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from ldm.cli import app  # noqa: E402
-from ldm.cli.parser import Parser, add_messages  # noqa: E402
-
-DTYPES = ("keep", "float32", "float16", "bfloat16")
-COPIES = ("auto", "ema", "raw", "both")
-
-
-def make_parser() -> Parser:
-    parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("input", metavar="IN", help="a .ckpt, .safetensors, .pt or .bin file, or a diffusers folder")
-    add("output", metavar="OUT", help="NAME.safetensors for a file, another name for a folder")
-    add("--weights", choices=COPIES, default="auto",
-        help="which weights to convert if a file has raw and EMA weights; both keeps the two sets (default: "
-        "%(default)s: both, or raw with --prune)")  # fmt: skip
-    add("--prune", action="store_true", help="drop the other set, and tensors that only training needs")
-    add("--dtype", choices=DTYPES, default="keep", help="dtype to store weights in (default: %(default)s)")
-    add("--variant", metavar="NAME", help="variant of the folder to read or write, such as fp16")
-    add("--prediction", choices=("eps", "v"), help="what the model predicts, to store in the result")
-    add("--config", metavar="YAML", help="configuration of the model (default: the included one)")
-    add("--overwrite", action="store_true", help="replace OUT if it exists")
-    add_messages(parser)
-    return parser
-
-
-def main(args: Namespace) -> None:
-    import torch
-
-    from ldm.checkpoint.conversion import ConvertOptions, convert
-    from ldm.cli.conversion import prediction_to_state, report
-    from ldm.cli.progress import byte_bar
-
-    how = ConvertOptions(
-        config=args.config, prediction=prediction_to_state(args), weights=args.weights, prune=args.prune,
-        dtype=None if args.dtype == "keep" else getattr(torch, args.dtype),
-        variant=args.variant, overwrite=args.overwrite,
-    )  # fmt: skip
-    with byte_bar("converting", quiet=args.quiet) as progress:
-        done = convert(args.input, args.output, how, progress)
-    report(done)
-
+from ldm.cli import convert  # noqa: E402
 
 if __name__ == "__main__":
-    app.run(make_parser(), main)
+    sys.exit(convert.main(__doc__))

@@ -87,10 +87,10 @@ def classify(
     for x in shapes.values():
         dtypes[x.dtype] = dtypes.get(x.dtype, 0) + x.nbytes
     identity = Identity(**({"layout": layout, "parameters": parts, "dtypes": dtypes} | fields))
-    return replace(identity, config=choose_config(identity))
+    return replace(identity, config=config_for(identity))
 
 
-def choose_config(identity: Identity, prediction: str | None = None) -> str | None:
+def config_for(identity: Identity, prediction: str | None = None) -> str | None:
     """Return the published YAML that describes a model, or None: no SD model, or eps and v both may be."""
     if not identity.is_model or identity.variant == DISTILLED:
         return None

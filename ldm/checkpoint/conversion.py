@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ldm.backends.meta import on_meta
 from ldm.checkpoint import convert as writing
 from ldm.checkpoint import identify
-from ldm.checkpoint.classify import CONFIGS, PREDICTION_KEYS, PREDICTIONS, SD, V_MARK, choose_config
+from ldm.checkpoint.classify import CONFIGS, PREDICTION_KEYS, PREDICTIONS, SD, V_MARK, config_for
 from ldm.checkpoint.identity import Identity
 from ldm.checkpoint.layouts import UNUSED
 from ldm.checkpoint.opened import open_weights, to_ldm_names
@@ -131,7 +131,7 @@ class _Described:
     @classmethod
     def by(cls, options: ConvertOptions, identity: Identity) -> "_Described":
         """Read the configuration that is asked for, or the published one that the weights are of."""
-        path = options.config or choose_config(identity, options.prediction)
+        path = options.config or config_for(identity, options.prediction)
         path = path or OF_PARTS.get((identity.kind, identity.family))
         if path is None:
             is_open = identity.family == "2.x" and identity.task == "txt2img"
@@ -217,7 +217,7 @@ def _metadata(
     weights = weights or identity.weights
     stated = {
         "sd.family": identity.family, "sd.task": identity.task, "sd.prediction": prediction,
-        "sd.weights": weights, "sd.config": choose_config(identity, prediction) or identity.config,
+        "sd.weights": weights, "sd.config": config_for(identity, prediction) or identity.config,
     }
     return {"format": "pt", **{key: str(value) for key, value in stated.items() if value is not None}}
 

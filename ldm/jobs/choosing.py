@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.config import find_config, load_config, yaml_beside
+from ldm.config import find_config, read_config, yaml_beside
 from ldm.errors import CheckpointError, InputError, WrongModelError
 from ldm.requests import NAMES, Request, find
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from ldm.models.latent_diffusion import LatentDiffusion
     from ldm.tasks.probe import Verdict
 
-# sources within the file itself
+# sources in the file itself
 SAID_BY = {
-    "metadata": "according to its metadata",
-    "scheduler_config": "according to its scheduler_config.json",
+    "metadata": "its metadata say so",
+    "scheduler_config": "its scheduler_config.json says so",
 }
-NOTES = "prediction"                            # cache folder of the detected predictions
+CACHED = "prediction"                           # folder of the verdicts in the cache
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +44,10 @@ class Choice:
         """Return the configuration to load: the YAML, or its content with another prediction type."""
         if self.prediction in (None, prediction_of(self.config)):
             return self.config
-        return load_config(self.config, [f"model.params.parameterization={self.prediction}"])
+        return read_config(self.config, [f"model.params.parameterization={self.prediction}"])
 
 
-def choose(request: Request, checkpoint: Path) -> Choice:
+def choose_config(request: Request, checkpoint: Path) -> Choice:
     """Identify --ckpt, check --sha256, --prediction and --config against it, and choose the YAML.
 
     Raises:
@@ -61,7 +61,7 @@ def choose(request: Request, checkpoint: Path) -> Choice:
     check_kind(identity, request.TASKS, whole=request.config is None)
     asked = None if request.prediction == "auto" else request.prediction
     stated = identity.prediction if identity.prediction_source in SAID_BY else None
-    found = recall_verdict(checkpoint)
+    found = cached_verdict(checkpoint)
     known = stated or (found.prediction if found else None)
     if asked and known and asked != known:
         raise _contradiction(identity, known, found, stated, f"--prediction asks for {asked}: leave it out")
@@ -70,13 +70,12 @@ def choose(request: Request, checkpoint: Path) -> Choice:
         wanted = prediction_of(config)
         if asked and asked != wanted:
             raise InputError(
-                f"--prediction {asked} contradicts {request.config}, which has {wanted}; leave one of them "
-                "out"
+                f"--prediction {asked}, but {request.config} says {wanted}; leave one of them out"
             )
         _check_config(identity, config, known, found, stated)
         return Choice(identity, config, None, is_given=True)
     prediction = asked or known or identity.prediction
-    config = _included_config(identity, prediction)
+    config = _published(identity, prediction)
     return Choice(identity, config, prediction, is_given=False)
 
 
@@ -104,7 +103,7 @@ def check_kind(identity: "Identity", tasks: tuple[str, ...] | None, whole: bool)
     """
     file, what = identity.path, identity.sentence()
     if identity.kind == "foreign":
-        raise WrongModelError(f"{file} is {what}; only Stable Diffusion 1.x and 2.x are supported")
+        raise WrongModelError(f"{file} is {what}; this program runs Stable Diffusion 1.x and 2.x")
     if not identity.is_model and identity.kind != "unknown":
         advice = "; give this file to --vae" if identity.kind == "vae" else ""
         raise WrongModelError(f"{file} is {what}; --ckpt takes a whole model{advice}")
@@ -118,15 +117,15 @@ def check_kind(identity: "Identity", tasks: tuple[str, ...] | None, whole: bool)
 
 def prediction_of(config: Path) -> str:
     """Return the prediction type in a YAML, "eps" if it has none."""
-    node = load_config(config)
+    node = read_config(config)
     return str(node.get("model", node).get("params", {}).get("parameterization", "eps"))
 
 
-def recall_verdict(checkpoint: Path) -> "Verdict | None":
-    """Return the cached result of an earlier detection for this file."""
+def cached_verdict(checkpoint: Path) -> "Verdict | None":
+    """Return the cached result of an earlier probe of this file."""
     from ldm.files import cache
 
-    note = cache.get(checkpoint, NOTES)
+    note = cache.get(checkpoint, CACHED)
     if note is None:
         return None
     from ldm.tasks.probe import METHOD, Verdict
@@ -140,44 +139,44 @@ def recall_verdict(checkpoint: Path) -> "Verdict | None":
 
 
 def with_cached_verdict(identity: "Identity") -> "Identity":
-    """Return the identity with the cached prediction type, unless the file itself states it."""
+    """Add the cached verdict of an earlier probe, unless the file itself states what it predicts."""
     if not identity.is_model or identity.prediction_source in SAID_BY:
         return identity
-    verdict = recall_verdict(Path(identity.path))
-    return identity if verdict is None else with_verdict(identity, verdict)
+    verdict = cached_verdict(Path(identity.path))
+    return identity if verdict is None else with_verdict(verdict, identity)
 
 
-def with_verdict(identity: "Identity", verdict: "Verdict") -> "Identity":
-    """Return the identity with the detected prediction type, if the detection was conclusive."""
+def with_verdict(verdict: "Verdict", identity: "Identity") -> "Identity":
+    """Add the verdict of a probe, if it is conclusive."""
     if verdict.prediction is None:
         return identity
-    from ldm.checkpoint.classify import choose_config
+    from ldm.checkpoint.classify import config_for
 
     found = replace(identity, prediction=verdict.prediction, prediction_source="probe")
-    return replace(found, config=choose_config(found))
+    return replace(found, config=config_for(found))
 
 
 def probe(model: "LatentDiffusion", checkpoint: Path, dtype: "torch.dtype") -> "Verdict":
-    """Return what the UNet predicts, from the cache or by evaluating it once."""
-    verdict = recall_verdict(checkpoint)
+    """Return what the UNet predicts, from the cache or by one evaluation."""
+    verdict = cached_verdict(checkpoint)
     if verdict is None:
         from ldm.files import cache
         from ldm.tasks.probe import METHOD, probe_prediction
 
         verdict = probe_prediction(model, dtype)
         note = {"agreement_eps": verdict.agreement_eps, "agreement_v": verdict.agreement_v}
-        cache.put(checkpoint, NOTES, note | {"prediction": verdict.prediction, "method": METHOD})
+        cache.put(checkpoint, CACHED, note | {"prediction": verdict.prediction, "method": METHOD})
     return verdict
 
 
 def confirm_prediction(
     choice: Choice, model: "LatentDiffusion", request: Request, dtype: "torch.dtype"
 ) -> Choice:
-    """Check the prediction type of the loaded model against the request; log the YAML and the type.
+    """Compare what the loaded model predicts with what was asked for; log which YAML and prediction it is.
 
     Raises:
-        WrongModelError: the UNet predicts something else than --config or --prediction state.
-        InputError: the detection is inconclusive, and neither the file nor a flag states the type.
+        WrongModelError: the UNet predicts something else than --config or --prediction say.
+        InputError: it may be either, and the user has not said which.
     """
     choice, reason = _confirmed(choice, model, request, dtype)
     if not choice.is_given:
@@ -206,32 +205,31 @@ def _confirmed(
         raise _contradiction(identity, verdict.prediction, verdict, None, advice)
     else:
         model.parameterization = verdict.prediction
-        config = _included_config(identity, verdict.prediction)
+        config = _published(identity, verdict.prediction)
         choice = replace(choice, prediction=verdict.prediction, config=config)
-    return choice, _detected(verdict)
+    return choice, _by_step(verdict)
 
 
 def _undecided(choice: Choice, request: Request) -> str:
-    """Return the source of the prediction type after an inconclusive detection: the YAML or the flag."""
+    """Return the source of the prediction type after an inconclusive probe: the YAML or the flag."""
     if not choice.is_given and choice.prediction is None:
         raise InputError(
-            f"{choice.identity.path} is {choice.identity.sentence()}; the file does not state whether it "
-            "predicts eps or v, and evaluating the UNet once was inconclusive: give --prediction eps or "
-            "--prediction v"
+            f"{choice.identity.path} is {choice.identity.sentence()}; the file does not say whether it "
+            "predicts eps or v, and one UNet evaluation did not tell: give --prediction eps or --prediction v"
         )
     source = choice.config.name if request.prediction == "auto" else "--prediction"
-    return f"according to {source}; evaluating the UNet once was inconclusive"
+    return f"{source} says so; one UNet evaluation did not tell"
 
 
-def _included_config(identity: "Identity", prediction: str | None) -> Path:
-    from ldm.checkpoint.classify import choose_config
+def _published(identity: "Identity", prediction: str | None) -> Path:
+    from ldm.checkpoint.classify import config_for
 
-    name = choose_config(identity, prediction or "eps")     # corrected by the detection after loading
+    name = config_for(identity, prediction or "eps")     # a probe finds out, once it is loaded
     if name is None:
-        own = yaml_beside(identity.path)
+        beside = yaml_beside(identity.path)
         raise InputError(
-            f"{identity.path} is {identity.sentence()}, for which no configuration is included; "
-            + (f"give --config {own}, if it belongs to the file" if own else "give --config YAML")
+            f"{identity.path} is {identity.sentence()}, which no published configuration describes; "
+            + (f"give --config {beside}, if that is its own" if beside else "give --config YAML")
         )
     return find_config(name)
 
@@ -243,12 +241,12 @@ def _check_config(
     wanted = prediction_of(config)
     if known is None or wanted not in ("eps", "v") or wanted == known:
         return
-    from ldm.checkpoint.classify import choose_config
+    from ldm.checkpoint.classify import config_for
 
-    better = choose_config(identity, known)
+    better = config_for(identity, known)
     if better is None or prediction_of(find_config(better)) != known:
         better = f"one with parameterization: {known}"
-    what = f"{config} has {wanted}: give --config {better}"
+    what = f"{config} asks for {wanted}: give --config {better}"
     raise _contradiction(identity, known, found, stated, what)
 
 
@@ -260,10 +258,10 @@ def _contradiction(
         return WrongModelError(f"{file} predicts {known} ({SAID_BY[identity.prediction_source]}), but {what}")
     other = {"eps": "v", "v": "eps"}[known]
     return WrongModelError(
-        f"{file} predicts {known} ({_detected(found)}), but {what}; if the detection is wrong, store the "
-        f"type in the file: scripts/convert.py {file} OUT --prediction {other}"
+        f"{file} predicts {known} ({_by_step(found)}), but {what}; if the probe is wrong, say so in "
+        f"the file: scripts/convert.py {file} OUT --prediction {other}"
     )
 
 
-def _detected(verdict: "Verdict") -> str:
-    return f"detected by evaluating the UNet once; agreement {verdict.agreement:.2f}"
+def _by_step(verdict: "Verdict") -> str:
+    return f"found by one UNet evaluation; agreement {verdict.agreement:.2f}"

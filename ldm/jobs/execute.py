@@ -82,10 +82,10 @@ def execute(
         BadImageError: an image came out black or NaN and was left out; all others are saved.
         Stopped: the user stopped the run; its state is saved.
     """
+    saving = Saving(request)
     loaded = load_inputs(replace(request, prompts=_prompts(request, resume)))
     if resume is not None:
         resume.check(loaded)
-    saving = Saving(request)
     opened = (models or Models()).open(request, watch)
     if resume is not None:
         resume.check_model(opened)

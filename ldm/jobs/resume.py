@@ -1,10 +1,10 @@
-"""Resume an interrupted run, or decode the latents of a finished image, with its original options.
+"""Resume an interrupted run, or decode the latents of a finished image, with the options it was made with.
 
     python scripts/txt2img.py --latents outputs/txt2img-samples/interrupted-00000.safetensors
     python scripts/txt2img.py --latents outputs/txt2img-samples/samples/00000.latents.safetensors
 
-The file contains the request. Options given in addition may change where and how images are saved, but not
-the images themselves.
+The file contains the request. Options given with it may change where and how images are saved, but not the
+images.
 """
 
 import os
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from ldm.jobs.opening import OpenedModel
     from ldm.tasks.latents import LatentsFile
 
-DECODING = ("txt2img", "sample")  # tasks that decode the latents of finished images
+DECODING = ("txt2img", "sample")  # tasks whose finished images are decoded again from their latents
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """A request that continues from a latents file.
+    """A request that continues from a file.
 
     Args:
-        request: the request of the file, with the options given in addition.
+        request: what is made.
         file: of an interrupted run, or of a finished image, which is only decoded.
     """
 
@@ -43,35 +43,37 @@ class Resumed:
         return self.file.kind == "final"
 
     def check(self, loaded: Request) -> None:
-        """Raise InputError if an input image, mask, ... differs from that of the interrupted run."""
+        """Refuse to resume with another image, mask, ... than the run began with. Raises: InputError."""
         before, now = self.file.record.get("inputs", {}), digests(loaded)
-        for name in () if self.is_finished else before.keys() | now.keys():
+        for name in () if self.is_finished else sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
-                flag = fields_of(type(loaded))[name].flag
-                raise InputError(
-                    f"{flag} {getattr(self.request, name)} is not the file that {self.file.path} was made "
-                    "with"
-                )
+                flag, changed = fields_of(type(loaded))[name].flag, _changed(before.get(name), now.get(name))
+                raise InputError(f"{flag}{changed} has changed since {self.file.path} was saved")
 
     def check_model(self, opened: "OpenedModel") -> None:
-        """Raise InputError if the weights differ from those of the interrupted run."""
+        """Refuse to resume with other weights. Raises: InputError."""
         before, now = self.file.record.get("model", {}), opened.record()
         if not self.is_finished and before.get("sha256") != now["sha256"]:
             raise InputError(
-                f"{self.file.path} was made with {before.get('checkpoint')} (SHA-256 "
-                f"{before.get('sha256')}), but the loaded model is {now['checkpoint']} ({now['sha256']}); "
-                "give --ckpt with those weights"
+                f"{self.file.path} is of {before.get('checkpoint')} (SHA-256 {before.get('sha256')}), and "
+                f"this is {now['checkpoint']} ({now['sha256']}); give --ckpt with those weights"
             )
 
 
+def _changed(before: Any, now: Any) -> str:
+    """Return the name of the file, of one or several, that is not what it was."""
+    several = now if isinstance(now, list) else [now]
+    then = before if isinstance(before, list) else [before]
+    return next((f" {each['file']}" for each in several if each and each["file"] and each not in then), "")
+
+
 def resumed(cls: type[Request], given: Mapping[str, Any]) -> Resumed | None:
-    """Return the request that the file of --latents continues; None if the file is noise to start from.
+    """Return what the file of --latents continues; None where it is noise to start from.
 
     Args:
-        given: the options of the command line, including `latents`.
+        given: the options of the command, --latents among them.
 
-    Raises:
-        InputError: an option contradicts the file, or the file belongs to another task.
+    Raises: InputError where an option contradicts the file, or it belongs to another task.
     """
     from ldm.tasks.latents import read_latents, read_record
 
@@ -79,9 +81,7 @@ def resumed(cls: type[Request], given: Mapping[str, Any]) -> Resumed | None:
     stored = read_record(path)
     kind, task = stored.get("kind"), cls.__name__.lower()
     if kind == "stopped" and stored.get("task") != task:
-        raise InputError(
-            f"{path} belongs to a run of scripts/{stored.get('task')}.py; resume it with that script"
-        )
+        raise InputError(f"{path} is of a run of scripts/{stored.get('task')}.py; resume it with that")
     if kind != "stopped" and (kind != "final" or task not in DECODING):
         return None
     values = {
@@ -99,7 +99,7 @@ def resumed(cls: type[Request], given: Mapping[str, Any]) -> Resumed | None:
                 f"{flag} {new} contradicts {path}, which was made with {flag} {old}; leave it out"
             )
     request = replace(request, **own)
-    if kind == "final":  # one image, whose latents are already saved
+    if kind == "final":  # one image, whose latents are there
         request = replace(request, no_grid=True, save_latents=False, latents=None)
     return Resumed(request, read_latents(path))
 
@@ -110,7 +110,7 @@ def _may_change(cls: type[Request], name: str, kind: str) -> bool:
 
 
 def _found(folder: str, value: Any) -> Any:
-    """Return a path relative to `folder`, in which it was given, if it does not exist from here."""
+    """Return a path that was given in a folder, where it is not found from here."""
     if isinstance(value, list):
         return [_found(folder, each) for each in value]
     if not isinstance(value, str) or not value:
@@ -120,14 +120,14 @@ def _found(folder: str, value: Any) -> Any:
 
 
 def decoded_record(file: "LatentsFile", opened: "OpenedModel") -> dict[str, Any]:
-    """Return the record of an image that is decoded again: its former record, with the present model."""
+    """Return what an image that is decoded again records: what it did, and the model of today."""
     dropped = ("kind", "command", "folder", "images_in_batch")
     kept = {name: value for name, value in file.record.items() if name not in dropped}
     return kept | {"model": opened.record()}
 
 
 def batches_left(request: Request, resumed: Resumed | None) -> int:
-    """Return the number of batches that a loaded request still has to generate."""
+    """Return how many batches a loaded request still has to make."""
     if resumed is not None and resumed.is_finished:
         return 1
     per_pass = -(-len(request.prompts) // request.n_samples)

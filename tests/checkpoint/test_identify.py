@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from golden_cases import cases, manifest
 from ldm.checkpoint import identify
-from ldm.checkpoint.classify import choose_config, classify
+from ldm.checkpoint.classify import classify, config_for
 from ldm.checkpoint.layouts import ldm_to_parts
 from ldm.config import find_config, load_config
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError, UnsafeCheckpointError
@@ -64,7 +64,7 @@ def test_published_layouts(layout):
 def test_the_published_yaml_is_chosen_and_says_the_same(layout):
     *_, config, _ = PUBLISHED[layout]
     says = load_config(find_config(config)).model.params.get("parameterization", "eps")
-    assert choose_config(classify(shapes(layout)), says) == config
+    assert config_for(classify(shapes(layout)), says) == config
     if PUBLISHED[layout][2]:
         assert classify(shapes(layout)).config == config and says == PUBLISHED[layout][2]
     else:
@@ -108,6 +108,7 @@ def test_missing_parts_are_named(layout):
     assert classify(alone).kind == "unet" and classify(alone).family == PUBLISHED[layout][0]
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("prefix", ["", "diffusion_model."])
 @pytest.mark.parametrize("layout", PUBLISHED)
 def test_parts_alone(layout, prefix):
@@ -142,6 +143,7 @@ def test_controlnet_files(layout):
     assert difference.variant == "difference" and difference.sentence().endswith("as a difference")
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("layout", PUBLISHED)
 def test_diffusers_folders_of_full_size(layout):
     """The same model in diffusers' names is recognised as the same."""

@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from golden_cases import cases, manifest
 from ldm.config import find_config, load_config
+from ldm.jobs.opening import hint_at_size
+from ldm.requests import Sample
+from ldm.requests.resolving import ModelFacts
 from ldm.tasks import probe
 from ldm.tasks.probe import Verdict
 
@@ -65,7 +69,7 @@ def test_a_table_of_a_full_size_file_in_no_time(run, tmp_path):
     lines = [line for line in outcome.out.splitlines()[1:] if " note " not in line]
     rows = dict(line.strip().split(maxsplit=1) for line in lines)
     assert rows["is"].startswith("an SD 2.x model for variations of pictures (unCLIP-H)")
-    assert rows["predicts"] == "v (like all reference models of this kind)"
+    assert rows["predicts"] == "v (as all published models of this kind)"
     assert rows["config"] == "configs/stable-diffusion/v2-1-stable-unclip-h-inference.yaml"
     assert "UNet 870.2 M" in rows["parameters"] and "3.98 GB" == rows["size"]
     columns = {len(re.match(r"  [a-z0-9 ]{10}  ", line)[0]) for line in outcome.out.splitlines()[1:]}
@@ -74,7 +78,7 @@ def test_a_table_of_a_full_size_file_in_no_time(run, tmp_path):
 
 def test_eps_or_v_is_said_to_be_open(run, tmp_path):
     outcome = run("identify.py", sparse("v2-inference", tmp_path / "a.safetensors"))
-    assert "eps or v: the file does not state it" in outcome.out
+    assert "eps or v: the file does not say" in outcome.out
     assert "v2-inference.yaml or v2-inference-v.yaml" in outcome.out
 
 
@@ -133,51 +137,49 @@ def test_a_model_that_no_step_tells_apart_stays_open(run, tmp_path, monkeypatch)
     monkeypatch.setattr("ldm.loading.load_model", lambda *args, **options: None)
     monkeypatch.setattr(probe, "probe_prediction", lambda *args: Verdict(None, 0.1, 0.2))
     out = run("identify.py", "--probe", file).out
-    assert "did not distinguish eps from v (0.10 with eps, 0.20 with v)" in out and "eps or v:" in out
+    assert "did not tell eps from v (0.10 with eps, 0.20 with v)" in out and "eps or v:" in out
 
 
 def test_the_demo_model_s_yaml_is_compared_with_what_it_predicts(run, tmp_path):
-    file = tmp_path / "emoji.safetensors"       # as it would be if it did not state it
+    file = tmp_path / "emoji.safetensors"       # as it would be if it did not say so
     save_file(load_file(DEMO[0]), file)
     outcome = draw(run, file, config=DEMO[1])
-    assert outcome.code == 0
-    assert "v-prediction (detected by evaluating the UNet once; agreement 0.8" in outcome.out
+    assert outcome.code == 0 and "v-prediction (found by one network step; agreement 0.8" in outcome.out
     text = Path(DEMO[1]).read_text().replace("parameterization: v", "parameterization: eps")
     (tmp_path / "wrong.yaml").write_text(text)
     for beside in ("emoji_clip.json", "emoji_bpe.txt.gz"):
         shutil.copy(Path(DEMO[1]).parent / beside, tmp_path)
     outcome = draw(run, file, "--outdir", "o", config=tmp_path / "wrong.yaml")
-    refused(outcome, "emoji.safetensors predicts v (detected by evaluating the UNet", "wrong.yaml has eps")
+    refused(outcome, "emoji.safetensors predicts v (found by one network step", "wrong.yaml asks for eps")
     assert "parameterization: v" in outcome.err and "scripts/convert.py" in outcome.err
     assert not (tmp_path / "o").exists()
     outcome = draw(run, file, "--prediction", "eps", config=DEMO[1])
     refused(outcome, "predicts v", "--prediction asks for eps")
     outcome = draw(run, DEMO[0], config=tmp_path / "wrong.yaml")
-    refused(outcome, "emoji.safetensors predicts v (according to its metadata)", "wrong.yaml has eps")
+    refused(outcome, "emoji.safetensors predicts v (its metadata say so)", "wrong.yaml asks for eps")
 
 
 def test_random_weights_are_taken_at_the_yaml_s_word(run, tmp_path):
     outcome = draw(run, tiny(tmp_path / "a.safetensors"), config=CASE.files["config"])
     assert outcome.code == 0
-    assert "eps-prediction (according to base.yaml; evaluating the UNet once was inconclusive)" in outcome.out
+    assert "eps-prediction (base.yaml says so; one network step did not tell)" in outcome.out
 
 
 def test_metadata_against_yaml_and_flag(run, tmp_path):
     file = tiny(tmp_path / "a.safetensors", {"sd.prediction": "v"})
     outcome = draw(run, file, config=CASE.files["config"])
-    refused(outcome, "a.safetensors predicts v (according to its metadata)", "base.yaml has eps")
-    outcome = draw(run, file, "--prediction", "eps")
-    refused(outcome, "predicts v (according to its metadata", "--prediction asks for eps")
+    refused(outcome, "a.safetensors predicts v (its metadata say so)", "base.yaml asks for eps")
+    refused(draw(run, file, "--prediction", "eps"), "predicts v (its metadata", "--prediction asks for eps")
     file = tiny(tmp_path / "b.safetensors")
     outcome = draw(run, file, "--prediction", "v", config=CASE.files["config"])
-    refused(outcome, "--prediction v contradicts", "which has eps")
+    refused(outcome, "--prediction v, but", "says eps")
 
 
 def test_metadata_spare_the_probe(run, tmp_path, monkeypatch):
     monkeypatch.setattr(probe, "probe_prediction", lambda *args: pytest.fail("probed"))
     file = tiny(tmp_path / "a.safetensors", {"sd.prediction": "eps"})
     outcome = draw(run, file, config=CASE.files["config"])
-    assert outcome.code == 0 and "eps-prediction (according to its metadata)" in outcome.out
+    assert outcome.code == 0 and "eps-prediction (its metadata say so)" in outcome.out
 
 
 @pytest.fixture
@@ -209,14 +211,14 @@ def pretend(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("layout", "verdict", "metadata", "flags", "config", "predicts"),
     [
-        ("v2-inference", "eps", {}, (), "v2-inference.yaml", "eps-prediction (detected by"),
-        ("v2-inference-v", "v", {}, (), "v2-inference-v.yaml", "v-prediction (detected by"),
+        ("v2-inference", "eps", {}, (), "v2-inference.yaml", "eps-prediction (found by one"),
+        ("v2-inference-v", "v", {}, (), "v2-inference-v.yaml", "v-prediction (found by one"),
         ("v2-inference-v", None, {}, FLAG_V, "v2-inference-v.yaml", "v-prediction (--prediction"),
         ("v2-inference", None, {}, FLAG_EPS, "v2-inference.yaml", "eps-prediction (--prediction"),
         ("v2-inference", None, SAYS_V, (), "v2-inference-v.yaml", "v-prediction (its metadata"),
-        ("v1-inference", None, {}, (), "v1-inference.yaml", "eps-prediction (according to v1-inference.yaml"),
-        ("v1-inference", "eps", {}, (), "v1-inference.yaml", "eps-prediction (detected by"),
-        ("v1-inference", "v", {}, (), "v1-inference.yaml", "v-prediction (detected by"),
+        ("v1-inference", None, {}, (), "v1-inference.yaml", "eps-prediction (v1-inference.yaml says so"),
+        ("v1-inference", "eps", {}, (), "v1-inference.yaml", "eps-prediction (found by one"),
+        ("v1-inference", "v", {}, (), "v1-inference.yaml", "v-prediction (found by one"),
         ("v1-inference", None, SAYS_V, (), "v1-inference.yaml", "v-prediction (its metadata"),
     ],
 )
@@ -242,7 +244,7 @@ def test_the_other_published_yaml_is_named(run, pretend, config):
     other = {"v": "v2-inference-v.yaml", "eps": "v2-inference.yaml"}[right]
     file, _ = pretend("v2-inference", right)
     outcome = draw(run, file, config=f"configs/stable-diffusion/{config}")
-    refused(outcome, f"full.safetensors predicts {right} (detected by")
+    refused(outcome, f"full.safetensors predicts {right} (found by one")
     assert f"give --config configs/stable-diffusion/{other}" in outcome.err
 
 
@@ -266,7 +268,7 @@ def test_models_of_other_tasks_are_sent_to_their_script(run, tmp_path, layout, s
         ({"lora_unet_x_attn2_to_k.lora_down.weight": (8, 768)}, "is a LoRA for SD 1.x, no model"),
         ({"encoder.down.0.block.0.conv1.weight": (8, 8, 3, 3)}, "is a VAE alone; --ckpt takes a whole"),
         ({"control_model.input_blocks.0.0.weight": (8, 4, 3, 3)}, "is a ControlNet"),
-        ({"conditioner.embedders.1.model.x": (8, 8)}, "is an SDXL model; only Stable Diffusion"),
+        ({"conditioner.embedders.1.model.x": (8, 8)}, "is an SDXL model; this program runs"),
         ({"emb_params": (2, 768)}, "is a textual-inversion embedding for SD 1.x, no model"),
         ({"model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3)}, "takes a whole model: UNet, VAE"),
     ],
@@ -302,11 +304,14 @@ def test_nan_weights_are_refused_unless_allowed(run, tmp_path):
 
 
 def test_a_size_far_from_training_is_hinted_at(caplog):
-    from ldm.cli.model import _hint_at_size
+    def hint(height, width, trained, known=True):
+        facts = ModelFacts(native_size=trained, training_size=trained, latent_channels=4, latent_factor=8)
+        opened = SimpleNamespace(facts=facts, knows_size=known)
+        hint_at_size(Sample(height=height, width=width), opened)
 
     with caplog.at_level("INFO", "ldm"):
-        for size, trained in (((512, 512), 512), ((512, 768), 512), ((768, 512), 768), ((64, 64), None)):
-            _hint_at_size(*size, trained)
+        for size in ((512, 512, 512), (512, 768, 512), (768, 512, 768), (64, 64, 512, False)):
+            hint(*size)
         assert not caplog.records
-        _hint_at_size(512, 512, 768)
-        assert "768x768, the training size of this model: try --H 768 --W 768" in caplog.text
+        hint(512, 512, 768)
+        assert "768x768 that this model was trained at: try --H 768 --W 768" in caplog.text

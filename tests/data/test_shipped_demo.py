@@ -8,7 +8,7 @@ import torch
 from ldm.checkpoint import identify
 from ldm.config import find_config, load_config
 from ldm.errors import InputError
-from ldm.jobs.choosing import choose
+from ldm.jobs.choosing import choose_config
 from ldm.loading import load_model
 from ldm.requests import NAMES, Request, find
 
@@ -39,13 +39,13 @@ def test_a_shipped_model_loads_and_says_what_it_is(name):
     assert type(model).__name__ == kind and model.parameterization == "v"
     assert len(model.get_learned_conditioning(["3d emoji of a cat"])) == 1
     assert all(torch.isfinite(x).all() for x in model.parameters())
-    assert choose(request_for(name, config=str(config)), weights).config == config
+    assert choose_config(request_for(name, config=str(config)), weights).config == config
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_without_its_configuration_a_shipped_model_is_refused_in_a_line_that_names_it(name):
     with pytest.raises(InputError, match=rf"give --config .*{name}\.yaml") as caught:
-        choose(request_for(name), DEMO / f"{name}.safetensors")
+        choose_config(request_for(name), DEMO / f"{name}.safetensors")
     assert "\n" not in str(caught.value)
 
 

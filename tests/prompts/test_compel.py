@@ -61,6 +61,7 @@ def test_words_and_weights_are_the_librarys(text):
     assert words(compel.parse(text).fragments()) == words(theirs.children)
 
 
+@pytest.mark.few(18)
 @pytest.mark.parametrize("text", [*PROMPTS, *JOINED])
 def test_contexts_are_the_librarys(model, transformers_text, text):
     from compel import Compel

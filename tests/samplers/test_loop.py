@@ -226,6 +226,7 @@ def test_what_cannot_be_honoured_is_one_clear_error(make, text: str):
         make()
 
 
+@pytest.mark.few(42)
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("steps", [1, 2, 9, 30])
@@ -273,6 +274,7 @@ def prompted(parameterization: str):
     return apply_model
 
 
+@pytest.mark.few(14)
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("start", [0, 4])
 @pytest.mark.parametrize("masked", [False, True])

@@ -1,13 +1,14 @@
-"""Print what weights files contain: a table for one file, one line each for several, or JSON."""
+"""The command of scripts/identify.py: it prints a table for one file, one line each for several, or JSON."""
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.app import describe
+from ldm.cli import app
+from ldm.cli.parser import Parser, add_messages
 from ldm.errors import CheckpointError, LdmError
 
 if TYPE_CHECKING:
@@ -16,46 +17,68 @@ if TYPE_CHECKING:
 Result = tuple[str, "Identity | LdmError"]
 
 SOURCES = {
-    "metadata": "according to its metadata",
-    "scheduler_config": "according to its scheduler_config.json",
-    "family": "like all reference models of this kind",
-    "probe": "detected by evaluating the UNet once",
+    "metadata": "its metadata say so",
+    "scheduler_config": "its scheduler_config.json says so",
+    "family": "as all published models of this kind",
+    "probe": "found by one UNet evaluation",
 }
 WEIGHTS = {
-    "raw": "one set",
+    "raw": "one copy, as stored",
     "ema": "EMA",
-    "raw+ema": "two sets, raw and EMA",
+    "raw+ema": "two copies, raw and EMA",
 }
 
 
-def identify_all(args: argparse.Namespace) -> list[Result]:
+def make_parser(description: str | None) -> Parser:
+    parser = Parser(description=description)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="weights, or a diffusers folder")
+    parser.add_argument("--json", action="store_true", help="print an object, or a list for several files")
+    parser.add_argument("--hash", action="store_true", help="compute the SHA-256, which reads the whole file")
+    parser.add_argument(
+        "--probe", action="store_true",
+        help="if the file does not say whether it predicts eps or v, load it and evaluate the UNet once",
+    )  # fmt: skip
+    add_messages(parser)
+    return parser
+
+
+def main(description: str | None, argv: Sequence[str] | None = None) -> int:
+    """Run scripts/identify.py: parse the command line, carry it out, and return the exit code."""
+    return app.exit_code(make_parser(description), _identify, argv)
+
+
+def _identify(args: argparse.Namespace) -> None:
+    show(args.json, identify_all(args.files, args.probe, args.hash))
+
+
+def identify_all(files: Sequence[str], probe: bool, compute_digest: bool) -> list[Result]:
     """Identify every file; the failure of one does not affect the others."""
     from ldm.checkpoint import identify
 
     results: list[Result] = []
-    for file in args.files:
+    for file in files:
         try:
             identity = identify(file)
-            if args.probe:
+            if probe:
                 identity = _probed(identity)
-            results.append((file, replace(identity, sha256=_digest(file, args.hash))))
+            results.append((file, replace(identity, sha256=_digest(file, compute_digest))))
         except LdmError as error:
             results.append((file, error))
         except OSError as error:
-            results.append((file, CheckpointError(f"{file}: cannot be read ({describe(error)[0]})")))
+            results.append((file, CheckpointError(f"{file}: cannot be read ({app.describe(error)[0]})")))
     return results
 
 
-def show(args: argparse.Namespace, results: list[Result]) -> None:
+def show(as_json: bool, results: list[Result]) -> None:
     """Print the results.
 
     Raises:
         LdmError: a file failed; it is raised after all results are printed.
     """
     failed = [(file, found) for file, found in results if isinstance(found, LdmError)]
-    if args.json:
+    if as_json:
         records = [_record(file, found) for file, found in results]
-        print(json.dumps(records if len(args.files) > 1 else records[0], indent=2))
+        print(json.dumps(records if len(results) > 1 else records[0], indent=2))
     elif len(results) == 1:
         if not failed:
             print(table(results[0][1]))
@@ -68,7 +91,7 @@ def show(args: argparse.Namespace, results: list[Result]) -> None:
 
 
 def table(identity: "Identity") -> str:
-    """Return an aligned table of everything that is known about a file."""
+    """Return an aligned table of everything that is known."""
     rows = [
         ("is", _headline(identity)),
         ("predicts", _prediction(identity)),
@@ -97,8 +120,8 @@ def _prediction(identity: "Identity") -> str | None:
         return f"{identity.prediction} ({SOURCES[identity.prediction_source]})"
     if not identity.is_model:
         return None
-    how = "--probe or loading detects it" if identity.config or identity.family else "loading detects it"
-    return f"eps or v: the file does not state it ({how})"
+    tells = "--probe, or loading it, will" if identity.config or identity.family else "loading it will"
+    return f"eps or v: the file does not say ({tells})"
 
 
 def _vectors(identity: "Identity") -> str | None:
@@ -109,7 +132,7 @@ def _parameters(identity: "Identity") -> str:
     parts = {part: count for part, count in identity.parameters.items() if part}
     total = sum(identity.parameters.values())
     each = ", ".join(f"{part} {_millions(count)}" for part, count in parts.items())
-    return f"{each} ({_millions(total)} in all)" if len(parts) > 1 else each or _millions(total)
+    return f"{each} ({_millions(total)} in total)" if len(parts) > 1 else each or _millions(total)
 
 
 def _millions(count: int) -> str:
@@ -134,8 +157,8 @@ def _config(identity: "Identity") -> str | None:
         return " or ".join(Path(name).name for name in TEXT_TO_IMAGE_2.values()) + ", by what it predicts"
     from ldm.config import yaml_beside
 
-    own = yaml_beside(identity.path)
-    return "none of those included" + (f"; {own} is next to the file" if own else "")
+    beside = yaml_beside(identity.path)
+    return "none of the published ones" + (f"; {beside} is next to it" if beside else "")
 
 
 def _bytes(count: int | None) -> str:
@@ -146,7 +169,7 @@ def _bytes(count: int | None) -> str:
 
 
 def _lines(results: Iterable[Result]) -> list[str]:
-    """Return one line per file: name, size, dtype, prediction, and what it is."""
+    """Return a line for each file: name, size, dtype, prediction, and what it is."""
     rows = []
     for file, found in results:
         name = Path(file).name or file
@@ -166,7 +189,7 @@ def _record(file: str, found: "Identity | LdmError") -> dict[str, Any]:
 
 
 def _digest(file: str, compute: bool) -> str | None:
-    """Return the SHA-256 of a file, computed or, without `compute`, from the cache."""
+    """Return the SHA-256 of a file: computed if asked for, else one that is known already."""
     path = Path(file).expanduser()
     if not path.is_file():
         return None
@@ -176,13 +199,13 @@ def _digest(file: str, compute: bool) -> str | None:
 
 
 def _probed(identity: "Identity") -> "Identity":
-    """Detect the prediction type by evaluating the UNet once, if the file does not state it."""
-    from ldm.checkpoint.classify import choose_config
-    from ldm.jobs.choosing import SAID_BY, check_kind, probe, recall_verdict, with_verdict
+    """Load a model whose file does not say what it predicts, and find out by one evaluation of the UNet."""
+    from ldm.checkpoint.classify import config_for
+    from ldm.jobs.choosing import SAID_BY, cached_verdict, check_kind, probe, with_verdict
 
     if not identity.is_model or identity.prediction_source in SAID_BY:
         return identity
-    verdict = recall_verdict(Path(identity.path))
+    verdict = cached_verdict(Path(identity.path))
     if verdict is None:
         import torch
 
@@ -190,14 +213,14 @@ def _probed(identity: "Identity") -> "Identity":
         from ldm.loading import load_model
 
         check_kind(identity, None, whole=True)
-        config = choose_config(identity, identity.prediction or "eps")
+        config = config_for(identity, identity.prediction or "eps")
         if config is None:
-            note = "the prediction was not detected, because no configuration for the model is included"
+            note = "it was not probed: no published configuration describes it"
             return replace(identity, notes=[*identity.notes, note])
         model = load_model(find_config(config), identity.path, dtype="float32")
         verdict = probe(model, Path(identity.path), torch.float32)
     if verdict.prediction is None:
         agreements = f"{verdict.agreement_eps:.2f} with eps, {verdict.agreement_v:.2f} with v"
-        note = f"evaluating the UNet once did not distinguish eps from v ({agreements})"
+        note = f"one UNet evaluation did not tell eps from v ({agreements})"
         return replace(identity, notes=[*identity.notes, note])
-    return with_verdict(identity, verdict)
+    return with_verdict(verdict, identity)
