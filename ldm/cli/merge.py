@@ -22,7 +22,7 @@ def make_parser(description: str | None) -> Parser:
     parser = Parser(description=description)
     add = parser.add_argument
     add("models", nargs="+", metavar="FILE", help="A and B, and C for add-difference")
-    add("--alpha", type=argument_type(number()), required=True, metavar="X", help="weight of B, or of the difference B - C")
+    add("--alpha", type=argument_type(number()), required=True, metavar="X", help="weight of B, or of B - C")
     modes = ("weighted-sum", "add-difference")
     add("--mode", choices=modes, default=modes[0], help="how to merge (default: %(default)s)")
     default = "outputs/merged/A-B-X.safetensors"
