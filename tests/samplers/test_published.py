@@ -359,11 +359,11 @@ C, U = torch.ones(2), torch.zeros(2)
 @pytest.mark.parametrize(
     ("cls", "options", "text"),
     [
-        (PLMSSampler, {"eta": 0.5}, "eta must be 0"),
-        (DPMSolverSampler, {"eta": 0.5}, "eta must be 0"),
+        (PLMSSampler, {"eta": 0.5}, "use eta 0"),
+        (DPMSolverSampler, {"eta": 0.5}, "use eta 0"),
         (PLMSSampler, {"temperature": 0.5}, "adds none"),
         (DPMSolverSampler, {"noise_dropout": 0.5}, "adds none"),
-        (DDIMSampler, {"mask": torch.ones(1)}, "a mask needs"),
+        (DDIMSampler, {"mask": torch.ones(1)}, "keep_mask and keep_x_0 must"),
         (DDIMSampler, {"conditioning": C[:1]}, "conditioning describes 1 samples: expected batch_size, 2"),
         (DDIMSampler, {"unconditional_conditioning": [U[:1]]}, "unconditional_conditioning describes 1"),
         (DDIMSampler, {"unconditional_guidance_scale": 2.0}, "needs unconditional_conditioning"),
