@@ -34,6 +34,7 @@ NODE_KEYS = ("target", "params", "base_learning_rate")
 # May name a file beside the YAML; with the ending it has.
 FILE_KEYS = {"arch": ".json", "bpe_path": "", "model": ".json"}
 BUILDABLE_PACKAGES = ("ldm.models.", "ldm.training.", "ldm.data.", "ldm.adapters.")
+DEMO_DATA = "demo.scenes.EmojiScenes"     # of a checkout; see docs/DEMO_DATA.md
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 PACKAGE = Path(__file__).resolve().parent
 
@@ -182,7 +183,9 @@ def _find_class(target: Any) -> type:
         return Identity
     dotted = PUBLISHED.get(target, target)
     known = [*PUBLISHED, "torch.nn.Identity"]
-    if not dotted.startswith(BUILDABLE_PACKAGES) and target not in PUBLISHED:
+    if target == DEMO_DATA and not (PACKAGE.parent / "demo" / "scenes.py").is_file():
+        raise BackendUnavailable(f"target {target} is in a checkout only: clone the repository")
+    if not dotted.startswith(BUILDABLE_PACKAGES) and target not in (*PUBLISHED, DEMO_DATA):
         raise ConfigError(f"target {target} is not a class of this project{nearest(target, known)}")
     module, _, name = dotted.rpartition(".")
     try:
@@ -193,7 +196,7 @@ def _find_class(target: Any) -> type:
         raise ConfigError(f"target {target} is unknown{nearest(target, known)}") from error
     except AttributeError as error:
         raise ConfigError(f"target {target} is unknown{nearest(target, known)}") from error
-    if not inspect.isclass(found) or not found.__module__.startswith("ldm."):
+    if not inspect.isclass(found) or not found.__module__.startswith(("ldm.", "demo.")):
         raise ConfigError(f"target {target} is not a class of this project")
     return found
 

@@ -4,7 +4,7 @@
 
 A linear map works well because the latents of these autoencoders look like a small, noisy image. SD 1.x and
 2.x share their latents; their factors are those that ComfyUI publishes (comfy/latent_formats.py, SD15). Other
-models have theirs in a JSON file next to their YAML, made by `fit_map` (scripts/data/fit_preview.py).
+models have theirs in a JSON file next to their YAML, made by `fit_map` (demo/fit_preview.py).
 """
 
 import json

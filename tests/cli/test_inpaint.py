@@ -121,10 +121,10 @@ def test_the_defaults_are_the_published_pages(run, files):
     ("flags", "message"),
     [
         (("--mask", "mask.png"), "--init-img is missing: give the image to repaint"),
-        (("--init-img", "rgb.png"), "Give --mask FILE, white there, or an image that is transparent there"),
+        (("--init-img", "rgb.png"), "give --mask FILE, which is white there, or an image that is"),
         ((*GIVEN, "small.png"), "the mask is 56x39 and the image is 56x40"),
-        ((*GIVEN, "black.png"), "leaves nothing to repaint"),
-        ((*GIVEN, "mask.png", "--mask-grow", "-9"), "leaves nothing to repaint"),
+        ((*GIVEN, "black.png"), "nothing to repaint"),
+        ((*GIVEN, "mask.png", "--mask-grow", "-9"), "nothing to repaint"),
         ((*GIVEN, "none.png"), "none.png: no such file"),
         ((*GIVEN, "text.png"), "text.png: not an image"),
         ((*GIVEN, "mask.png", "--strength", "1.5"), "expected a number from 0 to 1"),

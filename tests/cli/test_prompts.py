@@ -37,6 +37,7 @@ def make(run, tmp_path, weights):
     return make
 
 
+@pytest.mark.few(1)
 def test_brackets_and_braces_are_text_by_default(make):
     text, cut = "((a:1.2)) {b|c}", ("--long-prompts", "cut")
     plain, (record,), _ = make("--prompt", text, *cut)
@@ -46,6 +47,7 @@ def test_brackets_and_braces_are_text_by_default(make):
     assert (plain == escaped).all()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("syntax", "text"), [("a1111", "a (red:1.6) [cat]"), ("compel", "a (red)1.6 cat-")]
 )
@@ -56,6 +58,7 @@ def test_weights_change_the_picture_and_are_recorded(make, syntax, text):
     assert (record["prompt"], record["resolved"]["prompt_syntax"]) == (text, syntax)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("syntax", ["a1111", "compel"])
 def test_without_signs_every_syntax_makes_the_plain_picture(make, syntax):
     plain, _, _ = make("--prompt", "a red cat", "--negative-prompt", "dog")
@@ -63,6 +66,7 @@ def test_without_signs_every_syntax_makes_the_plain_picture(make, syntax):
     assert (read == plain).all()
 
 
+@pytest.mark.few(1)
 def test_long_prompts_are_encoded_whole_and_it_is_said_once(make):
     whole, _, said = make("--prompt", LONG, "--negative-prompt", LONG + "!", "--n_samples", 2, "--n_iter", 2)
     assert said.count("prompt has 120 tokens: encoded in ") == 1
@@ -72,6 +76,7 @@ def test_long_prompts_are_encoded_whole_and_it_is_said_once(make):
     assert (whole[0] != cut[0]).any()
 
 
+@pytest.mark.few(1)
 def test_short_and_long_prompts_stand_in_one_batch(make, tmp_path):
     (tmp_path / "prompts.txt").write_text(f"cat\n{LONG}\n")
     pictures, records, _ = make("--from-file", tmp_path / "prompts.txt", "--n_samples", 2)
@@ -80,6 +85,7 @@ def test_short_and_long_prompts_stand_in_one_batch(make, tmp_path):
     assert abs(pictures[0].astype(int) - alone[0]).max() <= 1  # the long one beside it changes nothing
 
 
+@pytest.mark.few(1)
 def test_clip_skip_is_counted_as_elsewhere(make, weights):
     own, changed = (1, 2) if "sd1" in str(weights[1]) else (2, 1)
     usual, _, _ = make("--prompt", "cat")
@@ -89,6 +95,7 @@ def test_clip_skip_is_counted_as_elsewhere(make, weights):
     assert (same == usual).all() and (other != usual).any()
 
 
+@pytest.mark.few(1)
 def test_combinations_are_pictures_of_their_own(make, tmp_path):
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "colour.txt").write_text("red\nblue\n")
@@ -101,6 +108,7 @@ def test_combinations_are_pictures_of_their_own(make, tmp_path):
     assert len(drawn) == 5 and [r["prompt"] for r in drawn] == [r["prompt"] for r in again]
 
 
+@pytest.mark.few(1)
 def test_every_line_of_a_file_is_a_template(make, tmp_path):
     (tmp_path / "prompts.txt").write_text("{a|b}\nc\n")
     flags = "--from-file", tmp_path / "prompts.txt", "--repeat", 2, "--combinations", "all"

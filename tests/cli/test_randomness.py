@@ -21,6 +21,7 @@ def pixels(path) -> np.ndarray:
         return np.array(image)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rng", ["per-image", "gpu-philox"])
 def test_the_seed_in_a_picture_makes_it_again_alone(run, tmp_path, rng):
     (tmp_path / "p.txt").write_text("a red apple\na cat\na dog\n")

@@ -55,6 +55,7 @@ def check_files(case, outdir):
     assert sorted(p.name for p in outdir.iterdir()) == ["grid-0000.png", "samples"]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("case", TXT2IMG, ids=names("e2e_txt2img"))
 def test_txt2img_gives_the_reference_picture(run, tmp_path, case):
     outcome = run("txt2img.py", *txt2img_flags(case), "--outdir", tmp_path / "out")
@@ -152,6 +153,7 @@ def test_metadata_says_how_to_make_it_again(run, tmp_path):
     assert metadata.read_record(tmp_path / "o" / "grid-0000.png")["prompt"] == "one\ntwo\nthree"
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("flags", "schedule", "eta"),
     [

@@ -41,13 +41,13 @@ NARROW = {"samplers": {"diffusion"}, "diffusion": set(), "prompts": set(), "imag
 
 
 def python_files() -> list[Path]:
-    return sorted([*(ROOT / "ldm").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])
+    return sorted(path for folder in ("ldm", "scripts", "demo") for path in (ROOT / folder).rglob("*.py"))
 
 
 def part_of(path: Path) -> str:
     """Return the part a file belongs to: `samplers` for ldm/samplers/ddim.py, `config` for ldm/config.py."""
     relative = path.relative_to(ROOT)
-    if relative.parts[0] == "scripts":
+    if relative.parts[0] in ("scripts", "demo"):
         return "scripts"
     if relative.name == "__init__.py" and len(relative.parts) == 2:
         return "ldm"

@@ -50,7 +50,7 @@ def test_a_guess_is_grey_and_takes_any_number_of_channels():
 
 
 def test_the_demo_models_map_fits_its_autoencoder():
-    """Coloured shapes are seen in their colours; after new weights scripts/data/fit_preview.py is due."""
+    """Coloured shapes are seen in their colours; after new weights demo/fit_preview.py is due."""
     params = load_config(find_config("configs/demo/emoji.yaml"))["model"]["params"]
     autoencoder = instantiate_from_config(params["first_stage_config"]).eval()
     weights = load_file(find_config("configs/demo/emoji.safetensors"))

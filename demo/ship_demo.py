@@ -1,11 +1,11 @@
 """Put a trained demonstration model where the package ships it, configs/demo/.
 
-    python scripts/data/ship_demo.py --diffusion runs/emoji_diffusion --clip runs/emoji_clip
-    python scripts/data/ship_demo.py --task inpaint --diffusion runs/emoji_inpaint
+    python demo/ship_demo.py --diffusion runs/emoji_diffusion --clip runs/emoji_clip
+    python demo/ship_demo.py --task inpaint --diffusion runs/emoji_inpaint
 
 The diffusion run's export becomes emoji.safetensors and emoji.yaml. Of the CLIP only the image tower is
 added, emoji_clip_image.safetensors: the text tower is in the model, and both together are the judge of
-benchmarks/demo_quality.py. Then fit the colours of previews to the new weights: scripts/data/fit_preview.py.
+benchmarks/demo_quality.py. Then fit the colours of previews to the new weights: demo/fit_preview.py.
 
 With --task the export becomes emoji_TASK.yaml and emoji_TASK.safetensors, which holds what differs from
 emoji.safetensors alone, and names it (ldm.checkpoint.delta).
@@ -15,7 +15,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a clone works without being installed
 
 from ldm.cli import app  # noqa: E402
@@ -81,7 +81,7 @@ def ship_difference(run: Path, out: Path, task: str) -> None:
 
     from ldm.checkpoint.delta import description, difference
     from ldm.files.atomic import atomic_write
-    from ldm.jobs.choosing import asked_for
+    from ldm.jobs.choosing import prediction_of
     from ldm.yaml_file import read_yaml, to_yaml
 
     weights, config, base = run / "model.safetensors", run / "model.yaml", out / "emoji.safetensors"
@@ -89,7 +89,7 @@ def ship_difference(run: Path, out: Path, task: str) -> None:
     check_there(weights, config, base, heading)
     differing, absent = difference(load_file(weights), load_file(base))
     with safe_open(weights, "pt") as file:
-        about = {**(file.metadata() or {}), "sd.task": TASKS[task], "sd.prediction": asked_for(config)}
+        about = {**(file.metadata() or {}), "sd.task": TASKS[task], "sd.prediction": prediction_of(config)}
     about |= description(base, absent)
     comment = "".join(line for line in heading.read_text().splitlines(True) if line.startswith("#"))
     described = read_yaml(config)

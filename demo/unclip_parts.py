@@ -1,6 +1,6 @@
-"""Make what the unCLIP demonstration model is built from: image tower and statistics of its embeddings.
+"""Make what the unCLIP demo model is built from: image tower and statistics of its embeddings.
 
-    python scripts/data/unclip_parts.py --out runs/emoji_unclip_parts
+    python demo/unclip_parts.py --out runs/emoji_unclip_parts
 
 The tower was trained on pixels x in -1..1; unCLIP's embedder hands it CLIP's normalised pixels a x + c. So
 its first layer is rewritten, exactly: W' = W / a, and the positions of patches less the sum of W' c.
@@ -14,7 +14,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a clone works without being installed
 
 from ldm.cli import app  # noqa: E402
@@ -43,7 +43,7 @@ def main(args: Namespace) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from ldm.data.emoji import EmojiScenes
+    from demo.scenes import EmojiScenes
     from ldm.files.atomic import atomic_write
     from ldm.models.image_clip import FrozenOpenCLIPImageEmbedder
 

@@ -1,8 +1,8 @@
-"""Fit the linear map from latents to colours that previews of the demonstration model use.
+"""Fit the linear map from latents to colours that previews of the demo model use.
 
-    python scripts/data/fit_preview.py
+    python demo/fit_preview.py
 
-Least squares from the latents of pictures that the model itself makes to those pictures, 8 times smaller. The
+Least squares from the latents of images that the model itself makes to those images, 8 times smaller. The
 few numbers go to configs/demo/emoji_preview.json, beside the model's YAML, where --preview-every looks for
 them.
 """
@@ -12,7 +12,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a clone works without being installed
 
 from ldm.cli import app  # noqa: E402
