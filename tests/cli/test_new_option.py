@@ -59,7 +59,7 @@ def test_it_is_recorded_resumed_and_rerun(run, tmp_path, extended, stop_at):
     found = metadata.read_record(first)
     assert found["request"]["softness"] == found["resolved"]["softness"] == 0.5
     files = "--files", Path(FILES["config"]).parent, Path(FILES["checkpoint"]).parent
-    outcome = run("rerun.py", first, "--outdir", "again", *files)
+    outcome = run("rerun.py", first, "--outdir", "again", *files, "--quiet")
     assert (outcome.code, outcome.out) == (0, f"{first}: equal\n"), outcome.err
     assert metadata.read_record(tmp_path / "again/samples/00000.png")["request"]["softness"] == 0.5
     outcome = run("rerun.py", first, "--outdir", "again", *files, "--with", "softness=1")
