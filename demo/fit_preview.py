@@ -1,8 +1,8 @@
-"""Fit the linear map from latents to colours that previews of the demonstration model use.
+"""Fit the linear map from latents to colours that previews of the demo model use.
 
     python demo/fit_preview.py
 
-Least squares from the latents of pictures that the model itself makes to those pictures, 8 times smaller. The
+Least squares from the latents of images that the model itself makes to those images, 8 times smaller. The
 few numbers go to configs/demo/emoji_preview.json, beside the model's YAML, where --preview-every looks for
 them.
 """

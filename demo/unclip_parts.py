@@ -1,4 +1,4 @@
-"""Make what the unCLIP demonstration model is built from: image tower and statistics of its embeddings.
+"""Make what the unCLIP demo model is built from: image tower and statistics of its embeddings.
 
     python demo/unclip_parts.py --out runs/emoji_unclip_parts
 

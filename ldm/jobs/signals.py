@@ -1,7 +1,7 @@
-"""Ctrl-C and what batch schedulers send: the first ends the run after its step, the second at once.
+"""Signals of Ctrl-C and batch schedulers: the first stops the run after the current step, the second at once.
 
-A handler only sets a flag; whoever runs steps looks at it (`ldm.cli.watching`). A signal that is ignored, as
-Ctrl-C is behind `&` in a script, stays so.
+The handler only sets a flag, which `ldm.jobs.execute` checks after every step. A signal that is ignored, such
+as Ctrl-C for a background job of a script, stays ignored.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ _asked = threading.Event()
 
 
 def stop_asked() -> bool:
-    """Tell whether the run is to stop after the present step."""
+    """Return whether the run should stop after the current step."""
     return _asked.is_set()
 
 
 @contextlib.contextmanager
 def heeding_signals() -> Iterator[None]:
-    """Let the first signal within the block ask to stop; outside of it, a signal ends the program."""
-    if threading.current_thread() is not threading.main_thread():  # only that one gets signals
+    """Within the block, the first signal requests a stop; outside of it, a signal ends the program."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield
         return
     heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]

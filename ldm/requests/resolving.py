@@ -1,6 +1,7 @@
-"""Fill in what a request leaves to the model and to the sampler.
+"""Fill in the options that a request leaves to the model and to the sampler.
 
-A resolved request has no option left that means "the model's own", so it says all that decides an image.
+No option of a resolved request means "the model's own" any more, so it contains everything that decides an
+image.
 """
 
 from collections.abc import Mapping
@@ -17,18 +18,18 @@ MIX_NOISE_LEVEL = 50  # of the reference page
 R = TypeVar("R", bound=Request)
 
 REFERENCE = "reference"
-"""the schedule that stands for the times of the reference scripts, which may be more than the steps"""
+"""the schedule with the times of the reference scripts, of which there may be more than --steps"""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What requests are resolved with.
+    """The properties of a model that requests are resolved with.
 
     Args:
-        native_size: side in pixels of the images that the model is made for.
-        training_size: the same, where the weights themselves are known to be trained at another.
+        native_size: side in pixels of the images that the model is configured for.
+        training_size: side in pixels that the weights were trained at, which may differ.
         latent_channels, latent_factor: channels of a latent, and pixels per latent.
-        defaults: options that the model's YAML recommends, for each task by name.
+        defaults: options that the model's YAML recommends, by task.
     """
 
     native_size: int
@@ -39,7 +40,7 @@ class ModelFacts:
 
 
 def resolved(request: R, facts: ModelFacts) -> R:
-    """Return the request with every default of the model's and of the sampler's in place.
+    """Return the request with all defaults of the model and of the sampler filled in.
 
     Raises: InputError for options that contradict each other, the sampler, or the model.
     """
@@ -61,10 +62,10 @@ def resolved(request: R, facts: ModelFacts) -> R:
 def sampler_options(request: Request) -> dict[str, Any]:
     """Return the sampler, its schedule and its eta, which do not depend on the model.
 
-    The default is ddim at the times of the reference scripts. A sampler that is named runs exactly as many
-    UNet evaluations as there are steps, unless the schedule is the reference's.
+    The default is ddim with the times of the reference scripts. A sampler that is given explicitly runs
+    exactly `steps` UNet evaluations, unless the schedule is "reference".
 
-    Raises: InputError for names that do not exist, or an eta or a schedule that the sampler cannot honour.
+    Raises: InputError for unknown names, or an eta or schedule that the sampler does not support.
     """
     from ldm.diffusion.spacing import check_spacing
     from ldm.samplers import find_sampler
@@ -78,7 +79,7 @@ def sampler_options(request: Request) -> dict[str, Any]:
         check_spacing(schedule)
     elif cls.default_spacing is not None:
         raise InputError(
-            f"--schedule reference: the reference has no {row.name}; use it with ddim, plms or dpm"
+            f"--schedule reference: the reference has no {row.name} sampler; use it with ddim, plms or dpm"
         )
     if eta is None:
         eta = fields_of(type(request))["eta"].option.usual if row.name == "ddim" else cls.default_eta
@@ -90,7 +91,7 @@ def sampler_options(request: Request) -> dict[str, Any]:
 
 
 def _size(request: Request, facts: ModelFacts) -> dict[str, Any]:
-    """Return height and width where no image gives them; as in the reference, latents are H // f."""
+    """Return height and width of tasks without an input image; as in the reference, latents are H // f."""
     factor, own = request.latent_factor, facts.latent_factor
     if not isinstance(request, Size):
         if factor not in (None, own):

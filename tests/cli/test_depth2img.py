@@ -242,4 +242,4 @@ def test_wrong_input_is_one_line_and_leaves_nothing(run, scene, weights, flags, 
 def test_another_model_is_told_its_script(run, scene, tmp_path_factory):
     other = weights_of("inpaint", tmp_path_factory.mktemp("inpaint"))
     outcome = run("depth2img.py", *other, *QUICK, "--depth", "depth.png")
-    assert outcome.code == 2 and "give it to scripts/inpaint.py" in outcome.err
+    assert outcome.code == 2 and "use it with scripts/inpaint.py" in outcome.err

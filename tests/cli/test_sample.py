@@ -61,7 +61,7 @@ def test_the_configuration_is_asked_for_and_named(run, tmp_path, trained):
     assert outcome.code == 2 and outcome.err.count("\n") == 1
     assert "pictures without a prompt" in outcome.err and f"--config {trained / 'model.yaml'}" in outcome.err
     outcome = run("txt2img.py", "--ckpt", trained / "model.safetensors")
-    assert outcome.code == 2 and "give it to scripts/sample.py" in outcome.err
+    assert outcome.code == 2 and "use it with scripts/sample.py" in outcome.err
     assert not list(tmp_path.iterdir())
 
 
@@ -103,7 +103,7 @@ def test_a_stopped_run_goes_on(run, tmp_path, stop_at):
         (("--prompt", "x"), "unrecognized arguments: --prompt x"),
         (("--scale", 2), "guidance scale 2 changes nothing"),
         (("--n_samples", 0), "expected a whole number from 1 up"),
-        (("--config", "x.yaml"), "needs the weights: --ckpt FILE"),
+        (("--config", "x.yaml"), "requires --ckpt FILE"),
         (("--ckpt", "nowhere.ckpt"), "nowhere.ckpt"),
     ],
 )

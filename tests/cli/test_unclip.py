@@ -141,10 +141,10 @@ def test_missing_statistics_are_one_line_and_beside_the_weights_they_do(run, fil
     assert outcome.code == 2 and not (tmp_path / "outputs").exists()
     (error,) = outcome.err.splitlines()
     assert error.startswith(f"error: clip_stats_path {PUBLISHED_STATISTICS}: no such file")
-    assert error.endswith("put it beside the checkpoint")
+    assert error.endswith("put it next to the checkpoint")
     torch.save((torch.zeros(40), torch.ones(40)), weights.parent / "ViT-L-14_stats.th")
     outcome = run("unclip.py", *flags)
-    assert outcome.code == 2 and "of 40 numbers, and this model's have 32" in outcome.err
+    assert outcome.code == 2 and "width 40, but the image embeddings of this model have 32" in outcome.err
     torch.save((torch.zeros(32), torch.ones(32)), weights.parent / "ViT-L-14_stats.th")
     outcome = run("unclip.py", *flags)
     assert outcome.code == 0, outcome.err
@@ -175,7 +175,7 @@ def test_statistics_of_every_kind_are_found(files, tmp_path, suffix, beside):
         ((), "--init-img is missing: give the image to vary, or several"),
         (("--init-img",), "expected at least one argument"),
         (("--init-img", "nowhere.png"), "nowhere.png: no such file"),
-        (("--init-img", "photo.png", "text.txt"), "text.txt: not a picture"),
+        (("--init-img", "photo.png", "text.txt"), "text.txt: not an image"),
         (("--init-img", "photo.png", "--image-weights", 1, 2), "2 weights for 1 pictures"),
         (("--init-img", "photo.png", "one.png", "--image-weights", 1, -1), "1, -1, sum to 0"),
         (("--init-img", "photo.png", "--image-weights", "nan"), "expected a number"),
@@ -196,10 +196,10 @@ def test_wrong_input_is_one_line_before_the_model_is_loaded(run, pictures, tmp_p
 def test_a_model_for_another_task_names_its_script(run, files, pictures):
     other = "--config", TEXT_TO_IMAGE["config"], "--ckpt", TEXT_TO_IMAGE["checkpoint"]
     outcome = run("unclip.py", *QUICK, *other, "--init-img", pictures[2])
-    assert outcome.code == 2 and "give it to scripts/txt2img.py" in outcome.err
+    assert outcome.code == 2 and "use it with scripts/txt2img.py" in outcome.err
     config, weights = files["unclip-l"]
     outcome = run("txt2img.py", *QUICK, "--config", config, "--ckpt", weights)
-    assert outcome.code == 2 and "unCLIP-L" in outcome.err and "give it to scripts/unclip.py" in outcome.err
+    assert outcome.code == 2 and "unCLIP-L" in outcome.err and "use it with scripts/unclip.py" in outcome.err
 
 
 def test_without_weights_the_demonstration_model_makes_its_own_size(run, pictures, tmp_path):

@@ -370,7 +370,7 @@ def test_statistics_come_from_the_checkpoint_or_lie_beside_it(tmp_path: Path):
         return augmentor.data_mean[0], augmentor.data_std[0]
 
     save_file(weights, file)
-    with pytest.raises(CheckpointError, match="statistics.th: no such file.*put it beside the checkpoint"):
+    with pytest.raises(CheckpointError, match="statistics.th: no such file.*put it next to the checkpoint"):
         statistics(named)
     torch.testing.assert_close(statistics(unclip_node()), (torch.zeros(12), torch.ones(12)))
     torch.save((mean, std), tmp_path / "statistics.th")
