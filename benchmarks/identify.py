@@ -3,7 +3,7 @@
     python benchmarks/identify.py
 
 A .safetensors, a .ckpt and a diffusers folder with the names and shapes of SD 2.1 (float32, the files with
-the averaged copy) are made in a temporary folder; each is identified `--repeats` times in a process of its
+the EMA weights) are made in a temporary folder; each is identified `--repeats` times in a process of its
 own, and the median printed. The exit code is 1 when one takes longer than `--limit` seconds.
 """
 
@@ -29,7 +29,7 @@ UNET = "model.diffusion_model."
 
 
 def tensors() -> dict[str, torch.Tensor]:
-    """Return SD 2.1 with its averaged copy, without memory."""
+    """Return SD 2.1 with its EMA weights, without memory."""
     with gzip.open(MANIFEST, "rt") as file, torch.device("meta"):
         held = {name: torch.empty(shape) for name, (shape, _) in json.load(file).items()}
     names = [name for name in held if name.startswith(UNET)]

@@ -1,9 +1,9 @@
-"""Fit the linear map from latents to colours that previews of the demonstration model use.
+"""Fit the linear map from latents to colours that previews of the demo model use.
 
     python demo/fit_preview.py
 
-Least squares from the latents of pictures that the model itself makes to those pictures, 8 times smaller. The
-few numbers go to configs/demo/emoji_preview.json, beside the model's YAML, where --preview-every looks for
+Least squares from the latents of images that the model itself makes to those images, 8 times smaller. The
+few numbers go to configs/demo/emoji_preview.json, next to the model's YAML, where --preview-every looks for
 them.
 """
 
@@ -57,7 +57,7 @@ def main(args: Namespace) -> None:
     preview, explained = fit_map(latents, images.clamp(-1, 1))
     rows = ",\n    ".join(json.dumps(row) for row in preview.factors)
     args.out.write_text(f'{{\n  "factors": [\n    {rows}\n  ],\n  "bias": {json.dumps(preview.bias)}\n}}\n')
-    print(f"{args.out}: fitted to {len(latents)} pictures, explains {explained:.1%} of their variance")
+    print(f"{args.out}: fitted to {len(latents)} images, explains {explained:.1%} of their variance")
 
 
 if __name__ == "__main__":

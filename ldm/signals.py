@@ -1,7 +1,7 @@
-"""Ctrl-C and what batch schedulers send: the first ends the run after its step, the second at once.
+"""Ctrl-C and what batch schedulers send: the first stops a run after its step, a second Ctrl-C at once.
 
-A handler only sets a flag; whoever runs steps looks at it (`ldm.cli.watching`). A signal that is ignored, as
-Ctrl-C is behind `&` in a script, stays so.
+A handler only sets a flag, which whoever runs the steps looks at. A signal that is ignored, as Ctrl-C is
+behind `&` in a script, stays ignored.
 """
 
 import contextlib
@@ -13,12 +13,12 @@ from types import FrameType
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
-_asked = threading.Event()
+_asked: list[str] = []
 
 
-def stop_asked() -> bool:
-    """Tell whether the run is to stop after the present step."""
-    return _asked.is_set()
+def stop_asked() -> str:
+    """Return the name of the signal that asked the run to stop after the present step, or ""."""
+    return _asked[0] if _asked else ""
 
 
 @contextlib.contextmanager
@@ -38,6 +38,6 @@ def heeding_signals() -> Iterator[None]:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    if _asked.is_set():
+    if _asked and number == signal.SIGINT:
         raise KeyboardInterrupt
-    _asked.set()
+    _asked.append(signal.Signals(number).name)
