@@ -138,7 +138,7 @@ class DiffusionTraining(TrainingModule):
             return self.hints.encode(images.to(self.device), given).float()
 
     def conditioning(self, context: Tensor | None, hint: Tensor | None) -> Any:
-        """Return the conditioning of the UNet; noise on the hint is drawn in every call."""
+        """Return what the UNet is told beside x_t and t; noise on the hint is drawn anew."""
         return context if self.hints is None else self.hints.condition(context, hint, self.noise)
 
     def hint_of(self, batch: dict[str, Any]) -> Tensor | None:

@@ -63,7 +63,7 @@ class Hints:
     def condition(
         self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None
     ) -> dict[str, Any]:
-        """Return the conditioning of the UNet.
+        """Return what the UNet is told.
 
         Args:
             context: (b, n, width).
