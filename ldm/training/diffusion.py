@@ -229,7 +229,7 @@ class DiffusionTraining(TrainingModule):
         return {"val_loss": sum(figures.values()) / len(figures), **figures}
 
     def fixed_conditioning(self, context: Tensor | None, images: Tensor, given: list[dict]) -> Any:
-        """Return the conditioning of held-out images, with the same noise on the hints always."""
+        """Return the conditioning of held-out pictures, with the same noise on the hints always."""
         if self.hints is None:
             return context
         with torch.random.fork_rng(devices=[]):
