@@ -1,10 +1,10 @@
-"""Measure how far a picture of a batch is from the same picture made alone, with --rng per-image.
+"""Measure how much an image in a batch differs from the same image generated alone, with --rng per-image.
 
-    python benchmarks/batch_variance.py                        the demonstration model, all samplers
-    python benchmarks/batch_variance.py --operations           where the batch size shows: one layer at a time
+    python benchmarks/batch_variance.py                        the demo model, all samplers
+    python benchmarks/batch_variance.py --operations           the effect of the batch size, layer by layer
 
-Every sampler makes `--pictures` pictures alone and in one batch; latents are compared in parts of the
-largest, pictures in steps of 1 of 255. With --exact all of it is 0.
+Every sampler generates `--images` images alone and in one batch. Differences of latents are relative to the
+largest value, those of images are in levels of 255. With --exact all differences are 0.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--ckpt", default=ROOT / "configs" / "demo" / "emoji.safetensors")
     parser.add_argument("--size", type=int, default=128, help="pixels a side (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def pictures(
+def generate_batch(
     model, prompts: list[str], seed: int, args: argparse.Namespace, sampler: str
 ) -> tuple[Tensor, Tensor]:
     """Return the latents and the pixels of one batch."""
@@ -56,10 +56,10 @@ def pictures(
 
 
 def compare(model, args: argparse.Namespace, sampler: str) -> str:
-    """Return a row of the table: how far the pictures of a batch are from the same ones made alone."""
-    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(args.pictures)]
-    latents, together = pictures(model, prompts, 1, args, sampler)
-    alone = [pictures(model, [prompt], 1 + k, args, sampler) for k, prompt in enumerate(prompts)]
+    """Return a row of the table: how far the images of a batch are from the same ones made alone."""
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(args.images)]
+    latents, together = generate_batch(model, prompts, 1, args, sampler)
+    alone = [generate_batch(model, [prompt], 1 + k, args, sampler) for k, prompt in enumerate(prompts)]
     latents_alone, pixels_alone = (torch.cat(parts) for parts in zip(*alone, strict=True))
     error = (latents - latents_alone).abs().max() / latents_alone.abs().max()
     off = (together - pixels_alone).abs()

@@ -1,17 +1,17 @@
-"""How good is the demonstration model? Figures with their sample sizes, and a sheet of samples to look at.
+"""Measure the quality of the demo model: figures with their sample sizes, and a sheet of samples.
 
     python benchmarks/demo_quality.py [--limit 100]
     python benchmarks/demo_quality.py --task inpaint        see benchmarks/task_quality.py
 
-    autoencoder    PSNR of decode(encode(x)), on training and on held-out pictures
-    background     share of pictures whose corners are nearest to the right one of ten colours and white
-    retrieval      share of pictures whose concept is the first, or among the first five, of all labels,
-                   ordered by the similarity that the project's own CLIP sees (R@1, R@5)
+    autoencoder    PSNR of decode(encode(x)), on training and on held-out images
+    background     share of images whose corners have the requested colour, out of ten colours and white
+    retrieval      share of images whose concept is the first, or among the first five, of all labels, ordered
+                   by similarity according to the project's own CLIP (R@1, R@5)
     order          share of scenes "X next to Y" with X left and Y right, by that CLIP on the two halves
-    nearest        root mean square difference to the nearest training picture, in 0..1, at 64 pixels
+    nearest        root mean square difference to the nearest training image, in 0..1, at 64 pixels
 
-Figures that CLIP judges stand beside those of real pictures: it is small and errs itself. Proportions carry
-their 95 % interval (Wilson 1927). "held_out" means cells (concept, style) that training never saw.
+The CLIP is small and makes errors, so its figures are also given for real images. Proportions have their 95 %
+interval (Wilson 1927). "held_out" are cells (concept, style) that were not used in training.
 """
 
 import argparse
@@ -53,11 +53,11 @@ from ldm.devices import resolve_device  # noqa: E402
 from ldm.errors import InputError, LdmError  # noqa: E402
 from ldm.requests import Txt2Img  # noqa: E402
 
-COPY_DISTANCE = 0.05  # below it a picture counts as a copy: what an autoencoder of 26 dB does to a real one
+COPY_DISTANCE = 0.05  # below it an image counts as a copy: what an autoencoder of 26 dB does to a real one
 
 
 class Benchmark:
-    """Pictures and figures of one model."""
+    """Images and figures of one model."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -99,7 +99,7 @@ class Benchmark:
         return found
 
     def generate(self, name: str, asked: list[Asked]) -> Tensor:
-        """Make the pictures asked for, (n, 3, h, w) in -1..1."""
+        """Make the images asked for, (n, 3, h, w) in -1..1."""
         options = self.options
         prompts = [one.prompt(self.all) for one in asked]
         began = time.perf_counter()
@@ -114,7 +114,7 @@ class Benchmark:
         return images
 
     def judge(self, asked: list[Asked], images: Tensor) -> dict[str, Any]:
-        """Measure ground, retrieval and distance, for generated pictures and for the real ones asked for."""
+        """Measure ground, retrieval and distance, for generated images and for the real ones asked for."""
         if not asked:
             return {"n": 0}
         real = pictures(asked, self.all)
@@ -129,7 +129,7 @@ class Benchmark:
         return found
 
     def nearest(self, asked: list[Asked], images: Tensor) -> dict[str, Any]:
-        """Compare with all training pictures: on the ground asked for, centred, each size, both ways."""
+        """Compare with all training images: on the ground asked for, centred, each size, both ways."""
         distances, same = torch.empty(len(asked)), torch.zeros(len(asked), dtype=torch.bool)
         for colour in {one.colour for one in asked}:
             rows = [i for i, one in enumerate(asked) if one.colour == colour]
@@ -150,7 +150,7 @@ class Benchmark:
         }
 
     def judge_order(self, asked: list[Asked], images: Tensor) -> dict[str, Any]:
-        """Measure whether X is left and Y right, for generated pictures and for real ones."""
+        """Measure whether X is left and Y right, for generated images and for real ones."""
         first = self.clip.texts([Asked(one.label, one.style, None).prompt(self.all) for one in asked])
         second = self.clip.texts([Asked(one.second, one.style, None).prompt(self.all) for one in asked])
         found = {}
@@ -188,12 +188,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--clip", type=Path, default=demo / "emoji_clip_image.safetensors", help="the CLIP that judges")
     add("--clip-arch", type=Path, default=demo / "emoji_clip.json", help="its architecture")
     add("--clip-bpe", type=Path, default=demo / "emoji_bpe.txt.gz", help="its merges")
-    add("--limit", type=int, default=0, help="pictures a measure; 0: every cell once")
+    add("--limit", type=int, default=0, help="images per measure; 0: every cell once")
     add("--sampler", default="dpm", help="name of a sampler")
     add("--steps", type=int, default=25, help="sampler steps")
     add("--scale", type=float, help="guidance scale; default: 5, upscale 1, unclip 3, the other tasks 4")
-    add("--noise-level", type=int, help="of the small picture, or of the embedding")
-    add("--batch-size", type=int, default=8, help="pictures at a time")
+    add("--noise-level", type=int, help="of the small image, or of the embedding")
+    add("--batch-size", type=int, default=8, help="images generated at a time")
     add("--seed", type=int, default=42, help="seed of noise and choice")
     add("--device", default="auto", help="auto, cpu, cuda, ...")
     add("--out", type=Path, default=ROOT / "outputs" / "demo_quality", help="folder for JSON and sheets")

@@ -1,15 +1,15 @@
-"""Measure what the look for NaN costs: its time after each step beside the time of a step.
+"""Measure the cost of the check for NaN: its time after each step, compared with the time of a step.
 
     python benchmarks/guard.py                                  # 865M parameters, 256 x 256, CPU
     python benchmarks/guard.py --device cuda --dtype bfloat16 --size 512
 
-A step is one pass of the UNet over a batch of 2, the guided and the unguided half. The look reads x_t and x_0
-(2 * 4 * h/8 * w/8 numbers of 4 bytes a picture) and waits for one number:
+A step is one forward pass of the UNet over a batch of 2, conditional and unconditional. The check reads x_t
+and x_0 (2 * 4 * h/8 * w/8 numbers of 4 bytes per image) and waits for one number:
 
-    look = 2 * 4 * h/8 * w/8 * 4 bytes / bandwidth + 3 kernel launches + 1 synchronisation
+    check = 2 * 4 * h/8 * w/8 * 4 bytes / bandwidth + 3 kernel launches + 1 synchronisation
 
-On a GPU the first term is nothing (128 kB at 512 x 512) and the rest is some 50 us whatever the model, which
-is under 1 % of every step that takes 5 ms or more.
+On a GPU the first term is negligible (128 kB at 512 x 512) and the others take about 50 us for any model,
+which is under 1 % of a step of 5 ms or more.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--config", default="configs/stable-diffusion/v2-inference.yaml")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
-    parser.add_argument("--size", type=int, default=256, help="side of the picture in pixels")
+    parser.add_argument("--size", type=int, default=256, help="side of the image in pixels")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     dtype, side = DTYPES[args.dtype], args.size // 8

@@ -2,9 +2,9 @@
 
     python benchmarks/identify.py
 
-A .safetensors, a .ckpt and a diffusers folder with the names and shapes of SD 2.1 (float32, the files with
-the EMA weights) are made in a temporary folder; each is identified `--repeats` times in a process of its
-own, and the median printed. The exit code is 1 when one takes longer than `--limit` seconds.
+A .safetensors file, a .ckpt file and a diffusers folder with the names and shapes of SD 2.1 (float32; the
+files with EMA weights) are created in a temporary folder. Each is identified `--repeats` times in a separate
+process, and the median is printed. The exit code is 1 if a median exceeds `--limit` seconds.
 """
 
 import argparse

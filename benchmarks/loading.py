@@ -1,4 +1,4 @@
-"""Measure what loading a checkpoint costs: peak resident memory over the weights kept, and seconds.
+"""Measure the cost of loading a checkpoint: peak resident memory relative to the weights, and seconds.
 
     python benchmarks/loading.py                         # 5.2 GB of SD 2.x in every layout, one by one
     python benchmarks/loading.py --dtypes float16 --layouts ckpt folder-bin
@@ -61,7 +61,7 @@ class Peak(threading.Thread):
 
 
 def write(path: Path, layout: str, config: str) -> None:
-    """Write random float32 weights for `config` to `path`, a file or a folder, in the published order."""
+    """Write random float32 weights for `config` to `path`, a file or a folder, in the reference order."""
     import torch
     from safetensors.torch import save_file
 

@@ -1,7 +1,7 @@
-"""What the quality of demonstration models is measured with: figures, the judge, what is asked, the sheet.
+"""Tools to measure the quality of the demo models: figures, the judging CLIP, requests, and the sheet.
 
-Proportions carry their 95 % interval (Wilson 1927). The judge is the project's own small CLIP, which errs
-itself: what it says of real pictures belongs beside what it says of made ones.
+Proportions have their 95 % interval (Wilson 1927). The judge is the project's own small CLIP, which makes
+errors: its figures for generated images are to be compared with those for real images.
 """
 
 import json
@@ -27,11 +27,11 @@ COLOURS: dict[str | None, tuple[int, int, int]] = {None: WHITE, **BACKGROUNDS}
 TEXT_TOWER = "cond_stage_model.model."  # in a checkpoint: the text tower of the CLIP that judges
 
 
-# --- measures: pictures are (n, 3, h, w) in -1..1 -----------------------------------------------------------
+# --- measures: images are (n, 3, h, w) in -1..1 -----------------------------------------------------------
 
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio of each picture in dB, for values that span 2."""
+    """Return the peak signal-to-noise ratio of each image in dB, for values that span 2."""
     error = (images.clamp(-1, 1) - references).square().mean(dim=(1, 2, 3))
     return 10 * torch.log10(4 / error.clamp_min(1e-10))
 
@@ -106,7 +106,7 @@ def clip_weights(file: Path, checkpoint: Path) -> dict[str, Tensor]:
 
 
 class PictureClip:
-    """The project's own CLIP, of a JSON architecture, pictures shrunk by averaging."""
+    """The project's own CLIP, of a JSON architecture, images shrunk by averaging."""
 
     def __init__(self, weights: dict[str, Tensor], arch: Path, bpe: Path) -> None:
         described = json.loads(arch.read_text(encoding="utf-8"))
@@ -118,7 +118,7 @@ class PictureClip:
 
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
-        """Embed pictures (n, 3, h, w) to unit vectors (n, d)."""
+        """Embed images (n, 3, h, w) to unit vectors (n, d)."""
         mode = "area" if images.shape[-1] >= self.size else "bilinear"
         shrunk = [F.interpolate(part, size=(self.size, self.size), mode=mode) for part in images.split(256)]
         return torch.cat([F.normalize(self.model.encode_image(part), dim=-1) for part in shrunk])
@@ -148,7 +148,7 @@ class Asked:
 
 
 def pictures(asked: list[Asked], scenes: EmojiScenes) -> Tensor:
-    """Return the real pictures of what is asked for, (n, 3, h, w)."""
+    """Return the real images of what is asked for, (n, 3, h, w)."""
     found = [scenes.render(a.label, a.style, background=a.colour, second=a.second)[0] for a in asked]
     return torch.stack(found) if found else torch.empty(0, 3, scenes.size, scenes.size)
 
@@ -173,7 +173,7 @@ def pair_requests(scenes: EmojiScenes, limit: int, generator: torch.Generator) -
 
 
 def retrieval(clip: PictureClip, scenes: EmojiScenes, asked: list[Asked], images: Tensor) -> dict[str, Any]:
-    """Order all labels by similarity to each picture; the texts differ in the concept only."""
+    """Order all labels by similarity to each image; the texts differ in the concept only."""
     labels = scenes.labels
     wanted = torch.tensor([labels.index(one.label) for one in asked])
     embedded = clip.images(images)
@@ -190,7 +190,7 @@ def retrieval(clip: PictureClip, scenes: EmojiScenes, asked: list[Asked], images
 
 
 def sample_sheet(samples: list[tuple[str, Tensor]], columns: int = 8) -> Image.Image:
-    """Lay pictures out with their prompts below them."""
+    """Lay images out with their prompts below them."""
     if not samples:
         return Image.new("RGB", (16, 16), "white")
     side, margin, text_height = samples[0][1].shape[-1], 8, 36

@@ -1,15 +1,15 @@
-"""Draw the error of every sampler against its number of network evaluations: docs/images/samplers.png.
+"""Plot the error of every sampler against its number of UNet evaluations: docs/images/samplers.png.
 
     python benchmarks/samplers.py
 
-The data are a mixture of three Gaussians, of which the best denoiser and the path of every number are
-known exactly (tests/gaussian_data.py), so the error is the sampler's alone. Each sampler takes its default
-schedule, as `--sampler NAME --steps N` does.
+The data are a mixture of three Gaussians, for which the optimal denoiser and the trajectory of every sample
+are known exactly (tests/gaussian_data.py), so the error is that of the sampler alone. Each sampler uses its
+default schedule, as with `--sampler NAME --steps N`.
 
-Deterministic samplers: root mean square distance from the exact end of the same path. The first-order step
-from time 0 to the clean end, which nearly all share, is taken by both and so left out.
+Deterministic samplers: root mean square distance from the exact end of the same trajectory. Both take the
+first-order step from time 0 to the clean end, which nearly all samplers share, so it does not count.
 Samplers that add noise: distance between the distributions of the samples and of the data (Wasserstein-2).
-As many draws from the data themselves have the dashed distance. lcm asks a perfect consistency model.
+The dashed line is the distance of as many draws from the data. lcm uses a perfect consistency model.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def path_error(sampler: Sampler) -> float:
     u = levels(PATHS)
     end = run(sampler, MIXTURE.at(u, sampler.timesteps[0]))
     nodes = getattr(sampler, "nodes", None)
-    if nodes is None or nodes.sigmas[-1] > 0:  # keeps the noise of time 0, as published
+    if nodes is None or nodes.sigmas[-1] > 0:  # keeps the noise of time 0, as in the reference
         exact = MIXTURE.at(u, 0)
     else:
         t = sampler.timesteps[-1]

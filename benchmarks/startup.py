@@ -1,11 +1,11 @@
-"""Measure the time a user waits before anything is said, and before the first step of sampling can begin.
+"""Measure the start-up time: until a script prints its help, and until sampling can begin.
 
     python benchmarks/startup.py
-    python benchmarks/startup.py --against ../before        # another checkout, in turns with this one
+    python benchmarks/startup.py --against ../before        # alternates with another checkout
 
-One line a script, for `--help`, and one for `ldm.load_model` of the demo model: Python, torch, the networks
-and their weights. Each is run once to warm the file cache and then `--repeats` times; the median is printed.
-The exit code is 1 when a script's help takes longer than `--limit` seconds.
+There is one line per script, for `--help`, and one for `ldm.load_model` of the demo model, which includes
+Python, torch, the networks and their weights. Each is run once to warm the file cache and then `--repeats`
+times, and the median is printed. The exit code is 1 if a script's help takes longer than `--limit` seconds.
 """
 
 import argparse

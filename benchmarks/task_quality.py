@@ -1,16 +1,16 @@
-"""How good are the conditional demonstration models? Each is shown held-out pictures, by its own task.
+"""Measure the quality of the conditional demo models, each on held-out images with its own task.
 
-    inpaint    a box over the middle is painted anew, for another concept than the picture's: what the box
-               shows, ordered among all labels (R@1, R@5), beside the untouched picture (what is asked is not
-               there), a random picture (chance) and a real one of what is asked (the judge)
-    depth      correlation of what stands out of the result, inflated, with the map asked for; beside the map
-               of another of these pictures; for the map's own prompt, and for the prompt of another scene
-    upscale    PSNR and perceptual distance to the original, beside what is not made to agree with the small
-               picture (raw), bicubic, Lanczos, and that made to agree (faithful_lanczos), which tells what
-               the model adds; and the autoencoder's own copy of the original
-    unclip     share of variations whose nearest picture among all sources is their own (R@1, R@5), and of
-               those that keep its ground; beside a variation of another picture (chance). The judge's tower
-               is what the model is told the picture by
+    inpaint    A box over the middle is repainted with another concept. Measured is the rank of that concept
+               among all labels for the box (R@1, R@5), compared with the original image (without the
+               concept), a random image (chance) and a real image of the concept (the judge's own error).
+    depth      Correlation of the inflated foreground of the result with the requested map, compared with the
+               map of another image; for the map's own prompt, and for the prompt of another scene.
+    upscale    PSNR and perceptual distance to the original, compared with the result without back-projection
+               (raw), bicubic, Lanczos, and Lanczos with back-projection (faithful_lanczos), which shows what
+               the model adds; and with the autoencoder's reconstruction of the original.
+    unclip     Share of variations whose nearest image among all sources is their own (R@1, R@5), and of those
+               that keep its background, compared with a variation of another image (chance). The model is
+               conditioned by the image tower of the judge.
 """
 
 import argparse
@@ -44,19 +44,19 @@ from ldm.imaging.colour import from_uint8, to_uint8
 from ldm.requests import Depth2Img, Inpaint, Request, Unclip, Upscale
 from ldm.training.perceptual import load_perceptual
 
-BOX = 0.75  # of the picture's side: the largest that training masked, short of the whole
-PROMPTS = 4  # a picture that is inpainted
+BOX = 0.75  # of the image's side: the largest that training masked, short of the whole
+PROMPTS = 4  # an image that is inpainted
 COLUMNS = {"inpaint": 2 * (1 + PROMPTS), "depth": 8, "upscale": 7, "unclip": 8}  # of the sheet
 SCALES = {"inpaint": 4.0, "depth": 4.0, "upscale": 1.0, "unclip": 3.0}  # guidance, where none is asked for
 
 Sheet = list[tuple[str, Tensor]]
 
 
-# --- measures: pictures are (n, 3, h, w) in -1..1 -----------------------------------------------------------
+# --- measures: images are (n, 3, h, w) in -1..1 -----------------------------------------------------------
 
 
 def regions(images: Tensor, mask: Tensor) -> Tensor:
-    """Cut the rectangle around the mask (h, w) out of the pictures; all of them for no mask."""
+    """Cut the rectangle around the mask (h, w) out of the images; all of them for no mask."""
     rows, columns = (mask.amax(dim=dim).nonzero()[:, 0] for dim in (1, 0))
     if len(rows) == 0:
         return images
@@ -79,12 +79,12 @@ def correlation(one: Tensor, other: Tensor) -> Tensor:
 
 
 def depth_agreement(images: Tensor, depth: Tensor) -> Tensor:
-    """Correlate the depth asked for, (n, 1, h, w), with that of the picture's own shape."""
+    """Correlate the depth asked for, (n, 1, h, w), with that of the image's own shape."""
     return correlation(seen_depth(images), depth)
 
 
 def enlarged(small: Tensor, factor: int, kernel: str) -> Tensor:
-    """Enlarge pictures (n, 3, h, w) in -1..1 by Pillow's "bicubic" or "lanczos", in 8 bits."""
+    """Enlarge images (n, 3, h, w) in -1..1 by Pillow's "bicubic" or "lanczos", in 8 bits."""
     pictures = ((small.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     size = (small.shape[-1] * factor, small.shape[-2] * factor)
     resampling = Image.Resampling[kernel.upper()]
@@ -102,7 +102,7 @@ def variation_retrieval(clip: Any, variations: Tensor, sources: Tensor, k: int =
 
 
 class TaskBenchmark:
-    """Pictures and figures of one conditional model.
+    """Images and figures of one conditional model.
 
     Attributes:
         sheet: what was asked and what came, to look at.
@@ -283,7 +283,7 @@ class TaskBenchmark:
 
 
 def in_8_bits(images: Tensor) -> Tensor:
-    """Return pictures as they are when saved."""
+    """Return images as they are when saved."""
     return from_uint8(to_uint8(images))
 
 

@@ -1,13 +1,13 @@
-"""Measure seconds per UNet step beside diffusers' UNet with the same shape and weights, in one run.
+"""Measure seconds per UNet step, compared with diffusers' UNet of the same shape and weights, in one run.
 
     python benchmarks/unet_speed.py                                 # 865M parameters, 512 x 512, CPU
     python benchmarks/unet_speed.py --device cuda --dtypes float16
     python benchmarks/unet_speed.py --config configs/stable-diffusion/v1-inference.yaml
 
-One step is one forward pass over a batch of 2: the guided and the unguided half. The two networks share
-their weights and take turns, so that whatever else the machine does falls on both. The ratio is diffusers'
-time over ours: above 1 ours is faster. The largest difference of the two outputs, over the largest output, is
-printed as well; it shows that both compute the same thing.
+One step is one forward pass over a batch of 2, conditional and unconditional. The two networks share their
+weights and alternate, so that other load on the machine affects both. The ratio is diffusers' time over ours:
+above 1 ours is faster. The largest difference of the two outputs, relative to the largest output, is printed
+too; it shows that both compute the same function.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--config", default="configs/stable-diffusion/v2-inference.yaml")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--size", type=int, default=512, help="picture side in pixels")
+    parser.add_argument("--size", type=int, default=512, help="side of the image in pixels")
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     args = parser.parse_args()

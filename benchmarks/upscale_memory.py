@@ -1,15 +1,15 @@
-"""Measure the memory of 4x upscaling beside what the plan of it says, and say what the published width needs.
+"""Measure the peak memory of 4x upscaling, compare it with the estimate, and estimate the full-width model.
 
     python benchmarks/upscale_memory.py                                  # 128 -> 512 and 256 -> 1024, narrow
     python benchmarks/upscale_memory.py --runs 512:1.5GB                 # 512 -> 2048 within 1.5 GB: tiles
-    python benchmarks/upscale_memory.py --runs 128:8GB --full            # the published width, slowly
+    python benchmarks/upscale_memory.py --runs 128:8GB --full            # the full width, slowly
 
-Each run is a process of its own: a model of the published shape, its weights all alike, UNet and decoder an
-eighth as wide unless --full, samples with guidance on a picture of that side, within that budget. One step:
-the peak does not depend on their number. Then the plan of the published width for 512 -> 2048 within 8 GB, in
-float32 and bfloat16; nothing of that size is run.
+Each run is a separate process. A model with the shape of the reference and constant weights, whose UNet and
+decoder have an eighth of the width unless --full is given, samples with guidance on an image of the given
+side within the given budget. It takes one step, because the peak does not depend on their number. Finally
+the plan of the full width for 512 -> 2048 within 8 GB is printed for float32 and bfloat16, without a run.
 
-    needs      what the plan says before the run          peak       the most that the process held (VmHWM)
+    needs      the estimate before the run          peak       the maximum of the process (VmHWM)
 """
 
 import argparse
@@ -32,7 +32,7 @@ from ldm.tasks import memory_plan, upscale
 from ldm.tasks.sampling import Settings
 
 CONFIG = "configs/stable-diffusion/x4-upscaling.yaml"
-UNET_WIDTH, DECODER_WIDTH = 32, 16  # an eighth of the published
+UNET_WIDTH, DECODER_WIDTH = 32, 16  # an eighth of the reference
 TEXT_PARAMETERS, TEXT_TOKENS, TEXT_WIDTH = 354_032_641, 77, 1024  # OpenCLIP ViT-H's text tower
 
 
@@ -44,7 +44,7 @@ class NoText(nn.Module):
 
 
 def build(full: bool, dtype: torch.dtype) -> LatentDiffusion:
-    """Return an upscaler of the published shape without a text encoder."""
+    """Return an upscaler of the reference shape without a text encoder."""
     node = copy.deepcopy(load_config(find_config(CONFIG)).model)
     params = node["params"]
     params["cond_stage_config"] = None
@@ -105,8 +105,8 @@ def child(side: int, budget: int, full: bool, dtype: torch.dtype) -> None:
     print(f"{memory_plan.described(tiling)}\t{said[0] / 1e9:.2f}\t{peak / 1e9:.2f}\t{seconds:.0f}")
 
 
-def published_plan(dtype: torch.dtype, side: int, budget: int) -> str:
-    """Return what upscaling one picture of side x side would be at the published width."""
+def full_width_plan(dtype: torch.dtype, side: int, budget: int) -> str:
+    """Return what upscaling one image of side x side would be at the full width."""
     model = build(True, dtype)
     settings = Settings(dtype=dtype)
 
@@ -140,7 +140,7 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--runs", nargs="*", default=["128:8GB", "256:8GB"], metavar="SIDE:BUDGET")
-    parser.add_argument("--full", action="store_true", help="the published width")
+    parser.add_argument("--full", action="store_true", help="use the full width")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--estimate", nargs="*", default=["float32", "bfloat16"], choices=DTYPES)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -161,8 +161,8 @@ def main() -> None:
             flush=True,
         )
     for name in args.estimate:
-        planned = published_plan(DTYPES[name], 512, 8 * 10**9)
-        print(f"published width, {name}, 512 -> 2048 within 8 GB: {planned}")
+        planned = full_width_plan(DTYPES[name], 512, 8 * 10**9)
+        print(f"full width, {name}, 512 -> 2048 within 8 GB: {planned}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python demo/fit_preview.py
 
 Least squares from the latents of images that the model itself makes to those images, 8 times smaller. The
-few numbers go to configs/demo/emoji_preview.json, next to the model's YAML, where --preview-every looks for
+few numbers go to configs/demo/emoji_preview.json, beside the model's YAML, where --preview-every looks for
 them.
 """
 

@@ -81,7 +81,7 @@ def ship_difference(run: Path, out: Path, task: str) -> None:
 
     from ldm.checkpoint.delta import description, difference
     from ldm.files.atomic import atomic_write
-    from ldm.jobs.choosing import asked_for
+    from ldm.jobs.choosing import prediction_of
     from ldm.yaml_file import read_yaml, to_yaml
 
     weights, config, base = run / "model.safetensors", run / "model.yaml", out / "emoji.safetensors"
@@ -89,7 +89,7 @@ def ship_difference(run: Path, out: Path, task: str) -> None:
     check_there(weights, config, base, heading)
     differing, absent = difference(load_file(weights), load_file(base))
     with safe_open(weights, "pt") as file:
-        about = {**(file.metadata() or {}), "sd.task": TASKS[task], "sd.prediction": asked_for(config)}
+        about = {**(file.metadata() or {}), "sd.task": TASKS[task], "sd.prediction": prediction_of(config)}
     about |= description(base, absent)
     comment = "".join(line for line in heading.read_text().splitlines(True) if line.startswith("#"))
     described = read_yaml(config)

@@ -1,7 +1,7 @@
-"""Ctrl-C and what batch schedulers send: the first stops a run after its step, a second Ctrl-C at once.
+"""Signals of Ctrl-C and batch schedulers: the first stops a run after its step, a second Ctrl-C at once.
 
-A handler only sets a flag, which whoever runs the steps looks at. A signal that is ignored, as Ctrl-C is
-behind `&` in a script, stays ignored.
+The handler only sets a flag, which whoever runs the steps checks. A signal that is ignored, such as Ctrl-C
+for a background job of a script, stays ignored.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ def stop_asked() -> str:
 
 @contextlib.contextmanager
 def heeding_signals() -> Iterator[None]:
-    """Let the first signal within the block ask to stop; outside of it, a signal ends the program."""
-    if threading.current_thread() is not threading.main_thread():  # only that one gets signals
+    """Within the block, the first signal requests a stop; outside of it, a signal ends the program."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield
         return
     heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]

@@ -1,4 +1,4 @@
-"""Convert a checkpoint between one file and a diffusers folder, both ways and bit by bit.
+"""Convert a checkpoint between one file and a diffusers folder, losslessly in both directions.
 
   python scripts/convert.py v2-1_512-ema-pruned.ckpt v2-1.safetensors           another container
   python scripts/convert.py v2-1_512-ema-pruned.safetensors sd21                a folder that diffusers loads
@@ -6,7 +6,8 @@
   python scripts/convert.py v1-5-pruned.ckpt v1-5-ema.safetensors --weights ema --prune --dtype float16
   python scripts/convert.py configs/demo/emoji.safetensors emoji --config configs/demo/emoji.yaml
 
-A folder becomes a file. A file becomes a file if OUT ends in .safetensors, and a folder if it does not.
+A folder is converted to a file. A file is converted to a file if OUT ends in .safetensors, and to a folder
+otherwise.
 """
 
 import sys

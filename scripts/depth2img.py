@@ -1,11 +1,12 @@
-"""Make pictures of a given depth: of a picture's, or of a depth map's.
+"""Generate images with the depth of an image, or with a given depth map.
 
   python scripts/depth2img.py --init-img room.jpg --prompt "a room of ice" --ckpt 512-depth-ema.ckpt
   python scripts/depth2img.py --init-img room.jpg --depth room.exr --prompt "a room of ice" --strength 1.0
   python scripts/depth2img.py --init-img cutout.png --depth-from alpha --prompt "fluent emoji of a red apple"
 
-Depth is estimated by the model's own network, or read from --depth FILE, alone or beside the picture. At
---strength 1.0 nothing but the depth is kept. The pictures have exactly the size of the init image.
+The model's own depth network estimates the depth, or --depth FILE gives it, with or without an input image.
+With --strength 1.0 only the depth of the input image is kept. The results have exactly the size of the input
+image.
 """
 
 import sys

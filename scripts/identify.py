@@ -1,12 +1,12 @@
-"""Say what weights files are: what for, which family, eps or v, how stored, and the config they need.
+"""Report what weights files contain: task, family, eps or v, storage format, and the config they need.
 
   python scripts/identify.py model.safetensors                    any .ckpt, .pt, .bin, .safetensors or folder
-  python scripts/identify.py *.safetensors *.ckpt                 a line each
-  python scripts/identify.py v2-1_768.ckpt --json --hash          for programs; with the SHA-256
-  python scripts/identify.py v2-1_768.ckpt --probe                eps or v by one step of the network
+  python scripts/identify.py *.safetensors *.ckpt                 one line each
+  python scripts/identify.py v2-1_768.ckpt --json --hash          JSON, with the SHA-256
+  python scripts/identify.py v2-1_768.ckpt --probe                detect eps or v by evaluating the UNet once
 
-Weights are not read, so it takes no longer for 5 GB, and nothing in a file is executed.
-Exit code 2 if any of the files cannot be used.
+Only the headers are read, so that large files take no longer, and no code in a file is executed. The exit
+code is 2 if any of the files cannot be used.
 """
 
 import sys

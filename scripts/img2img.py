@@ -1,11 +1,11 @@
-"""Make pictures from a picture and a prompt.
+"""Generate images from an image and a prompt.
 
   python scripts/img2img.py --init-img sketch.png --prompt "a castle by the sea" --strength 0.7 \\
       --ckpt v2-1_512-ema-pruned.ckpt
   python scripts/img2img.py --init-img photo.jpg --prompt "a watercolour" --H 512 --W 768 --fit crop
 
-The pictures have exactly the size of the init image, whatever it is, or that of --H and --W. An old command
-of the published script is repeated with --fit stretch where a side is no multiple of 64.
+The results have exactly the size of the input image, or that of --H and --W. To repeat a command of the
+reference script with an image whose sides are not multiples of 64, add --fit stretch.
 """
 
 import sys

@@ -1,13 +1,14 @@
-"""Paint a part of a picture anew, as a prompt says; every other pixel stays as it is, byte for byte.
+"""Repaint a part of an image, guided by a prompt; all other pixels stay as they are, byte for byte.
 
   python scripts/inpaint.py --init-img room.png --mask sofa.png --prompt "a red armchair"    the demo model
   python scripts/inpaint.py --init-img cut-out.png --prompt "a meadow" --ckpt 512-inpainting-ema.ckpt
   python scripts/inpaint.py --init-img room.png --mask sofa.png --prompt "a dog" --ckpt v1-5-pruned.ckpt
 
-The mask is white where to paint; without --mask it is what is transparent in the picture. Models made for
-inpainting see the mask; any text-to-image model is held to it by latent masking.
+The mask is white where the image is to be repainted; without --mask the transparent part of the image is
+repainted. Inpainting models get the mask as an input; with any text-to-image model, latent masking keeps the
+rest of the image.
 
-45 steps, scale 10, 4 pictures and eta 1 for DDIM are those of the published page; --ddim_eta 0 is
+45 steps, scale 10, 4 images and eta 1 for DDIM are the defaults of the reference demo; --ddim_eta 0 is
 deterministic.
 """
 

@@ -1,11 +1,11 @@
-"""Merge models: a weighted sum of two, or what one model learnt added to another.
+"""Merge models: a weighted sum of two, or the difference of two added to a third.
 
   python scripts/merge.py A.safetensors B.ckpt --alpha 0.3                     0.7 A + 0.3 B
   python scripts/merge.py sd-v1-5-inpainting.ckpt custom.safetensors v1-5-pruned.ckpt --alpha 1 \\
       --mode add-difference --out custom-inpainting.safetensors                A + 1 (B - C)
 
-Models of one kind go together: the same family, task and prediction. In add-difference, A may have more
-input channels (inpainting) than B and C. Any layout is read; one published .safetensors file is written.
+The models must have the same family, task and prediction. In add-difference, A may have more input channels
+(inpainting) than B and C. All layouts are read; the result is one .safetensors file with LDM key names.
 """
 
 import sys

@@ -1,13 +1,14 @@
-"""Make a picture larger at its sides: what is added is painted, the picture itself stays byte for byte.
+"""Extend an image at its sides; the image itself stays as it is, byte for byte.
 
   python scripts/outpaint.py --init-img cat.png --left 64 --right 64 --prompt "a cat"           the demo model
   python scripts/outpaint.py --init-img room.jpg --right 512 --up 200 --ckpt 512-inpainting-ema.ckpt
   python scripts/outpaint.py --init-img room.jpg --down 256 --prompt "a carpet" --ckpt v1-5-pruned.ckpt
 
-Any size and shape. What is larger than the model was trained at is painted window by window, each of which
-sees what is there already. Models made for inpainting see the mask; any text-to-image model is held to it.
+Any size works. Images larger than the training size of the model are extended in windows, each of which
+overlaps with existing pixels. Inpainting models get the mask as an input; with any text-to-image model,
+latent masking keeps the existing pixels.
 
-45 steps, scale 10 and eta 1 for DDIM are those of the published inpainting page; --ddim_eta 0 is
+45 steps, scale 10 and eta 1 for DDIM are the defaults of the reference inpainting demo; --ddim_eta 0 is
 deterministic.
 """
 

@@ -4,9 +4,9 @@
   python scripts/rerun.py old/*.png --files weights photos
   python scripts/rerun.py 00000.png --with seed=7 scale=5
 
-Each image is reported as equal, near (largest difference up to 3 of 255: another device rounds differently)
-or different; weights and inputs that are missing or have changed are named. The exit code is 0, 1 if an image
-is different, or 2 if one could not be made.
+Each image is reported as equal, near (the largest difference is at most 3 of 255, as when another device
+rounds differently) or different. Weights and input files that are missing or have changed are reported. The
+exit code is 0, or 1 if an image is different, or 2 if an image could not be made.
 """
 
 import sys

@@ -1,10 +1,11 @@
-"""Make pictures without a prompt: of a model without text encoder, or by the empty prompt of one that has it.
+"""Generate images without a prompt, with a model without text encoder or with the empty prompt.
 
   python scripts/sample.py                                               the demo model
   python scripts/sample.py --n_samples 4 --n_iter 8 --ckpt v2-1_512-ema-pruned.ckpt
   python scripts/sample.py --config runs/unconditional/model.yaml --ckpt runs/unconditional/model.safetensors
 
-The published script, sample_diffusion.py, makes batches of 10 in 50 steps too, with DDIM's eta at 1: --eta 1.
+The reference script, sample_diffusion.py, also generates batches of 10 in 50 steps, but with DDIM's eta at 1;
+add --eta 1 for the same.
 """
 
 import sys

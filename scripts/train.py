@@ -5,8 +5,9 @@
     python scripts/train.py --resume runs/emoji_autoencoder
     python scripts/train.py --config configs/training/text_to_image.yaml --dry-run
 
-Exit code: 0 finished or out of time, with model.safetensors written; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C
-after saving, to be resumed with --resume; 2 wrong input, or training that cannot continue.
+Exit codes: 0 if training finished or ran out of time and wrote model.safetensors; 75 if SIGTERM, SIGUSR1 or
+Ctrl-C stopped it after saving, to be resumed with --resume; 2 for wrong input, or if training cannot
+continue.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Make pictures from a prompt.
+"""Generate images from a prompt.
 
   python scripts/txt2img.py --prompt "a red apple next to a cat"                 the demo model
   python scripts/txt2img.py --prompt "a lighthouse" --ckpt v2-1_512-ema-pruned.ckpt

@@ -1,10 +1,10 @@
-"""Make a picture four times as large, as a prompt says.
+"""Upscale an image by a factor of 4, guided by a prompt.
 
   python scripts/upscale.py --init-img small.png                                the demo model
   python scripts/upscale.py --init-img cat.jpg --prompt "a photograph of a cat" --ckpt x4-upscaler-ema.ckpt
 
-The result is exactly 4 times as wide and as high, whatever the size. --noise-level says how much the model
-may invent. What does not fit into memory is made in tiles: --max-memory, --tile.
+The result is exactly 4 times as wide and as high, for any size. --noise-level sets how much detail the model
+invents. Images that do not fit into memory are processed in tiles, see --max-memory and --tile.
 """
 
 import sys

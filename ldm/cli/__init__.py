@@ -1,4 +1,4 @@
-"""The command line: what parses flags, prints and exits. Everything else is in the library.
+"""The command line: it parses flags, prints and sets exit codes. Everything else is in the library.
 
     if __name__ == "__main__":
         main(Img2Img, __doc__)
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def main(cls: "type[Request]", description: str | None) -> NoReturn:
-    """Be the script of a request: parse the command line, carry it out, and exit with its code."""
+    """Run the script of a request: parse the command line, carry out the request, and exit with its code."""
     from ldm.cli.command import exit_code
 
     sys.exit(exit_code(cls, description))

@@ -1,14 +1,14 @@
-"""Run a command: flags in, exit code out.
+"""Run a command, from the command line to its exit code.
 
     0 done    2 wrong input    4 an image is NaN or black    5 disk full    6 out of memory
-    70 a defect of ours    75 stopped by Ctrl-C or SIGTERM, and can be resumed    130 interrupted at once
+    70 internal error    75 stopped by Ctrl-C or SIGTERM, can be resumed    130 interrupted immediately
 
-A run that makes images and is asked to stop finishes the step, saves its state, prints how to resume and
-exits with 75 (EX_TEMPFAIL: try again, as batch schedulers read it). A second Ctrl-C, or one before the first
-step, exits with 130.
+When a run that generates images receives Ctrl-C or SIGTERM, it finishes the current step, saves its state,
+prints how to resume, and exits with 75 (EX_TEMPFAIL, which batch schedulers take as "try again"). A second
+Ctrl-C, or one before the first step, exits with 130.
 
-Every failure is one line, `error: what is wrong`, on stderr; `--debug` shows the traceback instead.
-What a command has to say goes to stdout, warnings to stderr.
+Every failure is reported on stderr as one line, `error: what is wrong`; `--debug` also shows the traceback.
+Other output goes to stdout, warnings to stderr.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def run(
     main: Callable[[argparse.Namespace], None],
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
-    """Parse the command line, run `main(args)` and leave with its exit code."""
+    """Parse the command line, run `main(args)` and exit with its code."""
     sys.exit(exit_code(parser, main, argv))
 
 
@@ -40,7 +40,7 @@ def exit_code(
     main: Callable[[argparse.Namespace], None],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse the command line and run `main(args)`; failures become a line and a code."""
+    """Parse the command line, run `main(args)` and return the exit code; failures are printed as one line."""
     args = argparse.Namespace()
     try:
         parser.parse_args(argv, args)
@@ -53,7 +53,7 @@ def exit_code(
     except KeyboardInterrupt:
         _report("interrupted", prefix="")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has left; there is nobody to tell
+    except BrokenPipeError:  # the reader of our output has closed it, so nothing can be reported
         sys.stdout = None
         return 0
     except Exception as error:
@@ -65,7 +65,7 @@ def exit_code(
 
 
 def describe(error: Exception) -> tuple[str, int]:
-    """Return one line for the user and the exit code."""
+    """Return the text for the user, and the exit code."""
     if isinstance(error, LdmError):
         return str(error), error.exit_code
     if is_out_of_memory(error):
@@ -78,13 +78,13 @@ def describe(error: Exception) -> tuple[str, int]:
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror or error}{where}", EXIT_DISK_FULL if full else LdmError.exit_code
     return (
-        f"internal error: {type(error).__name__}: {error}; run again with --debug and report it",
+        f"internal error: {type(error).__name__}: {error}; please run again with --debug and report it",
         EXIT_INTERNAL,
     )
 
 
 def set_up_logging(quiet: bool = False, debug: bool = False) -> None:
-    """Send the library's log to the terminal: information to stdout, warnings to stderr."""
+    """Print the library's log: information to stdout, warnings to stderr."""
     out, err = _BesideBars(sys.stdout), _BesideBars(sys.stderr)
     out.addFilter(lambda record: logging.DEBUG < record.levelno < logging.WARNING)
     err.addFilter(lambda record: not logging.DEBUG < record.levelno < logging.WARNING)
@@ -96,7 +96,7 @@ def set_up_logging(quiet: bool = False, debug: bool = False) -> None:
 
 
 class _BesideBars(logging.StreamHandler):
-    """Takes progress bars away while it writes, so that a message has a line of its own."""
+    """Hides progress bars while it writes, so that every message has its own line."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if "tqdm" not in sys.modules:
@@ -115,9 +115,9 @@ class _LowerCaseLevel(logging.Formatter):
 
 
 def _report(message: str, prefix: str = "error: ") -> None:
-    """Print one line; control characters of file names and prompts do not reach the terminal."""
+    """Print one line, without control characters from file names and prompts."""
     line = re.sub(r"[\x00-\x1f\x7f\x80-\x9f]+", " ", message).strip()
-    if "tqdm" in sys.modules:  # a bar that is still open would stand before the line, and again after it
+    if "tqdm" in sys.modules:  # an open bar would appear before the line and again after it
         from tqdm import tqdm
 
         for bar in sorted(getattr(tqdm, "_instances", ()), key=lambda bar: -abs(bar.pos)):

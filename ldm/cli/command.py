@@ -1,4 +1,4 @@
-"""The command of a request: flags in, images in a folder, an exit code out."""
+"""Run the command of a request: parse its flags, carry it out, and return the exit code."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The installed commands (sd-txt2img, sd-inpaint, sd-train, ...): each runs the script of its name."""
+"""The installed commands (sd-txt2img, sd-inpaint, sd-train, ...): each runs the script of the same name."""
 
 import importlib.util
 import runpy
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def __getattr__(name: str) -> Callable[[], None]:
-    """Return what runs scripts/NAME.py; setup.py makes a command of every script."""
+    """Return a function that runs scripts/NAME.py; setup.py installs a command for every script."""
     if name.startswith("_"):
         raise AttributeError(name)
     return partial(_run, name)
@@ -17,5 +17,5 @@ def __getattr__(name: str) -> Callable[[], None]:
 def _run(name: str) -> None:
     if importlib.util.find_spec("ldm.scripts"):
         runpy.run_module(f"ldm.scripts.{name}", run_name="__main__", alter_sys=True)
-    else:  # an editable installation, whose scripts are those of the checkout
+    else:  # an editable installation uses the scripts of the checkout
         runpy.run_path(str(Path(__file__).parents[2] / "scripts" / f"{name}.py"), run_name="__main__")

@@ -28,18 +28,18 @@ def make_parser(description: str | None) -> Parser:
         help="which weights of a file with EMA weights to keep; both keeps the EMA and the raw weights "
         "(default: %(default)s: both, or raw with --prune)",
     )  # fmt: skip
-    add("--prune", action="store_true", help="leave out the other copy, and what only training needs")
-    add("--dtype", choices=DTYPES, default="keep", help="what weights are stored as (default: %(default)s)")
-    add("--variant", metavar="NAME", help="the variant of the folder that is read or written, such as fp16")
-    add("--prediction", choices=("eps", "v"), help="what the model predicts, to be stated in the result")
-    add("--config", metavar="YAML", help="what describes the model (default: the published one)")
+    add("--prune", action="store_true", help="drop the other set, and tensors that only training needs")
+    add("--dtype", choices=DTYPES, default="keep", help="dtype to store weights in (default: %(default)s)")
+    add("--variant", metavar="NAME", help="variant of the folder to read or write, such as fp16")
+    add("--prediction", choices=("eps", "v"), help="what the model predicts, to store in the result")
+    add("--config", metavar="YAML", help="configuration of the model (default: the included one)")
     add("--overwrite", action="store_true", help="replace OUT if it exists")
     add_messages(parser)
     return parser
 
 
 def main(description: str | None, argv: Sequence[str] | None = None) -> int:
-    """Be scripts/convert.py: parse the command line, carry it out, and return the exit code."""
+    """Run scripts/convert.py: parse the command line, carry it out, and return the exit code."""
     return app.exit_code(make_parser(description), _convert, argv)
 
 
@@ -76,7 +76,7 @@ def _found_by_probe(path: str) -> str | None:
 
 
 def report(done: "Converted") -> None:
-    """Log a line for each part kept, each reason to drop, each note, and the result."""
+    """Log one line for each part that was kept, each reason to drop tensors, each note, and the result."""
     for verb, amounts in (("kept", done.kept), ("dropped", done.dropped)):
         for what, (count, size) in amounts.items():
             log.info("%s %s: %d tensors, %.1f MB", verb, what, count, size / 1e6)

@@ -1,4 +1,4 @@
-"""The command line of a request: flags from its options, and a request from the flags."""
+"""The command line of a request: the flags that its options define."""
 
 import argparse
 from typing import Any
@@ -10,7 +10,7 @@ from ldm.requests import Field, Request, fields_of
 
 
 def parser_of(cls: type[Request], description: str) -> Parser:
-    """Return the parser of a request class. Only the flags that are given are in what it returns."""
+    """Return the parser of a request class. Its namespace contains only the flags that were given."""
     parser = Parser(description=description, argument_default=argparse.SUPPRESS)
     sections: dict[str, Any] = {}
     for each in fields_of(cls).values():
@@ -58,7 +58,7 @@ class _Words(argparse.Action):
 
 
 def _help(each: Field) -> str:
-    """Return the help of an option with its default."""
+    """Return the help text of an option with its default."""
     about = each.option
     usual = about.usual if each.default is None else each.default
     words = str(usual) if about.default is None else about.default.format(usual)

@@ -1,4 +1,4 @@
-"""The command of scripts/identify.py: a table for one file, a line each for several, JSON for programs."""
+"""The command of scripts/identify.py: it prints a table for one file, one line each for several, or JSON."""
 
 import argparse
 import json
@@ -43,7 +43,7 @@ def make_parser(description: str | None) -> Parser:
 
 
 def main(description: str | None, argv: Sequence[str] | None = None) -> int:
-    """Be scripts/identify.py: parse the command line, carry it out, and return the exit code."""
+    """Run scripts/identify.py: parse the command line, carry it out, and return the exit code."""
     return app.exit_code(make_parser(description), _identify, argv)
 
 
@@ -52,7 +52,7 @@ def _identify(args: argparse.Namespace) -> None:
 
 
 def identify_all(files: Sequence[str], probe: bool, compute_digest: bool) -> list[Result]:
-    """Identify every file; one that fails does not keep the others from being shown."""
+    """Identify every file; the failure of one does not affect the others."""
     from ldm.checkpoint import identify
 
     results: list[Result] = []
@@ -70,10 +70,10 @@ def identify_all(files: Sequence[str], probe: bool, compute_digest: bool) -> lis
 
 
 def show(as_json: bool, results: list[Result]) -> None:
-    """Print what was found.
+    """Print the results.
 
     Raises:
-        LdmError: that of the file, or that some of several failed; after everything else was printed.
+        LdmError: a file failed; it is raised after all results are printed.
     """
     failed = [(file, found) for file, found in results if isinstance(found, LdmError)]
     if as_json:

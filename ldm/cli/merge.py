@@ -22,17 +22,17 @@ def make_parser(description: str | None) -> Parser:
     parser = Parser(description=description)
     add = parser.add_argument
     add("models", nargs="+", metavar="FILE", help="A and B, and C for add-difference")
-    add("--alpha", type=argument_type(number()), required=True, metavar="X", help="how much of B")
+    add("--alpha", type=argument_type(number()), required=True, metavar="X", help="weight of B, or of B - C")
     modes = ("weighted-sum", "add-difference")
-    add("--mode", choices=modes, default=modes[0], help="(default: %(default)s)")
+    add("--mode", choices=modes, default=modes[0], help="how to merge (default: %(default)s)")
     default = "outputs/merged/A-B-X.safetensors"
     add("--out", metavar="FILE", help=f"the .safetensors file to write (default: {default})")
     add("--overwrite", action="store_true", help="replace FILE if it exists")
     dtypes = ("float16", "bfloat16", "float32")
-    add("--dtype", choices=dtypes, help="of the result (default: the wider of the inputs')")
+    add("--dtype", choices=dtypes, help="dtype of the result (default: the wider of the inputs')")
     add(
         "--weights", choices=("auto", "raw", "ema"), default="auto",
-        help="which weights of a file that holds both are merged (default: %(default)s: raw)",
+        help="which weights to merge of a file that has raw and EMA weights (default: %(default)s: raw)",
     )  # fmt: skip
     add("--vae", metavar="FILE", help="take the VAE from this file")
     add("--parts", type=_parts, metavar="LIST", help="merge only these of unet,vae,text; the rest is A's")
@@ -48,7 +48,7 @@ def _parts(text: str) -> list[str]:
 
 
 def main(description: str | None, argv: Sequence[str] | None = None) -> int:
-    """Be scripts/merge.py: parse the command line, carry it out, and return the exit code."""
+    """Run scripts/merge.py: parse the command line, carry it out, and return the exit code."""
     return app.exit_code(make_parser(description), _merge, argv)
 
 
@@ -82,16 +82,16 @@ def _merge(args: argparse.Namespace) -> None:
 
 
 def _target(args: argparse.Namespace) -> Path:
-    """Return the file to write, before anything is read."""
+    """Return the file to write, checked before anything is read."""
     if args.out:
         out = Path(args.out).expanduser()
     else:
         names = "-".join(Path(path).stem for path in args.models)
         out = Path("outputs") / "merged" / f"{names}-{args.alpha:g}.safetensors"
     if out.suffix != ".safetensors":
-        raise InputError(f"--out {out}: only .safetensors files are written; give it that ending")
+        raise InputError(f"--out {out}: only .safetensors files can be written; give a name with that suffix")
     if out.exists() and not args.overwrite:
-        raise InputError(f"{out} exists; give another --out, or --overwrite")
+        raise InputError(f"{out} already exists; give another --out, or --overwrite")
     if args.vae and args.parts and "vae" in args.parts:
         raise InputError("--vae replaces the VAE and --parts vae merges it; give one of them")
     return out

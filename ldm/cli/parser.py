@@ -1,4 +1,4 @@
-"""The parser of every command line."""
+"""The parser of all command lines."""
 
 import argparse
 from collections.abc import Callable
@@ -14,15 +14,15 @@ REFERENCE_FLAGS = frozenset(
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line like all others."""
+    """A parser that reports errors as InputError, in one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
-        self.aliases: set[str] = set()      # reference flags of other scripts, taken here too
+        self.aliases: set[str] = set()      # reference flags of other scripts that are also accepted here
 
     def _get_option_tuples(self, option_string: str) -> list[tuple]:
-        """Let an abbreviation of a reference flag keep its meaning, whatever flags have been added."""
+        """Keep the meaning of abbreviations of reference flags, even if other flags make them ambiguous."""
         matches = super()._get_option_tuples(option_string)
         reference = [match for match in matches if match[1] in REFERENCE_FLAGS - self.aliases]
         return reference if len(reference) == 1 else matches
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def argument_type(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return an argparse type that reads a word with `read`, whose InputError keeps its text."""
+    """Return an argparse type that reads a word with `read` and keeps the text of its InputError."""
 
     def convert(word: str) -> Any:
         try:

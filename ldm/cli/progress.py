@@ -1,6 +1,6 @@
 """Progress bars: tqdm on stderr.
 
-Where stderr is a file the outer bar is redrawn every ten seconds and the inner one left out.
+If stderr is not a terminal, the outer bar is redrawn only every ten seconds and the inner one is left out.
 """
 
 import sys
@@ -16,7 +16,7 @@ T = TypeVar("T")
 def bar(
     items: Iterable[T], total: int, what: str, *, quiet: bool = False, inner: bool = False
 ) -> Iterator[T]:
-    """Yield the items under a bar; an inner bar disappears when it is full."""
+    """Yield the items and show a progress bar; an inner bar disappears at the end."""
     from tqdm import tqdm
 
     on_terminal = sys.stderr.isatty()
@@ -33,7 +33,7 @@ def bar(
 
 
 class Bars(Watch):
-    """Progress bars of loading, batches and steps."""
+    """Shows progress bars for loading, batches and steps."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -50,21 +50,21 @@ class Bars(Watch):
 
 @contextmanager
 def byte_bar(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Give a function to be told (bytes done, bytes in all); the bar is there while the block runs."""
+    """Provide a function that is called with (bytes done, total bytes) and shows them as a bar."""
     from tqdm import tqdm
 
     mininterval = 0.1 if sys.stderr.isatty() else 10.0
     options = {"unit": "B", "unit_scale": True, "mininterval": mininterval, "dynamic_ncols": True}
     shown = None
 
-    def tell(done: int, total: int) -> None:
+    def show(done: int, total: int) -> None:
         nonlocal shown
-        if shown is None:       # not before: an error stands alone
+        if shown is None:       # not earlier, so that no bar appears above an error
             shown = tqdm(desc=what, total=total, disable=quiet, **options)
         shown.update(done - shown.n)
 
     try:
-        yield tell
+        yield show
     finally:
         if shown is not None:
             shown.close()

@@ -1,12 +1,12 @@
-"""The flags that only the reference scripts have, folded into the options of a request.
+"""The flags of the reference scripts that have a different name here, converted to options of a request.
 
-    --plms, --dpm            --sampler, at the reference's own times
-    --ddim_eta               --eta, of ddim
+    --plms, --dpm            --sampler, with the times of the reference
+    --ddim_eta               --eta, for ddim
     --precision, --bf16      --dtype
     --ipex                   --channels-last
-    --torchscript            nothing
+    --torchscript            no effect
 
-Nothing behind the command line knows of them.
+They exist only on the command line; the library does not use them.
 """
 
 import argparse
@@ -35,7 +35,7 @@ class _ListSamplers(argparse.Action):
 
 
 def add(parser: Parser, sections: dict[str, Any], eta: float) -> None:
-    """Add the flags of the reference scripts, and --list-samplers; `eta` is ddim's if none is given."""
+    """Add the flags of the reference scripts and --list-samplers; `eta` is the default for ddim."""
     sampling, model = sections["sampling"], sections["model"]
     sampling.add_argument("--list-samplers", action=_ListSamplers, help="print all samplers and exit")
     sampling.add_argument(
@@ -56,17 +56,17 @@ def add(parser: Parser, sections: dict[str, Any], eta: float) -> None:
 
 
 def folded(cls: type[Request], given: dict[str, Any]) -> dict[str, Any]:
-    """Return what flags mean as options of the request. Raises: InputError where they contradict."""
+    """Convert flags to options of the request. Raises: InputError if they contradict each other."""
     values = dict(given)
     plms, dpm = values.pop("plms", False), values.pop("dpm", False)
     _fold_sampler(values, "plms" if plms else "dpm" if dpm else None)
     _fold_eta(values, values.pop("ddim_eta", None), fields_of(cls)["eta"].option.usual)
     _fold_dtype(values, values.pop("precision", "autocast"), values.pop("bf16", False))
     if values.pop("torchscript", False):
-        log.info("--torchscript has no effect: nothing is traced, and the images are the same without it")
+        log.info("--torchscript has no effect: the model is not traced, and the images are the same")
     if values.pop("ipex", False):
         values["channels_last"] = True
-        log.info("--ipex only sets channels-last: the extension is discontinued and PyTorch itself is used")
+        log.info("--ipex only sets --channels-last: the extension is discontinued, and PyTorch replaces it")
     return values
 
 
@@ -81,12 +81,12 @@ def _fold_sampler(values: dict[str, Any], flag: str | None) -> None:
 
     if find_sampler(values["sampler"]).name != flag:
         raise InputError(
-            f"--{flag} and --sampler {values['sampler']} ask for different samplers; give one of them"
+            f"--{flag} and --sampler {values['sampler']} are different samplers; give one of them"
         )
 
 
 def _fold_eta(values: dict[str, Any], ddim_eta: float | None, usual: float) -> None:
-    """--ddim_eta is --eta for ddim; with another sampler a value that says nothing is passed over."""
+    """Fold --ddim_eta into --eta for ddim; with other samplers a value of 0 or the default is ignored."""
     if ddim_eta is None:
         return
     eta = values.get("eta")

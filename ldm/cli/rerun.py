@@ -32,7 +32,7 @@ def make_parser(description: str | None) -> Parser:
 
 
 def main(description: str | None, argv: Sequence[str] | None = None) -> int:
-    """Make images again and return the exit code: 1 where one is different."""
+    """Make images again and return the exit code, 1 if an image is different."""
     different: list[Path] = []
     code = app.exit_code(make_parser(description), lambda args: _rerun_all(args, different), argv)
     return code or (1 if different else 0)

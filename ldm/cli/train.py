@@ -15,7 +15,7 @@ from ldm.training.options import parse_duration
 
 
 class TrainParser(Parser):
-    """A parser that takes key=value between the flags too."""
+    """A parser that also accepts key=value between the flags."""
 
     parse_args = Parser.parse_intermixed_args
 
@@ -25,18 +25,18 @@ def make_parser(description: str | None) -> Parser:
     add = parser.add_argument
     add("--config", help="training configuration; with --resume RUN, that run's own by default")
     add("--run", help="folder of the run; default runs/NAME, with a number added if it exists")
-    add("--resume", metavar="RUN", help='resume this run folder, or the newest one if there is any: "auto"')
+    add("--resume", metavar="RUN", help='resume the run in this folder, or "auto": the newest, if any')
     add(
-        "--max-time", default="", metavar="TIME", help="end after so many seconds, or HH:MM:SS, of wall clock"
+        "--max-time", default="", metavar="TIME", help="stop after this wall-clock time, seconds or HH:MM:SS"
     )
-    add("--dry-run", action="store_true", help="print the resolved configuration and end")
-    add("overrides", nargs="*", metavar="key=value", help="such as train.batch_size=8")
+    add("--dry-run", action="store_true", help="print the resolved configuration and exit")
+    add("overrides", nargs="*", metavar="key=value", help="overrides, such as train.batch_size=8")
     add_messages(parser)
     return parser
 
 
 def main(description: str | None, argv: Sequence[str] | None = None, started: float | None = None) -> int:
-    """Be scripts/train.py: parse the command line, carry it out, and return the exit code.
+    """Run scripts/train.py: parse the command line, carry it out, and return the exit code.
 
     Args:
         started: `time.monotonic()` from which --max-time counts; None is now.
@@ -46,7 +46,7 @@ def main(description: str | None, argv: Sequence[str] | None = None, started: fl
 
 
 def _train(args: argparse.Namespace, started: float) -> None:
-    """Train, or with --dry-run print what would be trained."""
+    """Train, or with --dry-run print the configuration."""
     config, name = _configuration(args)
     deadline = parse_duration(args.max_time)
     if args.dry_run:
@@ -78,14 +78,14 @@ def _configuration(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     folder = folder.parent if folder.name == "checkpoints" else folder
     if not (folder / "config.yaml").is_file():
         raise InputError(
-            f"--resume {args.resume}: {folder} is no run; expected its folder, such as runs/NAME, with the "
-            "config.yaml that training writes there"
+            f"--resume {args.resume}: {folder} is not a training run; expected a folder such as runs/NAME, "
+            "with the config.yaml that training writes there"
         )
     return read_config(folder / "config.yaml", args.overrides), folder.name
 
 
 def print_config(config: dict[str, Any]) -> None:
-    """Print every setting with its default filled in, and what would be trained."""
+    """Print the configuration with all defaults filled in, and a summary of the training."""
     from ldm.training.fit import describe, resolve_config
     from ldm.yaml_file import to_yaml
 

@@ -17,13 +17,13 @@ REFERENCE_BITS = 136
 def make_parser(description: str | None) -> Parser:
     parser = Parser(description=description)
     parser.add_argument("positional", nargs="?", metavar="img_path", help="the image")
-    parser.add_argument("--img_path", metavar="FILE", help="the same by name")
+    parser.add_argument("--img_path", metavar="FILE", help="the same as a flag")
     add_messages(parser)
     return parser
 
 
 def main(description: str | None, argv: Sequence[str] | None = None) -> int:
-    """Be scripts/tests/test_watermark.py: parse the command line, carry it out, return the exit code."""
+    """Run scripts/tests/test_watermark.py: parse the command line, carry it out, return the exit code."""
     return app.exit_code(make_parser(description), _print_watermark, argv)
 
 

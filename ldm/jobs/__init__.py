@@ -1,1 +1,1 @@
-"""Work that outlives one image."""
+"""Carry out requests: read inputs, open models, save and record images, resume interrupted runs."""

@@ -1,8 +1,8 @@
-"""Find out what the weights are, and which YAML describes them.
+"""Determine what model the weights are, and choose the YAML that describes it.
 
-What a file is comes from the file: its names and shapes, its metadata, and where these leave eps or v
-open, one evaluation of the UNet, whose verdict is cached. A flag or a YAML that contradicts is an error that
-names both.
+The model is identified from the file: from the names and shapes of its tensors and from its metadata. If
+these do not determine eps or v, the UNet is evaluated once, and the result is cached. A flag or a YAML that
+contradicts the file is an error that names both.
 """
 
 import logging
@@ -33,16 +33,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Choice:
-    """A YAML file, and what replaces its prediction."""
+    """The chosen YAML, and the prediction type that overrides it."""
 
     identity: "Identity"
     config: Path
-    prediction: str | None          # what the UNet predicts; None: as the YAML says, unless a probe finds out
-    is_given: bool                  # by --config, rather than chosen here
+    prediction: str | None          # what the UNet predicts; None: as in the YAML, unless it is detected
+    is_given: bool                  # given by --config, not chosen here
 
     def source(self) -> Any:
-        """Return what to load: the YAML, or its content with another prediction in it."""
-        if self.prediction in (None, asked_for(self.config)):
+        """Return the configuration to load: the YAML, or its content with another prediction type."""
+        if self.prediction in (None, prediction_of(self.config)):
             return self.config
         return read_config(self.config, [f"model.params.parameterization={self.prediction}"])
 
@@ -51,8 +51,8 @@ def choose_config(request: Request, checkpoint: Path) -> Choice:
     """Identify --ckpt, check --sha256, --prediction and --config against it, and choose the YAML.
 
     Raises:
-        CheckpointError: damaged, unsafe, of another digest, no model, or not of a kind that is asked for.
-        InputError: no published YAML describes it, or flags contradict each other.
+        CheckpointError: the file is damaged, unsafe, has another digest, or contains no suitable model.
+        InputError: no included YAML describes the model, or flags contradict each other.
     """
     from ldm.checkpoint import identify
 
@@ -67,7 +67,7 @@ def choose_config(request: Request, checkpoint: Path) -> Choice:
         raise _contradiction(identity, known, found, stated, f"--prediction asks for {asked}: leave it out")
     if request.config is not None:
         config = find_config(request.config)
-        wanted = asked_for(config)
+        wanted = prediction_of(config)
         if asked and asked != wanted:
             raise InputError(
                 f"--prediction {asked}, but {request.config} says {wanted}; leave one of them out"
@@ -80,11 +80,11 @@ def choose_config(request: Request, checkpoint: Path) -> Choice:
 
 
 def check_digest(expected: str | None, checkpoint: Path) -> None:
-    """Refuse a file that has another SHA-256 than --sha256."""
+    """Raise an error if the SHA-256 of the file is not that of --sha256."""
     if expected is None:
         return
     if not checkpoint.is_file():
-        raise InputError(f"--sha256: {checkpoint} is a folder; a digest is of one file")
+        raise InputError(f"--sha256: {checkpoint} is a folder; only a file has a digest")
     from ldm.files.digest import sha256
 
     digest = sha256(checkpoint)
@@ -95,34 +95,34 @@ def check_digest(expected: str | None, checkpoint: Path) -> None:
 
 
 def check_kind(identity: "Identity", tasks: tuple[str, ...] | None, whole: bool) -> None:
-    """Refuse what makes no images, and a model that the task has no inputs for.
+    """Raise WrongModelError for files that are not a model, or not a model for the task.
 
     Args:
-        tasks: kinds of model that the task takes; None asks for nothing.
-        whole: also refuse a model without VAE or text encoder, which a --config of one's own may do without.
+        tasks: kinds of model that the task can use; None allows all.
+        whole: also reject a model without VAE or text encoder, which only a custom --config may lack.
     """
     file, what = identity.path, identity.sentence()
     if identity.kind == "foreign":
         raise WrongModelError(f"{file} is {what}; this program runs Stable Diffusion 1.x and 2.x")
     if not identity.is_model and identity.kind != "unknown":
-        advice = ", and this file goes to --vae" if identity.kind == "vae" else ""
+        advice = "; give this file to --vae" if identity.kind == "vae" else ""
         raise WrongModelError(f"{file} is {what}; --ckpt takes a whole model{advice}")
     if whole and (identity.kind == "unet" or identity.lacks):
         raise WrongModelError(f"{file} is {what}; --ckpt takes a whole model: UNet, VAE and text encoder")
     if tasks and identity.task not in (None, *tasks):
         task = next((name for name in NAMES if identity.task in find(name).TASKS), None)
-        advice = f"give it to scripts/{task}.py" if task else "no script here makes images with it"
+        advice = f"use it with scripts/{task}.py" if task else "no script can generate images with it"
         raise WrongModelError(f"{file} is {what}; {advice}")
 
 
-def asked_for(config: Path) -> str:
-    """Return what a YAML says that the UNet predicts."""
+def prediction_of(config: Path) -> str:
+    """Return the prediction type in a YAML, "eps" if it has none."""
     node = read_config(config)
     return str(node.get("model", node).get("params", {}).get("parameterization", "eps"))
 
 
 def cached_verdict(checkpoint: Path) -> "Verdict | None":
-    """Return what an earlier probe of this file has found."""
+    """Return the cached result of an earlier probe of this file."""
     from ldm.files import cache
 
     note = cache.get(checkpoint, CACHED)
@@ -139,7 +139,7 @@ def cached_verdict(checkpoint: Path) -> "Verdict | None":
 
 
 def with_cached_verdict(identity: "Identity") -> "Identity":
-    """Add the verdict of an earlier probe, if the file itself does not say what it predicts."""
+    """Add the cached verdict of an earlier probe, unless the file itself states what it predicts."""
     if not identity.is_model or identity.prediction_source in SAID_BY:
         return identity
     verdict = cached_verdict(Path(identity.path))
@@ -147,7 +147,7 @@ def with_cached_verdict(identity: "Identity") -> "Identity":
 
 
 def with_verdict(verdict: "Verdict", identity: "Identity") -> "Identity":
-    """Add the verdict of a probe, if it is decided."""
+    """Add the verdict of a probe, if it is conclusive."""
     if verdict.prediction is None:
         return identity
     from ldm.checkpoint.classify import config_for
@@ -189,7 +189,7 @@ def confirm_prediction(
 def _confirmed(
     choice: Choice, model: "LatentDiffusion", request: Request, dtype: "torch.dtype"
 ) -> tuple[Choice, str | None]:
-    """Return the choice, and how it is known what the UNet predicts."""
+    """Return the choice, and the source of its prediction type."""
     identity = choice.identity
     if identity.prediction_source in SAID_BY:
         return choice, SAID_BY[identity.prediction_source]
@@ -211,7 +211,7 @@ def _confirmed(
 
 
 def _undecided(choice: Choice, request: Request) -> str:
-    """Return what decides instead: the YAML, the flag, or what all published models of this kind predict."""
+    """Return the source of the prediction type after an inconclusive probe: the YAML or the flag."""
     if not choice.is_given and choice.prediction is None:
         raise InputError(
             f"{choice.identity.path} is {choice.identity.sentence()}; the file does not say whether it "
@@ -237,14 +237,14 @@ def _published(identity: "Identity", prediction: str | None) -> Path:
 def _check_config(
     identity: "Identity", config: Path, known: str | None, found: "Verdict | None", stated: str | None
 ) -> None:
-    """Refuse a YAML that asks for another prediction than is known of the file."""
-    wanted = asked_for(config)
+    """Raise WrongModelError if the YAML has another prediction type than is known of the file."""
+    wanted = prediction_of(config)
     if known is None or wanted not in ("eps", "v") or wanted == known:
         return
     from ldm.checkpoint.classify import config_for
 
     better = config_for(identity, known)
-    if better is None or asked_for(find_config(better)) != known:
+    if better is None or prediction_of(find_config(better)) != known:
         better = f"one with parameterization: {known}"
     what = f"{config} asks for {wanted}: give --config {better}"
     raise _contradiction(identity, known, found, stated, what)

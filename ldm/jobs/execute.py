@@ -1,4 +1,4 @@
-"""Carry out a request, whoever asks: a command line, a line of a work list, a page, another program.
+"""Carry out a request from a command line, a work list, a web page or another program.
 
     execute(Txt2Img(prompt="a lighthouse", ckpt="v2-1_512-ema-pruned.ckpt"))        saves images
     for batch in generate(model, Txt2Img(prompts=["a lighthouse"])): ...            saves nothing
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Done:
-    """What came of a request: the files that were written, the grid and depth maps not among the images."""
+    """The result of a request: the images and the grid that were written, and what they record."""
 
     request: Request
     files: list[Path]
@@ -46,17 +46,18 @@ def generate(
     track: "Callable[[Iterator[Step], int], Iterable[Step]] | None" = None,
     resume: "Position | None" = None,
 ) -> "Iterator[Batch]":
-    """Make the images of a request with a model that is open; nothing is saved.
+    """Generate the images of a request with a loaded model, without saving them.
 
-    What the request alone can be refused for is refused at the call, what the model adds at the first batch.
+    The request itself is checked at the call, and against the model when the first batch is generated.
 
     Args:
-        model: as `ldm.load_model` returns it; the request's own options for the model are not read.
-        track: wraps the iterator of the steps of a batch, of known length: a progress bar, a preview. If it
-            ends before the steps do, sampling stops there (`StoppedAt`).
-        resume: resume an interrupted run here.
+        model: from `ldm.load_model`; the request's own options of the model are ignored. track: wraps the
+        iterator over the steps of a batch, given its length, for a progress bar or a preview.
+            If it ends before the steps do, sampling stops there (`StoppedAt`).
+        resume: where to resume an interrupted run.
 
-    Raises: InputError.
+    Raises:
+        InputError: the request is invalid, or does not suit the model.
     """
     from ldm.tasks.generate import generate as run
 
@@ -69,21 +70,22 @@ def execute(
     watch: Watch = SILENT,
     resume: Resumed | None = None,
 ) -> Done:
-    """Read the files of a request, open its model, make its images, and save and record them.
+    """Read the files of a request, open its model, generate its images, and save and record them.
 
     Args:
         models: keeps models open between requests.
-        resume: what the request continues, see `ldm.jobs.resume.resumed`.
+        watch: shows progress and may stop the run.
+        resume: the run or image that the request continues, see `ldm.jobs.resume.resumed`.
 
     Raises:
-        LdmError: something is wrong with the request, its files or the model; nothing was written.
-        BadImageError: last, if an image came out black or NaN and was left out.
-        Stopped: the user asked for it; the state of the run is saved.
+        LdmError: the request, its files or the model are invalid; nothing was written.
+        BadImageError: an image came out black or NaN and was left out; all others are saved.
+        Stopped: the user stopped the run; its state is saved.
     """
+    saving = Saving(request)
     loaded = load_inputs(replace(request, prompts=_prompts(request, resume)))
     if resume is not None:
         resume.check(loaded)
-    saving = Saving(request)
     opened = (models or Models()).open(request, watch)
     if resume is not None:
         resume.check_model(opened)
@@ -92,7 +94,7 @@ def execute(
     try:
         with heeding_signals():
             for batch in watch.batches(batches, total):
-                if not saving.run:  # it waits for the digest of the weights
+                if not saving.run:  # not before: the record waits for the digest of the weights
                     saving.run = _record(request, loaded, opened, resume)
                 saving.add(batch)
             saving.save_grid()
@@ -113,7 +115,7 @@ def execute(
 
 
 def _prompts(request: Request, resume: Resumed | None) -> tuple[str, ...]:
-    """Return the prompts of the run that is resumed, which its files may no longer contain."""
+    """Return the prompts of the run that is resumed; its prompt file may have changed since."""
     if resume is None:
         return request.prompts
     file = resume.file
@@ -129,7 +131,7 @@ def _batches(
     if resume is not None and resume.is_finished:
         return decode_latents(opened.model, resume.file, opened.dtype)
     request = resolved(loaded, opened.facts)
-    _say_what_is_odd(request, opened)
+    _log_hints(request, opened)
     track = _track(request, opened, watch, saving.outdir)
     return run(opened.model, request, track, None if resume is None else resume.file.position, opened.dtype)
 
@@ -142,20 +144,20 @@ def _record(
     return run_record(request, resolved(loaded, opened.facts), opened)
 
 
-def _say_what_is_odd(request: Request, opened: OpenedModel) -> None:
-    """Log a size far from what the model was trained at, and options that have no effect."""
+def _log_hints(request: Request, opened: OpenedModel) -> None:
+    """Log a hint if the size is far from the training size, and a warning for options without effect."""
     if isinstance(request, Size):
         hint_at_size(request, opened)
     for name in ("negative_prompt", "guidance_rescale", "guidance_interval"):
         if getattr(request, name) and request.scale == 1:
             flag = name.replace("_", "-")
-            log.warning("--%s has no effect at --scale 1, which leaves out the unconditional pass", flag)
+            log.warning("--%s has no effect at --scale 1, which skips the unconditional prediction", flag)
 
 
 def _track(
     request: Request, opened: OpenedModel, watch: Watch, outdir: Path
 ) -> "Callable[[Iterable[Step], int], Iterator[Step]]":
-    """Return what watches the steps of a batch, writes previews, and ends them where a stop is asked for."""
+    """Return the function that shows the steps of a batch, writes previews, and ends after a stop request."""
     from ldm.jobs.preview import Preview
 
     every = request.preview_every

@@ -1,10 +1,10 @@
-"""Read the files that a request names, and refuse all that can be refused without the model.
+"""Read the input files of a request, and check everything that does not require the model.
 
     request = load_inputs(Inpaint(init_img="room.png", mask="sofa.png", prompt="a red armchair"))
     request.init_img.values     # (h, w, 3) uint8
     request.prompts             # one prompt for each image of a pass
 
-In place of a path an option may hold an array, a PIL image or what an earlier call returned.
+Instead of a path, an option may be an array, a PIL image, or the result of an earlier call.
 """
 
 import hashlib
@@ -29,24 +29,24 @@ log = logging.getLogger(__name__)
 
 
 def load_inputs(request: R) -> R:
-    """Return the request with its files read; one that is loaded is returned as it is.
+    """Return the request with its files read; files that are already loaded are not read again.
 
-    Raises: InputError for a file that cannot be read, or options that contradict each other or a file.
+    Raises:
+        InputError: a file cannot be read, or options contradict each other or a file.
     """
     from ldm.tasks.draws import RNGS, check_seeds
 
     if request.overlap is not None and request.tile is None:
         raise InputError(f"--overlap {request.overlap} requires --tile")
-    loaded = _LOADERS.get(type(request).__name__, _noise)(request)
-    loaded = replace(loaded, prompts=request.prompts or tuple(read_prompts(request)))
-    for prompt in (*set(loaded.prompts), loaded.negative_prompt):
-        _check_syntax(prompt, loaded)
-    sampler_options(loaded)
-    total = loaded.n_iter * len(loaded.prompts)
-    check_seeds(loaded.rng, loaded.seed, total, loaded.fixed_code)
-    if loaded.fixed_code and RNGS[loaded.rng].own_seeds and total > len(set(loaded.prompts)):
-        log.warning("--fixed_code with --rng %s: all images of one prompt will be the same", loaded.rng)
-    return loaded
+    request = replace(request, prompts=request.prompts or tuple(read_prompts(request)))
+    for prompt in (*set(request.prompts), request.negative_prompt):
+        _check_syntax(prompt, request)
+    sampler_options(request)
+    total = request.n_iter * len(request.prompts)
+    check_seeds(request.rng, request.seed, total, request.fixed_code)
+    if request.fixed_code and RNGS[request.rng].own_seeds and total > len(set(request.prompts)):
+        log.warning("--fixed_code with --rng %s: all images of one prompt will be the same", request.rng)
+    return _LOADERS.get(type(request).__name__, _noise)(request)
 
 
 def digests(request: Request) -> dict[str, Any]:
@@ -68,11 +68,11 @@ def _digest(value: InputArray) -> dict[str, Any]:
 def read_prompts(request: Request) -> list[str]:
     """Return one prompt for each image of a pass.
 
-    They are those of --from-file, each --repeat times, or --prompt for one whole batch. With --combinations
-    a prompt is a template, and what it stands for is treated as if it came from a file. A file is UTF-8 (a
-    byte order mark is skipped) with one prompt per line; an empty line is an empty prompt.
+    These are the lines of --from-file, each --repeat times, or --prompt for one whole batch. With
+    --combinations a prompt is a template, whose expansions are treated as if they came from a file. Files are
+    UTF-8, with or without a byte order mark, and have one prompt per line; an empty line is an empty prompt.
 
-    Raises: InputError naming the file and line.
+    Raises: InputError with the file and line.
     """
     if not hasattr(request, "prompt"):  # a task without prompts
         return [""] * request.n_samples
@@ -99,18 +99,18 @@ def read_prompts(request: Request) -> list[str]:
     empty = [number for number, line in enumerate(lines, start=1) if not line.strip()]
     if empty and len(empty) < len(lines):
         what = f"line {empty[0]} is" if len(empty) == 1 else f"{len(empty)} lines are"
-        log.info("--from-file %s: %s empty, and an empty prompt like any other", path, what)
+        log.info("--from-file %s: %s empty and used as an empty prompt", path, what)
     if not prompts:
         raise InputError(f"--from-file {path} is empty; expected one prompt per line")
     return prompts
 
 
 def _expander(request: Request) -> Callable[[str, int], list[str]]:
-    """Return what makes prompts of the text in line n: itself, or its expansion with --combinations."""
+    """Return a function of (text, line number) that returns its prompts, expanded with --combinations."""
     from ldm.prompts.combinations import Combinations
 
     if request.wildcards is not None and request.combinations is None:
-        raise InputError("--wildcards is used by --combinations; add --combinations all, or random N")
+        raise InputError("--wildcards requires --combinations; add --combinations all, or random N")
     combinations = Combinations(request.wildcards)
 
     def expand(text: str, line: int) -> list[str]:
@@ -141,7 +141,7 @@ def _checked_text(text: str) -> str:
 
 
 def read_image(value: Any, alpha: bool = False) -> InputArray:
-    """Return an image (h, w, 3) uint8, upright; with `alpha` (h, w, 4) where it has transparency.
+    """Return an upright image (h, w, 3) uint8; with `alpha` (h, w, 4) if it has transparency.
 
     Args:
         value: a path, a PIL image, or an array (h, w, 3) or, with `alpha`, (h, w, 4) uint8.
@@ -163,7 +163,7 @@ def read_image(value: Any, alpha: bool = False) -> InputArray:
     if getattr(value, "dtype", None) != np.uint8 or value.ndim != 3 or value.shape[2] not in channels:
         expected = " or ".join(map(str, channels))
         got = f"{getattr(value, 'dtype', type(value).__name__)} {getattr(value, 'shape', '')}"
-        raise InputError(f"an image is {got}; expected uint8 (height, width, {expected})")
+        raise InputError(f"got an image of {got}; expected uint8 (height, width, {expected})")
     return _of_array(value)
 
 
@@ -176,14 +176,14 @@ def _sha256(path: Any) -> str:
 
 
 def _need(value: Any, what: str) -> Any:
-    """Return an input that must be given."""
+    """Return `value`, which must be given."""
     if value is None or (isinstance(value, (str, tuple)) and not value):
         raise InputError(f"--init-img is missing: give {what}")
     return value
 
 
 def _noise(request: R, finished: bool = False) -> R:
-    """Read --latents: noise to start from, or with `finished` those of a finished image too."""
+    """Read --latents: noise to start from, or with `finished` also the latents of a finished image."""
     if request.latents is None or isinstance(request.latents, InputArray):
         return request
     import torch
@@ -196,8 +196,8 @@ def _noise(request: R, finished: bool = False) -> R:
     file = read_latents(request.latents)
     if file.kind == "final" and not finished:
         raise InputError(
-            f"{file.path} contains the latents of a finished image, and this task starts from noise; "
-            "scripts/img2img.py takes them"
+            f"{file.path} contains the latents of a finished image, but this task starts from noise; use "
+            "scripts/img2img.py"
         )
     size = (file.record["height"], file.record["width"]) if "height" in file.record else None
     loaded = InputArray(file.latents, _sha256(file.path), os.fspath(request.latents), size)
@@ -220,15 +220,15 @@ def _img2img(request: R) -> R:
         raise InputError("--init-img and --latents both give the image to start from; use one of them")
     for flag, value in (("--fit", request.fit), ("--H", request.height), ("--W", request.width)):
         if value is not None:
-            raise InputError(f"{flag} cannot be combined with --latents, which have a size of their own")
+            raise InputError(f"{flag} {value} cannot be combined with --latents, which have their own size")
     return request
 
 
 def _no_latents(request: Request) -> None:
     if request.latents is not None:
         raise InputError(
-            f"--latents {request.latents} is not an interrupted run, which is all that this task can resume; "
-            "the image is --init-img"
+            f"--latents {request.latents} is not an interrupted run, and this task can only resume one; give "
+            "an image with --init-img"
         )
 
 
@@ -253,7 +253,7 @@ def _inpaint(request: R) -> R:
 
 
 def _mask(request: Request, image: InputArray) -> InputArray:
-    """Return the mask of --mask, or that of the transparent part of an image, inverted and grown as asked."""
+    """Return the mask of --mask or of the transparent part of the image, inverted and grown if requested."""
     import numpy as np
 
     from ldm.imaging import masks
@@ -270,8 +270,8 @@ def _mask(request: Request, image: InputArray) -> InputArray:
         values = masks.from_alpha(image.values)
     else:
         raise InputError(
-            f"what to repaint in {image.file or 'the image'}? Give --mask FILE, white there, or an image "
-            "that is transparent there"
+            f"nothing selects what to repaint in {image.file or 'the image'}; give --mask FILE, which is "
+            "white there, or an image that is transparent there"
         )
     masks.check(values, *image.values.shape[:2])
     prepared = masks.prepared(values, invert=request.invert_mask, grow=request.mask_grow)
@@ -324,25 +324,25 @@ def _depth2img(request: R) -> R:
 
 def _check_depth_options(request: Request) -> None:
     if "" in (request.init_img, request.depth):
-        raise InputError("--init-img and --depth need the name of a file; got an empty one")
+        raise InputError("--init-img and --depth need a file name; got an empty one")
     if request.init_img is None and request.depth is None:
         raise InputError("give an image (--init-img FILE), a depth map (--depth FILE), or both")
     is_file = isinstance(request.depth, (str, os.PathLike))
     if is_file and (request.depth_from or request.depth_ckpt):
         other = "--depth-from" if request.depth_from else "--depth-ckpt"
-        raise InputError(f"--depth and {other} both say where depth comes from; give one of them")
+        raise InputError(f"--depth and {other} are both sources of the depth; give only one of them")
     if request.depth_invert and request.depth is None:
-        raise InputError("--depth-invert describes the values of --depth FILE, which is missing")
+        raise InputError("--depth-invert requires --depth FILE")
     if request.depth_from == "alpha" and request.depth_ckpt:
-        raise InputError("--depth-from alpha needs no depth network; leave --depth-ckpt out")
+        raise InputError("--depth-from alpha does not use a depth network; leave --depth-ckpt out")
     if request.depth_ckpt and not Path(request.depth_ckpt).exists():
         raise InputError(f"--depth-ckpt {request.depth_ckpt}: there is no such file")
     if request.init_img is not None and (request.height or request.width):
-        raise InputError("--H and --W are for runs without --init-img; the result has the size of the image")
+        raise InputError("--H and --W are for runs without --init-img, whose size the result has otherwise")
 
 
 def _depth(request: Request) -> InputArray | None:
-    """Return inverse depth (h, w); None where the network is to estimate it."""
+    """Return inverse depth (h, w); None if the depth network should estimate it."""
     import numpy as np
 
     from ldm.imaging.depth import inverse_depth, read_depth
@@ -370,7 +370,7 @@ def _depth(request: Request) -> InputArray | None:
 
 
 def _in_proportion(request: Request, shape: tuple[int, int]) -> tuple[int, int]:
-    """Return (height, width) of images without --init-img."""
+    """Return (height, width) of the result without --init-img; one given side scales the other."""
     h, w = shape
     height = request.height or (max(1, round(h * request.width / w)) if request.width else h)
     return height, request.width or max(1, round(w * height / h))

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A loaded model and what its images should record of it."""
+    """A loaded model, and the information about it that images record."""
 
     model: "LatentDiffusion"
     config: Path
@@ -35,8 +35,8 @@ class OpenedModel:
     sha256: Callable[[], str | None]
     facts: ModelFacts
     is_demo: bool = False
-    knows_size: bool = True     # the training size is that of the weights, not only of the YAML
-    vae: Path | None = None     # whose autoencoder took the place of the checkpoint's
+    knows_size: bool = True     # the training size of the weights is known, not only the size in the YAML
+    vae: Path | None = None     # file of the autoencoder that replaced the checkpoint's
 
     def record(self) -> dict[str, Any]:
         """Return the model's part of an image's metadata."""
@@ -45,16 +45,16 @@ class OpenedModel:
 
 
 class Models:
-    """Opens models; the last one stays open, so that requests of one model load it once."""
+    """Opens models and keeps the last one open, so that successive requests with one model load it once."""
 
     def __init__(self) -> None:
         self._key: tuple | None = None
         self._opened: OpenedModel | None = None
 
     def open(self, request: Request, watch: Watch = SILENT) -> OpenedModel:
-        """Return the model that --ckpt, --config, --weights, --vae, --device, --dtype, ... describe.
+        """Return the model that --ckpt, --config, --weights, --vae, --device, --dtype, ... specify.
 
-        Without --config the YAML is chosen from the file; eps or v is checked or detected
+        Without --config the YAML is chosen by inspecting the file; eps or v is checked or detected
         (`ldm.jobs.choosing`).
 
         Raises: ConfigError, CheckpointError, BackendUnavailable, InputError.
@@ -116,7 +116,7 @@ def _open(request: Request, watch: Watch) -> OpenedModel:
 
 
 def facts_of(model: "LatentDiffusion") -> ModelFacts:
-    """Return what requests are resolved with."""
+    """Return the properties of the model that requests are resolved with."""
     return ModelFacts(
         model.native_size, model.training_size, model.channels, model.downsampling_factor, model.defaults
     )
@@ -135,24 +135,24 @@ def demo_files(name: str = "emoji") -> tuple[Path, Path]:
         return find_config(config), find_config(checkpoint)
     except ConfigError as error:
         raise CheckpointError(
-            f"no --ckpt given, and this copy lacks the demo model ({config}, {checkpoint}); give --ckpt FILE"
+            f"no --ckpt given, and the demo model ({config}, {checkpoint}) is missing; give --ckpt FILE"
         ) from error
 
 
 def _refuse_without_weights(request: Request) -> None:
-    """Refuse options that describe weights that are not given."""
+    """Raise InputError for options that describe weights if no weights are given."""
     fields = fields_of(type(request))
     for name in ("config", "sha256", "prediction", "weights"):
         if (value := getattr(request, name)) != fields[name].default:
             raise InputError(
-                f"{fields[name].flag} {value} needs the weights: --ckpt FILE (without both, the demo model)"
+                f"{fields[name].flag} {value} requires --ckpt FILE; without both, the demo model is used"
             )
 
 
 def hint_at_size(request: Request, opened: OpenedModel) -> None:
-    """Log where the size is far from what the weights were trained at, in pixels or in shape.
+    """Log a hint if the size is far from the training size of the weights, in pixels or aspect ratio.
 
-    Larger images repeat their subject: a first pass of about the size trained at prevents it.
+    Images that are much larger repeat their subject; a first pass at about the training size prevents it.
     """
     height, width, trained = request.height, request.width, opened.facts.training_size
     if not opened.knows_size:
@@ -166,4 +166,4 @@ def hint_at_size(request: Request, opened: OpenedModel) -> None:
         first = [max(multiple, round(side / area**0.5 / multiple) * multiple) for side in (height, width)]
         advice = f"try --H {first[0]} --W {first[1]} --hires {min(4.0, height / first[0]):.3g}"
     asked, known = f"{width}x{height}", f"{trained}x{trained}"
-    log.info("%s is far from the %s that this model was trained at: %s", asked, known, advice)
+    log.info("%s is far from %s, the training size of this model: %s", asked, known, advice)

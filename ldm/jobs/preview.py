@@ -1,4 +1,4 @@
-"""A low-resolution preview of the batch that is being sampled: one pixel for each latent of x_0."""
+"""A low-resolution preview of the batch during sampling: one pixel for each latent of x_0."""
 
 import io
 import logging
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Preview:
-    """One image file of the batch, replaced as sampling goes on.
+    """One image file that shows the batch and is replaced during sampling.
 
     Args:
         columns: images per row.
@@ -49,20 +49,20 @@ class Preview:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_path(self.path.parent)
         try:
-            temporary.write_bytes(buffer.getvalue())  # not synced to the disk: the next one comes soon
+            temporary.write_bytes(buffer.getvalue())  # not synced to disk, because the next one comes soon
             os.replace(temporary, self.path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
 def preview_map(opened: OpenedModel) -> "LatentToRGB":
-    """Return the map from latents to colours: that next to the model's YAML, that of SD, or a guess."""
+    """Return the map from latents to colours: the one next to the model's YAML, that of SD, or a grey one."""
     from ldm.imaging import preview
 
     model = opened.model
-    beside = Path(opened.config).with_name(Path(opened.config).stem + "_preview.json")
-    if beside.is_file():
-        found = preview.load_map(beside)
+    path = Path(opened.config).with_name(Path(opened.config).stem + "_preview.json")
+    if path.is_file():
+        found = preview.load_map(path)
         if len(found.factors) == model.channels:
             return found
     is_sd = model.channels == 4 and abs(float(model.scale_factor) - preview.SD_SCALE_FACTOR) < 1e-6

@@ -1,13 +1,13 @@
-"""What an image records of how it was made, and the request that makes it again.
+"""The record of how an image was made, from which it can be made again.
 
-    format      2; raised when the meaning of an entry changes
-    task        the name of the request
-    request     the options as they were given, those with defaults left out
-    resolved    all options that decide the image, with the model's and the sampler's defaults in place
-    inputs      name and SHA-256 of every file that went in
-    prompts     the prompts of the image's batch, where they are not all its own
+    format      2; increased when the meaning of an entry changes
+    task        name of the request
+    request     the options as given, without those at their defaults
+    resolved    all options that decide the image, with the defaults of the model and the sampler filled in
+    inputs      name and SHA-256 of every input file
+    prompts     the prompts of the image's batch, if they are not all the same
     prompt, seed, iteration, batch, index_in_batch, pass_size      which image of the run it is
-    model, device, dtype, computed_in, torch, version              what made it
+    model, device, dtype, computed_in, torch, version              what it was made with
 
 No date and no absolute path is stored: the same command gives the same bytes.
 """
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from ldm.tasks.sampling import Batch
 
 FORMAT = 2
-KEPT = ("ckpt", "watermark")  # options that may change on resume, and yet belong to the record
-# replaced by the prompts of the batch
+KEPT = ("ckpt", "watermark")  # options that may change on resume but belong to the record
+# options that are replaced by the prompts of the batch
 PROMPT_OPTIONS = ("prompt", "from_file", "repeat", "combinations", "wildcards", "prompts")
 
 
 def run_record(asked: Request, resolved: Request, opened: "OpenedModel") -> dict[str, Any]:
-    """Return what every image of a run records."""
+    """Return the part of the record that all images of a run share."""
     import torch
 
     return {
@@ -49,7 +49,7 @@ def run_record(asked: Request, resolved: Request, opened: "OpenedModel") -> dict
 
 
 def image_record(run: dict[str, Any], batch: "Batch", position: int) -> dict[str, Any]:
-    """Return what one image of a batch records."""
+    """Return the record of one image of a batch."""
     prompt = batch.prompts[position]
     where = {
         "prompt": prompt,
@@ -70,7 +70,7 @@ def task_of(request: Request) -> str:
 
 
 def options_of_image(request: Request, whole: bool = False) -> dict[str, Any]:
-    """Return the options that decide what an image looks like; paths are kept relative or as a name."""
+    """Return the options that affect the image; absolute paths are reduced to the file name."""
     fields = fields_of(type(request))
     found = record(request, whole)
     return {
@@ -82,7 +82,7 @@ def options_of_image(request: Request, whole: bool = False) -> dict[str, Any]:
 
 
 def _portable(value: Any) -> Any:
-    """Return a path without the folders of this machine."""
+    """Return an absolute path as its file name; other values as they are."""
     if isinstance(value, list):
         return [_portable(each) for each in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

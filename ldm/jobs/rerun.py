@@ -1,10 +1,12 @@
 """Make an image again from its own metadata, and compare the two.
 
-The request in the metadata says everything but where the files are. They are looked for under their recorded
-names, next to the image and in folders of the user's choice, and must have the recorded SHA-256.
+The metadata contain the complete request, except for the location of its files. These are looked for under
+their recorded paths, next to the image and in folders of the user's choice, and must have the recorded
+SHA-256.
 
-With `--rng reference` an image depends on the random numbers of the batches before its own, so those are made
-too (with empty prompts, which draw the same); with the other sources of random numbers only its batch is.
+With `--rng reference` an image depends on the random numbers of earlier batches, so these are generated too,
+with empty prompts, which draw the same numbers. With other sources of random numbers only the image's own
+batch is generated.
 """
 
 import logging
@@ -37,10 +39,10 @@ class Rerun:
     """An image that was made again.
 
     Args:
-        image: the one it was made from.
-        file: the new one.
-        difference: largest difference of two pixels, in levels of 255; None if something was changed.
-        versions: what differs in the software, such as "torch 2.13.0, now 2.14.1".
+        image: the original image file.
+        file: the new image file.
+        difference: largest difference of two pixels, in levels of 255; None if options were changed.
+        versions: differences in software and device, such as "torch 2.13.0, now 2.14.1".
     """
 
     image: Path
@@ -53,7 +55,7 @@ class Rerun:
         return self.difference is None or self.difference <= NEAR
 
     def sentence(self) -> str:
-        """Return the comparison in words."""
+        """Return the result as one line of text."""
         after = f" ({self.versions})" if self.versions else ""
         if self.difference is None:
             return f"{self.image}: changed as asked, {self.file}"
@@ -72,15 +74,16 @@ def rerun(
     models: Models | None = None,
     watch: Watch = SILENT,
 ) -> Rerun:
-    """Make an image again.
+    """Make an image again from its metadata.
 
     Args:
         outdir: folder of the new image.
         changes: options to change, by name.
-        folders: where the weights and input files are looked for, besides their recorded place.
+        folders: further folders in which the weights and input files are looked for.
         models: keeps the model open between images.
 
-    Raises: InputError naming what is missing or has changed.
+    Raises:
+        InputError: files are missing or have changed, or the metadata cannot be used.
     """
     from ldm.imaging.metadata import read_record
 
@@ -97,10 +100,11 @@ def rerun(
         _check_model(found, opened.record(), changes or {}, image)
         wanted = found["batch"] - first_batch
         saving = Saving(replace(request, no_grid=True))
-        saving.run = run_record(request, resolved(load_inputs(request), opened.facts), opened)
+        loaded = load_inputs(request)
+        saving.run = run_record(request, resolved(loaded, opened.facts), opened)
         sampler = saving.run["resolved"]["sampler"]
         batches = generate(
-            opened.model, request, lambda steps, total: watch.steps(steps, total, sampler)
+            opened.model, loaded, lambda steps, total: watch.steps(steps, total, sampler)
         )
         for batch in watch.batches(batches, wanted + 1):
             if batch.index == wanted:
@@ -117,7 +121,7 @@ def rerun(
 
 
 def _request(found: dict[str, Any], image: Path, folders: list[Path]) -> tuple[Request, int]:
-    """Return the request that makes an image's batch, and the number of batches that it leaves out."""
+    """Return the request that generates the image's batch, and the number of earlier batches it skips."""
     cls = find(found["task"])
     options = {name: value for name, value in found["request"].items() if name not in PROMPT_OPTIONS}
     options |= _files(cls, found, image, folders)
@@ -135,7 +139,7 @@ def _request(found: dict[str, Any], image: Path, folders: list[Path]) -> tuple[R
 
 
 def _files(cls: type[Request], found: dict[str, Any], image: Path, folders: list[Path]) -> dict[str, Any]:
-    """Return the paths of the weights and inputs. Raises: InputError naming those missing or changed."""
+    """Return the paths of weights and inputs. Raises: InputError if some are missing or have changed."""
     paths, wrong = {}, []
     expected = dict(found["inputs"])
     if found["request"].get("ckpt") is not None:
@@ -143,11 +147,11 @@ def _files(cls: type[Request], found: dict[str, Any], image: Path, folders: list
     for name, about in expected.items():
         for each in about if isinstance(about, list) else [about]:
             if each["file"] is None:
-                if name == "mask" and "init_img" in expected:  # its transparency
+                if name == "mask" and "init_img" in expected:  # the mask is its transparency
                     continue
                 if name == "depth" and found["request"].get("depth_from") == "alpha":
                     continue
-                wrong.append(f"{fields_of(cls)[name].flag} came from memory, not from a file")
+                wrong.append(f"{fields_of(cls)[name].flag} was given as an array, not as a file")
                 continue
             recorded = found["request"].get(name)
             recorded = recorded if isinstance(recorded, str) else each["file"]
@@ -158,7 +162,7 @@ def _files(cls: type[Request], found: dict[str, Any], image: Path, folders: list
                 paths.setdefault(name, []).append(str(path))
             else:
                 paths[name] = str(path)
-    for name, value in found["request"].items():  # such as --config and --vae, which have no digest
+    for name, value in found["request"].items():  # files without a digest, such as --config and --vae
         if name in fields_of(cls) and fields_of(cls)[name].option.is_file and name not in expected:
             if name not in PROMPT_OPTIONS and isinstance(value, str):
                 paths[name] = str(_search(value, None, folders) or value)
@@ -168,7 +172,7 @@ def _files(cls: type[Request], found: dict[str, Any], image: Path, folders: list
 
 
 def _search(recorded: str, digest: str | None, folders: list[Path], big: bool = False) -> Path | str:
-    """Return the file of a digest, or what is wrong with those of its name."""
+    """Return the file with this digest, or text that states why there is none."""
     candidates = [Path(recorded), *(folder / recorded for folder in folders)]
     candidates += [folder / Path(recorded).name for folder in folders]
     there = [path for path in candidates if path.exists()]
@@ -184,20 +188,20 @@ def _check_model(
     then = found["model"]
     if "ckpt" not in changes and then.get("sha256") != now["sha256"]:
         raise InputError(
-            f"{image}: was made with {then.get('checkpoint')} (SHA-256 {then.get('sha256')}), and the model "
-            f"opened is {now['checkpoint']} ({now['sha256']}); give the folder of those weights: --files DIR"
+            f"{image}: was made with {then.get('checkpoint')} (SHA-256 {then.get('sha256')}), but the loaded "
+            f"model is {now['checkpoint']} ({now['sha256']}); give the folder of those weights: --files DIR"
         )
 
 
 def _read(request: Request, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return changed options; a new prompt takes the place of all of a pass."""
+    """Return the changed options; a new prompt replaces all prompts of a pass."""
     changed = build(type(request), changes)
     read = {name: getattr(changed, name) for name in changes}
     return read | ({"prompts": (changed.prompt,) * len(request.prompts)} if "prompt" in changes else {})
 
 
 def _one_of(batch: "Batch", position: int) -> "Batch":
-    """Return a batch of one image."""
+    """Return a batch that contains only one of the images."""
     one = slice(position, position + 1)
     return replace(
         batch, prompts=batch.prompts[one], images=batch.images[one], latents=batch.latents[one],
@@ -206,7 +210,7 @@ def _one_of(batch: "Batch", position: int) -> "Batch":
 
 
 def _difference(before: Path, after: Path) -> int:
-    """Return the largest difference of two images' pixels, in levels; 256 for other sizes or channels."""
+    """Return the largest difference of two pixels, in levels; 256 if sizes or channels differ."""
     import numpy as np
     from PIL import Image
 

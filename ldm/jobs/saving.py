@@ -1,4 +1,4 @@
-"""Save what a task makes: numbered PNG files with watermark and metadata, a grid, and a summary.
+"""Save the images of a task: numbered PNG files with watermark and metadata, a grid, and a summary.
 
 OUTDIR/samples/00000.png ...      one file per image
 OUTDIR/grid-0000.png              all images of the run on one sheet, watermarked as a whole
@@ -57,11 +57,11 @@ class Saving:
         self._depths = NumberedFiles(self.outdir / "depth", "%05d.png")
         self._stops = NumberedFiles(self.outdir, "interrupted-%05d.safetensors", foreign=None)
         self._prompts: dict[str, None] = {}  # those on the grid, each once, in order
-        self._said: set[tuple] = set()
+        self._logged: set[tuple] = set()
         self._started = time.perf_counter()
 
     def add(self, batch: "Batch") -> None:
-        """Save the images of a batch; one that is black or NaN is left out, and `check` then raises."""
+        """Save the images of a batch; images that are black or NaN are left out, and `check` then raises."""
         from ldm.imaging.colour import is_black, to_uint8
         from ldm.imaging.paste import opaque
 
@@ -85,7 +85,7 @@ class Saving:
         self._depths.save(depth_png(depth))
 
     def save_grid(self) -> None:
-        """Save all images of the run on one sheet, unless --no-grid."""
+        """Save all images of the run on one sheet, unless --no-grid is given."""
         from ldm.imaging.grid import make_grid
 
         if self.grid:
@@ -99,16 +99,17 @@ class Saving:
             self.saved.append(self._write(self._grids, sheet, self.run | about))
 
     def check(self) -> None:
-        """Raise BadImageError if an image was black or NaN, and so not saved."""
+        """Raise BadImageError if an image was black or NaN and therefore not saved."""
         if self.refused:
             prompts = ", ".join(repr(prompt) for prompt in dict.fromkeys(self.refused[:LISTED_NAMES]))
             raise BadImageError(
                 f"images that came out all black or NaN and were not saved: {len(self.refused)} "
-                f"({prompts}); try another --seed or --precision full; do the weights fit the configuration?"
+                f"({prompts}); try another --seed or --precision full, and check that the weights match the "
+                "configuration"
             )
 
     def summary(self) -> str:
-        """Say what was saved where, and how long it took."""
+        """Return a sentence with the saved files, their folder, and the time that passed."""
         names = [str(path.relative_to(self.outdir)) for path in self.saved]
         if len(names) > LISTED_NAMES:
             names = [*names[:2], "...", *names[-2:]]
@@ -124,7 +125,7 @@ class Saving:
         return self._stops.save(stopped_file(position, self.run | self._command()))
 
     def _command(self) -> dict[str, Any]:
-        """Return what resuming needs beyond an image's record: all options, and the folder of their paths."""
+        """Return what resuming needs in addition to an image's record: all options and the working folder."""
         return {"command": record(self.request), "folder": os.getcwd()}
 
     def _save_latents(self, image: Path, batch: "Batch", position: int, about: dict[str, Any]) -> None:
@@ -152,7 +153,7 @@ class Saving:
     def _marked(
         self, image: "np.ndarray", paste: "Paste | None" = None
     ) -> tuple["np.ndarray", str | None]:
-        """Return the image with its watermark, where it was repainted, and what to record of it."""
+        """Return the image with its watermark (only in its repainted part) and what to record about it."""
         from ldm.imaging import watermark
         from ldm.imaging.paste import opaque
 
@@ -174,21 +175,22 @@ class Saving:
         if paste is None:
             self._say(
                 logging.WARNING,
-                "the watermark cannot be read back from an image: its colours do not hold it",
+                "the watermark cannot be read back from an image, because its colours are too uniform or "
+                "extreme",
             )
         return image, f"{watermark.PAYLOAD.decode()} (unreadable)"
 
     def _say(self, level: int, *message: Any) -> None:
-        """Log what holds for many images once."""
-        if message not in self._said:
+        """Log a message only once, even if it applies to many images."""
+        if message not in self._logged:
             log.log(level, *message)
-        self._said.add(message)
+        self._logged.add(message)
 
 
 def checked_outdir(outdir: str) -> Path:
-    """Return --outdir, which is made with the first image.
+    """Return --outdir as a path; the first image creates it.
 
-    Raises: InputError when it cannot be a folder or cannot be written to.
+    Raises: InputError if it cannot be a folder or cannot be written to.
     """
     if not outdir:
         raise InputError("--outdir needs a folder")
@@ -197,16 +199,16 @@ def checked_outdir(outdir: str) -> Path:
     if not exists.is_dir():
         raise InputError(f"--outdir {path}: cannot write there, {exists} is not a folder")
     try:
-        with tempfile.TemporaryFile(dir=exists):  # permissions alone do not tell: /proc takes no files
+        with tempfile.TemporaryFile(dir=exists):  # permissions do not suffice: /proc takes no files
             return path
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
         raise InputError(
-            f"--outdir {path}: cannot write there, {exists} takes no files; give another folder"
+            f"--outdir {path}: cannot write there, files cannot be created in {exists}; give another folder"
         ) from error
 
 
 def latents_name(image: Path) -> Path:
-    """Return the name of the latents next to an image."""
+    """Return the path of the latents file next to an image."""
     return image.with_suffix(".latents.safetensors")

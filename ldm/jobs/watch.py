@@ -1,4 +1,4 @@
-"""What somebody who waits for a request is shown."""
+"""The progress of a request, as shown to whoever waits for it."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -8,10 +8,10 @@ T = TypeVar("T")
 
 
 class Watch:
-    """Shows nothing; a subclass shows bars in a terminal, or a page, and may stop the run."""
+    """Shows nothing; a subclass shows progress in a terminal or on a web page, and may stop the run."""
 
     def loading(self) -> "AbstractContextManager[Callable[[int, int], None] | None]":
-        """Give what is called with (bytes read, bytes in all) while the weights are read."""
+        """Provide the function that is called with (bytes read, total bytes) while weights are loaded."""
         return nullcontext()
 
     def batches(self, batches: Iterable[T], total: int) -> Iterator[T]:

@@ -3,9 +3,9 @@
     Attention(Q, K, V) = softmax(Q K^T / sqrt(d)) V          (arXiv 1706.03762, eq. 1)
     GEGLU(x) = (W_a x + b_a) * gelu(W_g x + b_g)              (arXiv 2002.05202, eq. 4), exact (erf) gelu
 
-Every product goes through torch's scaled_dot_product_attention, so that no tensor grows with the square of
-the number of tokens, and whose logits Q K^T are in float32: those of SD 2.x, with 64 channels a head, pass
-65,504, the largest float16. Attribute names are the published parameter names.
+All attention uses torch's scaled_dot_product_attention, so that no tensor grows with the square of the number
+of tokens. The logits Q K^T are computed in float32: those of SD 2.x, with 64 channels per head, exceed
+65,504, the largest float16. Attribute names are the LDM key names.
 """
 
 from collections.abc import Sequence
@@ -16,38 +16,38 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# Devices whose attention multiplies in the dtype of q. The kernels for CPU, CUDA and XPU accumulate float16
-# and bfloat16 in float32 (torch >= 2.5, the plain one among them).
+# Devices whose attention computes logits in the dtype of q. All kernels for CPU, CUDA and XPU accumulate
+# float16 and bfloat16 in float32 (torch >= 2.5).
 LOGITS_IN_HALF = {"mps"}
 
 
 def zero_module(module: nn.Module) -> nn.Module:
-    """Set every parameter of `module` to zero and return it, so that its branch starts as the identity."""
+    """Set all parameters of `module` to zero, so that a residual block starts as the identity; return it."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(b, n, h*d) -> (b, h, n, d)."""
+    """Reshape (b, n, h*d) to (b, h, n, d)."""
     return rearrange(x, "b n (h d) -> b h n d", h=num_heads)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(b, h, n, d) -> (b, n, h*d)."""
+    """Reshape (b, h, n, d) to (b, n, h*d)."""
     return rearrange(x, "b h n d -> b n (h d)")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention of (b, h, n, d) with logits in float32; `mask` as scaled_dot_product_attention takes it."""
+    """Compute attention of (b, h, n, d) with logits in float32; `mask` as in scaled_dot_product_attention."""
     if q.dtype != torch.float16 or q.device.type not in LOGITS_IN_HALF:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    with torch.autocast(q.device.type, enabled=False):     # which would narrow what is widened here
+    with torch.autocast(q.device.type, enabled=False):     # it would convert q, k and v back to float16
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).half()
 
 
 class CrossAttention(nn.Module):
-    """Attention of `x` to `context`, or to itself when there is no context."""
+    """Attention of `x` to `context`, or to itself without a context."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(inner_dim, query_dim), nn.Dropout(dropout))
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Attend; `mask` is boolean (b, n_context), True where a key may be seen."""
+        """Attend; `mask` is boolean (b, n_context), True for the keys to attend to."""
         context = x if context is None else context
         q, k, v = (split_heads(y, self.heads) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
         if mask is not None:
@@ -78,7 +78,7 @@ class CrossAttention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """Linear layer gated by the exact gelu of its second half."""
+    """Linear layer, gated by the exact gelu of its second half."""
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two-layer perceptron, gated (GEGLU) or plain, widening by `mult` inside."""
+    """Two-layer perceptron, gated (GEGLU) or plain, with `mult` times the width inside."""
 
     def __init__(
         self, dim: int, dim_out: int | None = None, mult: int = 4, glu: bool = False, dropout: float = 0.0
@@ -107,7 +107,7 @@ class FeedForward(nn.Module):
 class BasicTransformerBlock(nn.Module):
     """x + attn1(LN x), then x + attn2(LN x, context), then x + ff(LN x).
 
-    With `disable_self_attn`, attn1 attends to the context too (the 4x upscaler does so).
+    With `disable_self_attn`, attn1 attends to the context too, as in the 4x upscaler.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class BasicTransformerBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.disable_self_attn = disable_self_attn
-        self.use_checkpoint = checkpoint                     # by this name training switches it on
+        self.use_checkpoint = checkpoint                     # training sets this attribute
         self.attn1 = CrossAttention(dim, context_dim if disable_self_attn else None, n_heads, d_head, dropout)
         self.ff = FeedForward(dim, glu=gated_ff, dropout=dropout)
         self.attn2 = CrossAttention(dim, context_dim, n_heads, d_head, dropout)
@@ -143,8 +143,8 @@ class BasicTransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Transformer over the pixels of a feature map, with a residual connection.
 
-    The projections are 1x1 convolutions (SD 1.x) or linear layers (`use_linear`, SD 2.x): the same function,
-    but weights of shape (c, c, 1, 1) or (c, c) in the file.
+    The projections are 1x1 convolutions (SD 1.x) or linear layers (`use_linear`, SD 2.x). Both compute the
+    same function, but the weights in the file have shape (c, c, 1, 1) or (c, c).
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class SpatialTransformer(nn.Module):
         d_head: int,
         depth: int = 1,
         dropout: float = 0.0,
-        context_dim: int | Sequence[int] | None = None,   # one width, or one a block
+        context_dim: int | Sequence[int] | None = None,   # one width, or one per block
         disable_self_attn: bool = False,
         use_linear: bool = False,
         use_checkpoint: bool = False,
@@ -193,14 +193,14 @@ class SpatialTransformer(nn.Module):
         x = rearrange(x, "b (h w) c -> b c h w", h=h, w=w)
         if not self.use_linear:
             x = self.proj_out(x)
-        return x_in + x    # in this order the sum keeps the memory layout of the convolutions around it
+        return x_in + x    # in this order the sum keeps the memory layout of the surrounding convolutions
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over pixels for UNets without text (no spatial transformer).
+    """Self-attention over pixels, for UNets without text conditioning.
 
-    `qkv` gives 3*c channels: grouped by head first, then by q, k, v; with `use_new_attention_order` the other
-    way round.
+    `qkv` returns 3*c channels, grouped by head and within each head by q, k, v; with
+    `use_new_attention_order` they are grouped by q, k, v and then by head.
     """
 
     def __init__(
@@ -236,7 +236,7 @@ class AttentionBlock(nn.Module):
 
 
 def run_block(function, *args: Tensor | None, recompute: bool) -> Tensor:
-    """Call `function`; with `recompute`, keep none of its activations and compute them again backwards."""
+    """Call `function`; with `recompute`, the backward pass recomputes its activations."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(function, *args, use_reentrant=False)
     return function(*args)

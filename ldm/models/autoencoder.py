@@ -1,11 +1,11 @@
-"""The autoencoder between pictures and latents (arXiv 2112.10752, section 3.1).
+"""The autoencoder between images and latents (arXiv 2112.10752, section 3.1).
 
     encode: x (b, 3, H, W) in [-1, 1] -> q(z|x), a diagonal normal over (b, 4, H/8, W/8)
-    decode: z -> x, neither clamped nor squashed
+    decode: z -> x, not clamped
 
-With `ch_mult` of n entries the factor between picture and latent is 2^(n-1): 8 for SD, 4 for the 4x upscaler.
-Normalisation is GroupNorm with eps 1e-6 (the UNet's residual blocks use 1e-5). The scale factor of the
-latents belongs to the diffusion model, not to this class.
+With `ch_mult` of n entries the downsampling factor is 2^(n-1): 8 for SD, 4 for the 4x upscaler. Normalisation
+is GroupNorm with eps 1e-6 (the UNet's residual blocks use 1e-5). The scale factor of the latents belongs to
+the diffusion model, not to this class.
 """
 
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halving by a 3x3 convolution; the padding is on the right and at the bottom only."""
+    """Halve the sides with a 3x3 convolution that is padded only at the right and the bottom."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a 3x3 convolution."""
+    """Double the sides by nearest neighbour, then apply a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution; `block`, `attn` and `downsample` or `upsample` as published."""
+    """The blocks of one resolution; `block`, `attn` and `downsample` or `upsample` are LDM key names."""
 
     def __init__(
         self, channels: int, width: int, count: int, dropout: float, attention: bool, num_groups: int
@@ -116,21 +116,21 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Picture -> (b, 2*z_channels, h, w), or z_channels without `double_z`."""
+    """Image -> (b, 2*z_channels, h, w), or z_channels without `double_z`."""
 
     def __init__(
         self,
         ch: int,                            # width at full resolution
-        ch_mult: Sequence[int],             # width of each level over ch; each further level halves
+        ch_mult: Sequence[int],             # width of each level relative to ch; each level halves the sides
         num_res_blocks: int,
-        attn_resolutions: Sequence[int],    # sides, counted from `resolution`, with attention in every block
+        attn_resolutions: Sequence[int],    # sides, derived from `resolution`, with attention in every block
         in_channels: int,
         resolution: int,                    # nominal side; any side works
         z_channels: int,
         double_z: bool = True,
         dropout: float = 0.0,
-        attn_type: str = "vanilla",         # "none" leaves attention out; other names are all the same
-        num_groups: int = 32,               # of the normalisations; must divide every width
+        attn_type: str = "vanilla",         # "none" leaves attention out; all other names mean the same
+        num_groups: int = 32,               # of GroupNorm; must divide every width
     ) -> None:
         super().__init__()
         widths = [ch * mult for mult in ch_mult]
@@ -157,13 +157,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent (b, z_channels, h, w) -> picture. `up.0` is the highest resolution, so levels run backwards."""
+    """Latent (b, z_channels, h, w) -> image. Levels run backwards: `up.0` has the highest resolution."""
 
     def __init__(
         self,
         ch: int,
         ch_mult: Sequence[int],
-        num_res_blocks: int,                # one more than this is used at each level
+        num_res_blocks: int,                # each level has one block more than this
         attn_resolutions: Sequence[int],
         out_ch: int,
         resolution: int,
@@ -190,7 +190,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], out_ch, 3, padding=1)
 
     def layers(self) -> list[nn.Module]:
-        """Return what is applied, one after the other; ldm.models.tiled_decoder applies the same to tiles."""
+        """Return the layers in order; ldm.models.tiled_decoder applies the same layers to tiles."""
         layers: list[nn.Module] = [self.conv_in, self.mid.block_1, self.mid.attn_1, self.mid.block_2]
         for stage in reversed(self.up):
             for index, block in enumerate(stage.block):
@@ -206,28 +206,28 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Autoencoder whose latents are pulled towards the standard normal by a KL term in training.
+    """Autoencoder trained with a KL term that keeps its latents close to the standard normal.
 
     Args:
-        ddconfig: parameters of Encoder and Decoder by their published names.
+        ddconfig: parameters of Encoder and Decoder, with the names of the reference.
         embed_dim: channels of the latent.
-        lossconfig: the training loss as published files name it; kept as `.loss`, not used here.
+        lossconfig: the training loss; kept as `.loss`, not used here.
 
     Raises:
-        ConfigError: `double_z` false, or an unknown key in ddconfig.
+        ConfigError: `double_z` is false, or ddconfig has an unknown key.
     """
 
     def __init__(self, ddconfig: dict[str, Any], embed_dim: int, lossconfig: nn.Module | None = None) -> None:
         super().__init__()
         if not ddconfig.get("double_z", True):
             raise ConfigError("AutoencoderKL: ddconfig.double_z is false; expected true (mean, log variance)")
-        apart = ("in_channels", "out_ch", "double_z")
-        shared = {key: value for key, value in ddconfig.items() if key not in apart}
+        separate = ("in_channels", "out_ch", "double_z")
+        shared = {key: value for key, value in ddconfig.items() if key not in separate}
         try:
             self.encoder = Encoder(in_channels=ddconfig["in_channels"], **shared)
             self.decoder = Decoder(out_ch=ddconfig["out_ch"], **shared)
         except (TypeError, KeyError) as error:
-            raise ConfigError(f"AutoencoderKL: ddconfig does not fit: {error}") from error
+            raise ConfigError(f"AutoencoderKL: invalid ddconfig: {error}") from error
         z_channels = ddconfig["z_channels"]
         self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
@@ -236,22 +236,22 @@ class AutoencoderKL(nn.Module):
         self.downsampling_factor = 2 ** (len(ddconfig["ch_mult"]) - 1)
 
     def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
-        """Encode pictures (b, 3, H, W) in [-1, 1]; sides multiples of the downsampling factor."""
+        """Encode images (b, 3, H, W) in [-1, 1]; the sides are multiples of the downsampling factor."""
         return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Decode unscaled latents (b, embed_dim, h, w) to pictures, about [-1, 1], not clamped."""
+        """Decode unscaled latents (b, embed_dim, h, w) to images in about [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(z))
 
     def forward(
         self, x: Tensor, sample_posterior: bool = True
     ) -> tuple[Tensor, DiagonalGaussianDistribution]:
-        """Encode and decode; returns the reconstruction and the posterior."""
+        """Encode and decode, and return the reconstruction and the posterior."""
         posterior = self.encode(x)
         z = posterior.sample() if sample_posterior else posterior.mode()
         return self.decode(z), posterior
 
     @property
     def last_layer(self) -> Tensor:
-        """The weight against which the adversarial loss is balanced in training."""
+        """The weight whose gradients balance the adversarial loss in training."""
         return self.decoder.conv_out.weight

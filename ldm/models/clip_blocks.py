@@ -1,10 +1,10 @@
 """The transformer of CLIP's towers, and the image tower (arXiv 2103.00020, section 2.4; ViT: 2010.11929).
 
-    x = x + s_1 attention(LN_1 x)         s: LayerScale (arXiv 2103.17239), where the description asks for it
+    x = x + s_1 attention(LN_1 x)         s: LayerScale (arXiv 2103.17239), if the description has it
     x = x + s_2 mlp(LN_2 x)
 
-Parameter names are those of the published files: query, key and value are one matrix, in_proj = [q; k; v].
-Sizes come from the JSON descriptions of open_clip; what they name beyond these blocks is refused.
+Parameter names are the LDM key names: query, key and value are one matrix, in_proj = [q; k; v]. Sizes come
+from open_clip's JSON descriptions; options that these blocks do not support are rejected.
 """
 
 from collections import OrderedDict
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a description says of a tower."""
+    """The sizes of a tower, from open_clip's description."""
 
     layers: int = 12
     mlp_ratio: float = 4.0              # width of the MLP over width
-    ls_init_value: float | None = None  # LayerScale starts with this; None: there is none
+    ls_init_value: float | None = None  # initial value of LayerScale; None: no LayerScale
 
-    # What changes nothing of what is computed here.
+    # options that do not change the result here
     IGNORED = frozenset({"output_tokens"})
 
     @classmethod
     def read(cls, description: Mapping[str, Any], name: str) -> "Self":
-        """Take the sizes from node `name` of a description.
+        """Read the sizes from node `name` of a description.
 
         Raises:
-            ConfigError: no such node, or one that asks for another kind of tower.
+            ConfigError: there is no such node, or it describes another kind of tower.
         """
         node = description.get(name)
         known = [field.name for field in fields(cls)]
@@ -50,8 +50,8 @@ class Sizes:
         other = {key: value for key, value in node.items() if value and key not in {*known, *cls.IGNORED}}
         if other:
             raise ConfigError(
-                f"the architecture's {name} asks for {', '.join(f'{k}: {v}' for k, v in other.items())}; "
-                f"CLIP's own towers have {', '.join(known)}"
+                f"the architecture's {name} has {', '.join(f'{k}: {v}' for k, v in other.items())}; "
+                f"CLIP's towers have only {', '.join(known)}"
             )
         sizes = cls(**{key: value for key, value in node.items() if key in known})
         if not isinstance(sizes.layers, int):
@@ -70,7 +70,7 @@ class TextSizes(Sizes):
     context_length: int = 77
     vocab_size: int = 49408
 
-    IGNORED = Sizes.IGNORED | {"pool_type", "pad_id", "eos_id"}     # of pooling; each token's state is taken
+    IGNORED = Sizes.IGNORED | {"pool_type", "pad_id", "eos_id"}     # pooling, which is not used
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,14 @@ class VisionSizes(Sizes):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm that answers in the dtype of its input, under autocast too."""
+    """Layer norm that returns the dtype of its input, also under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).to(x.dtype)
 
 
 class LayerScale(nn.Module):
-    """One factor a channel."""
+    """One learned factor per channel."""
 
     def __init__(self, width: int, init_value: float) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class LayerScale(nn.Module):
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), with which OpenAI's models were trained."""
+    """x * sigmoid(1.702 x), which OpenAI's models were trained with."""
 
     def forward(self, x: Tensor) -> Tensor:
         return quick_gelu(x)
@@ -127,8 +127,8 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        # Rows are multiplied token by token, as torch's own module does: the last bit of old pictures hangs
-        # on the order.
+        # Tokens come first, as in torch's own module: the order of the rows decides the last bit, and
+        # existing images are to be reproduced exactly.
         qkv = F.linear(x.transpose(0, 1), self.in_proj_weight, self.in_proj_bias).transpose(0, 1)
         q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, dim=-1))  # (b, heads, n, d)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None)
@@ -156,7 +156,7 @@ class ResidualAttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The blocks, under the published name `resblocks`."""
+    """The blocks, with the LDM key name `resblocks`."""
 
     def __init__(self, sizes: TextSizes | VisionSizes, quick_gelu: bool) -> None:
         super().__init__()
@@ -165,11 +165,11 @@ class Transformer(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False, skip: int = 0) -> Tensor:
-        """Run all blocks but the last `skip` on (b, n, width).
+        """Run all blocks except the last `skip` on (b, n, width).
 
         Args:
-            mask: broadcast to (b, heads, n, n), true where a token may look; it takes the place of `causal`.
-            causal: no token looks ahead.
+            mask: broadcastable to (b, heads, n, n), True where a token may attend; it replaces `causal`.
+            causal: tokens do not attend to later ones.
         """
         for block in self.resblocks[: len(self.resblocks) - skip]:
             if self.grad_checkpointing and self.training:

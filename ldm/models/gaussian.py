@@ -1,4 +1,4 @@
-"""The diagonal normal distribution that the encoder gives for each latent.
+"""The diagonal normal distribution that the encoder returns for each image.
 
     q(z|x) = N(mean, diag(exp(logvar)))                       (arXiv 1312.6114, section 3)
     KL(q || N(0,1)) = 1/2 sum(mean^2 + var - 1 - logvar)      (arXiv 1312.6114, appendix B)
@@ -22,7 +22,7 @@ class DiagonalGaussianDistribution:
         self.var = torch.zeros_like(self.mean) if deterministic else torch.exp(self.logvar)
 
     def sample(self, noise: Tensor | None = None) -> Tensor:
-        """Draw mean + std * noise; without `noise`, from the CPU's default generator on every device."""
+        """Return mean + std * noise; without `noise` it is drawn from the CPU's default generator."""
         if noise is None:
             noise = torch.randn(self.mean.shape)
         return self.mean + self.std * noise.to(self.mean)
@@ -31,7 +31,7 @@ class DiagonalGaussianDistribution:
         return self.mean
 
     def kl(self, other: "DiagonalGaussianDistribution | None" = None) -> Tensor:
-        """Return the divergence from `other`, or from the standard normal, summed to (b,), in nats."""
+        """Return the KL divergence from `other`, or from the standard normal, as (b,), in nats."""
         if self.deterministic:
             return torch.zeros(1)
         if other is None:

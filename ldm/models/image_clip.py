@@ -1,11 +1,11 @@
 """CLIP's image towers, which condition unCLIP: OpenCLIP ViT-H/14 and OpenAI's ViT-L/14.
 
-A picture becomes one projected vector that is not normalised (arXiv 2103.00020, section 2.4; unCLIP:
-arXiv 2204.06125). The pictures are prepared as for the published models: if a side shrinks, both are blurred
-by a Gaussian with sigma = the factor, at least 1; they are squeezed to a square whatever their aspect ratio,
-by bicubic interpolation with aligned corners, and normalised by CLIP's mean and deviation.
+An image is encoded to one projected vector that is not normalised (arXiv 2103.00020, section 2.4; unCLIP:
+arXiv 2204.06125). Images are preprocessed as in the reference: if a side is reduced, both are blurred by a
+Gaussian whose sigma is the factor, at least 1. The image is then resized to a square, ignoring its aspect
+ratio, by bicubic interpolation with aligned corners, and normalised by CLIP's mean and standard deviation.
 
-Sizes come from open_clip's descriptions, as those of the text tower do; nothing is downloaded.
+Sizes come from open_clip's descriptions, like those of the text tower; nothing is downloaded.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class CLIPModel(TextTower):
-    """A CLIP model: the image tower `visual` beside the text tower, or what unCLIP-H keeps of that."""
+    """A CLIP model: the image tower `visual` and the text tower, whose blocks unCLIP-H leaves out."""
 
     def __init__(self, config: dict, text_blocks: bool) -> None:
         embed_dim, quick_gelu = config["embed_dim"], config.get("quick_gelu", False)
@@ -33,7 +33,7 @@ class CLIPModel(TextTower):
         self.visual = VisionTower(embed_dim, vision, quick_gelu)
 
     def unused_parameters(self) -> list[str]:
-        """Name what pictures never need: all of the text tower, which folders of diffusers leave out."""
+        """Name the parameters that images never use: the text tower, which diffusers folders leave out."""
         return [name for name, _ in self.named_parameters() if not name.startswith("visual.")]
 
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -41,13 +41,13 @@ class CLIPModel(TextTower):
         return self.visual(pixels.to(self.visual.proj.dtype))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Encode token ids (b, n) to (b, embed_dim): the projected state of the end token, the largest id."""
+        """Encode token ids (b, n) to (b, embed_dim): the projected state of the end token (largest id)."""
         end = torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1)
         return self(tokens)[end] @ self.text_projection
 
 
 class CLIPImageEmbedder(nn.Module):
-    """Pictures (b, 3, h, w), -1..1 -> (b, embed_dim); what the two published classes share."""
+    """Images (b, 3, h, w) in -1..1 -> (b, embed_dim); the base of the two classes of the reference."""
 
     def __init__(self, config: dict, text_blocks: bool, antialias: bool, device: str | None) -> None:
         super().__init__()
@@ -60,39 +60,39 @@ class CLIPImageEmbedder(nn.Module):
             self.to(device)
 
     def freeze(self) -> None:
-        """Put the towers into evaluation mode and switch off their gradients."""
+        """Set evaluation mode and disable gradients."""
         self.eval()
         self.requires_grad_(False)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Return normalised pixels (b, 3, side, side) of pictures of any size, -1..1, in float32."""
+        """Return normalised pixels (b, 3, side, side) in float32 of images of any size, in -1..1."""
         return preprocess(images, self.side, self.antialias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encode pictures (b, 3, h, w), -1..1, to (b, embed_dim), in the dtype of `images`.
+        """Encode images (b, 3, h, w) in -1..1 to (b, embed_dim), in the dtype of `images`.
 
         Raises:
-            InputError: another shape.
+            InputError: the images have another shape.
         """
         return self.model.encode_image(self.preprocess(images)).to(images.dtype)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Do what calling the module does; third-party code uses this name."""
+        """Same as calling the module; third-party code uses this name."""
         return self(images)
 
 
 class FrozenOpenCLIPImageEmbedder(CLIPImageEmbedder):
-    """The image tower of unCLIP-H; the text tower's blocks are left out, its other parameters kept.
+    """The image tower of unCLIP-H; of the text tower only the parameters outside its blocks are kept.
 
     Args:
-        arch: an open_clip architecture name, or the path of its JSON description.
-        version: name of the published weights; kept for information, never downloaded.
-        device: where to put the module; None leaves it where it was built.
-        layer: "pooled", one vector a picture, is all that was published.
-        antialias: blur before pictures are made smaller.
+        arch: an open_clip architecture name, or the path of a JSON description.
+        version: name of the pretrained weights; kept for information, never downloaded.
+        device: device of the module; None leaves it where it was built.
+        layer: only "pooled", one vector per image.
+        antialias: blur images before they are reduced.
 
     Raises:
-        ConfigError: an unknown arch or layer.
+        ConfigError: arch or layer is unknown.
     """
 
     def __init__(
@@ -111,29 +111,29 @@ class FrozenOpenCLIPImageEmbedder(CLIPImageEmbedder):
 
 
 class ClipImageEmbedder(CLIPImageEmbedder):
-    """The image tower of unCLIP-L, with the whole of OpenAI's CLIP around it.
+    """The image tower of unCLIP-L, as part of the complete OpenAI CLIP model.
 
     Args:
         model: OpenAI's name of the architecture, such as "ViT-L/14", or the path of a JSON description.
-        device: where to put the module; None leaves it where it was built.
-        antialias: blur before pictures are made smaller.
+        device: device of the module; None leaves it where it was built.
+        antialias: blur images before they are reduced.
 
     Raises:
-        ConfigError: an unknown model.
+        ConfigError: the model is unknown.
     """
 
     def __init__(self, model: str = "ViT-L/14", device: str | None = None, antialias: bool = True) -> None:
-        # OpenAI's models have quick-gelu; open_clip's plain names mean the exact gelu.
+        # OpenAI's models use quick-gelu; open_clip's names without a suffix mean the exact gelu.
         arch = model if model.endswith(".json") else model.replace("/", "-") + "-quickgelu"
         super().__init__(architecture(arch), text_blocks=True, antialias=antialias, device=device)
         self.name = model
 
 
 def preprocess(images: Tensor, side: int = 224, antialias: bool = True) -> Tensor:
-    """Resize pictures (b, 3, h, w), -1..1, to `side` x `side` and normalise them for CLIP, in float32."""
+    """Resize images (b, 3, h, w) in -1..1 to `side` x `side` and normalise them for CLIP, in float32."""
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise InputError(
-            f"image embedder: got pictures of shape {tuple(images.shape)}; expected (batch, 3, height, width)"
+            f"image embedder: got images of shape {tuple(images.shape)}; expected (batch, 3, height, width)"
         )
     x = images.float()
     factors = [length / side for length in x.shape[-2:]]
@@ -146,9 +146,9 @@ def preprocess(images: Tensor, side: int = 224, antialias: bool = True) -> Tenso
 
 
 def blur(x: Tensor, dim: int, sigma: float) -> Tensor:
-    """Convolve (b, c, h, w) along `dim` (-2 or -1) with a Gaussian of 4 sigma taps, made odd.
+    """Convolve (b, c, h, w) along `dim` (-2 or -1) with a Gaussian of about 4 sigma taps, an odd number.
 
-    The border is reflected; where a side is too short for that, its last pixel is repeated.
+    The border is padded by reflection, or by replication if the side is too short.
     """
     radius = int(4 * sigma) // 2
     offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)

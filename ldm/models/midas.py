@@ -1,4 +1,4 @@
-"""Depth from one picture: MiDaS's DPT-hybrid (arXiv 2103.13413, section 3; training: arXiv 1907.01341).
+"""Monocular depth estimation: MiDaS's DPT-hybrid (arXiv 2103.13413, section 3; training: arXiv 1907.01341).
 
     image -> ResNet (strides 4, 8, 16) -> tokens of stride 16 -> ViT
     taps: ResNet stages 1 and 2, ViT blocks 9 and 12  ->  maps of strides 4, 8, 16, 32
@@ -6,7 +6,7 @@
 
 The ResNet is BiT's (arXiv 1912.11370): weight-standardised convolutions (arXiv 1903.10520),
 W' = (W - mean W) / sqrt(var W + 1e-8) for each output channel, with "same" padding, which for stride 2 adds
-the odd row at the bottom and the odd column at the right. Attribute names are the published parameter names.
+the odd row at the bottom and the odd column at the right. Attribute names are the LDM key names.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from ldm.errors import ConfigError, InputError
 from ldm.models.attention import merge_heads, split_heads
 
-SIDE = 384          # pixels; the network was trained on squares of this side
-STRIDE = 32         # of the coarsest map; sides of the input are multiples of it
+SIDE = 384          # pixels; the network was trained on square images of this side
+STRIDE = 32         # of the coarsest map; the sides of the input are multiples of it
 MODEL_TYPES = ("dpt_hybrid",)
 
 
 def same_padding(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """Pad (b, c, h, w) with zeros so that a convolution leaves ceil(side / stride); the odd one goes last."""
+    """Pad (b, c, h, w) with zeros so that a convolution returns ceil(side / stride); odd padding is last."""
     total = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:]]
     (top, bottom), (left, right) = ((n // 2, n - n // 2) for n in total)
     return F.pad(x, (left, right, top, bottom)) if any(total) else x
@@ -54,7 +54,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.conv(x)))                             # (b, c, h/2, w/2)
-        return F.max_pool2d(same_padding(x, 3, 2), 3, stride=2)         # x >= 0: zeros outside change nothing
+        return F.max_pool2d(same_padding(x, 3, 2), 3, stride=2)         # x >= 0: padded zeros have no effect
 
 
 class Downsample(nn.Module):
@@ -70,7 +70,7 @@ class Downsample(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """relu(shortcut + 1x1, 3x3, 1x1 convolutions), the middle ones at a quarter of the channels."""
+    """relu(shortcut + 1x1, 3x3 and 1x1 convolutions), with a quarter of the channels inside."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int, first: bool) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Stage(nn.Module):
 
 
 class ResNet(nn.Module):
-    """(b, 3, h, w) -> one map a stage, of strides 4, 8, 16."""
+    """(b, 3, h, w) -> one map per stage, of strides 4, 8, 16."""
 
     def __init__(self, stem: int, channels: Sequence[int], depths: Sequence[int], groups: int) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers with the exact gelu between."""
+    """Two linear layers with the exact gelu between them."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Pictures -> the maps of the ResNet, and its last one projected to the width of the tokens."""
+    """Images -> the maps of the ResNet, and the last of them projected to the width of the tokens."""
 
     def __init__(self, backbone: ResNet, channels: int, width: int) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class PatchEmbed(nn.Module):
 class HybridViT(nn.Module):
     """A ViT over the last map of a ResNet (arXiv 2010.11929, "hybrid architecture").
 
-    `norm` and `head` come after the last tap: published files hold them, depth does not need them.
+    `norm` and `head` come after the last tap: reference files contain them, but depth does not use them.
     """
 
     def __init__(
@@ -196,11 +196,11 @@ class HybridViT(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def unused_parameters(self) -> list[str]:
-        """Name what depth never reads, and what folders of diffusers leave out."""
+        """Name the parameters that depth does not use, which diffusers folders leave out."""
         return ["head.weight", "head.bias"]
 
     def positions(self, height: int, width: int) -> Tensor:
-        """Return the position embedding (1, 1 + height * width, c), resized where the grid is another."""
+        """Return the position embedding (1, 1 + height * width, c), resized if the grid differs."""
         if (height, width) == (self.grid, self.grid):
             return self.pos_embed
         token, square = self.pos_embed[:, :1], self.pos_embed[:, 1:].unflatten(1, (self.grid, self.grid))
@@ -222,7 +222,7 @@ class HybridViT(nn.Module):
 
 
 class Readout(nn.Module):
-    """Tokens (b, 1 + n, c) -> (b, n, c): each token sees the class token beside it (section 3, "project")."""
+    """Tokens (b, 1 + n, c) -> (b, n, c): the class token is joined to each token (section 3, "project")."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -234,7 +234,7 @@ class Readout(nn.Module):
 
 
 class Reassemble(nn.Module):
-    """Tokens -> a map of stride 16, or 32 with `halve`. Published files number the layers 0, 3 and 4."""
+    """Tokens -> a map of stride 16, or 32 with `halve`. The LDM key names number the layers 0, 3 and 4."""
 
     def __init__(self, width: int, halve: bool) -> None:
         super().__init__()
@@ -249,7 +249,7 @@ class Reassemble(nn.Module):
 
 
 class Pretrained(nn.Module):
-    """Pictures -> four maps of strides 4, 8, 16, 32."""
+    """Images -> four maps of strides 4, 8, 16, 32."""
 
     def __init__(self, model: HybridViT, width: int, taps: Sequence[int]) -> None:
         super().__init__()
@@ -276,9 +276,9 @@ class ResidualConvUnit(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Add a finer map to the path from below, refine, double the sides.
+    """Add a finer map to the coarser path, refine the sum, and double its sides.
 
-    The coarsest block has no path from below, and with it no use for its `resConfUnit1`.
+    The coarsest block has no coarser path and does not use its `resConfUnit1`.
     """
 
     def __init__(self, features: int) -> None:
@@ -293,7 +293,7 @@ class Fusion(nn.Module):
 
 
 class Scratch(nn.Module):
-    """Four maps -> inverse depth at the size of the picture."""
+    """Four maps -> inverse depth at the size of the image."""
 
     def __init__(self, channels: Sequence[int], features: int, head_features: int) -> None:
         super().__init__()
@@ -322,7 +322,7 @@ def upsample(x: Tensor) -> Tensor:
 
 
 class DPTHybrid(nn.Module):
-    """Preprocessed pictures (b, 3, h, w), sides multiples of 32 -> inverse depth (b, 1, h, w)."""
+    """Preprocessed images (b, 3, h, w) with sides that are multiples of 32 -> inverse depth (b, 1, h, w)."""
 
     def __init__(
         self,
@@ -335,7 +335,7 @@ class DPTHybrid(nn.Module):
         num_heads: int = 12,
         taps: Sequence[int] = (8, 11),                      # blocks whose tokens are used, counted from 0
         grid: int = SIDE // 16,                             # side of the position embedding
-        classes: int = 1000,                                # of the head, which is stored and not used
+        classes: int = 1000,                                # of the head, which is stored but not used
         features: int = 256,                                # channels while fusing
         head_features: int = 32,
     ) -> None:
@@ -350,14 +350,14 @@ class DPTHybrid(nn.Module):
 
 
 class MiDaSInference(nn.Module):
-    """Pictures -> inverse depth, with frozen weights.
+    """Images -> inverse depth, with frozen weights.
 
     Args:
-        model_type: "dpt_hybrid", the one that depth-conditioned checkpoints hold.
-        sizes: arguments of `DPTHybrid` where they differ from the published network.
+        model_type: only "dpt_hybrid", which depth-conditioned checkpoints contain.
+        sizes: arguments of `DPTHybrid` that differ from the reference.
 
     Raises:
-        ConfigError: another model type.
+        ConfigError: the model type is another one.
     """
 
     def __init__(self, model_type: str = "dpt_hybrid", sizes: dict | None = None) -> None:
@@ -369,28 +369,28 @@ class MiDaSInference(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the inverse depth (b, 1, h, w) of what `preprocess` gives, in the dtype of `x`.
+        """Return the inverse depth (b, 1, h, w) of the output of `preprocess`, in the dtype of `x`.
 
         Raises:
-            InputError: sides that are no multiples of 32.
+            InputError: the sides are not multiples of 32.
         """
         if x.ndim != 4 or x.shape[1] != 3 or any(side % STRIDE or not side for side in x.shape[-2:]):
             raise InputError(
-                f"depth network: got a picture of shape {tuple(x.shape)}; expected (batch, 3, height, width) "
+                f"depth network: got an image of shape {tuple(x.shape)}; expected (batch, 3, height, width) "
                 f"with sides that are multiples of {STRIDE}"
             )
         return self.model(x.to(self.model.pretrained.model.cls_token.dtype)).to(x.dtype)
 
     def depth(self, images: Tensor) -> Tensor:
-        """Return the inverse depth of pictures (b, 3, h, w), -1..1, of any size, at their `network_size`."""
+        """Return the inverse depth of images (b, 3, h, w) in -1..1, of any size, at their `network_size`."""
         return self(preprocess(images))
 
 
 def network_size(height: int, width: int) -> tuple[int, int]:
-    """Return the size at which the network looks at a picture: one side near 384, the aspect ratio kept.
+    """Return the size to which an image is resized for the network: one side about 384, same aspect ratio.
 
-    Of the two scales that bring a side to 384 it is the one that changes the picture less; each side is then
-    rounded to a multiple of 32 (half to even), at least 32.
+    Of the two scales that bring one side to 384, the one closer to 1 is used. Each side is then rounded to a
+    multiple of 32 (half to even), at least 32.
     """
     scale_height, scale_width = SIDE / height, SIDE / width
     scale = scale_width if abs(1 - scale_width) < abs(1 - scale_height) else scale_height
@@ -399,17 +399,17 @@ def network_size(height: int, width: int) -> tuple[int, int]:
 
 
 def preprocess(images: Tensor) -> Tensor:
-    """Resize pictures (b, 3, h, w), -1..1, to `network_size`, in float32.
+    """Resize images (b, 3, h, w) in -1..1 to `network_size`, in float32.
 
-    Cubic convolution with a = -0.75 at the pixels' centres and without antialiasing, as OpenCV's. It may
-    overshoot -1..1 a little, and is not clipped.
+    As in OpenCV, it is cubic convolution with a = -0.75 at pixel centres and without antialiasing. The result
+    may exceed -1..1 slightly and is not clipped.
     """
     size = network_size(images.shape[-2], images.shape[-1])
     return F.interpolate(images.float(), size, mode="bicubic", align_corners=False)
 
 
 def load_midas_transform(model_type: str = "dpt_hybrid") -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Return the reference's preparation: {"image": (h, w, 3) in 0..1} to {"image": (3, h', w') in -1..1}.
+    """Return the reference's preprocessing: {"image": (h, w, 3) in 0..1} to {"image": (3, h', w') in -1..1}.
 
     Both images are NumPy arrays, the result's in float32.
     """

@@ -1,11 +1,11 @@
-"""Noise added to the conditioning itself, and its amount told to the UNet (arXiv 2106.15282, section 4).
+"""Conditioning augmentation: add noise to the conditioning, and pass its level to the UNet.
 
-    z = sqrt(abar_l) x + sqrt(1 - abar_l) eps
+    z = sqrt(abar_l) x + sqrt(1 - abar_l) eps                        (arXiv 2106.15282, section 4)
 
-at a level l of a noise schedule of its own. The upscaler noises the low-resolution picture so that its
-faults are not copied; unCLIP noises the image embedding so that the variations are freer. Level 0 still adds
-a little: abar_0 is not 1. Random numbers are taken as arguments; what is not given is drawn as published, the
-level first, then the noise.
+l is a level of a separate noise schedule. The upscaler adds noise to the low-resolution image so that its
+defects are not copied; unCLIP adds noise to the image embedding so that variations may deviate further.
+Level 0 still adds a little noise, because abar_0 is not 1. Levels and noise that are not given are drawn in
+the order of the reference: the level first, then the noise.
 """
 
 from pathlib import Path
@@ -21,13 +21,13 @@ from ldm.diffusion.timesteps import timestep_embedding
 from ldm.errors import CheckpointError, ConfigError, InputError
 
 STATISTICS_SUFFIXES = (".th", ".pt", ".npz", ".safetensors")
-NUM_BUFFERS = 8     # of the schedule's published tables, those without the posterior, stand in the files
+NUM_BUFFERS = 8     # files contain the schedule's buffers except those of the posterior
 REPOSITORY_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PACKAGE_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 class AbstractLowScaleModel(nn.Module):
-    """A noise schedule of its own, as buffers under the published names; leaves its input as it is.
+    """A noise schedule, stored in buffers with the LDM key names; the input is returned unchanged.
 
     Args:
         noise_schedule_config: beta_schedule, timesteps, linear_start, linear_end, cosine_s; see
@@ -39,20 +39,20 @@ class AbstractLowScaleModel(nn.Module):
         self.schedule: Schedule | None = None
         if noise_schedule_config is not None:
             self.schedule = Schedule(_betas(**noise_schedule_config))
-        for name, buffer in self._published_buffers().items():
+        for name, buffer in self._ldm_buffers().items():
             self.register_buffer(name, buffer)
 
-    def _published_buffers(self) -> dict[str, Tensor]:
+    def _ldm_buffers(self) -> dict[str, Tensor]:
         tables = {} if self.schedule is None else self.schedule.published_buffers()
         return dict(list(tables.items())[:NUM_BUFFERS])
 
     def materialise_buffers(self, device: torch.device | str) -> None:
-        """Fill the buffers from the float64 schedule; a file's copies may be in half precision."""
-        for name, buffer in self._published_buffers().items():
+        """Fill the buffers from the float64 schedule, because those of a file may have half precision."""
+        for name, buffer in self._ldm_buffers().items():
             setattr(self, name, buffer.to(device))
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Return x_start noised to level t (b,); draws the noise on x_start's device unless given."""
+        """Return x_start with noise of level t (b,); the noise is drawn on x_start's device unless given."""
         noise = torch.randn_like(x_start) if noise is None else noise.to(x_start)
         return add_noise(self.schedule, x_start, noise, t).to(x_start.dtype)
 
@@ -64,7 +64,7 @@ class AbstractLowScaleModel(nn.Module):
 
 
 class SimpleImageConcat(AbstractLowScaleModel):
-    """The picture as it is, at noise level 0."""
+    """The image without noise, at noise level 0."""
 
     def __init__(self) -> None:
         super().__init__(noise_schedule_config=None)
@@ -75,10 +75,10 @@ class SimpleImageConcat(AbstractLowScaleModel):
 
 
 class ImageConcatWithNoiseAugmentation(AbstractLowScaleModel):
-    """Noise for a picture that is joined to the latents.
+    """Adds noise to an image that is concatenated with the latents.
 
     Args:
-        max_noise_level: levels drawn in training lie below it, and those of a user up to it.
+        max_noise_level: training draws levels below it; a user may pass levels up to it.
     """
 
     def __init__(self, noise_schedule_config: dict[str, Any], max_noise_level: int = 1000) -> None:
@@ -89,10 +89,10 @@ class ImageConcatWithNoiseAugmentation(AbstractLowScaleModel):
         self.max_noise_level = max_noise_level
 
     def levels(self, x: Tensor, noise_level: Tensor | int | None) -> Tensor:
-        """Return noise levels as int64 (b,) beside x; drawn below max_noise_level where None.
+        """Return noise levels as int64 (b,) on the device of x; None draws them below max_noise_level.
 
         Raises:
-            InputError: a level outside the schedule, or not one level, or one a sample.
+            InputError: a level is outside the schedule, or their number is neither 1 nor the batch size.
         """
         if noise_level is None:
             return torch.randint(0, self.max_noise_level, (len(x),), device=x.device)
@@ -110,23 +110,23 @@ class ImageConcatWithNoiseAugmentation(AbstractLowScaleModel):
     def forward(
         self, x: Tensor, noise_level: Tensor | int | None = None, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the noised x (b, ...) and the levels (b,), which the UNet takes as its label."""
+        """Return x with noise (b, ...) and the levels (b,), which are the label of the UNet."""
         levels = self.levels(x, noise_level)
         return self.q_sample(x, levels, noise), levels
 
 
 class CLIPEmbeddingNoiseAugmentation(ImageConcatWithNoiseAugmentation):
-    """Noise for an image embedding, in units in which embeddings have mean 0 and deviation 1.
+    """Adds noise to an image embedding that is normalised to mean 0 and standard deviation 1.
 
     Args:
-        clip_stats_path: file of (mean, deviation), each (D,): .th or .pt (a tuple, or a dict of `mean` and
-            `std`), .npz or .safetensors. Looked for as given, beside the checkpoint and in configs/, of any
-            of these kinds, with as many of its folders as are there.
-            None: 0 and 1, as the H model was trained. A checkpoint that holds `data_mean` and `data_std`
-            itself, as converted files do, needs no file.
-        timestep_dim: width of the embedding of the level, and of 0 and 1.
+        clip_stats_path: file of (mean, standard deviation), each (D,): .th or .pt (a tuple, or a dict of
+            `mean` and `std`), .npz or .safetensors. It is looked for as given, next to the checkpoint and in
+            configs/, with any of these suffixes and with any trailing part of its path.
+            None: 0 and 1, as the H model was trained. A checkpoint that contains `data_mean` and `data_std`,
+            as converted files do, needs no file.
+        timestep_dim: width of the embedding of the level, and of the default statistics.
 
-    Published files do not hold the statistics, so the buffers are not persistent.
+    The buffers are not persistent, because reference checkpoints do not contain the statistics.
     """
 
     OPTIONAL_BUFFERS = ("data_mean", "data_std")
@@ -148,7 +148,7 @@ class CLIPEmbeddingNoiseAugmentation(ImageConcatWithNoiseAugmentation):
             self._fill_statistics(self.data_mean.device)
 
     def look_beside(self, folder: Path) -> None:
-        """Search this folder too, before the others: the checkpoint's."""
+        """Search this folder, that of the checkpoint, before the others."""
         self.folders.insert(0, folder)
 
     def materialise_buffers(self, device: torch.device | str) -> None:
@@ -164,7 +164,7 @@ class CLIPEmbeddingNoiseAugmentation(ImageConcatWithNoiseAugmentation):
         self.data_std = std[None].to(device)
 
     def _find(self, path: str) -> Path:
-        """Return the file as given or of another kind; in a folder, below any end of the path."""
+        """Return the file as given or with another suffix, or any trailing part of its path in a folder."""
         given = Path(path).expanduser()
         ends = [Path(*given.parts[i:]) for i in range(len(given.parts))]
         for place in (given, *(folder / end for folder in self.folders for end in ends)):
@@ -172,21 +172,22 @@ class CLIPEmbeddingNoiseAugmentation(ImageConcatWithNoiseAugmentation):
                 if (found := place.parent / (place.stem + suffix)).is_file():
                     return found
         raise CheckpointError(
-            f"clip_stats_path {path}: no such file, and none named {given.name} beside the checkpoint or in "
-            "configs; it holds the mean and deviation of the image embeddings: put it beside the checkpoint"
+            f"clip_stats_path {path}: no such file, and no {given.name} next to the checkpoint or in "
+            "configs; it contains the mean and standard deviation of the image embeddings: put it next to "
+            "the checkpoint"
         )
 
     def scale(self, x: Tensor) -> Tensor:
-        """Bring embeddings (b, D) to mean 0 and deviation 1.
+        """Normalise embeddings (b, D) to mean 0 and standard deviation 1.
 
         Raises:
-            CheckpointError: the statistics are of embeddings of another width.
+            CheckpointError: the statistics have another width.
         """
         known = self.data_mean.shape[1]
         if x.shape[1] != known:
             raise CheckpointError(
-                f"statistics of image embeddings of {known} numbers, and this model's have {x.shape[1]}; "
-                f"is {self.clip_stats_path or 'timestep_dim'} that of another image encoder?"
+                f"the statistics have width {known}, but the image embeddings of this model have "
+                f"{x.shape[1]}; is {self.clip_stats_path or 'timestep_dim'} that of another image encoder?"
             )
         return (x - self.data_mean.to(x)) / self.data_std.to(x)
 
@@ -197,7 +198,7 @@ class CLIPEmbeddingNoiseAugmentation(ImageConcatWithNoiseAugmentation):
     def forward(
         self, x: Tensor, noise_level: Tensor | int | None = None, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the noised embeddings (b, D) and the embedding of their levels (b, timestep_dim)."""
+        """Return the embeddings with noise (b, D) and the embedding of the levels (b, timestep_dim)."""
         levels = self.levels(x, noise_level)
         z = self.unscale(self.q_sample(self.scale(x), levels, noise))
         return z, timestep_embedding(levels, self.timestep_dim).to(x.dtype)
@@ -215,25 +216,25 @@ def _betas(
 
 
 def read_statistics(path: Path) -> tuple[Tensor, Tensor]:
-    """Read the mean and deviation of image embeddings, each (D,) float32; runs no code of the file.
+    """Read the mean and standard deviation of image embeddings, each (D,) float32, without running code.
 
     Raises:
-        CheckpointError: not a pair of finite vectors of one length with positive deviations.
+        CheckpointError: the file does not contain two finite vectors of one length, the second positive.
     """
     try:
         content = _read(path)
-    except Exception as error:      # whatever a reader makes of foreign bytes
+    except Exception as error:      # on damaged files, readers raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: cannot be read as embedding statistics: {reason}") from error
     if isinstance(content, dict):
         content = [content[name] for name in ("mean", "std") if name in content]
     if not isinstance(content, (list, tuple)) or len(content) != 2:
-        raise CheckpointError(f"{path}: holds no pair of mean and std; expected a tuple of two vectors")
+        raise CheckpointError(f"{path}: contains no mean and std; expected a tuple of two vectors")
     mean, std = (torch.as_tensor(x, device="cpu").detach().float().flatten() for x in content)
     if len(mean) != len(std) or not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
         raise CheckpointError(f"{path}: mean ({len(mean)}) and std ({len(std)}) are not two finite vectors")
     if not bool((std > 0).all()):
-        raise CheckpointError(f"{path}: std holds values that are not positive; expected deviations")
+        raise CheckpointError(f"{path}: std has values that are not positive; expected standard deviations")
     return mean, std
 
 

@@ -1,8 +1,8 @@
 """The text encoder of SD 2.x: OpenCLIP's text tower (arXiv 2103.00020, section 2.4; arXiv 2212.07143).
 
 Sizes come from open_clip's descriptions; nothing is downloaded, because every Stable Diffusion checkpoint
-holds these weights. Tokens are padded with 0 to the context length. Layer "penultimate" leaves out the last
-block and still applies the final layer norm; that is what SD 2.x was trained with.
+contains these weights. Tokens are padded with 0 to the context length. Layer "penultimate" leaves out the
+last block but applies the final layer norm; SD 2.x was trained with it.
 """
 
 import math
@@ -18,11 +18,11 @@ from ldm.models.text_clip import causal_mask, require_blocks
 from ldm.prompts.chunks import Vocabulary
 from ldm.prompts.tokenizer import Tokenizer
 
-LAYERS = {"last": 0, "penultimate": 1}     # name -> how many of the last blocks are left out
+LAYERS = {"last": 0, "penultimate": 1}     # name -> number of last blocks that are left out
 
 
 class TextTower(nn.Module):
-    """OpenCLIP's text tower with the parameter names of a CLIP model whose image tower was deleted."""
+    """OpenCLIP's text tower, with the parameter names of a CLIP model without its image tower."""
 
     def __init__(self, embed_dim: int, sizes: TextSizes, quick_gelu: bool = False) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class TextTower(nn.Module):
         self._initialise(sizes)
 
     def _initialise(self, sizes: TextSizes) -> None:
-        """Draw the weights as CLIP's training begins; GPT-2's rule for what adds to the residual stream."""
+        """Initialise the weights as CLIP does, with GPT-2's scaling of the residual branches."""
         std = sizes.width**-0.5
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
@@ -50,7 +50,7 @@ class TextTower(nn.Module):
     def forward(self, tokens: Tensor, skip: int = 0, hidden: Tensor | None = None) -> Tensor:
         """Encode token ids (b, n) to (b, n, width), leaving out the last `skip` blocks.
 
-        No other token looks at those where `hidden` (b, n) is true.
+        Other tokens do not attend to tokens where `hidden` (b, n) is True.
         """
         x = self.token_embedding(tokens) + self.positional_embedding                    # (b, n, width)
         mask = None if hidden is None else causal_mask(hidden)[:, None]
@@ -58,19 +58,19 @@ class TextTower(nn.Module):
 
 
 class FrozenOpenCLIPEmbedder(nn.Module):
-    """Prompts -> (b, context_length, width), by an OpenCLIP text tower.
+    """Encode prompts to (b, context_length, width) with an OpenCLIP text tower.
 
     Args:
-        arch: an open_clip architecture name, or the path of its JSON description.
-        version: name of the published weights; kept for information, never downloaded.
-        freeze: switch off gradients.
+        arch: an open_clip architecture name, or the path of a JSON description.
+        version: name of the pretrained weights; kept for information, never downloaded.
+        freeze: disable gradients.
         layer: "last" or "penultimate".
-        max_length: tokens a prompt; must be the tower's own context length when given.
-        device: where to put the module; None leaves it where it was built.
-        bpe_path: merges file of the tokenizer; None: CLIP's own, as open_clip ships it.
+        max_length: tokens per prompt; if given, it must be the tower's context length.
+        device: device of the module; None leaves it where it was built.
+        bpe_path: merges file of the tokenizer; None: CLIP's own, from open_clip.
 
     Raises:
-        ConfigError: an unknown arch, layer or length.
+        ConfigError: arch or layer is unknown, or max_length is wrong.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class FrozenOpenCLIPEmbedder(nn.Module):
         if max_length not in (None, self.model.context_length):
             raise ConfigError(
                 f"FrozenOpenCLIPEmbedder: max_length {max_length}; "
-                f"{arch} has {self.model.context_length} tokens"
+                f"the context length of {arch} is {self.model.context_length}"
             )
         self.arch = arch
         self.version = version
@@ -104,12 +104,12 @@ class FrozenOpenCLIPEmbedder(nn.Module):
             self.to(device)
 
     def freeze(self) -> None:
-        """Put the tower into evaluation mode and switch off its gradients."""
+        """Set evaluation mode and disable gradients."""
         self.model = self.model.eval()
         self.requires_grad_(False)
 
     def unused_parameters(self) -> list[str]:
-        """Name the parameters of the blocks that `layer` leaves out; some layouts do not store them."""
+        """Name the parameters of the blocks that `layer` leaves out, which some layouts do not store."""
         blocks = self.model.transformer.resblocks
         unused = range(len(blocks) - LAYERS[self.layer], len(blocks))
         names = [f"{i}.{name}" for i in unused for name, _ in blocks[i].named_parameters()]
@@ -120,21 +120,21 @@ class FrozenOpenCLIPEmbedder(nn.Module):
         return Tokenizer(self.bpe_path, self.model.context_length)
 
     def tokenize(self, prompts: list[str]) -> Tensor:
-        """Return ids (b, context_length): start, text, end, then zeros; a long text is cut before the end."""
+        """Return ids (b, context_length): start, text, end, zeros; a long text is cut before the end."""
         return self.tokenizer(list(prompts), self.model.context_length)
 
     def check_clip_skip(self, clip_skip: int) -> None:
-        """Raise InputError for more than the blocks, or for a block that the weights file lacked."""
+        """Raise InputError if there are not that many blocks, or if the weights file lacked the block."""
         blocks = self.model.transformer.resblocks
         require_blocks(clip_skip, len(blocks))
         if clip_skip <= LAYERS[self.layer] and not blocks[-clip_skip].ln_1.weight.any():    # see loading.py
             raise InputError(
-                f"clip skip {clip_skip} takes a block of the text encoder that this weights file lacks; "
-                f"expected {LAYERS[self.layer] + 1} or more"
+                f"clip skip {clip_skip} needs a block of the text encoder that this weights file does not "
+                f"contain; expected {LAYERS[self.layer] + 1} or more"
             )
 
     def vocabulary(self) -> Vocabulary:
-        """Return what cutting prompts into chunks has to know; padding is 0."""
+        """Return the vocabulary for splitting prompts into chunks; the padding token is 0."""
         tokenizer = self.tokenizer
         return Vocabulary(
             tokenizer.encode,
@@ -150,9 +150,9 @@ class FrozenOpenCLIPEmbedder(nn.Module):
         """Encode ids (b, n) to (b, n, width).
 
         Args:
-            clip_skip: leave out the last (clip_skip - 1) blocks, never the final layer norm: 1 is the last
+            clip_skip: leave out the last (clip_skip - 1) blocks, but not the final layer norm: 1 is the last
                 block, 2 the penultimate; None is the layer of the configuration.
-            hidden: (b, n) true where no other token may look.
+            hidden: (b, n) True for tokens that others do not attend to.
         """
         skip = LAYERS[self.layer] if clip_skip is None else clip_skip - 1
         return self.model(tokens, skip=skip, hidden=hidden)
@@ -163,5 +163,5 @@ class FrozenOpenCLIPEmbedder(nn.Module):
         return self.encode_tokens(self.tokenize(prompts).to(self.model.positional_embedding.device))
 
     def encode(self, prompts: list[str] | str) -> Tensor:
-        """Do what calling the module does; third-party code uses this name."""
+        """Same as calling the module; third-party code uses this name."""
         return self(prompts)

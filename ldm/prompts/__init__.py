@@ -1,9 +1,9 @@
-"""From what people write to what a text encoder is given.
+"""From prompts to the contexts of the UNet.
 
     text -> Prompt            plain.py, a1111.py, compel.py: fragments with weights, breaks, clauses
-    Prompt -> chunks          chunks.py: token ids of the encoder's length, a weight for every token
-    chunks -> contexts        encoding.py: the encoder's states, weighted, prompts of one length
-    one text -> many          combinations.py: {red|green} and __colour__, before any of this
+    Prompt -> chunks          chunks.py: token ids of the encoder's length, with a weight for every token
+    chunks -> contexts        encoding.py: the encoder's states, weighted, padded to one length
+    one text -> many          combinations.py: expands {red|green} and __colour__, before all of the above
 
-The parts know no model: an encoder is whatever has the members of `encoding.TextTower`.
+Nothing here depends on a model: any object with the members of `encoding.TextTower` is an encoder.
 """

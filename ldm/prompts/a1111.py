@@ -1,14 +1,14 @@
 r"""The attention syntax of AUTOMATIC1111's web interface, as its wiki describes it ("Attention/emphasis").
 
-    (x)          1.1 times              [x]          1 / 1.1 times
-    (x:1.5)      1.5 times              ((x)) [(x)]  nested: the factors multiply
-    \( \) \[ \]  the sign itself        \\           a backslash; one before anything else is dropped
-    BREAK        fills the chunk, and a new one begins
+    (x)          weight 1.1             [x]          weight 1 / 1.1
+    (x:1.5)      weight 1.5             ((x)) [(x)]  nested: the weights multiply
+    \( \) \[ \]  the literal character  \\           a backslash; before other characters it is dropped
+    BREAK        fills the chunk and starts a new one
 
-Nothing is an error. A bracket that is never closed acts up to the end; one that was never opened is text, and
-so is a number that belongs to no bracket, as in "at 5:30)". Round and square brackets are counted apart, so
-"([x)]" is as good as "[(x)]". Prompt editing ([a:b:0.5], [a|b]) and AND are not part of this syntax here:
-they are read as attention and text.
+Any text is valid. A bracket that is never closed extends to the end; one that was never opened is text, and
+so is a number outside of brackets, as in "at 5:30)". Round and square brackets are matched independently, so
+"([x)]" means the same as "[(x)]". Prompt editing ([a:b:0.5], [a|b]) and AND are not supported: they are read
+as attention and text.
 """
 
 import re
@@ -35,13 +35,13 @@ PARTNER = {")": "(", "]": "["}
 class _Piece:
     text: str
     weight: float = 1.0
-    ends_part: bool = False     # stands for a BREAK
+    ends_part: bool = False     # a BREAK
 
 
 def parse(text: str) -> Prompt:
-    """Read a prompt; any text is one."""
+    """Parse a prompt; any text is valid."""
     pieces: list[_Piece] = []
-    opened: dict[str, list[int]] = {"(": [], "[": []}       # where in `pieces` each open bracket stands
+    opened: dict[str, list[int]] = {"(": [], "[": []}       # index into `pieces` of each open bracket
 
     def multiply(start: int, factor: float) -> None:
         for piece in pieces[start:]:
@@ -70,12 +70,12 @@ def parse(text: str) -> Prompt:
 
 
 def escape(text: str) -> str:
-    """Return what is read as `text` itself, with weight 1. There is no way to write the word BREAK."""
+    """Escape a text so that it is parsed as itself with weight 1. The word BREAK cannot be escaped."""
     return re.sub(r"[\\()\[\]]", r"\\\g<0>", text)
 
 
 def _literal(text: str) -> list[_Piece]:
-    """Cut a text without signs at its breaks."""
+    """Split a text without brackets at its breaks."""
     first, *rest = BREAK.split(text)
     pieces = [_Piece(first)]
     for piece in rest:
@@ -84,7 +84,7 @@ def _literal(text: str) -> list[_Piece]:
 
 
 def _parts(pieces: list[_Piece]) -> tuple[Part, ...]:
-    """Return the fragments of every part; nothing after the last break is no part."""
+    """Return the fragments of every part; an empty part after the last break is dropped."""
     parts: list[list[Fragment]] = [[]]
     for piece in pieces:
         if piece.ends_part:

@@ -1,10 +1,10 @@
-"""Cut the tokens of a prompt into chunks of the length that a text encoder takes.
+"""Split the tokens of a prompt into chunks of the text encoder's length.
 
-    chunk = start, `context_length - 2` tokens of text, end, padding up to context_length
+    chunk = start, up to `context_length - 2` tokens of text, end, padding up to context_length
 
-A text encoder knows as many positions as it was trained with (77 for Stable Diffusion), so that a longer
-prompt is encoded piece by piece and the pieces' states follow each other in the context. Padding is the
-encoder's: CLIP as SD 1.x uses it repeats the end token, OpenCLIP puts zeros.
+A text encoder has as many positions as it was trained with (77 for Stable Diffusion). A longer prompt is
+encoded in several chunks, whose states are concatenated in the context. The padding depends on the encoder:
+CLIP as in SD 1.x repeats the end token, OpenCLIP uses zeros.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from ldm.prompts.fragments import Clause, Fragment
 
 COMMA_REACH = 20        # A1111's default of "prompt word wrap length limit"
-SPECIAL = -1            # owner of the tokens that no fragment wrote
+SPECIAL = -1            # owner of start, end and padding tokens
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What has to be known of an encoder's tokens."""
+    """The tokens of an encoder."""
 
-    encode: Callable[[str], list[int]]      # a text's tokens, without start and end
+    encode: Callable[[str], list[int]]      # text -> token ids, without start and end
     start: int
     end: int
     pad: int
@@ -28,13 +28,13 @@ class Vocabulary:
 
     @property
     def room(self) -> int:
-        """Tokens of text in a chunk."""
+        """The number of text tokens that fit into a chunk."""
         return self.context_length - 2
 
 
 @dataclass
 class Chunk:
-    """context_length token ids, and what each of them weighs and which fragment of the clause it is of."""
+    """context_length token ids with the weight of each, and the index of its fragment in the clause."""
 
     tokens: list[int]
     weights: list[float]
@@ -49,11 +49,11 @@ class _Token:
 
 
 def chunks(clause: Clause, vocabulary: Vocabulary, comma_reach: int = 0) -> list[Chunk]:
-    """Return the chunks of a clause, at least one. Each of its parts begins a chunk.
+    """Return the chunks of a clause, at least one. Each part of the clause starts a new chunk.
 
     Args:
-        comma_reach: a chunk that is full ends behind its last comma instead, if that is one of its last
-            `comma_reach` tokens and the text goes on with something else than a comma.
+        comma_reach: a full chunk ends after its last comma instead, if that is among its last `comma_reach`
+            tokens and the next token is not a comma.
     """
     comma = vocabulary.encode(",") if comma_reach else []
     made: list[Chunk] = []
@@ -66,7 +66,7 @@ def chunks(clause: Clause, vocabulary: Vocabulary, comma_reach: int = 0) -> list
 
 
 def count(clause: Clause, vocabulary: Vocabulary) -> int:
-    """Return the number of tokens that the texts of a clause have."""
+    """Return the number of text tokens of a clause."""
     return sum(len(vocabulary.encode(fragment.text)) for part in clause for fragment in part)
 
 
@@ -79,7 +79,7 @@ def _tokens(part: Sequence[Fragment], vocabulary: Vocabulary, first: int) -> lis
 
 
 def _pieces(tokens: list[_Token], room: int, comma: list[int], reach: int) -> Iterator[list[_Token]]:
-    """Cut tokens into pieces of at most `room`; none at all are one empty piece."""
+    """Split tokens into pieces of at most `room`; no tokens give one empty piece."""
     while len(tokens) > room:
         cut = room
         if comma and tokens[room].number != comma[0]:

@@ -1,16 +1,16 @@
-r"""One template -> many prompts.
+r"""Expand one template to many prompts.
 
-    {red|green} apple        red apple, green apple; an alternative may be empty, and hold others in turn
-    __colour__ apple         every line of DIR/colour.txt; __food/fruit__ those of DIR/food/fruit.txt
-    \{ \} \|                 the sign itself
+    {red|green} apple        red apple, green apple; an alternative may be empty or contain others
+    __colour__ apple         every line of DIR/colour.txt; __food/fruit__ uses DIR/food/fruit.txt
+    \{ \} \|                 the literal character
 
-In a wildcard file, empty lines and those that begin with # are skipped; a line may hold alternatives and
-wildcards. "all" makes every combination, the rightmost place changing fastest; "random" draws each place by
-itself, all alternatives alike, so that a prompt may come twice.
+In a wildcard file, empty lines and lines that start with # are skipped; a line may contain alternatives and
+wildcards. "all" gives every combination, with the rightmost place changing fastest; "random" draws each place
+independently and uniformly, so that a prompt may occur twice.
 
-The usual library, dynamicprompts, made its last release in March 2024: it fails on a "$" or a single brace in
-a prompt, and warns with the parser library of today. What the two have in common is read alike; its
-{2$$a|b} (several at once) and {0.5::a|b} (odds) are refused here.
+The usual library, dynamicprompts, had its last release in March 2024: it fails on a "$" or a single brace in
+a prompt, and warns with current versions of its parser. The common syntax is read alike; dynamicprompts'
+{2$$a|b} (several at once) and {0.5::a|b} (weights) are rejected here.
 """
 
 import difflib
@@ -35,13 +35,13 @@ FOREIGN = re.compile(r"\s*(\d+(-\d+)?\$\$|\d*\.?\d+::)")
 
 @dataclass(frozen=True)
 class Choice:
-    """A place where one of several is put."""
+    """A place of a template that takes one of several alternatives."""
 
     options: tuple["Template", ...]
 
     @cached_property
     def count(self) -> int:
-        """Return how many texts can be put there."""
+        """The number of texts that the place can take."""
         return sum(_count(option) for option in self.options)
 
 
@@ -52,7 +52,7 @@ class Combinations:
     """Expands templates, with wildcards from a folder."""
 
     def __init__(self, wildcards: str | Path | None = None) -> None:
-        """Raises: InputError when there is no such folder."""
+        """Take the folder of the wildcard files. Raises: InputError if it does not exist."""
         self.folder = None if wildcards is None else Path(wildcards)
         self._read: dict[str, Choice] = {}
         self._reading: list[str] = []
@@ -60,27 +60,27 @@ class Combinations:
             raise InputError(f"wildcards: there is no folder {self.folder}")
 
     def all(self, text: str) -> list[str]:
-        """Return every prompt that a template stands for.
+        """Return all prompts of a template.
 
-        Raises: InputError for wrong braces, an unknown wildcard, or more than MAX_PROMPTS.
+        Raises: InputError for unbalanced braces, an unknown wildcard, or more than MAX_PROMPTS prompts.
         """
         template = self.parse(text)
         if (count := _count(template)) > MAX_PROMPTS:
-            problem = f"stands for {count:,} prompts; expected at most {MAX_PROMPTS:,}: draw some at random"
+            problem = f"expands to {count:,} prompts; expected at most {MAX_PROMPTS:,}: draw some at random"
             raise fault(text, 0, problem)
         return _all(template)
 
     def random(self, text: str, count: int, seed: int) -> list[str]:
-        """Draw `count` prompts; the same seed gives the same ones on every machine."""
+        """Draw `count` prompts; a seed gives the same prompts on every machine."""
         template, numbers = self.parse(text), random.Random(seed)
         return [_drawn(template, numbers) for _ in range(count)]
 
     def parse(self, text: str) -> Template:
-        """Read a template.
+        """Parse a template.
 
-        Raises: InputError naming the character that is wrong.
+        Raises: InputError with the position of the first error.
         """
-        levels: list[list[list[str | Choice]]] = [[[]]]     # of each open brace the alternatives so far
+        levels: list[list[list[str | Choice]]] = [[[]]]     # for each open brace, its alternatives so far
         opened: list[int] = []
         position = 0
         for match in SIGNS.finditer(text):
@@ -96,7 +96,7 @@ class Combinations:
                     problem = f"{foreign[1]!r} is not supported in braces; write the alternatives out"
                     raise fault(text, position, problem)
                 if len(opened) == MAX_DEPTH:
-                    raise fault(text, match.start(), f"braces in braces, deeper than {MAX_DEPTH}")
+                    raise fault(text, match.start(), f"braces are nested deeper than {MAX_DEPTH}")
                 opened.append(match.start())
                 levels.append([[]])
             elif sign == "|" and opened:
@@ -106,23 +106,24 @@ class Combinations:
                 options = levels.pop()
                 levels[-1][-1].append(Choice(tuple(tuple(option) for option in options)))
             elif sign == "}":
-                problem = r"'}' closes nothing; open it, or write \} for the sign itself"
+                problem = r"'}' has no opening brace; add one, or write \} for the character itself"
                 raise fault(text, match.start(), problem)
             else:
                 place.append(sign)
         if opened:
-            raise fault(text, opened[-1], r"'{' is never closed; close it, or write \{ for the sign itself")
+            problem = r"'{' is never closed; close it, or write \{ for the character itself"
+            raise fault(text, opened[-1], problem)
         return (*levels[0][0], text[position:])
 
     def _wildcard(self, text: str, match: re.Match[str]) -> Choice:
-        """Return the choice that the lines of a wildcard's file are."""
+        """Return the choice between the lines of a wildcard file."""
         name = match["name"]
         if name in self._reading:
             circle = " -> ".join([*self._reading, name])
-            raise fault(text, match.start(), f"wildcard files name each other in a circle: {circle}")
+            raise fault(text, match.start(), f"wildcard files refer to each other in a circle: {circle}")
         if name not in self._read:
             if len(self._reading) == MAX_DEPTH:
-                raise fault(text, match.start(), f"wildcard files in wildcard files, deeper than {MAX_DEPTH}")
+                raise fault(text, match.start(), f"wildcard files are nested deeper than {MAX_DEPTH}")
             self._reading.append(name)
             self._read[name] = Choice(tuple(self.parse(line) for line in self._lines(text, match)))
             self._reading.pop()
@@ -131,7 +132,7 @@ class Combinations:
     def _lines(self, text: str, match: re.Match[str]) -> list[str]:
         name = match["name"]
         if self.folder is None:
-            problem = f"wildcard {match[0]}: give the folder of its file, --wildcards DIR"
+            problem = f"wildcard {match[0]}: give the folder of the wildcard files with --wildcards DIR"
             raise fault(text, match.start(), problem)
         path = self.folder / f"{name}.txt"
         try:
@@ -144,7 +145,7 @@ class Combinations:
             raise fault(text, match.start(), f"wildcard {match[0]}: {path}: {reason}{hint}") from error
         values = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not values:
-            raise fault(text, match.start(), f"wildcard {match[0]}: {path} holds no values")
+            raise fault(text, match.start(), f"wildcard {match[0]}: {path} contains no values")
         return values
 
 
@@ -161,7 +162,7 @@ def _all(template: Template) -> list[str]:
 
 
 def _drawn(template: Template, numbers: random.Random) -> str:
-    """Draw one prompt; `random()` is what Python promises to keep the same from version to version."""
+    """Draw one prompt. Python guarantees only for `random()` that a seed's numbers stay the same."""
     words = []
     for place in template:
         if isinstance(place, Choice):

@@ -1,15 +1,15 @@
 r"""The syntax of the compel library (its doc/syntax.md).
 
-    word+  word--            1.1 times for each +, 0.9 times for each -
-    (a phrase)+  (a)1.3      the same for a phrase, or the number itself; "a phrase"+ too
-    (a (b)1.3)1.1            nested: the factors multiply
-    \( \) \" \\              the sign itself
-    ("a", "b").and()         contexts one after another; .and(1, 0.5) weighs them
-    ("a", "b").blend(1, 2)   the weighted mean of the contexts; no_normalize as last word: the weighted sum
+    word+  word--            a factor of 1.1 for each +, of 0.9 for each -
+    (a phrase)+  (a)1.3      the same for a phrase, or an explicit weight; also "a phrase"+
+    (a (b)1.3)1.1            nested: the weights multiply
+    \( \) \" \\              the literal character
+    ("a", "b").and()         concatenates the contexts; .and(1, 0.5) weights them
+    ("a", "b").blend(1, 2)   averages the contexts with weights; with no_normalize last: their weighted sum
 
-A sign of weight counts at the end of a word, and a bracket at its beginning: "a+b", "1 + 1" and "f(x)" are
-text. Different from compel, which reads an unbalanced bracket as text, this is an error with its position.
-`.swap()` changes the attention during sampling and is refused.
++ and - count only at the end of a word, and a bracket only at its beginning: "a+b", "1 + 1" and "f(x)" are
+text. Unlike in compel, which reads an unbalanced bracket as text, it is an error that reports its position.
+`.swap()` changes the attention during sampling and is not supported.
 """
 
 import math
@@ -29,7 +29,7 @@ WORD = re.compile(
     """,
     re.VERBOSE,
 )
-QUOTED = re.compile(r'"((?:\\.|[^"\\])*)"', re.DOTALL)       # not behind a letter: 5" is inches
+QUOTED = re.compile(r'"((?:\\.|[^"\\])*)"', re.DOTALL)       # not after a letter or digit: 5" is inches
 FACTOR = re.compile(r"\++|-+|\d*\.?\d+|")
 JOINED = re.compile(
     rf"""
@@ -48,9 +48,9 @@ class _Piece:
 
 
 def parse(text: str) -> Prompt:
-    """Read a prompt.
+    """Parse a prompt.
 
-    Raises: InputError naming the character that is wrong.
+    Raises: InputError with the position of the first error.
     """
     joined = JOINED.fullmatch(text)
     if joined is None:
@@ -64,7 +64,7 @@ def parse(text: str) -> Prompt:
 
 
 def _weights(text: str, joined: re.Match[str], count: int, normalised: bool) -> tuple[float, ...]:
-    """Return what `.and(...)` or `.blend(...)` was called with: nothing, or one number a clause."""
+    """Return the arguments of `.and(...)` or `.blend(...)`, one weight per clause; by default 1."""
     words = [word.strip() for word in joined["with"].split(",") if word.strip()]
     if normalised and "no_normalize" in words:
         normalised = False
@@ -85,7 +85,7 @@ def _weights(text: str, joined: re.Match[str], count: int, normalised: bool) -> 
 
 
 def _part(whole: str, text: str, offset: int) -> Part:
-    """Read one text without methods, which stands at `offset` of the whole prompt."""
+    """Parse one text without methods, which starts at `offset` of the whole prompt."""
     if method := METHOD.search(text):
         raise fault(whole, offset + method.start(), _about(method[1]))
     pieces: list[_Piece] = []
@@ -104,7 +104,7 @@ def _part(whole: str, text: str, offset: int) -> Part:
             position += 1
         elif sign == ")":
             if not opened:
-                problem = r"')' closes nothing; open it, or write \) for the sign itself"
+                problem = r"')' has no opening bracket; add one, or write \) for the character itself"
                 raise fault(whole, offset + position, problem)
             factor, position = _factor(text, position + 1)
             for piece in pieces[opened.pop()[1] :]:
@@ -120,24 +120,24 @@ def _part(whole: str, text: str, offset: int) -> Part:
         elif word := WORD.match(text, position):
             position = word.end()
             pieces.append(_weighted(word))
-        else:  # a comma, a quotation mark without partner, a letter before a bracket with spaces in it
+        else:  # a comma, a single quotation mark, or a letter before a bracket that contains spaces
             position += 1
             pieces.append(_Piece(text[start:position], 1.0))
     if opened:
-        problem = r"'(' is never closed; close it, or write \( for the sign itself"
+        problem = r"'(' is never closed; close it, or write \( for the character itself"
         raise fault(whole, offset + opened[-1][0], problem)
     return merged(Fragment(piece.text, piece.weight) for piece in pieces)
 
 
 def _weighted(word: re.Match[str]) -> _Piece:
-    """Return a word and what its signs mean; signs alone are a word."""
+    """Return a word with the weight of its signs; signs alone are a word."""
     if set(word["word"]) <= {"+", "-"}:
         return _Piece(word[0], 1.0)
     return _Piece(_unescaped(word["word"]), _power(word["signs"] or ""))
 
 
 def _factor(text: str, position: int) -> tuple[float, int]:
-    """Return the weight written at `position`, 1 without one, and where the text goes on."""
+    """Return the weight written at `position`, or 1, and the position after it."""
     match = FACTOR.match(text, position)
     word = match[0]
     return (_power(word) if word[:1] in ("", "+", "-") else float(word)), match.end()
@@ -153,5 +153,5 @@ def _unescaped(text: str) -> str:
 
 def _about(method: str) -> str:
     if method == "swap":
-        return ".swap() is not supported, it changes the attention; expected weights, .and() or .blend()"
-    return f'.{method}() joins whole texts; expected ("one text", "another").{method}() and nothing else'
+        return ".swap() is not supported because it changes the attention; use weights, .and() or .blend()"
+    return f'.{method}() joins whole prompts; expected only ("one text", "another").{method}()'

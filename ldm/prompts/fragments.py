@@ -1,7 +1,7 @@
-"""What every syntax is read into.
+"""The data structure that every prompt syntax is parsed into.
 
-    Prompt      clauses joined by "and" (put one after another) or "blend" (added up), each with a weight
-    clause      parts, where a break begins a new part and with it a new chunk
+    Prompt      clauses joined by "and" (contexts concatenated) or "blend" (contexts summed), with weights
+    clause      parts; a break starts a new part, and with it a new chunk
     part        fragments
     Fragment    a text and the weight of its tokens
 """
@@ -16,7 +16,7 @@ SHOWN = 40
 
 @dataclass(frozen=True)
 class Fragment:
-    """A text whose tokens all have one weight."""
+    """A text whose tokens all have the same weight."""
 
     text: str
     weight: float = 1.0
@@ -28,12 +28,12 @@ Clause = tuple[Part, ...]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt that has been read.
+    """A parsed prompt.
 
     Args:
-        clauses: at least one, and only that one but in compel's `.and()` and `.blend()`.
-        weights: one a clause.
-        blend: the clauses' contexts are added up, times their weights; else they follow each other.
+        clauses: one, or several with compel's `.and()` and `.blend()`.
+        weights: one per clause.
+        blend: sum the clauses' contexts, multiplied by their weights, instead of concatenating them.
     """
 
     clauses: tuple[Clause, ...]
@@ -46,7 +46,7 @@ class Prompt:
 
 
 def merged(fragments: Iterable[Fragment], between: str = "") -> Part:
-    """Join neighbours of equal weight, `between` put between their texts; leave out what has no text."""
+    """Join neighbours of equal weight with `between`, and drop empty fragments."""
     part: list[Fragment] = []
     for fragment in fragments:
         if not fragment.text:
@@ -58,10 +58,10 @@ def merged(fragments: Iterable[Fragment], between: str = "") -> Part:
 
 
 def preview(text: str) -> str:
-    """Return the text in quotes, shortened, on one line."""
+    """Return the text quoted and shortened to one line."""
     return repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
 
 
 def fault(text: str, position: int, problem: str) -> InputError:
-    """Return the error for what is wrong at text[position:]; people count from 1."""
+    """Return the error for a problem at text[position]; the message counts characters from 1."""
     return InputError(f"prompt {preview(text)}, character {position + 1}: {problem}")

@@ -1,4 +1,4 @@
-"""No syntax: every sign is text, as in the published scripts."""
+"""No syntax: every character is text, as in the reference scripts."""
 
 from ldm.prompts.fragments import Fragment, Prompt, merged
 

@@ -1,4 +1,4 @@
-"""The syntaxes by name."""
+"""The prompt syntaxes by name."""
 
 import math
 
@@ -10,9 +10,9 @@ SYNTAXES = {"plain": plain.parse, "a1111": a1111.parse, "compel": compel.parse}
 
 
 def parse(text: str, syntax: str) -> Prompt:
-    """Read a prompt in the syntax of that name.
+    """Parse a prompt in the given syntax.
 
-    Raises: InputError for an unknown syntax, what the syntax does not allow, or a weight beyond all numbers.
+    Raises: InputError for an unknown syntax, a syntax error, or an infinite weight.
     """
     if syntax not in SYNTAXES:
         raise InputError(f"prompt syntax {syntax!r}; expected one of {', '.join(SYNTAXES)}")

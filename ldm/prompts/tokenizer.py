@@ -1,11 +1,11 @@
 """CLIP's tokenizer: byte-level byte-pair encoding of lower-cased text (arXiv 1508.07909; 2103.00020, 2.4).
 
-    text -> clean: mojibake mended, HTML entities read twice, white space to single blanks, lower case
-         -> words: endings such as 's, runs of letters, single digits, runs of other signs
-         -> a word's UTF-8 bytes, each written as one visible character, the last with the mark </w>
-         -> of all neighbours the pair that the merges list first becomes one symbol, until none is listed
+    text -> clean: fix mojibake, unescape HTML entities twice, collapse white space, lower case
+         -> words: contractions such as 's, runs of letters, single digits, runs of other characters
+         -> the UTF-8 bytes of a word, each as one visible character, the last one marked with </w>
+         -> merge the pair of neighbours that comes first in the list of merges, until none is listed
 
-Ids count the vocabulary through: 256 bytes, 256 bytes that end a word, one for each merge, start, end.
+The vocabulary is numbered in this order: 256 bytes, 256 bytes that end a word, the merges, start, end.
 """
 
 import gzip
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 START, END = "<start_of_text>", "<end_of_text>"
 END_OF_WORD = "</w>"
-MAX_MERGES = 49_152 - 256 - 2       # the lines that CLIP reads of its longer file
-MAX_CACHED = 100_000                # words whose ids are remembered
+MAX_MERGES = 49_152 - 256 - 2       # CLIP reads only this many lines of its file
+MAX_CACHED = 100_000                # words whose ids are cached
 
 WORDS = regex.compile(
     rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE
@@ -40,11 +40,11 @@ class Tokenizer:
     """Text -> token ids.
 
     Args:
-        bpe_path: merges, gzipped, one pair a line below a line of heading; None: CLIP's own.
-        context_length: ids that a call returns for a text.
+        bpe_path: gzipped file of merges, one pair per line after a header line; None: CLIP's own.
+        context_length: number of ids that a call returns for a text.
 
     Raises:
-        ConfigError: `bpe_path` cannot be read as such.
+        ConfigError: `bpe_path` is not such a file.
     """
 
     def __init__(self, bpe_path: str | Path | None = None, context_length: int = 77) -> None:
@@ -64,7 +64,7 @@ class Tokenizer:
 
     @cached_property
     def decoder(self) -> dict[int, str]:
-        """The vocabulary the other way: id -> symbol."""
+        """The inverse vocabulary: id -> symbol."""
         return {i: symbol for symbol, i in self.encoder.items()}
 
     def encode(self, text: str) -> list[int]:
@@ -72,13 +72,13 @@ class Tokenizer:
         return [i for word in WORDS.findall(clean(text)) for i in self._ids(word)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids, with a blank behind every word; bytes that are no text become U+FFFD."""
+        """Return the text of ids, with a space after every word; invalid UTF-8 becomes U+FFFD."""
         letters = "".join(self.decoder[i] for i in ids)
         text = bytes(BYTE_OF[letter] for letter in letters).decode("utf-8", errors="replace")
         return text.replace(END_OF_WORD, " ")
 
     def __call__(self, texts: str | list[str], context_length: int | None = None) -> "Tensor":
-        """Return ids (b, context_length): start, text, end, then zeros; a long text is cut before the end."""
+        """Return ids (b, context_length): start, text, end, zeros; a long text is cut before the end."""
         import torch
 
         length = context_length or self.context_length
@@ -98,9 +98,9 @@ class Tokenizer:
         return self._known[word]
 
     def _merged(self, symbols: list[str]) -> list[str]:
-        """Merge neighbours, the pair of lowest rank first and everywhere, from left to right.
+        """Merge neighbours: the pair of lowest rank first, everywhere it occurs, from left to right.
 
-        A queue of pairs and links between the symbols left keep this at n log n for a word of n bytes.
+        With a priority queue of pairs and a linked list of symbols, a word of n bytes takes O(n log n).
         """
         length = len(symbols)
         before, after = list(range(-1, length - 1)), list(range(1, length + 1))
@@ -115,7 +115,7 @@ class Tokenizer:
             while queue and queue[0][0] == rank:
                 _, i = heappop(queue)
                 j = after[i]
-                if symbols[i] != first or j == length or symbols[j] != second:      # merged otherwise by now
+                if symbols[i] != first or j == length or symbols[j] != second:  # already merged with another
                     continue
                 symbols[i], symbols[j] = first + second, ""
                 after[i] = after[j]
@@ -133,18 +133,18 @@ class Tokenizer:
 
 
 def read_merges(path: str | Path) -> list[tuple[str, ...]]:
-    """Return the pairs of a gzipped file of merges, the first to be merged first."""
+    """Return the pairs of a gzipped file of merges, in order of rank."""
     try:
         with gzip.open(path) as file:
             lines = file.read().decode("utf-8").split("\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ConfigError(f"merges {path}: {error}; expected CLIP's gzipped text, a pair a line") from error
+        raise ConfigError(f"merges {path}: {error}; expected CLIP's gzipped file, a pair per line") from error
     return [tuple(line.split()) for line in lines[1 : 1 + MAX_MERGES]]
 
 
 def clean(text: str) -> str:
-    """Return `text` mended, without HTML entities, lower-cased, with single blanks for white space."""
-    if not text.isascii() or not text.isprintable() or "&" in text:     # else there is nothing to mend
+    """Fix the encoding of `text`, unescape HTML entities, collapse white space, and lower the case."""
+    if not text.isascii() or not text.isprintable() or "&" in text:     # else there is nothing to fix
         import ftfy
 
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
@@ -152,7 +152,7 @@ def clean(text: str) -> str:
 
 
 def _visible_bytes() -> dict[int, str]:
-    """Return a visible character for each byte: itself in Latin-1, or the next from U+0100 on."""
+    """Return a visible character for each byte: its Latin-1 character, or the next one from U+0100 on."""
     visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     others = [byte for byte in range(256) if byte not in visible]
     return {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(others)}

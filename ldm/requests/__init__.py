@@ -1,4 +1,4 @@
-"""Requests: what a user can ask for, one frozen dataclass a task, each option declared once as a field."""
+"""Requests: what a user can ask for. Each task has one frozen dataclass, and each option is one field."""
 
 import importlib
 from typing import Any
@@ -20,7 +20,7 @@ NAMES = {
     "unclip": "Unclip",
     "sample": "Sample",
 }
-"""name of a task, of its module here and of its script -> name of its request"""
+"""name of a task, of its module here and of its script -> class name of its request"""
 
 
 def find(task: str) -> type:
@@ -29,7 +29,7 @@ def find(task: str) -> type:
 
 
 def __getattr__(name: str) -> Any:
-    """Import a request when it is first used: a script needs one of them."""
+    """Import a request class when it is first used, because a script needs only one of them."""
     for task, found in NAMES.items():
         if found == name:
             return find(task)

@@ -6,12 +6,13 @@ from ldm.requests.groups import Guidance, Memory, Messages, Model, Output, Rando
 
 
 class Request(Guidance, Randomness, Memory, Model, Output, Messages):
-    """What can be asked for; the options that every task has.
+    """The base of all requests, with the options that every task has.
 
-    Build one by keyword, by `ldm.requests.build` from a mapping, or on a command line. All values are checked
-    when it is made, and it never changes: `dataclasses.replace` makes another one.
+    Create a request with keyword arguments, from a mapping with `ldm.requests.build`, or from a command line.
+    Its values are checked on creation. It is immutable; `dataclasses.replace` returns a changed copy.
 
-    Raises: InputError naming the option.
+    Raises:
+        InputError: a value is invalid; the text names the option.
     """
 
     def __post_init__(self) -> None:

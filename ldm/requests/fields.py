@@ -2,11 +2,11 @@
 
     steps: int | None = option(None, "--steps", low=1, usual=50, help="sampling steps")
 
-From this one line follow the flag (`ldm.cli.flags`), its help and bounds, the key of a job line and of the
-image metadata (`record`, `from_record`), and the component of a form (`form`). A request is a dataclass whose
-bases are groups of options: its values are flat, `request.steps`.
+This line defines the flag (`ldm.cli.flags`) with its help and bounds, the key in a job line and in image
+metadata (`record`, `build`), and the component of a form (`form`). A request is a dataclass whose bases are
+groups of options; its values are flat, `request.steps`.
 
-A default of None means "the model's own", which `ldm.requests.resolved` fills in: what the model recommends,
+A default of None means "the model's own": `ldm.requests.resolving` fills in what the model recommends, or
 else `usual`.
 """
 
@@ -26,21 +26,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Option:
-    """What a field means to a user.
+    """The declaration of a field: how users see and set it.
 
     Args:
-        flags: on the command line, the first one names the option; empty if it has none.
-        help: one sentence; the default is appended.
-        metavar: what stands for the value in --help.
-        low, high: bounds of a number, both included.
+        flags: flags on the command line, of which the first names the option; empty if it has none.
+        help: one sentence, to which the default is appended.
+        metavar: placeholder of the value in --help.
+        low, high: inclusive bounds of a number.
         read: converts text or a typed value to the field's value; raises ValueError or InputError.
         words: the flag takes several words, and `read` gets them as a list.
-        bare: the value of the flag without a word; None if it needs one.
-        usual: the value of a None that the model has no recommendation for.
-        default: the default in words; None is the value itself, "" is nothing.
-        changes_image: False if two values give the same images, so that it may change on resume.
-        is_file: the value names a file or folder to read.
-        section: (title, note) of the options in --help and in forms; None is that of the group.
+        bare: value of the flag if no word follows; None if a word is required.
+        usual: replaces None if the model recommends no value.
+        default: text for the default in --help; None shows the value, "" shows nothing.
+        changes_image: False if the option does not affect the images, so that it may change on resume.
+        is_file: the value is the path of a file or folder to read.
+        section: (title, note) of the section in --help and in forms; None is that of the group.
     """
 
     flags: tuple[str, ...]
@@ -60,7 +60,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Field:
-    """An option of a request class: its declaration and what its annotation says."""
+    """An option of a request class: its declaration and the content of its annotation."""
 
     name: str
     option: Option
@@ -77,9 +77,10 @@ class Field:
         return self.option.flags[0] if self.option.flags else self.name
 
     def read(self, value: Any) -> Any:
-        """Return the value of text, of JSON, or of Python; None stays None where that is allowed.
+        """Return the field's value for text, a JSON value or a Python value; None stays None if allowed.
 
-        Raises: InputError, which says what was given and what was expected, without the option's name.
+        Raises:
+            InputError: the value is invalid; the text does not contain the option's name.
         """
         if value is None and (self.may_be_none or self.kind is Any):
             return None
@@ -107,27 +108,28 @@ class Field:
 
 
 def option(default: Any, *flags: str, help: str, **about: Any) -> Any:
-    """Declare a field that is an option; `about` are the other fields of `Option`, but `default` in words.
+    """Declare a field as an option.
 
     Args:
-        default_text: `Option.default`.
+        default: value of the field.
+        about: other arguments of `Option`, with `default_text` for `Option.default`.
     """
     words = about.pop("default_text", None)
     return field(default=default, metadata={"option": Option(flags, help, default=words, **about)})
 
 
 def request(**defaults: Any) -> Callable[[type[T]], type[T]]:
-    """Make a class a request: a frozen dataclass of its own options and those of its bases, all by keyword.
+    """Turn a class into a request: a frozen, keyword-only dataclass of its own and its bases' options.
 
-    The bases are groups of options, plain classes whose SECTION is their (title, note). `defaults` take the
-    place of theirs. Where a group's default is None, "the model's own", it stays None, and the new value is
-    what `Option.usual` was.
+    The bases are groups of options: plain classes whose SECTION is their (title, note). `defaults` replace
+    their defaults. If a group's default is None, "the model's own", it stays None and the new value replaces
+    `Option.usual`.
     """
 
     def decorate(cls: type[T]) -> type[T]:
         first, *others = cls.__mro__[1:]
         annotations, fields = {}, {}
-        for owner in (first, cls, *others):  # the order of --help
+        for owner in (first, cls, *others):  # in the order of --help
             for name, hint in vars(owner).get("__annotations__", {}).items():
                 if name in annotations:
                     continue
@@ -159,7 +161,7 @@ def names_of(group: type) -> tuple[str, ...]:
 
 
 def _kind(hint: Any) -> tuple[type, bool, tuple[str, ...], bool]:
-    """Return (type of one value, whether there are several, the choices, whether None is allowed)."""
+    """Return (type of one value, whether it is a tuple, the choices, whether None is allowed)."""
     if get_origin(hint) in (typing.Union, types.UnionType):
         others = [each for each in get_args(hint) if each is not type(None)]
         kind, many, choices, _ = _kind(others[0])
@@ -173,9 +175,10 @@ def _kind(hint: Any) -> tuple[type, bool, tuple[str, ...], bool]:
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Return the request of some values, text or typed; what is not given has its default.
+    """Return a request with the given values, text or typed; others have their defaults.
 
-    Raises: InputError for an unknown name, with the nearest one, or a value out of bounds.
+    Raises:
+        InputError: a name is unknown (the text suggests the closest), or a value is invalid.
     """
     fields = fields_of(cls)
     for name in values:
@@ -185,9 +188,9 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def record(request: Any, whole: bool = False) -> dict[str, Any]:
-    """Return the options of a request that differ from their defaults, as JSON values; `whole`: all options.
+    """Return the options of a request that differ from their defaults as JSON values; `whole`: all options.
 
-    An image that was read from a file is its path. `build` makes an equal request of it.
+    Images read from files are recorded as paths. `build` turns the record into an equal request.
     """
     found = {}
     for name, each in fields_of(type(request)).items():
@@ -204,7 +207,7 @@ def _plain(value: Any) -> Any:
 
 
 def form(cls: type) -> Iterator[dict[str, Any]]:
-    """Yield what a web form needs to know of each option that has a flag."""
+    """Yield a description of each option that has a flag, for a web form."""
     for name, each in fields_of(cls).items():
         about = each.option
         if not about.flags:
@@ -245,7 +248,7 @@ def choice(value: Any, choices: tuple[str, ...]) -> str:
 
 
 def boolean(value: Any) -> bool:
-    """Return true or false, of a bool or its name."""
+    """Return a bool, or the bool that "true" or "false" names."""
     named = {"true": True, "false": False}.get(str(value).lower())
     if named is None:
         raise InputError(f"got {value!r}, expected true or false")
@@ -290,7 +293,7 @@ def number(low: float | None = None, high: float | None = None) -> Callable[[Any
 
 
 def text(value: Any) -> str:
-    """Return text, or the text of a path; it must be valid Unicode."""
+    """Return text, or a path as text."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if not isinstance(value, str):

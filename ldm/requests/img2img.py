@@ -17,9 +17,9 @@ class Img2Img(Prompts, Sampling, PromptSyntax, Control, Request):
     fit: Literal["exact", "crop", "pad", "stretch"] | None = option(
         None, "--fit", section=("size", "by default the image keeps its size"),
         default_text="exact; crop with --H or --W",
-        help="how --init-img is fitted to --H x --W, or else to a size that the model takes. crop: cut out "
+        help="how to fit --init-img to --H x --W, or else to a size that the model supports. crop: cut out "
         "the middle; pad: extend by mirroring; stretch: ignore the aspect ratio, as the reference script "
-        "does; exact: keep it",
+        "does; exact: keep the size",
     )  # fmt: skip
     height: int | None = pixels(
         "--H", section=("size", ""), default_text="the image's, or in proportion to --W",

@@ -23,7 +23,7 @@ class Inpaint(Prompts, Sampling, PromptSyntax, Control, Request):
     )
     mask: Any = option(
         None, "--mask", metavar="FILE", is_file=True, default_text="",
-        help="an image of the same size: white is repainted, black is kept, grey is a mixture",
+        help="mask image of the same size: white is repainted, black is kept, grey is a mixture",
     )  # fmt: skip
     invert_mask: bool = option(False, "--invert-mask", help="repaint black and keep white")
     mask_grow: int = option(
@@ -37,8 +37,8 @@ class Inpaint(Prompts, Sampling, PromptSyntax, Control, Request):
     only_masked: int | None = option(
         None, "--only-masked", metavar="PAD", low=0, high=MAX_SIDE,
         default_text="the whole image at its own size",
-        help="repaint the mask with PAD pixels around it at the model's own size: for small parts of large "
-        "images",
+        help="crop the mask with PAD pixels around it and repaint it at the model's own size, for small "
+        "parts of large images",
     )  # fmt: skip
     no_match_border: bool = option(
         False, "--no-match-border", default_text="the colours are matched along the border of the mask",

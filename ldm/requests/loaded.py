@@ -1,4 +1,4 @@
-"""What a request holds once its files are read."""
+"""The input files of a request, once they are read."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,14 +9,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class InputArray:
-    """An image, a mask, a depth map or latents, and where they came from. Two are equal by their digest.
+    """An image, a mask, a depth map or latents, and the file they came from.
+
+    Two are equal if their digests are.
 
     Args:
-        values: an image (h, w, 3 or 4) uint8; a mask (h, w) float32, 1 where to repaint; inverse depth
-            (h, w) float32; latents (n, c, h, w) as a torch.Tensor.
-        sha256: of the file, or of the values where there is none.
-        file: as it was given; None for values from memory.
-        about: what else is known, such as the size of the image that latents are of.
+        values: an image (h, w, 3 or 4) uint8; a mask (h, w) float32, 1 to repaint; inverse depth (h, w)
+            float32; latents (n, c, h, w) as a torch.Tensor.
+        sha256: of the file, or of the values if there is no file.
+        file: path as it was given; None for values from memory.
+        about: further information, such as the image size that latents belong to.
     """
 
     values: "np.ndarray | Any"

@@ -1,6 +1,6 @@
-"""Readers of values that are more than a number or a word, from text, as on a command line, or typed.
+"""Readers of values that are more than a number or a word, from text or from typed values.
 
-Each returns the value or raises InputError with what was given and what is expected.
+Each returns the value, or raises InputError with the given and the expected value.
 """
 
 import math
@@ -19,7 +19,7 @@ def seed(value: Any) -> int:
     try:
         return integer(0, MAX_SEED)(value)
     except InputError as error:
-        raise InputError(f"{error}; none of them is random: choose any, such as 7") from None
+        raise InputError(f"{error}; no value means random: choose any seed, such as 7") from None
 
 
 def combinations(value: Any) -> str | tuple[str, int]:
@@ -51,28 +51,30 @@ def percentile(value: Any) -> float:
     """Return a percentile as a fraction of 1."""
     found = _float(value)
     if not 0 < found <= 1:
-        raise InputError(f"got {value!r}, expected a number above 0, to 1, such as 0.995")
+        raise InputError(f"got {value!r}, expected a number above 0 and at most 1, such as 0.995")
     return found
 
 
 def enlargement(value: Any) -> float:
-    """Return a factor above 1, to 4."""
+    """Return a factor above 1 and at most 4."""
     found = _float(value)
     if not 1 < found <= 4:
-        raise InputError(f"got {value!r}, expected a number above 1, to 4, such as 1.5")
+        raise InputError(f"got {value!r}, expected a number above 1 and at most 4, such as 1.5")
     return found
 
 
 def size_in_bytes(value: Any) -> int | None:
-    """Return 8GB, 6.5GiB or 900M as bytes, auto as None; a number is bytes already."""
+    """Return 8GB, 6.5GiB or 900M as bytes, and auto as None; a number is in bytes."""
     if value == "auto":
         return None
     if isinstance(value, int):
         return integer(1)(value)
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)", str(value).strip().lower())
-    if found is None or not float(found[1]):
+    unit = 1024 if found and found[3] else 1000
+    size = int(float(found[1]) * unit ** " kmgt".index(found[2] or " ")) if found else 0
+    if not size:
         raise InputError(f"got {value!r}, expected auto or a size such as 8GB or 900MB")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
+    return size
 
 
 def level_or_off(value: Any) -> int | str:
@@ -84,7 +86,7 @@ def level_or_off(value: Any) -> int | str:
 
 
 def sha256_digest(value: Any) -> str:
-    """Return a SHA-256 as hashing gives it."""
+    """Return a SHA-256 in lower-case hexadecimal."""
     digest = str(value).strip().lower()
     if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         raise InputError(f"got {value!r}, expected the 64 hexadecimal digits of a SHA-256")
@@ -92,7 +94,7 @@ def sha256_digest(value: Any) -> str:
 
 
 def strings(value: Any) -> tuple[str, ...]:
-    """Return prompts."""
+    """Return one or several prompts as a tuple."""
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):

@@ -1,6 +1,7 @@
-"""Fill in what a request leaves to the model and to the sampler.
+"""Fill in the options that a request leaves to the model and to the sampler.
 
-A resolved request has no option left that means "the model's own", so it says all that decides an image.
+No option of a resolved request means "the model's own" any more, so it contains everything that decides an
+image.
 """
 
 from collections.abc import Mapping
@@ -12,21 +13,23 @@ from ldm.requests.base import Request
 from ldm.requests.fields import fields_of
 from ldm.requests.groups import Size
 
+MIX_NOISE_LEVEL = 50  # of the reference page
+
 R = TypeVar("R", bound=Request)
 
 REFERENCE = "reference"
-"""the schedule that stands for the times of the reference scripts, which may be more than the steps"""
+"""the schedule with the times of the reference scripts, of which there may be more than --steps"""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What requests are resolved with.
+    """The properties of a model that requests are resolved with.
 
     Args:
-        native_size: side in pixels of the images that the model is made for.
-        training_size: the same, where the weights themselves are known to be trained at another.
+        native_size: side in pixels of the images that the model is configured for.
+        training_size: side in pixels that the weights were trained at, which may differ.
         latent_channels, latent_factor: channels of a latent, and pixels per latent.
-        defaults: options that the model's YAML recommends, for each task by name.
+        defaults: options that the model's YAML recommends, by task.
     """
 
     native_size: int
@@ -37,7 +40,7 @@ class ModelFacts:
 
 
 def resolved(request: R, facts: ModelFacts) -> R:
-    """Return the request with every default of the model's and of the sampler's in place.
+    """Return the request with all defaults of the model and of the sampler filled in.
 
     Raises: InputError for options that contradict each other, the sampler, or the model.
     """
@@ -59,15 +62,15 @@ def resolved(request: R, facts: ModelFacts) -> R:
 def sampler_options(request: Request) -> dict[str, Any]:
     """Return the sampler, its schedule and its eta, which do not depend on the model.
 
-    The default is ddim at the times of the reference scripts. A sampler that is named runs exactly as many
-    UNet evaluations as there are steps, unless the schedule is the reference's.
+    The default is ddim with the times of the reference scripts. A sampler that is given explicitly runs
+    exactly `steps` UNet evaluations, unless the schedule is "reference".
 
-    Raises: InputError for names that do not exist, or an eta or a schedule that the sampler cannot honour.
+    Raises: InputError for unknown names, or an eta or schedule that the sampler does not support.
     """
     from ldm.diffusion.spacing import check_spacing
     from ldm.samplers import find_sampler
 
-    row = find_sampler(request.sampler or "ddim")
+    row = find_sampler("ddim" if request.sampler is None else request.sampler)
     cls, schedule, eta = row.cls, request.schedule, request.eta
     if schedule is None:
         exact = cls.count_exact_spacing if request.sampler is not None else None
@@ -76,7 +79,7 @@ def sampler_options(request: Request) -> dict[str, Any]:
         check_spacing(schedule)
     elif cls.default_spacing is not None:
         raise InputError(
-            f"--schedule reference: the reference has no {row.name}; use it with ddim, plms or dpm"
+            f"--schedule reference: the reference has no {row.name} sampler; use it with ddim, plms or dpm"
         )
     if eta is None:
         eta = fields_of(type(request))["eta"].option.usual if row.name == "ddim" else cls.default_eta
@@ -88,7 +91,7 @@ def sampler_options(request: Request) -> dict[str, Any]:
 
 
 def _size(request: Request, facts: ModelFacts) -> dict[str, Any]:
-    """Return height and width where no image gives them; as in the reference, latents are H // f."""
+    """Return height and width of tasks without an input image; as in the reference, latents are H // f."""
     factor, own = request.latent_factor, facts.latent_factor
     if not isinstance(request, Size):
         if factor not in (None, own):
@@ -108,6 +111,10 @@ def _further(request: Request, facts: ModelFacts) -> dict[str, Any]:
         if request.hires_strength is None:
             found["hires_strength"] = {"pixel": 0.4, "latent": 0.65}[request.hires_mode]
         found["hires_steps"] = request.hires_steps or request.steps
+    if hasattr(request, "fit") and request.fit is None and request.latents is None:
+        found["fit"] = "crop" if request.height or request.width else "exact"
+    if getattr(request, "mix_noise_level", 0) is None and len(request.init_img) > 1:
+        found["mix_noise_level"] = MIX_NOISE_LEVEL
     if hasattr(request, "window"):
         found["window"] = request.window or facts.training_size
     return found

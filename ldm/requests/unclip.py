@@ -19,16 +19,16 @@ class Unclip(Prompts, Size, Sampling, PromptSyntax, Control, Request):
     width: int | None = pixels("--W", help="width of an image, any size", default_text="768; demo: 128")
     init_img: tuple[Any, ...] = option(
         (), "--init-img", metavar="FILE", words=True, is_file=True, default_text="",
-        help="one image or more, of any size; each is seen whole, squeezed to a square",
+        help="one or more images of any size; each is resized to a square for the image encoder",
     )  # fmt: skip
     image_weights: tuple[float, ...] | None = option(
         None, "--image-weights", metavar="W", words=True, default_text="all equal",
-        help="weight of each image, in their order; a negative one leads away from it",
+        help="weight of each image, in order; a negative weight leads away from the image",
     )  # fmt: skip
     noise_level: tuple[int, ...] = option(
         (0,), "--noise-level", metavar="N", words=True, low=0, high=999, default_text="0",
-        help="noise added to the image embedding: 0 stays close to the image, 999 ignores it; one for all "
-        "images, or one for each",
+        help="noise added to the image embedding: 0 stays close to the image, 999 ignores it; one value for "
+        "all images, or one for each",
     )  # fmt: skip
     mix_noise_level: int | str | None = option(
         None, "--mix-noise-level", metavar="N", read=level_or_off, default_text="50, as the reference",

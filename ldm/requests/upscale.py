@@ -18,11 +18,11 @@ class Upscale(Prompts, Sampling, PromptSyntax, Control, Request):
     init_img: Any = image("the small image, of any size")
     noise_level: int | None = option(
         None, "--noise-level", metavar="N", low=0, default_text="20",
-        help="noise added to the small image, 0 to the model's highest, 350 in the reference: more noise "
-        "lets the model invent more, against blur and artefacts",
+        help="noise added to the small image, 0 to the model's maximum (350 in the reference): with more "
+        "noise the model invents more detail and copies less blur and fewer artefacts",
     )  # fmt: skip
     faithful: Literal["on", "off"] | None = option(
         None, "--faithful", default_text="off, as the reference; on with tiles and with the demo model",
-        help="make the result agree with the small image when it is shrunk again, so that only detail is "
+        help="make the result equal the small image when it is reduced again, so that only detail is "
         "invented",
     )  # fmt: skip

@@ -126,7 +126,7 @@ def read_latents(path: str | Path) -> LatentsFile:
 
     path, record = Path(path), read_record(path)
     with one_line_errors(path):
-        tensors = read(path)
+        tensors, _ = read(path)
     latents = tensors.get("latents", next(iter(tensors.values())) if len(tensors) == 1 else None)
     if latents is None or not latents.is_floating_point() or latents.dim() not in (3, 4):
         raise InputError(

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from ldm.samplers import SAMPLERS
@@ -11,6 +12,7 @@ from ldm.samplers import SAMPLERS
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_the_errors_of_all_samplers_are_printed_and_drawn(tmp_path: Path):
     picture = tmp_path / "samplers.png"
     command = [sys.executable, str(ROOT / "benchmarks" / "samplers.py"), "--out", str(picture)]

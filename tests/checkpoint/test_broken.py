@@ -159,7 +159,7 @@ def test_archives_that_are_something_else(tmp_path):
         archive.writestr("a/data.pkl", b"\x80\x02}.")
         archive.writestr("b/data.pkl", b"\x80\x02}.")
     _fails(tmp_path / "c2.pt", DamagedCheckpointError, "outside its folder")
-    with pytest.warns(UserWarning, match="Duplicate"):
+    with pytest.warns(UserWarning):
         path = zip_with(b"\x80\x02}.", tmp_path / "d.pt", {"data.pkl": b"\x80\x02}."})
     _fails(path, DamagedCheckpointError, "repeated names")
     path = zip_with(b"\x80\x02}.", tmp_path / "d2.pt", {"DATA.PKL": b"\x80\x02}."})
@@ -223,6 +223,7 @@ NESTED = b"K\x01K\x01\x86q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"K\x01"
 GROWING = b"X\x04\x00\x00\x00abcdq\x00" + b"c_codecs\nencode\nh\x00X\x03\x00\x00\x00hex\x86Rq\x00" * 40
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("write", [zip_with, legacy_with])
 @pytest.mark.parametrize(
     "pickled, error_class, expected",

@@ -291,6 +291,7 @@ def test_a_pickle_in_a_folder_is_not_run(copied, tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [
     "v1-inference", "v2-inference-v", "v2-inpainting-inference", "v2-midas-inference", "x4-upscaling",
     "v2-1-stable-unclip-h-inference", "v2-1-stable-unclip-l-inference",

@@ -108,6 +108,7 @@ def test_missing_parts_are_named(layout):
     assert classify(alone).kind == "unet" and classify(alone).family == PUBLISHED[layout][0]
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("prefix", ["", "diffusion_model."])
 @pytest.mark.parametrize("layout", PUBLISHED)
 def test_parts_alone(layout, prefix):
@@ -142,6 +143,7 @@ def test_controlnet_files(layout):
     assert difference.variant == "difference" and difference.sentence().endswith("as a difference")
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("layout", PUBLISHED)
 def test_diffusers_folders_of_full_size(layout):
     """The same model in diffusers' names is recognised as the same."""

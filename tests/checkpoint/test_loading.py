@@ -233,6 +233,7 @@ def test_a_file_may_say_which_weights_it_holds(tmp_path, stored):
     fails(stored, tmp_path, "has no EMA", metadata={"sd.weights": "raw"}, weights="ema")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("key, value", [
     ("sd.prediction", "v"), ("modelspec.prediction_type", "v"), ("modelspec.prediction_type", "v_prediction"),
 ])

@@ -60,7 +60,7 @@ def no_waiting_for_the_disk(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_waiting_for_the_disk")
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tensors, st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3))
 def test_what_is_written_is_read_bit_for_bit(tmp_path, recipe, metadata):
     path = tmp_path / "a.safetensors"

@@ -14,6 +14,8 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 from tiny_models import tiny_config, tiny_model
 
+from ldm.jobs import opening
+
 HEIGHT, WIDTH = 21, 34  # of all good pictures, upright
 QUICK = ("--prompt", "a", "--steps", 2, "--n_samples", 1, "--scale", 1, "--no-grid", "--precision", "full")
 
@@ -63,12 +65,12 @@ def opened():
 
 @pytest.fixture(autouse=True)
 def _once(monkeypatch, opened):
-    from ldm.cli import run
+    original = opening.Models.open
 
-    original = run.open_model
-    monkeypatch.setattr(
-        run, "open_model", lambda args: opened.get(args.ckpt) or opened.setdefault(args.ckpt, original(args))
-    )
+    def open_once(self, request, watch):
+        return opened.get(request.ckpt) or opened.setdefault(request.ckpt, original(self, request, watch))
+
+    monkeypatch.setattr(opening.Models, "open", open_once)
 
 
 @pytest.fixture(autouse=True)

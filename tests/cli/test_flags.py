@@ -120,7 +120,7 @@ def test_guidance_is_off_unless_asked_for(cls):
         ("--guidance-interval", "0.1,0.2,0.3", "LOW,HIGH"),
         ("--guidance-interval", "nan,1", "LOW,HIGH"),
         ("--guidance-interval", "", "LOW,HIGH"),
-        ("--dynamic-threshold", "99.5", "got '99.5', expected a number above 0, to 1, such as 0.995"),
+        ("--dynamic-threshold", "99.5", "got '99.5', expected a number above 0 and at most 1, such as 0.995"),
         ("--dynamic-threshold", "0", "above 0"),
         ("--dynamic-threshold", "nan", "above 0"),
         ("--dynamic-threshold", "x", "above 0"),
@@ -233,7 +233,7 @@ def test_only_the_published_flags_give_the_published_step_counts(schedule, sampl
 
 
 def test_a_sampler_that_the_reference_does_not_have_has_no_reference_times():
-    with pytest.raises(InputError, match="the reference has no unipc; use it with ddim, plms or dpm"):
+    with pytest.raises(InputError, match="the reference has no unipc sampler; use it with ddim, plms or dpm"):
         sampler_options(Txt2Img(schedule="reference", sampler="unipc"))
 
 

@@ -87,7 +87,7 @@ def test_what_is_there_is_only_replaced_when_asked(run, models, tmp_path):
     flags = (*models[:2], "--alpha", 1, "--out", out)
     outcome = run("merge.py", *flags)
     assert outcome.code == 2
-    assert outcome.err == f"error: {out} exists; give another --out, or --overwrite\n"
+    assert outcome.err == f"error: {out} already exists; give another --out, or --overwrite\n"
     assert out.read_bytes() == b"old"
     assert run("merge.py", *flags, "--overwrite").code == 0
     b = torch.load(models[1], weights_only=True)["state_dict"]

@@ -46,6 +46,7 @@ def check(outcome, folder):
     assert bool(saved(folder)) == (outcome.code == 0)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("layer", [RESIDUAL, TEXT, DECODER])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_weights_that_overflow_give_a_picture(run, tmp_path, spoilt, layer, dtype):
@@ -73,6 +74,7 @@ def test_in_its_own_process(run_alone, tmp_path, spoilt):
     assert "warning: step 1 of 3: float16 gave NaN" in outcome.err
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layer, where", [(RESIDUAL, "step 1"), (TEXT, "prompts"), (DECODER, "decoding")])
 def test_where_float32_overflows_nothing_is_saved(run, tmp_path, spoilt, dtype, layer, where):

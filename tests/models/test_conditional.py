@@ -76,6 +76,7 @@ def diffusers_unet(ours: UNetModel, **settings) -> nn.Module:
     return given_to(theirs, "unet", "model.diffusion_model.", ours)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("label", "settings", "theirs"),
     [
@@ -114,6 +115,7 @@ X_T, T, CONTEXT = torch.randn(2, 4, 8, 16), torch.tensor([1, 981]), torch.randn(
 HINT = torch.rand(2, 3, 64, 128)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("pooling", [False, True])
 @pytest.mark.parametrize("guess_mode", [False, True])
 def test_controlnet_equals_diffusers(guess_mode: bool, pooling: bool):
@@ -368,7 +370,7 @@ def test_statistics_come_from_the_checkpoint_or_lie_beside_it(tmp_path: Path):
         return augmentor.data_mean[0], augmentor.data_std[0]
 
     save_file(weights, file)
-    with pytest.raises(CheckpointError, match="statistics.th: no such file.*put it beside the checkpoint"):
+    with pytest.raises(CheckpointError, match="statistics.th: no such file.*put it next to the checkpoint"):
         statistics(named)
     torch.testing.assert_close(statistics(unclip_node()), (torch.zeros(12), torch.ones(12)))
     torch.save((mean, std), tmp_path / "statistics.th")

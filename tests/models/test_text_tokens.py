@@ -42,7 +42,7 @@ def test_a_block_that_was_not_in_the_file_is_not_used(tmp_path):
     for name in tower.unused_parameters():
         tower.get_parameter(name).zero_()  # what loading does
     tower.check_clip_skip(2)
-    with pytest.raises(InputError, match="clip skip 1 takes a block .* lacks; expected 2 or more"):
+    with pytest.raises(InputError, match="clip skip 1 needs a block .* does not contain; expected 2 or more"):
         tower.check_clip_skip(1)
 
 

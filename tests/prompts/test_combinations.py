@@ -67,13 +67,13 @@ def test_wildcards(folder, text, prompts):
     ("text", "says"),
     [
         ("a {b|c", r"character 3: '{' is never closed"),
-        ("a} b", r"character 2: '}' closes nothing"),
+        ("a} b", r"character 2: '}' has no opening brace"),
         ("{2$$a|b}", "character 2: '2$$' is not supported"),
         ("{0.5::a|b}", "character 2: '0.5::' is not supported"),
-        ("{" * 60 + "a" + "}" * 60, "character 51: braces in braces, deeper than 50"),
+        ("{" * 60 + "a" + "}" * 60, "character 51: braces are nested deeper than 50"),
         ("{a|b}" * 40, f"1,099,511,627,776 prompts; expected at most {MAX_PROMPTS:,}"),
         ("a __color__", "No such file or directory; did you mean __colour__?"),
-        ("__empty__", "holds no values"),
+        ("__empty__", "contains no values"),
         ("__one__", "in a circle: one -> two -> one"),
         ("__bytes__", "not UTF-8"),
     ],
@@ -84,7 +84,7 @@ def test_bad_templates_are_named_with_their_place(folder, text, says):
 
 
 def test_wildcards_need_a_folder(tmp_path):
-    with pytest.raises(InputError, match="give the folder of its file, --wildcards DIR"):
+    with pytest.raises(InputError, match="give the folder of the wildcard files with --wildcards DIR"):
         Combinations().all("__colour__")
     with pytest.raises(InputError, match="no folder"):
         Combinations(tmp_path / "nowhere")

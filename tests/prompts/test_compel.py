@@ -61,6 +61,7 @@ def test_words_and_weights_are_the_librarys(text):
     assert words(compel.parse(text).fragments()) == words(theirs.children)
 
 
+@pytest.mark.few(18)
 @pytest.mark.parametrize("text", [*PROMPTS, *JOINED])
 def test_contexts_are_the_librarys(model, transformers_text, text):
     from compel import Compel
@@ -87,10 +88,10 @@ def test_long_prompts_are_the_librarys(model, transformers_text):
     [
         ("a (b", "character 3: '(' is never closed"),
         ("((a)", "character 1: '(' is never closed"),
-        ("b) c", "character 2: ')' closes nothing"),
+        ("b) c", "character 2: ')' has no opening bracket"),
         ("cat.swap(dog)", "character 4: .swap() is not supported"),
-        ('x ("a","b").and()', "character 12: .and() joins whole texts"),
-        ('("a", "b) c").and()', "character 9: ')' closes nothing"),
+        ('x ("a","b").and()', "character 12: .and() joins whole prompts"),
+        ('("a", "b) c").and()', "character 9: ')' has no opening bracket"),
         ('("a","b").blend(1)', "got '1', expected 2 numbers"),
         ('("a","b").and(1, x)', "expected 2 numbers"),
         ('("a","b").blend(1, inf)', "expected 2 numbers"),

@@ -111,6 +111,7 @@ def test_a1111_chunks_end_behind_a_comma(model, transformers_text):
     torch.testing.assert_close(contexts, expected, atol=5e-6, rtol=1e-5)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("syntax", "text"), [("a1111", "(red:1.9) [cat]"), ("compel", "(red)0 (cat)0.001 dog+")]
 )

@@ -112,5 +112,5 @@ def test_what_holds_no_merges_is_one_clear_error(tmp_path, content):
     path = tmp_path / "merges.gz"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"merges .*merges\.gz: .*; expected CLIP's gzipped text"):
+    with pytest.raises(ConfigError, match=r"merges .*merges\.gz: .*; expected CLIP's gzipped file"):
         Tokenizer(path)

@@ -38,6 +38,7 @@ def run(sampler, case: Case):
     )
 
 
+@pytest.mark.few(5)
 @by_name("sampler_ddim", "sampler_plms")
 def test_table_samplers_give_every_intermediate_of_the_reference(case: Case):
     cls = DDIMSampler if case.kind == "sampler_ddim" else PLMSSampler
@@ -50,6 +51,7 @@ def test_table_samplers_give_every_intermediate_of_the_reference(case: Case):
     case.check("final", final)
 
 
+@pytest.mark.few(2)
 @by_name("sampler_dpm")
 def test_dpm_solver_asks_the_network_what_the_reference_asks(case: Case):
     model = bare_model(case)

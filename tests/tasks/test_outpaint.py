@@ -129,6 +129,7 @@ def test_a_latent_with_any_new_pixel_is_painted():
     assert (seen[..., 36:] == 1).all() and (seen[..., :36] == 0).all()  # (12 + 37) // 8 * 8 - 12
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rng", ["per-image", "gpu-philox"])
 def test_a_picture_of_several_windows_is_the_same_alone_and_in_a_batch(model, rng):
     settings = Settings("euler_a", 2, rng=rng, exact=True)
@@ -157,6 +158,7 @@ def test_no_two_windows_begin_with_the_same_noise(models, rng):
         assert not torch.allclose(one, other, atol=1e-2)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("rng", ["reference", "per-image"])
 @pytest.mark.parametrize("stop", [2, 8, 9, 17])
 def test_a_run_stopped_in_any_window_goes_on_exactly(model, tmp_path, rng, stop):
