@@ -16,11 +16,11 @@ from ldm.jobs.opening import Models, OpenedModel, facts_of, hint_at_size
 from ldm.jobs.record import run_record
 from ldm.jobs.resume import Resumed, batches_left, command_to_resume, decoded_record
 from ldm.jobs.saving import Saving
-from ldm.jobs.signals import heeding_signals, stop_asked
 from ldm.jobs.watch import SILENT, Watch
 from ldm.requests import Request
 from ldm.requests.groups import Size
 from ldm.requests.resolving import resolved
+from ldm.signals import heeding_signals, stop_asked
 
 if TYPE_CHECKING:
     from ldm.models.latent_diffusion import LatentDiffusion
@@ -86,7 +86,7 @@ def execute(
     loaded = load_inputs(replace(request, prompts=_prompts(request, resume)))
     if resume is not None:
         resume.check(loaded)
-    opened = (models or Models()).open(request, watch)
+    opened = (models or Models()).open(request, watch, any_kind=_decodes(resume))
     if resume is not None:
         resume.check_model(opened)
     batches = _batches(loaded, opened, watch, resume, saving)
@@ -114,6 +114,11 @@ def execute(
     return Done(request, saving.saved, saving.run)
 
 
+def _decodes(resume: Resumed | None) -> bool:
+    """Return whether only the latents of a finished image are decoded."""
+    return resume is not None and resume.is_finished
+
+
 def _prompts(request: Request, resume: Resumed | None) -> tuple[str, ...]:
     """Return the prompts of the run that is resumed; its prompt file may have changed since."""
     if resume is None:
@@ -128,7 +133,7 @@ def _batches(
     from ldm.tasks.decode import decode_latents
     from ldm.tasks.generate import generate as run
 
-    if resume is not None and resume.is_finished:
+    if _decodes(resume):
         return decode_latents(opened.model, resume.file, opened.dtype)
     request = resolved(loaded, opened.facts)
     _log_hints(request, opened)
@@ -139,7 +144,7 @@ def _batches(
 def _record(
     request: Request, loaded: Request, opened: OpenedModel, resume: Resumed | None
 ) -> dict[str, Any]:
-    if resume is not None and resume.is_finished:
+    if _decodes(resume):
         return decoded_record(resume.file, opened)
     return run_record(request, resolved(loaded, opened.facts), opened)
 

@@ -110,8 +110,11 @@ class DDIMInversion(Sampler):
     from the time of x_t, which is tau_{i-1}, or 0 in the first step.
 
     Args:
-        asked: the time that the UNet gets: "before", that of x_t; "row", tau_i, as in ControlNet's code; or
-            "index", i, as in the reference.
+        asked: the time that the UNet gets: "before", that of x_t; "row", tau_i, as in ControlNet's code and
+            as DDIM on the way back; or "index", i, as in the reference, which only eps-models understand.
+
+    Raises:
+        InputError: `asked` is none of these.
     """
 
     def __init__(
@@ -126,6 +129,8 @@ class DDIMInversion(Sampler):
         times, self.table = _times_and_table(schedule, num_steps, spacing, published, 0.0)
         kind, rows = type(times[0]), times[::-1]
         choices = {"before": [kind(0), *rows[:-1]], "row": rows, "index": range(len(rows))}
+        if asked not in choices:
+            raise InputError(f"times {asked!r} of an inversion: expected {', '.join(choices)}")
         super().__init__(schedule, choices[asked])
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:

@@ -529,18 +529,19 @@ class DDIMSampler(_TableSampler):
         """Invert `t_enc` steps: from clean latents to the noise they came from.
 
         Args:
-            times: "reference" passes the network the times that the reference passes it, which are not those
-                of the latents; "exact" passes it those, and comes back nearer to `x0` in `decode`. None is
-                "reference" for a model that predicts eps, and "exact" for others, which the reference
-                cannot invert.
+            times: what the network is passed as the time, "index", "row" or "before", see DDIMInversion. None
+                is what the reference passes, "index" (and "row" in `cldm.ddim_hacked`), for a model that
+                predicts eps; for others, which the reference cannot invert, it is "before". With "index"
+                `decode` does not come back to `x0`; the two others are about as exact as each other.
 
         Returns:
             The noisy latents, and {"x_encoded", "intermediate_steps"} with, when `return_intermediates` is a
             number of them, "intermediates".
         """
         table = self._steps(use_original_steps)
-        asked = self._inversion_times(times)
-        inversion = DDIMInversion(self.schedule, table.num_steps, published=table.published, asked=asked)
+        if times is None:
+            times = self.inversion_times if self.model.parameterization == "eps" else "before"
+        inversion = DDIMInversion(self.schedule, table.num_steps, published=table.published, asked=times)
         if not 0 <= t_enc <= len(inversion):
             raise InputError(f"t_enc is {t_enc}: expected 0 to {len(inversion)} sampling steps")
         every = max(1, t_enc // return_intermediates) if return_intermediates else 0
@@ -555,17 +556,6 @@ class DDIMSampler(_TableSampler):
                 callback(step.i)
         out: dict[str, Any] = {"x_encoded": x_t, "intermediate_steps": at}
         return x_t, out | ({"intermediates": kept} if return_intermediates else {})
-
-    def _inversion_times(self, times: str | None) -> str:
-        predicts_eps = self.model.parameterization == "eps"
-        if times not in (None, "reference", "exact"):
-            raise InputError(f"times {times!r}: expected reference or exact")
-        if times == "reference" and not predicts_eps:
-            raise InputError(
-                f"times 'reference' with a model that predicts {self.model.parameterization}: the reference "
-                "takes its output for eps; expected 'exact'"
-            )
-        return self.inversion_times if predicts_eps and times != "exact" else "before"
 
 
 class _SeparateCalls(ClassifierFreeGuidance):

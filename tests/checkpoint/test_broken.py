@@ -159,7 +159,7 @@ def test_archives_that_are_something_else(tmp_path):
         archive.writestr("a/data.pkl", b"\x80\x02}.")
         archive.writestr("b/data.pkl", b"\x80\x02}.")
     _fails(tmp_path / "c2.pt", DamagedCheckpointError, "outside its folder")
-    with pytest.warns(UserWarning, match="Duplicate"):
+    with pytest.warns(UserWarning):
         path = zip_with(b"\x80\x02}.", tmp_path / "d.pt", {"data.pkl": b"\x80\x02}."})
     _fails(path, DamagedCheckpointError, "repeated names")
     path = zip_with(b"\x80\x02}.", tmp_path / "d2.pt", {"DATA.PKL": b"\x80\x02}."})

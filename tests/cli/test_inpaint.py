@@ -121,7 +121,7 @@ def test_the_defaults_are_the_published_pages(run, files):
     ("flags", "message"),
     [
         (("--mask", "mask.png"), "--init-img is missing: give the image to repaint"),
-        (("--init-img", "rgb.png"), "give --mask FILE, which is white there"),
+        (("--init-img", "rgb.png"), "give --mask FILE, which is white there, or an image that is"),
         ((*GIVEN, "small.png"), "the mask is 56x39 and the image is 56x40"),
         ((*GIVEN, "black.png"), "nothing to repaint"),
         ((*GIVEN, "mask.png", "--mask-grow", "-9"), "nothing to repaint"),

@@ -109,7 +109,7 @@ def test_what_is_there_is_only_replaced_when_asked(run, models, tmp_path):
         (("--alpha", 1, "--parts", "unet,clip"), "got 'unet,clip', expected some of unet,vae,text"),
         (("--alpha", 1, "--out", "a.ckpt"), "--out a.ckpt: only .safetensors files can be written"),
         (("--alpha", 1, "--parts", "vae", "--vae", "x"), "--vae replaces the VAE and --parts vae"),
-        (("--alpha", 1, "--weights", "ema"), "holds no averaged (EMA) weights; use --weights raw"),
+        (("--alpha", 1, "--weights", "ema"), "holds no EMA weights; use --weights raw"),
         ((), "the following arguments are required: --alpha"),
     ],
 )

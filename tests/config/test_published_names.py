@@ -24,7 +24,7 @@ def test_a_name_that_is_not_kept_says_what_is():
 
     with pytest.raises(AttributeError, match=r"no attribute 'LinearAttention'; .*CrossAttention, .*see ldm"):
         attention.LinearAttention  # noqa: B018
-    with pytest.raises(ImportError, match="cannot import name 'LinearAttention'"):
+    with pytest.raises(ImportError, match="LinearAttention"):
         exec("from ldm.modules.attention import LinearAttention", {})
     assert not hasattr(attention, "__wrapped__")
 
