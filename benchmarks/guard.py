@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from unet_speed import random_unet
 
-from ldm.backends.device import DTYPES, autocast
+from ldm.devices import DTYPES, autocast
 from ldm.tasks.guard import are_finite
 
 

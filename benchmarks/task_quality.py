@@ -37,8 +37,8 @@ from benchmarks.quality import (
     single_requests,
 )
 from demo.scenes import EmojiScenes
-from ldm.backends.device import resolve_device
 from ldm.data.hints import inflated, shrunk
+from ldm.devices import resolve_device
 from ldm.imaging.back_projection import back_project
 from ldm.imaging.colour import from_uint8, to_uint8
 from ldm.requests import Depth2Img, Inpaint, Request, Unclip, Upscale

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ldm.backends.device import DTYPES
 from ldm.backends.memory import peak_resident_bytes, resident_bytes
 from ldm.cli.options import size_in_bytes
 from ldm.config import find_config, instantiate, load_config
+from ldm.devices import DTYPES
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.tasks import memory_plan, upscale
 from ldm.tasks.sampling import Settings

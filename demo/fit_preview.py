@@ -57,7 +57,7 @@ def main(args: Namespace) -> None:
     preview, explained = fit_map(latents, images.clamp(-1, 1))
     rows = ",\n    ".join(json.dumps(row) for row in preview.factors)
     args.out.write_text(f'{{\n  "factors": [\n    {rows}\n  ],\n  "bias": {json.dumps(preview.bias)}\n}}\n')
-    print(f"{args.out}: fitted to {len(latents)} pictures, explains {explained:.1%} of their variance")
+    print(f"{args.out}: fitted to {len(latents)} images, explains {explained:.1%} of their variance")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Scenes of emoji on a coloured ground, with captions: the demonstration model's data.
+"""Scenes of emoji on a coloured ground, with captions: the demo model's data.
 
     image = alpha * sprite + (1 - alpha) * background,   in -1..1
 
@@ -21,7 +21,7 @@ from demo.captions import BACKGROUNDS, WHITE, caption
 from ldm.data.hints import check_hint, make_hint
 from ldm.errors import InputError
 
-SINGLE_SCALES = (0.84, 0.88, 0.92)  # of the picture's side
+SINGLE_SCALES = (0.84, 0.88, 0.92)  # of the image's side
 PAIR_SCALE = 0.46
 _COLOURS = tuple(BACKGROUNDS)
 

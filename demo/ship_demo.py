@@ -1,4 +1,4 @@
-"""Put a trained demonstration model where the package ships it, configs/demo/.
+"""Put a trained demo model where the package ships it, configs/demo/.
 
     python demo/ship_demo.py --diffusion runs/emoji_diffusion --clip runs/emoji_clip
     python demo/ship_demo.py --task inpaint --diffusion runs/emoji_inpaint
@@ -26,7 +26,7 @@ TASKS = {"inpaint": "inpaint", "depth": "depth", "upscale": "upscale", "unclip":
 HEADING = """\
 # python scripts/txt2img.py --prompt "3d emoji of a cat, blue background"
 #
-# The demonstration model: 128 x 128 emoji. What it can draw, and how well: MODEL_CARD.md.
+# The demo model: 128 x 128 emoji. What it can draw, and how well: MODEL_CARD.md.
 
 """
 

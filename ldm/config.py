@@ -31,7 +31,7 @@ NONE_LITERALS = ("__is_first_stage__", "__is_unconditional__")
 # Nodes that only training reads, where its own configuration says it: not built, a class that asks gets None.
 TRAINING_NODES = ("lossconfig", "scheduler_config")
 NODE_KEYS = ("target", "params", "base_learning_rate")
-# May name a file beside the YAML; with the ending it has.
+# May name a file next to the YAML; with its ending.
 FILE_KEYS = {"arch": ".json", "bpe_path": "", "model": ".json"}
 BUILDABLE_PACKAGES = ("ldm.models.", "ldm.training.", "ldm.data.", "ldm.adapters.")
 DEMO_DATA = "demo.scenes.EmojiScenes"     # of a checkout; see docs/DEMO_DATA.md
@@ -57,7 +57,7 @@ def find_config(path: str | Path) -> Path:
 
 
 def yaml_beside(weights: str | Path) -> Path | None:
-    """Return NAME.yaml beside NAME.safetensors, as training writes it, if it is there."""
+    """Return NAME.yaml next to NAME.safetensors, as training writes it, if there is one."""
     path = Path(weights).with_suffix(".yaml")
     return path if Path(weights).is_file() and path.is_file() else None
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.backends.meta import on_meta
 from ldm.checkpoint import convert as writing
 from ldm.checkpoint import identify
 from ldm.checkpoint.classify import CONFIGS, PREDICTION_KEYS, PREDICTIONS, SD, V_MARK, config_for
@@ -26,6 +25,7 @@ from ldm.checkpoint.opened import open_weights, to_ldm_names
 from ldm.checkpoint.parts import EMA, TABLE, UNET
 from ldm.checkpoint.sniff import Container
 from ldm.config import instantiate, read_config, yaml_beside
+from ldm.devices import on_meta
 from ldm.errors import ConfigError, InputError, WrongModelError
 from ldm.loading.match import match_keys
 

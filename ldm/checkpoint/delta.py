@@ -3,8 +3,8 @@
     delta = {name: x for name, x in tuned if base[name] is not x, bit for bit}
     tuned = base without the absent names, with delta over it
 
-Metadata: `sd.base`, the other file's name, beside the delta; `sd.base_sha256`; `sd.absent`, a JSON list of
-the base's names that the tuned model lacks. So the digest of a delta is one of the whole model.
+Metadata: `sd.base`, the name of the other file, which is next to the delta; `sd.base_sha256`; `sd.absent`, a
+JSON list of the base's names that the tuned model lacks. So the digest of a delta is one of the whole model.
 
 Reading completes a delta (`ldm.checkpoint.opened`, `identification`), so nothing else needs to know of them.
 """
@@ -49,15 +49,15 @@ def base_of(path: Path, metadata: Mapping[str, str]) -> Path | None:
     """Return the file that the delta `path` is to be completed by; None where `path` is no delta.
 
     Raises:
-        CheckpointError: it is not beside the delta, or is another file than the delta was made from.
+        CheckpointError: it is not next to the delta, or is another file than the delta was made from.
     """
     if BASE not in metadata:
         return None
     base = path.parent / Path(metadata[BASE]).name
     if not base.is_file():
-        raise CheckpointError(f"{path}: is a difference from {shown(base.name)}; put that file beside it")
+        raise CheckpointError(f"{path}: is a difference from {shown(base.name)}; put that file next to it")
     if sha256(base) != metadata.get(BASE_SHA256):
-        raise CheckpointError(f"{path}: is a difference from another file than {base}; fetch both anew")
+        raise CheckpointError(f"{path}: is a difference from another file than {base}; download both again")
     return base
 
 

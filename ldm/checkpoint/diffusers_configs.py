@@ -249,7 +249,7 @@ def scheduler(model: Params) -> Json:
 
 
 def low_res_scheduler(model: Params) -> Json:
-    """Return low_res_scheduler/scheduler_config.json of the upscaler: the noise put on its picture."""
+    """Return low_res_scheduler/scheduler_config.json of the upscaler: the noise added to its image."""
     schedule = params_of(model, "low_scale_config").get("noise_schedule_config") or {}
     return {"_class_name": "DDPMScheduler", **_betas(schedule), "prediction_type": "epsilon",
             "clip_sample": True, "variance_type": "fixed_small"}
@@ -307,7 +307,7 @@ def model_index(model: Params, parts: Iterable[str]) -> Json:
 
 
 def feature_extractor(model: Params) -> Json | None:
-    """Return feature_extractor/preprocessor_config.json for the models that look at a picture."""
+    """Return feature_extractor/preprocessor_config.json for the models that take an image."""
     shared = {"do_normalize": True, "do_rescale": True, "do_resize": True, "rescale_factor": 1 / 255,
               "resample": BICUBIC}
     if "embedder_config" in model:

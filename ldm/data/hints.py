@@ -1,8 +1,8 @@
-"""What a conditional model is shown beside x_t and the text, made from the training pictures themselves.
+"""The additional inputs of conditional models, made from the training images themselves.
 
-    mask     where to paint: 20 % the whole picture, 40 % a box, 40 % a broad stroke
-    depth    the picture's alpha, inflated: sqrt(1 - (1 - d / max d)^2), d the steps to its edge
-    small    the picture at a quarter of its sides
+    mask     where to paint: 20 % the whole image, 40 % a box, 40 % a broad stroke
+    depth    the image's alpha, inflated: sqrt(1 - (1 - d / max d)^2), d the steps to its edge
+    small    the image at a quarter of its sides
 
 A data set takes `hint=NAME` and then gives {NAME: (b, c, h, w)} as the third part of a batch.
 """
@@ -25,7 +25,7 @@ def check_hint(name: str | None) -> None:
 
 
 def make_hint(name: str, images: Tensor, alpha: Tensor, random: torch.Generator) -> dict[str, Tensor]:
-    """Return {name: hint} of pictures (b, 3, h, w) in -1..1 whose objects' alpha is (b, 1, h, w) in 0..1."""
+    """Return {name: hint} of images (b, 3, h, w) in -1..1 whose objects' alpha is (b, 1, h, w) in 0..1."""
     if name == "mask":
         return {name: random_masks(random, len(images), images.shape[-1]).to(images.device)}
     return {name: inflated(alpha) if name == "depth" else shrunk(images)}
@@ -42,7 +42,7 @@ def random_masks(random: torch.Generator, count: int, side: int) -> Tensor:
 
 
 def _boxes(draws: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return boxes (n, h, w) whose sides are 0.25 to 0.75 of the picture's."""
+    """Return boxes (n, h, w) whose sides are 0.25 to 0.75 of the image's."""
     sides = 0.25 + 0.5 * draws[:, :2]
     corner = (draws[:, 2:] * (1 - sides))[:, :, None, None]
     across, down = ((a - corner[:, i]) / sides[:, i, None, None] for i, a in enumerate((x, y)))
@@ -67,7 +67,7 @@ def inflated(alpha: Tensor) -> Tensor:
 
     Steps go to the 4 and the 8 neighbours in turn, so that distances grow in octagons.
     """
-    inside = F.pad((alpha >= 0.5).float(), (1, 1, 1, 1))  # beyond the picture is nothing
+    inside = F.pad((alpha >= 0.5).float(), (1, 1, 1, 1))  # outside the image is nothing
     steps, taken = torch.zeros_like(inside), 0
     while bool(inside.any()):
         steps, taken = steps + inside, taken + 1
@@ -82,13 +82,13 @@ def inflated(alpha: Tensor) -> Tensor:
 
 
 def shrunk(images: Tensor, factor: int = SHRINK) -> Tensor:
-    """Return pictures (b, 3, h, w) at 1 / factor of their sides, by antialiased bicubic interpolation.
+    """Return images (b, 3, h, w) at 1 / factor of their sides, by antialiased bicubic interpolation.
 
     Raises:
         InputError: a side that `factor` does not divide.
     """
     height, width = images.shape[-2:]
     if height % factor or width % factor:
-        raise InputError(f"pictures of {width} x {height} have no sides of 1/{factor}; expected multiples")
+        raise InputError(f"images of {width} x {height} have no sides of 1/{factor}; expected multiples")
     size = (height // factor, width // factor)
     return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""Pictures that can be computed: coloured discs on coloured ground, to test and to try a configuration."""
+"""Images that can be computed: coloured discs on coloured ground, to test and to try a configuration."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ class Discs:
     """Batches of "a {colour} disc on {colour}" with random place and size.
 
     Args:
-        size: side of the pictures.
-        count: distinct pictures; 0 draws without end. 1 is for overfitting.
+        size: side of the images.
+        count: distinct images; 0 draws without end. 1 is for overfitting.
         hint: mask, depth or small (ldm.data.hints): a third part of each batch; None: no such part.
     """
 

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.backends.device import resolve_device, resolve_dtype
-from ldm.backends.meta import on_meta
 from ldm.checkpoint.classify import stated_predictions
 from ldm.checkpoint.layouts.averaged import averaged_names
 from ldm.checkpoint.one_file import Opened
 from ldm.checkpoint.opened import open_weights, to_ldm_names
 from ldm.checkpoint.parts import part_of
 from ldm.config import instantiate, plain, read_config
+from ldm.devices import on_meta, resolve_device, resolve_dtype
 from ldm.errors import ConfigError, WrongModelError
 from ldm.loading.fill import Progress, fill_in, initialise_new, zero_pad_inputs
 from ldm.loading.match import ZERO_SNR_MARK, as_named_by, file_content, match_keys, refusal

@@ -4,8 +4,8 @@
     nll = rec / exp(logvar) + logvar
     L   = nll + w_kl KL(q(z|x) || N(0, 1)) + w_disc lambda g,    lambda = ||d nll|| / (||d g|| + 1e-4)
 
-Sums over a picture are divided by its number of values, all alike: published weights keep their meaning, and
-the size of the loss does not depend on the size of the picture. Both optimizers use one pass of the
+Sums over an image are divided by its number of values, all alike: published weights keep their meaning, and
+the size of the loss does not depend on the size of the image. Both optimizers use one pass of the
 autoencoder: the discriminator sees the reconstruction from before the autoencoder's step. `disc_start` counts
 optimizer steps of the autoencoder.
 """
@@ -35,7 +35,7 @@ def gradient_difference(x: Tensor, y: Tensor) -> Tensor:
 
 
 def psnr(x: Tensor, y: Tensor) -> float:
-    """Return the mean peak signal-to-noise ratio, in dB, of pictures in [-1, 1]."""
+    """Return the mean peak signal-to-noise ratio, in dB, of images in [-1, 1]."""
     mse = (x.clamp(-1, 1) - y.clamp(-1, 1)).square().flatten(1).mean(1) / 4.0
     return float((-10.0 * mse.clamp(min=1e-10).log10()).mean())
 
@@ -153,11 +153,11 @@ class AutoencoderTraining(TrainingModule):
         if self.ema is not None:
             self.ema(self.autoencoder)
 
-    # Figures and pictures
+    # Figures and images
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Return reconstructions from the posteriors' means, with averaged weights where there are any."""
+        """Return reconstructions from the posteriors' means, with EMA weights if there are any."""
         self.autoencoder.eval()
         with averaged(self.ema, self.autoencoder):
             result = self.autoencoder(images.to(self.device), sample_posterior=False)[0].float()
@@ -207,7 +207,7 @@ class AutoencoderTraining(TrainingModule):
             self.ema.load_state_dict(state["ema"])
 
     def export(self, folder: Path, config: dict[str, Any], data: Any) -> Path:
-        """Write the autoencoder alone, averaged weights first; metadata carries the latents' scale factor."""
+        """Write the autoencoder alone, EMA weights if any; the metadata hold the latents' scale factor."""
         std = self.latent_std(data)
         with averaged(self.ema, self.autoencoder):
             tensors = {k: v for k, v in self.autoencoder.state_dict().items() if not k.startswith("loss.")}

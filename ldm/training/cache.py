@@ -1,7 +1,7 @@
 """Latents and texts encoded once, so that diffusion training runs the UNet alone.
 
-For each picture the posterior's mean and standard deviation are kept in float16, so that a fresh sample can
-still be drawn every time (2 * 4 * 16 * 16 * 2 bytes = 4 KB for a picture of 128 px). Texts are kept once
+For each image the posterior's mean and standard deviation are kept in float16, so that a fresh sample can
+still be drawn every time (2 * 4 * 16 * 16 * 2 bytes = 4 KB for an image of 128 px). Texts are kept once
 each, in float16. The cache lies in the run folder: a resumed run reads back the same bits instead of encoding
 again.
 """
@@ -32,10 +32,10 @@ class LatentCache:
 
     Attributes:
         moments: (n, 2c, h, w) float16.
-        captions: of each picture.
+        captions: of each image.
         texts: distinct caption -> row of `contexts`.
         contexts: (m, tokens, width) float16, or None when they would not fit.
-        hints: (n, ...) float16, what a conditional model is shown with each picture; None for the others.
+        hints: (n, ...) float16, what a conditional model is shown with each image; None for the others.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class LatentCache:
         return len(self.captions)
 
     def batch(self, random: torch.Generator, batch_size: int) -> tuple[Any, ...]:
-        """Return moments (b, 2c, h, w), float32, captions and hints of pictures drawn with replacement."""
+        """Return moments (b, 2c, h, w), float32, captions and hints of images drawn with replacement."""
         rows = torch.randint(len(self), (batch_size,), generator=random)
         drawn = self.moments[rows].float(), [self.captions[row] for row in rows.tolist()]
         return drawn if self.hints is None else (*drawn, {"hint": self.hints[rows].float()})
@@ -94,7 +94,7 @@ def build_cache(
     seed: int,
     encode_hint: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None,
 ) -> LatentCache:
-    """Encode `count` pictures and their distinct captions, the empty one included.
+    """Encode `count` images and their distinct captions, the empty one included.
 
     Args:
         encode_image: images -> (b, 2c, h, w) mean and standard deviation.
@@ -126,7 +126,7 @@ def build_cache(
             log.info(
                 "%d captions need %.0f MB, above cache_text_mb: encoded in every step", len(texts), megabytes
             )
-    log.info("encoded %d pictures, %d captions in %.0f s", count, len(texts), time.monotonic() - started)
+    log.info("encoded %d images, %d captions in %.0f s", count, len(texts), time.monotonic() - started)
     return LatentCache(torch.cat(moments), captions, contexts, texts, torch.cat(hints) if hints else None)
 
 

@@ -78,7 +78,7 @@ class DiffusionTraining(TrainingModule):
     # Data
 
     def prepare(self, data: Any, run_folder: Path, device: torch.device) -> Any:
-        """Encode pictures and captions once, and measure the scale factor, where the options say so."""
+        """Encode images and captions once, and measure the scale factor, where the options say so."""
         options = self.options
         if not options.cache_latents and not options.scale_by_std:
             return data
@@ -132,7 +132,7 @@ class DiffusionTraining(TrainingModule):
 
     @torch.no_grad()
     def encode_hint(self, images: Tensor, given: dict[str, Tensor]) -> Tensor:
-        """Return what the model is shown of pictures (b, 3, h, w) and the data's own hints, float32."""
+        """Return the additional input made from images (b, 3, h, w) and the data's own, float32."""
         with self.autocast():
             given = {name: x.to(self.device) for name, x in given.items()}
             return self.hints.encode(images.to(self.device), given).float()
@@ -204,11 +204,11 @@ class DiffusionTraining(TrainingModule):
         if self.ema is not None:
             self.ema(self.diffusion.model)
 
-    # Figures and pictures
+    # Figures and images
 
     @torch.no_grad()
     def evaluate(self, data: Any) -> dict[str, float]:
-        """Return the loss of averaged weights by noise level, on the same 32 pictures and noise always."""
+        """Return the loss of the EMA weights by noise level, on the same 32 images and noise always."""
         model = self.diffusion
         random = generator(0, "validation")
         images, captions, *given = data.batch(random, 32)
@@ -247,7 +247,7 @@ class DiffusionTraining(TrainingModule):
 
     @torch.no_grad()
     def sample(self, data: Any) -> Tensor | None:
-        """Return pictures of fixed prompts from fixed noise, by DDIM with the averaged weights."""
+        """Return images of fixed prompts from fixed noise, by DDIM with the EMA weights."""
         model, options = self.diffusion, self.options
         if options.sample_count == 0:
             return None
@@ -287,7 +287,7 @@ class DiffusionTraining(TrainingModule):
             self.ema.load_state_dict(state["ema"])
 
     def export(self, folder: Path, config: dict[str, Any], data: Any) -> Path:
-        """Write the complete model in the published layout, with the averaged weights as the UNet's."""
+        """Write the complete model with LDM key names, with the EMA weights as the UNet's."""
         path = folder / "model.safetensors"
         scale_factor = round(float(self.diffusion.scale_factor), 5)
         about = {

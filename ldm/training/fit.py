@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 
-from ldm.backends.meta import on_meta
 from ldm.config import instantiate, plain
+from ldm.devices import on_meta
 from ldm.errors import ConfigError, TrainingError
 from ldm.training.callbacks import Clock, Keeper
 from ldm.training.exporting import versions

@@ -1,9 +1,9 @@
 """What the conditional models are shown in training, and how it reaches the UNet.
 
-    LatentInpaintDiffusion      [mask, latents of the masked picture], as it is
+    LatentInpaintDiffusion      [mask, latents of the masked image], as it is
     LatentDepth2ImageDiffusion  the depth at the latents' size, as it is
-    LatentUpscaleDiffusion      the small picture, noised; level uniform below the model's limit
-    ImageEmbeddingConditioned-  the picture's own embedding, noised likewise; with some probability zeros
+    LatentUpscaleDiffusion      the small image, noised; level uniform below the model's limit
+    ImageEmbeddingConditioned-  the image's own embedding, noised likewise; with some probability zeros
     LatentDiffusion
 
 `encode` is what can be done once and cached; `condition` is done in every step and draws what is random in
@@ -57,7 +57,7 @@ class Hints:
         return given[self.needs]
 
     def encode(self, images: Tensor, given: dict[str, Tensor]) -> Tensor:
-        """Return the hint of pictures (b, 3, H, W) in -1..1, (b, ...)."""
+        """Return the hint of images (b, 3, H, W) in -1..1, (b, ...)."""
         return self.taken(given)
 
     def condition(
@@ -104,10 +104,10 @@ class UpscaleHints(Hints):
 
 
 class EmbeddingHints(Hints):
-    """The embedding of the very picture that is to be made.
+    """The embedding of the training image itself.
 
     Args:
-        dropout: probability of zeros, level included, which is what guidance's other half is told.
+        dropout: probability of zeros, level included, as the unconditional half of guidance has it.
     """
 
     def __init__(self, model: Any, dropout: float) -> None:

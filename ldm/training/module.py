@@ -77,7 +77,7 @@ class TrainingModule(pl.LightningModule):
         return {}
 
     def sample(self, data: Any) -> Tensor | None:
-        """Return pictures (n, 3, h, w) in [-1, 1] for the grid, or None."""
+        """Return images (n, 3, h, w) in [-1, 1] for the grid, or None."""
         return None
 
     @abstractmethod
@@ -220,5 +220,5 @@ class TrainingModule(pl.LightningModule):
 
 
 def averaged(ema: LitEma | None, model: nn.Module) -> AbstractContextManager:
-    """Return a context in which `model` holds the averaged weights, where there are any."""
+    """Return a context in which `model` holds the EMA weights, if there are any."""
     return nullcontext() if ema is None else ema.applied_to(model)

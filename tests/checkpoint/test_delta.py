@@ -57,7 +57,7 @@ def test_a_missing_or_another_base_is_refused(files, tmp_path):
     with pytest.raises(CheckpointError, match="from another file"):
         base_of(path, metadata)
     (tmp_path / "base.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="put that file beside it"):
+    with pytest.raises(CheckpointError, match="put that file next to it"):
         base_of(path, metadata)
 
 

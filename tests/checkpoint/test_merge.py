@@ -236,9 +236,9 @@ def test_averaged_weights_are_taken_where_asked_for(tmp_path):
 
     marked = stored(tmp_path / "b.safetensors", raw, {"sd.weights": "ema"})
     assert read_source(marked, "ema").weights == read_source(marked).weights == "ema"
-    with pytest.raises(CheckpointError, match="holds only averaged"):
+    with pytest.raises(CheckpointError, match="holds only EMA"):
         read_source(marked, "raw")
-    with pytest.raises(CheckpointError, match="holds no averaged"):
+    with pytest.raises(CheckpointError, match="holds no EMA"):
         read_source(stored(tmp_path / "c.safetensors", raw), "ema")
 
 

@@ -68,7 +68,7 @@ def test_a_table_of_a_full_size_file_in_no_time(run, tmp_path):
     assert outcome.code == 0 and not outcome.err
     lines = [line for line in outcome.out.splitlines()[1:] if " note " not in line]
     rows = dict(line.strip().split(maxsplit=1) for line in lines)
-    assert rows["is"].startswith("an SD 2.x model for variations of pictures (unCLIP-H)")
+    assert rows["is"].startswith("an SD 2.x model for image variations (unCLIP-H)")
     assert rows["predicts"] == "v (as all published models of this kind)"
     assert rows["config"] == "configs/stable-diffusion/v2-1-stable-unclip-h-inference.yaml"
     assert "UNet 870.2 M" in rows["parameters"] and "3.98 GB" == rows["size"]
@@ -314,4 +314,4 @@ def test_a_size_far_from_training_is_hinted_at(caplog):
             hint(*size)
         assert not caplog.records
         hint(512, 512, 768)
-        assert "768x768 that this model was trained at: try --H 768 --W 768" in caplog.text
+        assert "768x768, the training size of this model: try --H 768 --W 768" in caplog.text

@@ -1,4 +1,4 @@
-"""The demonstration models that ship: each loads by itself, says what it is, and is on the card."""
+"""The demo models that ship: each loads by itself, says what it is, and is on the card."""
 
 from pathlib import Path
 

@@ -105,7 +105,7 @@ def test_a_start_from_the_base_predicts_what_the_base_does(conditional, config, 
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_an_upscaler_starts_with_zeros_for_the_small_picture_and_the_level(conditional, base, config):
+def test_an_upscaler_starts_with_zeros_for_the_small_image_and_the_level(conditional, base, config):
     made = conditional("upscale", starting("upscale", base))
     made["model"]["params"]["first_stage_config"]["params"]["ddconfig"]["ch_mult"] = [1, 2]
     model = build_module(resolve_config(made)).diffusion.model.diffusion_model
@@ -264,8 +264,8 @@ def test_what_training_conditions_on_is_what_sampling_takes(conditional, task):
     for step in sample_loop(make_sampler("dpm", model.schedule, 2), guided, x_t, cond):
         x_t = step.x_t
     with torch.no_grad():
-        pictures = model.decode_first_stage(x_t)
-    assert pictures.shape == (2, 3, 16, 16) and pictures.isfinite().all()
+        images = model.decode_first_stage(x_t)
+    assert images.shape == (2, 3, 16, 16) and images.isfinite().all()
 
 
 def test_a_plain_model_has_no_hint(config):

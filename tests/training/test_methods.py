@@ -18,13 +18,13 @@ from ldm.training.fit import build_module, resolve_config
 from ldm.training.seeding import generator
 
 
-def one_picture(config: dict) -> dict:
+def one_image(config: dict) -> dict:
     config["data"]["params"]["count"] = 1
     return config
 
 
-def test_the_autoencoder_overfits_one_picture(config, monkeypatch):
-    loop = Loop(one_picture(config("autoencoder", {"gradient_weight": 1.0}, learning_rate=5e-3)), monkeypatch)
+def test_the_autoencoder_overfits_one_image(config, monkeypatch):
+    loop = Loop(one_image(config("autoencoder", {"gradient_weight": 1.0}, learning_rate=5e-3)), monkeypatch)
     losses = loop.run(60)
     assert losses[-1] < 0.3 * losses[0]
     assert loop.module.evaluate(loop.data)["val_psnr"] > 15
@@ -72,8 +72,8 @@ def test_discriminator_losses_by_hand():
     assert PatchDiscriminator()(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 6, 6)
 
 
-def test_the_unet_overfits_one_picture_and_nothing_else_moves(config, monkeypatch):
-    made = one_picture(config("diffusion", {"ema_decay": 0.9, "text_dropout": 0.0}, learning_rate=3e-3))
+def test_the_unet_overfits_one_image_and_nothing_else_moves(config, monkeypatch):
+    made = one_image(config("diffusion", {"ema_decay": 0.9, "text_dropout": 0.0}, learning_rate=3e-3))
     loop = Loop(made, monkeypatch)
     sharpen(loop)
     before = weights(loop.module.diffusion)
