@@ -27,6 +27,7 @@ def given(**flags: object) -> Namespace:
     return Namespace(**{"config": None, "sha256": None, "prediction": "auto", "tasks": None, **flags})
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", TASKS)
 def test_a_shipped_model_loads_and_says_what_it_is(name):
     task, kind = TASKS[name]
