@@ -87,6 +87,7 @@ def starting(task: str, base: str) -> dict:
     return {"ckpt": base, "grow_inputs": grown, "new_tensors": TASKS[task][4]}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("task", ["inpaint", "depth", "unclip"])
 def test_a_start_from_the_base_predicts_what_the_base_does(conditional, config, base, task):
     plain = build_module(resolve_config(config("diffusion", {"ckpt": base}))).diffusion
@@ -114,6 +115,7 @@ def test_an_upscaler_starts_with_zeros_for_the_small_image_and_the_level(conditi
     assert model.label_emb.weight.abs().max() == 0
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("task", TASKS)
 def test_each_task_overfits_one_sample_and_reaches_every_tensor(conditional, monkeypatch, task):
     short = {"ema_decay": 0.9, "sample_count": 2, "sample_steps": 2}
@@ -231,6 +233,7 @@ def test_the_cache_gives_what_encoding_gives(conditional, monkeypatch, tmp_path,
     assert loop.run(1)[0] > 0
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("task", ["inpaint", "unclip"])
 def test_resume_equals_uninterrupted(conditional, monkeypatch, task):
     made = conditional(task, {"ema_decay": 0.9}, batch_size=2)
