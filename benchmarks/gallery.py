@@ -27,8 +27,13 @@ FOLDER = ROOT / "docs" / "images" / "gallery"
 ROW = re.compile(r"<!-- gallery: (\w+) -->\n```bash\n(.*?)```", re.DOTALL)
 INPUT_FLAGS = ("--init-img", "--mask")
 GAP, ARROW = 4, 28  # pixels between images, and between inputs and outputs
-APPLE = ("3d emoji of a red apple, blue background", 42)
-HEART = ("3d emoji of a red heart", 42)  # on white, which becomes transparent
+# name of an input image -> the prompt and the seed that it is made with
+INPUTS = {
+    "ghost": ("flat emoji of a ghost, blue background", 42),
+    "hamburger": ("3d emoji of a hamburger", 42),
+    "star": ("3d emoji of a star", 2),
+}
+SMALL = 64  # side of the image to enlarge
 
 
 def rows() -> dict[str, list[str]]:
@@ -89,17 +94,25 @@ def _tile(image: Image.Image, height: int) -> Image.Image:
 
 
 def make_inputs() -> None:
-    """Write the images that the commands read: two of the demo model, a mask, a cut-out and a small image."""
-    apple, heart = _generated(*APPLE), _generated(*HEART)
-    apple.save(FOLDER / "apple.png", optimize=True)
-    apple.resize((64, 64), Image.Resampling.LANCZOS).save(FOLDER / "small.png", optimize=True)
-    mask = Image.new("L", apple.size)
-    ImageDraw.Draw(mask).ellipse((12, 12, 116, 116), "white")
+    """Write the images that the commands read: three of the demo model, a mask, and a small image."""
+    for name, (prompt, seed) in INPUTS.items():
+        _generated(prompt, seed).save(FOLDER / f"{name}.png", optimize=True)
+    hamburger = Image.open(FOLDER / "hamburger.png")
+    small = hamburger.resize((SMALL, SMALL), Image.Resampling.LANCZOS)
+    small.save(FOLDER / "small.png", optimize=True)
+    _cut_out(Image.open(FOLDER / "star.png")).save(FOLDER / "star.png", optimize=True)
+    mask = Image.new("L", hamburger.size)
+    ImageDraw.Draw(mask).rounded_rectangle((14, 14, 113, 113), 16, "white")
     mask.save(FOLDER / "mask.png", optimize=True)
-    whiteness = np.asarray(heart).min(axis=2).astype(int)  # of the weakest channel
-    opacity = np.clip((224 - whiteness) * 8, 0, 255).astype(np.uint8)
-    heart.putalpha(Image.fromarray(opacity))
-    heart.save(FOLDER / "cutout.png", optimize=True)
+
+
+def _cut_out(image: Image.Image) -> Image.Image:
+    """Make the white ground of an image transparent."""
+    whiteness = np.asarray(image.convert("RGB")).min(axis=2).astype(int)  # of the weakest channel
+    opacity = np.clip((208 - whiteness) * 8, 0, 255).astype(np.uint8)
+    found = image.convert("RGBA")
+    found.putalpha(Image.fromarray(opacity))
+    return found
 
 
 def _generated(prompt: str, seed: int) -> Image.Image:

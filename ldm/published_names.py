@@ -114,8 +114,8 @@ _IGNORED = {
     "--device decides, for the whole model": "device to_cuda",
     "images have two dimensions": "dims",
     "belongs to training; its configuration says it":
-        "ema_decay embedding_dropout l_simple_weight learn_logvar logvar_init loss_type lossconfig monitor "
-        "original_elbo_weight reset_ema reset_num_ema_updates scheduler_config ucg_training use_checkpoint",
+        "ema_decay embedding_dropout learn_logvar lossconfig monitor reset_ema reset_num_ema_updates "
+        "scheduler_config ucg_training use_checkpoint",
     "null in every published file for inference": "finetune_keys keep_finetune_dims",
     "harmless keys of checkpoints are known by name": "ignore_keys",
     "checkpoints are matched completely": "load_only_unet",
@@ -125,7 +125,6 @@ _IGNORED = {
     "--dtype decides": "use_bf16 use_fp16",
     "says which weights of a checkpoint to read": "use_ema",
     "unused in every published file": "use_positional_encodings",
-    "affects only DDPM's posterior, which no sampler of the scripts uses": "v_posterior",
     "weights are never downloaded; the checkpoint holds them": "version",
 }
 IGNORED_PARAMS = {key: reason for reason, keys in _IGNORED.items() for key in keys.split()}

@@ -1,23 +1,10 @@
-"""The command-line scripts as modules."""
+"""The command-line scripts, run in this process."""
 
-import importlib.util
 import runpy
 import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
-
-
-def load_script(name: str):
-    """Import scripts/NAME.py, which is no package, as a module."""
-    spec = importlib.util.spec_from_file_location(f"scripts_{Path(name).stem}", REPOSITORY / "scripts" / name)
-    module = importlib.util.module_from_spec(spec)
-    path = list(sys.path)
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path[:] = path
-    return module
 
 
 def run_script(name: str, *args: object) -> int:

@@ -47,8 +47,11 @@ class Choice:
         return read_config(self.config, [f"model.params.parameterization={self.prediction}"])
 
 
-def choose_config(request: Request, checkpoint: Path) -> Choice:
+def choose_config(request: Request, checkpoint: Path, any_kind: bool = False) -> Choice:
     """Identify --ckpt, check --sha256, --prediction and --config against it, and choose the YAML.
+
+    Args:
+        any_kind: also take models that the request's task has no inputs for.
 
     Raises:
         CheckpointError: the file is damaged, unsafe, has another digest, or contains no suitable model.
@@ -58,7 +61,7 @@ def choose_config(request: Request, checkpoint: Path) -> Choice:
 
     identity = identify(checkpoint)
     check_digest(request.sha256, checkpoint)
-    check_kind(identity, request.TASKS, whole=request.config is None)
+    check_kind(identity, None if any_kind else request.TASKS, whole=request.config is None)
     asked = None if request.prediction == "auto" else request.prediction
     stated = identity.prediction if identity.prediction_source in SAID_BY else None
     found = cached_verdict(checkpoint)

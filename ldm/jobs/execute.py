@@ -86,7 +86,7 @@ def execute(
     loaded = load_inputs(replace(request, prompts=_prompts(request, resume)))
     if resume is not None:
         resume.check(loaded)
-    opened = (models or Models()).open(request, watch)
+    opened = (models or Models()).open(request, watch, any_kind=_decodes(resume))
     if resume is not None:
         resume.check_model(opened)
     batches = _batches(loaded, opened, watch, resume, saving)
@@ -114,6 +114,11 @@ def execute(
     return Done(request, saving.saved, saving.run)
 
 
+def _decodes(resume: Resumed | None) -> bool:
+    """Return whether only the latents of a finished image are decoded."""
+    return resume is not None and resume.is_finished
+
+
 def _prompts(request: Request, resume: Resumed | None) -> tuple[str, ...]:
     """Return the prompts of the run that is resumed; its prompt file may have changed since."""
     if resume is None:
@@ -128,7 +133,7 @@ def _batches(
     from ldm.tasks.decode import decode_latents
     from ldm.tasks.generate import generate as run
 
-    if resume is not None and resume.is_finished:
+    if _decodes(resume):
         return decode_latents(opened.model, resume.file, opened.dtype)
     request = resolved(loaded, opened.facts)
     _log_hints(request, opened)
@@ -139,7 +144,7 @@ def _batches(
 def _record(
     request: Request, loaded: Request, opened: OpenedModel, resume: Resumed | None
 ) -> dict[str, Any]:
-    if resume is not None and resume.is_finished:
+    if _decodes(resume):
         return decoded_record(resume.file, opened)
     return run_record(request, resolved(loaded, opened.facts), opened)
 

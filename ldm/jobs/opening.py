@@ -51,29 +51,32 @@ class Models:
         self._key: tuple | None = None
         self._opened: OpenedModel | None = None
 
-    def open(self, request: Request, watch: Watch = SILENT) -> OpenedModel:
+    def open(self, request: Request, watch: Watch = SILENT, any_kind: bool = False) -> OpenedModel:
         """Return the model that --ckpt, --config, --weights, --vae, --device, --dtype, ... specify.
 
         Without --config the YAML is chosen by inspecting the file; eps or v is checked or detected
         (`ldm.jobs.choosing`).
 
+        Args:
+            any_kind: open models of other tasks too, whose autoencoders decode latents as well.
+
         Raises: ConfigError, CheckpointError, BackendUnavailable, InputError.
         """
-        key = (request.TASKS, request.DEMO, getattr(request, "depth_ckpt", None))
+        key = (any_kind, request.TASKS, request.DEMO, getattr(request, "depth_ckpt", None))
         key += tuple(getattr(request, name) for name in names_of(Model))
         if key != self._key:
             self._key = self._opened = None     # before the next one is loaded
-            self._opened, self._key = _open(request, watch), key
+            self._opened, self._key = _open(request, watch, any_kind), key
         return self._opened
 
 
-def _open(request: Request, watch: Watch) -> OpenedModel:
+def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
     if request.ckpt is None:
         _refuse_without_weights(request)
         choice, (config, checkpoint) = None, demo_files(request.DEMO)
     else:
         checkpoint = Path(request.ckpt).expanduser()
-        choice = choose_config(request, checkpoint)
+        choice = choose_config(request, checkpoint, any_kind)
         config = choice.config
 
     from ldm.devices import resolve_device, resolve_dtype

@@ -130,17 +130,22 @@ def request(**defaults: Any) -> Callable[[type[T]], type[T]]:
         first, *others = cls.__mro__[1:]
         annotations, fields = {}, {}
         for owner in (first, cls, *others):  # in the order of --help
+            inherited = vars(owner).get("FIELDS", {})  # of a request, which this one extends
             for name, hint in vars(owner).get("__annotations__", {}).items():
                 if name in annotations:
                     continue
                 annotations[name] = hint
-                declared = getattr(cls, name)
-                about, default = declared.metadata["option"], declared.default
+                if name in inherited and name not in vars(cls):
+                    about, default = inherited[name].option, inherited[name].default
+                else:
+                    declared = getattr(cls, name)
+                    about, default = declared.metadata["option"], declared.default
                 if name in defaults and default is None and about.usual is not None:
                     about = dataclasses.replace(about, usual=defaults[name])
                 else:
                     default = defaults.get(name, default)
                 section = about.section or getattr(owner, "SECTION", ("options", ""))
+                section = inherited[name].section if name in inherited else section
                 fields[name] = Field(name, about, *_kind(hint), default, section)
         for name, each in fields.items():
             setattr(cls, name, field(default=each.default, metadata={"option": each.option}))

@@ -110,8 +110,8 @@ class DDIMInversion(Sampler):
     from the time of x_t, which is tau_{i-1}, or 0 in the first step.
 
     Args:
-        asked: the time that the UNet gets: "before", that of x_t; "row", tau_i, as in ControlNet's code and as
-            DDIM on the way back; or "index", i, as in the reference, which only eps-models give a meaning.
+        asked: the time that the UNet gets: "before", that of x_t; "row", tau_i, as in ControlNet's code and
+            as DDIM on the way back; or "index", i, as in the reference, which only eps-models understand.
 
     Raises:
         InputError: `asked` is none of these.

@@ -67,8 +67,10 @@ def opened():
 def _once(monkeypatch, opened):
     original = opening.Models.open
 
-    def open_once(self, request, watch):
-        return opened.get(request.ckpt) or opened.setdefault(request.ckpt, original(self, request, watch))
+    def open_once(self, request, *args, **options):
+        if request.ckpt not in opened:
+            opened[request.ckpt] = original(self, request, *args, **options)
+        return opened[request.ckpt]
 
     monkeypatch.setattr(opening.Models, "open", open_once)
 

@@ -175,7 +175,7 @@ def test_statistics_of_every_kind_are_found(files, tmp_path, suffix, beside):
         ((), "--init-img is missing: give the image to vary, or several"),
         (("--init-img",), "expected at least one argument"),
         (("--init-img", "nowhere.png"), "nowhere.png: no such file"),
-        (("--init-img", "photo.png", "text.txt"), "text.txt: not a picture"),
+        (("--init-img", "photo.png", "text.txt"), "text.txt: not an image"),
         (("--init-img", "photo.png", "--image-weights", 1, 2), "2 weights for 1 pictures"),
         (("--init-img", "photo.png", "one.png", "--image-weights", 1, -1), "1, -1, sum to 0"),
         (("--init-img", "photo.png", "--image-weights", "nan"), "expected a number"),

@@ -44,10 +44,10 @@ def blocks(path: Path, language: str) -> list[re.Match[str]]:
 
 
 def commands(code: str) -> list[list[str]]:
-    """Split a shell block into commands of scripts, (script, arguments), without comments."""
+    """Split a shell block into commands of Python, (file, arguments), without comments."""
     lines = code.replace("\\\n", " ").splitlines()
     found = [words for line in lines if (words := shlex.split(line, comments=True))]
-    assert all(words[0] == "python" and words[1].startswith("scripts/") for words in found), found
+    assert all(words[0] == "python" and (ROOT / words[1]).is_file() for words in found), found
     return [words[1:] for words in found]
 
 
@@ -84,7 +84,7 @@ def test_the_script_takes_these_options(command: list[str], monkeypatch: pytest.
         return 0
 
     monkeypatch.setattr(app, "exit_code", parse_only)
-    assert run_script(command[0].removeprefix("scripts/"), *command[1:]) == 0
+    assert run_script(f"../{command[0]}", *command[1:]) == 0
 
 
 def test_the_commands_run(clone: Path, capsys: pytest.CaptureFixture):
@@ -92,7 +92,7 @@ def test_the_commands_run(clone: Path, capsys: pytest.CaptureFixture):
     for script, *arguments in TO_RUN:
         task = Path(script).stem
         arguments += STEPS if task in NAMES else []
-        code = run_script(script.removeprefix("scripts/"), *arguments)
+        code = run_script(f"../{script}", *arguments)
         assert code == 0, f"{shlex.join([script, *arguments])}\n{capsys.readouterr().err}"
     made = {path.parts[-3] for path in clone.glob("outputs/*/samples/*.png")}
     assert made == {f"{task}-samples" for task in NAMES} | {"rerun"}
@@ -127,7 +127,8 @@ def test_what_is_linked_and_named_is_there(path: Path):
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
         if not target.startswith(("http:", "https:")):
             assert (path.parent / target).exists(), target
-    for name in re.findall(r"`((?:ldm|scripts|configs|tests|docs|benchmarks|requirements)/[\w./-]+)`", text):
+    folders = "ldm|scripts|demo|configs|tests|docs|benchmarks|requirements"
+    for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", text):
         if name != "ldm/adapters/" and "NAME" not in name:  # the place of what is to come; a placeholder
             assert (ROOT / name).exists(), name
 
