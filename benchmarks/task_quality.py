@@ -36,8 +36,9 @@ from benchmarks.quality import (
     retrieval,
     single_requests,
 )
+from demo.hints import shrunk
 from demo.scenes import EmojiScenes
-from ldm.data.hints import inflated, shrunk
+from ldm.data.hints import inflated
 from ldm.devices import resolve_device
 from ldm.imaging.back_projection import back_project
 from ldm.imaging.colour import from_uint8, to_uint8

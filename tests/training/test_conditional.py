@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from training_loop import Loop, changed, sharpen, weights
 
-from ldm.data.synthetic import Discs
+from demo.discs import Discs
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.prediction import denoiser
 from ldm.errors import CheckpointError, ConfigError

@@ -144,7 +144,7 @@ def test_a_signal_saves_and_says_how_to_go_on(train, config, tmp_path, monkeypat
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_state(train, config, tmp_path, monkeypatch):
-    from ldm.data.synthetic import Discs
+    from demo.discs import Discs
 
     batch = Discs.batch
 
