@@ -139,7 +139,7 @@ def test_files_that_are_missing_or_have_changed_are_all_named(made, rerun, run, 
     (error,) = outcome.err.splitlines()
     assert error.startswith(f"error: {image}: ")
     assert error.endswith("; give the folder of the files with --files DIR")
-    for words in ("init-img photo.png has changed", "mask mask.png is missing", "ckpt model.safetensors is m"):
+    for words in ("init-img photo.png has changed", "mask mask.png is missing", "ckpt model.safetensors is"):
         assert f"--{words}" in error
     (tmp_path / "photo.png").unlink()
     outcome = rerun(image, "--files", "in", kind="inpaint")
