@@ -9,6 +9,7 @@ ignored.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -16,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.diffusion.conditioning import Conditioning
-from ldm.diffusion.conditioning import batch_size as samples_in
+from ldm.diffusion.cond import Cond
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.prediction import Denoise, Prediction, denoiser, from_eps
 from ldm.diffusion.schedule import Schedule
@@ -29,11 +29,84 @@ from ldm.samplers.loop import gaussian
 logger = logging.getLogger(__name__)
 
 Intermediates = dict[str, list[Tensor]]
+Conditioning = Cond | Tensor | list[Any] | dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Published:
+    """A conditioning in the caller's own form, which the model gets unchanged: a tensor, list or dict.
+
+    It has what ClassifierFreeGuidance needs: the methods of Cond.
+    """
+
+    value: Any
+
+    @classmethod
+    def of(cls, value: Conditioning) -> "Cond | Published":
+        return value if isinstance(value, Cond) else cls(value)
+
+    def count(self) -> int | None:
+        """Return the number of samples that its tensors describe; None without tensors.
+
+        Raises: InputError where they disagree.
+        """
+        sizes = {len(x) for x in _tensors(self.value)}
+        if len(sizes) > 1:
+            raise InputError(
+                f"the parts of a conditioning describe {sorted(sizes)} samples: expected one number"
+            )
+        return sizes.pop() if sizes else None
+
+    def join(self, other: "Published") -> "Published | None":
+        """Return both along the batch; None where c_concat is None in one alone, as in guess mode.
+
+        Raises: InputError where their forms differ.
+        """
+        first, second = self.value, other.value
+        if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
+            if (first.get("c_concat") is None) != (second.get("c_concat") is None):
+                return None
+        return Published(_join(first, second, "conditioning"))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [x for part in parts for x in _tensors(part)]
+
+
+def _join(first: Any, second: Any, where: str) -> Any:
+    """Join two values of the same form along the batch; `where` names the part in an InputError."""
+    if first is None and second is None:
+        return None
+    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
+        return {name: _join(first[name], second[name], f"{where}[{name!r}]") for name in second}
+    lists = isinstance(first, (list, tuple)) and isinstance(second, (list, tuple))
+    if lists and len(first) == len(second):
+        pairs = zip(first, second, strict=True)
+        return [_join(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(pairs)]
+    both = isinstance(first, Tensor) and isinstance(second, Tensor)
+    if not both or first.shape[1:] != second.shape[1:]:
+        raise InputError(
+            f"{where}: the unconditional part is {_form(first)}, the conditional part {_form(second)}; "
+            "expected the same names, lengths and shapes"
+        )
+    return torch.cat([first, second])
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"a dict of {sorted(value)}"
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)}"
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 def _check_batch(cond: Conditioning, size: int, name: str) -> None:
-    if samples_in(cond) not in (None, size):
-        raise InputError(f"{name} describes {samples_in(cond)} samples: expected batch_size, {size}")
+    count = Published.of(cond).count()
+    if count not in (None, size):
+        raise InputError(f"{name} describes {count} samples: expected batch_size, {size}")
 
 
 def _check_scales(scales: Sequence[float] | None, num_steps: int, uncond: Conditioning) -> None:
@@ -149,7 +222,8 @@ class _PublishedSampler:
         x_t = noise(torch.empty(batch_size, *shape, device=self.device)) if x_T is None else x_T
         guided = self._guided(unconditional_conditioning, unconditional_guidance_scale)
         denoise = self._corrected(guided, score_corrector, corrector_kwargs)
-        steps = sample_loop(sampler, denoise, x_t, conditioning, noise=noise, keep_mask=mask, keep_x_0=x0)
+        cond = Published.of(conditioning)
+        steps = sample_loop(sampler, denoise, x_t, cond, noise=noise, keep_mask=mask, keep_x_0=x0)
         intermediates: Intermediates = {"x_inter": [x_t], "pred_x0": [x_t]}
         for step in _with_scales(steps, guided, ucg_schedule):
             x_t = step.x_t
@@ -190,7 +264,7 @@ class _PublishedSampler:
         start = sampler.start_index(int(t_start))
         guided = self._guided(unconditional_conditioning, unconditional_guidance_scale)
         x_t = x_latent
-        for step in sample_loop(sampler, guided, x_latent, cond, start=start):
+        for step in sample_loop(sampler, guided, x_latent, Published.of(cond), start=start):
             x_t = step.x_t
             if callback:
                 callback(step.i - start)
@@ -220,8 +294,11 @@ class _PublishedSampler:
     def _guided(self, uncond: Conditioning, scale: float) -> ClassifierFreeGuidance:
         if uncond is None and scale != 1:
             raise InputError(f"guidance scale {scale} needs unconditional_conditioning, or must be 1")
-        denoise = denoiser(self.model.apply_model, self.schedule, self.model.parameterization)
-        return ClassifierFreeGuidance(denoise, uncond, scale)
+        denoise = denoiser(self._apply_model, self.schedule, self.model.parameterization)
+        return ClassifierFreeGuidance(denoise, None if uncond is None else Published.of(uncond), scale)
+
+    def _apply_model(self, x_t: Tensor, t: Tensor, cond: Cond | Published) -> Tensor:
+        return self.model.apply_model(x_t, t, cond.value if isinstance(cond, Published) else cond)
 
     def _corrected(self, denoise: Denoise, corrector: Any, kwargs: dict[str, Any] | None) -> Denoise:
         """Let a published score corrector change the guided noise."""
@@ -232,7 +309,8 @@ class _PublishedSampler:
 
         def corrected(x_t: Tensor, t: Tensor, cond: Any) -> Prediction:
             eps = denoise(x_t, t, cond).eps
-            eps = corrector.modify_score(self.model, eps, x_t, t, cond, **(kwargs or {}))
+            given = cond.value if isinstance(cond, Published) else cond
+            eps = corrector.modify_score(self.model, eps, x_t, t, given, **(kwargs or {}))
             return from_eps(x_t, eps, *self.schedule.alpha_sigma(t, x_t))
 
         return corrected
@@ -314,7 +392,7 @@ class DDIMSampler(_TableSampler):
         every = max(1, t_enc // return_intermediates) if return_intermediates else 0
         guided = self._guided(unconditional_conditioning, unconditional_guidance_scale)
         x_t, kept, at = x0, [], []
-        for step in islice(sample_loop(inversion, guided, x0, c), t_enc):
+        for step in islice(sample_loop(inversion, guided, x0, Published.of(c)), t_enc):
             x_t = step.x_t
             if every and (step.i % every == 0 or step.i >= t_enc - 2):
                 kept.append(x_t)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.backends.device import autocast, network_dtypes
-from ldm.diffusion.conditioning import Conditioning, map_tensors, tensors
+from ldm.diffusion.cond import Cond
 from ldm.errors import BadPictureError, OutOfMemory, is_out_of_memory
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.samplers.base import Noise
@@ -87,7 +87,7 @@ class Guard:
         network: str,
         what: str,
         compute: Callable[[], T],
-        parts: Callable[[T], list[Tensor]] = tensors,
+        parts: Callable[[T], list[Tensor]] = lambda result: [result],
         forget: Callable[[], None] = lambda: None,
     ) -> T:
         """Return the result of `compute`, which calls a network; in float32 if it is not finite otherwise.
@@ -110,16 +110,16 @@ class Guard:
             self.widen(network, what, *parts(result))
             forget()
 
-    def apply_model(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def apply_model(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """Run the UNet as the model's `apply_model` does."""
         with self.computing("UNet"):
             return self.model.apply_model(x_t, t, self.fitting(cond))
 
-    def fitting(self, cond: Conditioning) -> Conditioning:
+    def fitting(self, cond: Cond) -> Cond:
         """Return what the UNet can take: no half precision, where it computes in float32."""
         if self.dtypes["UNet"] != torch.float32:
             return cond
-        return map_tensors(cond, lambda x: x.float() if x.dtype in HALVES else x)
+        return cond.map(lambda x: x.float() if x.dtype in HALVES else x)
 
     @contextlib.contextmanager
     def computing(self, network: str) -> Iterator[None]:

@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.diffusion.conditioning import Conditioning
 from ldm.errors import InputError
 from ldm.imaging import masks
 from ldm.imaging.colour import from_uint8
@@ -248,7 +247,7 @@ class SeesMask(Painter):
             x_0 = self.diffuser.drawn(self._whole, noise.normal("posterior", *self.shape, call=1))
         x_t = self._begun(x_0, noise)
         context, empty = self.diffuser.text(prompts)
-        cond: Conditioning = self.model.hybrid(context, self.model.concatenated(self._mask, left))
+        cond = self.model.hybrid(context, self.model.concatenated(self._mask, left))
         uncond = None if empty is None else self.model.unconditional(cond, empty)
         return self.diffuser.sample(x_t, cond, uncond, noise, start=self.start)
 

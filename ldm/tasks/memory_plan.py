@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ldm.backends.memory import free_bytes, peak_bytes, used_bytes
-from ldm.diffusion.conditioning import Conditioning
+from ldm.diffusion.cond import Cond
 from ldm.errors import InputError, OutOfMemory
 from ldm.models.autoencoder import AttnBlock
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -75,7 +75,7 @@ class Costs:
 def measure(
     model: LatentDiffusion,
     dtype: torch.dtype,
-    conditioning: Callable[[Tensor, int], Conditioning],
+    conditioning: Callable[[Tensor, int], Cond],
 ) -> Costs:
     """Run the networks on something small.
 

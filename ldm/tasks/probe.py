@@ -13,14 +13,14 @@ The pictures, smooth colours with discs, go through the model's own autoencoder:
 picture's even a good network fails (agreement of the demonstration model: 0.3 instead of 0.8).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.diffusion.cond import Cond
 from ldm.errors import BadPictureError
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.tasks.guard import Guard
@@ -68,12 +68,12 @@ def probe_prediction(model: LatentDiffusion, dtype: torch.dtype = torch.float32)
         x_0 = model.get_first_stage_encoding(encoded).float().repeat(len(TIMES), 1, 1, 1)
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
         repeated = images.repeat(len(TIMES), 1, 1, 1)
-        inputs = _further_inputs(model, repeated, x_0)
+        cond = _further_inputs(model, repeated, x_0)
         if model.cond_stage_model is not None:
             read = partial(model.get_learned_conditioning, [""] * len(x_0))
-            inputs["c_crossattn"] = [guard.run("text encoder", what, read)]
+            cond = replace(cond, context=guard.run("text encoder", what, read))
         x_t, t = alpha * x_0 + sigma * eps, t.to(model.device)
-        output = guard.run("UNet", what, lambda: model.model(x_t, t, **guard.fitting(inputs))).float()
+        output = guard.run("UNet", what, lambda: model.model(x_t, t, guard.fitting(cond))).float()
     except BadPictureError:
         return Verdict(None, 0.0, 0.0)
     v = alpha * eps - sigma * x_0
@@ -112,20 +112,18 @@ def _side(model: LatentDiffusion) -> int:
     return -(-min(max(model.image_size, low), high) // step) * step
 
 
-def _further_inputs(model: LatentDiffusion, images: Tensor, x_0: Tensor) -> dict[str, Any]:
-    """Return what the network wants beside x_t and a text: what the tasks give it."""
+def _further_inputs(model: LatentDiffusion, images: Tensor, x_0: Tensor) -> Cond:
+    """Return what the network needs with x_t and a text: what the tasks give it."""
     unet, batch = model.model.diffusion_model, len(x_0)
-    inputs: dict[str, Any] = {}
     surplus = unet.input_blocks[0][0].in_channels - x_0.shape[1]
-    if surplus:
-        inputs["c_concat"] = [_further_channels(surplus, images, x_0)]
-    label = getattr(unet, "label_emb", None)
-    if isinstance(label, nn.Embedding):
-        inputs["c_adm"] = torch.zeros(batch, dtype=torch.long, device=x_0.device)
-    elif label is not None:
-        width = next(label.parameters()).shape[1]
-        inputs["c_adm"] = torch.zeros(batch, width, device=x_0.device)
-    return inputs
+    concat = _further_channels(surplus, images, x_0) if surplus else None
+    embedding, label = getattr(unet, "label_emb", None), None
+    if isinstance(embedding, nn.Embedding):
+        label = torch.zeros(batch, dtype=torch.long, device=x_0.device)
+    elif embedding is not None:
+        width = next(embedding.parameters()).shape[1]
+        label = torch.zeros(batch, width, device=x_0.device)
+    return Cond(concat=concat, label=label)
 
 
 def _further_channels(count: int, images: Tensor, x_0: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.diffusion.conditioning import Conditioning, take
-from ldm.diffusion.guidance import Guidance, within
+from ldm.diffusion.cond import Cond, within
+from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.prediction import Denoise, Prediction, denoiser
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InputError
@@ -215,15 +215,16 @@ class Diffuser:
         if self.model.cond_stage_model is None:
             return None, None
         what, encode = "encoding the prompts", lambda: self._contexts(prompts)
-        cond, uncond = self.guard.run("text encoder", what, encode, forget=self._forget_texts)
+        there = lambda contexts: [x for x in contexts if x is not None]  # noqa: E731
+        cond, uncond = self.guard.run("text encoder", what, encode, there, self._forget_texts)
         return cond, uncond
 
     @torch.no_grad()
     def sample(
         self,
         x_t: Tensor,
-        cond: Conditioning,
-        uncond: Conditioning,
+        cond: Cond | Tensor | None,
+        uncond: Cond | Tensor | None,
         noise: Noise | KeyedNoise,
         *,
         start: int = 0,
@@ -240,6 +241,8 @@ class Diffuser:
 
         Raises: StoppedAt, where `track` ended before the steps.
         """
+        cond = self.model.as_cond(cond)
+        uncond = None if uncond is None else self.model.as_cond(uncond)
         self.state = SampleState(start, x_t, tuple(memory))
         if self.resume is not None and self.resume.is_of(noise):
             self.state = restored(self.resume, noise, x_t, len(self.sampler))
@@ -256,7 +259,7 @@ class Diffuser:
         return self.state.x_t
 
     def _steps(
-        self, denoise: Denoise, cond: Conditioning, noise: KeyedNoise, keep: Keep | None = None
+        self, denoise: Denoise, cond: Cond, noise: KeyedNoise, keep: Keep | None = None
     ) -> Iterator[Step]:
         """Yield the steps from `state`, each kept there before it is seen; a bad one is taken again."""
         kept = {} if keep is None else {"keep_mask": keep.mask, "keep_x_0": keep.x_0}
@@ -324,7 +327,7 @@ class Diffuser:
         logger.info("%s: %d network evaluations a batch%s", name, cost, why)
         if self.guidance.interval is not None and self.guidance.scale != 1:
             times = torch.tensor(self.sampler.timesteps[start:], device="cpu")
-            count = int(within(self.guidance.interval, times, self.schedule).sum())
+            count = int(within(self.guidance.interval, times, self.schedule.num_timesteps).sum())
             (logger.info if count else logger.warning)("guidance in %d of %d steps", count, len(times))
 
     def _contexts(self, prompts: list[str]) -> list[Tensor | None]:
@@ -390,7 +393,7 @@ def apart(denoise: Denoise, lengths: list[int], exact: bool) -> Denoise:
         exact: ask about every sample by itself, as some kernels round differently in other batches.
     """
 
-    def ask(x_t: Tensor, t: Tensor, cond: Conditioning) -> Prediction:
+    def ask(x_t: Tensor, t: Tensor, cond: Cond) -> Prediction:
         wanted = (lengths or [0]) * (len(x_t) // max(len(lengths), 1))
         groups: dict[tuple[int, int], list[int]] = {}
         for i, length in enumerate(wanted):
@@ -398,21 +401,13 @@ def apart(denoise: Denoise, lengths: list[int], exact: bool) -> Denoise:
         if len(groups) < 2:
             return denoise(x_t, t, cond)
         parts = [
-            denoise(x_t[rows], t[rows], shortened(take(cond, rows), length))
+            denoise(x_t[rows], t[rows], cond.take(rows).with_context_length(length))
             for (length, _), rows in groups.items()
         ]
         order = torch.tensor(sum(groups.values(), []), device=x_t.device).argsort()
         return Prediction(*(torch.cat(values)[order] for values in zip(*parts, strict=True)))
 
     return ask
-
-
-def shortened(cond: Conditioning, length: int) -> Conditioning:
-    """Return a conditioning whose text contexts are cut to `length` tokens."""
-    if isinstance(cond, dict):
-        texts = cond.get("c_crossattn")
-        return cond | {"c_crossattn": [x[:, :length] for x in texts]} if texts else cond
-    return cond[:, :length] if isinstance(cond, Tensor) else cond
 
 
 def batches(prompts: list[str], batch_size: int, n_iter: int) -> Iterator[tuple[int, list[str]]]:

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm.diffusion.conditioning import Conditioning, take
+from ldm.diffusion.cond import Cond
 from ldm.errors import InputError
 
-ApplyModel = Callable[[Tensor, Tensor, Conditioning], Tensor]
+ApplyModel = Callable[[Tensor, Tensor, Cond], Tensor]
 
 MIN_TILES = 4
 """The smallest tile, in units of the network's downsampling factor; that of its lowest level."""
@@ -68,13 +68,13 @@ def tiling_of(tile: int, overlap: int | None, multiple: int) -> Tiling:
 def tiled(apply_model: ApplyModel, tiling: Tiling, multiple: int) -> ApplyModel:
     """Return a network (x_t (b, c, h, w), t (b,), cond) -> (b, c, h, w) that sees so much at once."""
 
-    def rows(x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def rows(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         if not tiling.apart or len(x_t) == 1:
             return apply_model(x_t, t, cond)
         each = [slice(i, i + 1) for i in range(len(x_t))]
-        return torch.cat([apply_model(x_t[i], t[i], take(cond, i)) for i in each])
+        return torch.cat([apply_model(x_t[i], t[i], cond.take(i)) for i in each])
 
-    def blended(x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def blended(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         sides = x_t.shape[-2:]
         if tiling.tile is None or max(sides) <= tiling.tile:
             return rows(x_t, t, cond)
@@ -82,7 +82,7 @@ def tiled(apply_model: ApplyModel, tiling: Tiling, multiple: int) -> ApplyModel:
         out = torch.zeros_like(x_t, dtype=torch.float32)
         for i, down_weights in zip(down, weights(down), strict=True):
             for j, across_weights in zip(across, weights(across), strict=True):
-                part = rows(x_t[..., i, j], t, cropped(cond, sides, i, j))
+                part = rows(x_t[..., i, j], t, cond.cropped(tuple(sides), i, j))
                 out[..., i, j] += (down_weights[:, None] * across_weights).to(out) * part
         return out
 
@@ -113,19 +113,6 @@ def weights(tiles: list[slice]) -> list[Tensor]:
     for part, w in zip(tiles, found, strict=True):
         total[part] += w
     return [w / total[part] for part, w in zip(tiles, found, strict=True)]
-
-
-def cropped(cond: Conditioning, sides: tuple[int, int], rows: slice, columns: slice) -> Conditioning:
-    """Return a conditioning whose pictures (c_concat), of the latents' sides, are cut to a tile.
-
-    Raises: InputError for one of other sides.
-    """
-    if not isinstance(cond, dict) or not cond.get("c_concat"):
-        return cond
-    for x in cond["c_concat"]:
-        if x.shape[-2:] != sides:
-            raise InputError(f"a picture {tuple(x.shape)} beside latents of {tuple(sides)} cannot be tiled")
-    return cond | {"c_concat": [x[..., rows, columns] for x in cond["c_concat"]]}
 
 
 def _rise(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.diffusion.conditioning import Conditioning
+from ldm.diffusion.cond import Cond
 from ldm.errors import InputError
 from ldm.imaging.colour import from_uint8
 from ldm.imaging.faithful import made_faithful
@@ -141,7 +141,7 @@ def plan_upscale(
         raise InputError(f"overlap {overlap} is of tiles; give --tile too")
     forced = None if tile is None else tiling_of(tile, overlap, multiple)
 
-    def conditioning(context: Tensor, side: int) -> Conditioning:
+    def conditioning(context: Tensor, side: int) -> Cond:
         small = torch.zeros(1, 3, side, side, device=model.device)
         return conditioned(model, context, small, noise_level, small)
 
@@ -153,7 +153,7 @@ def plan_upscale(
 
 def conditioned(
     model: LatentDiffusion, context: Tensor, small: Tensor, noise_level: int | None, eps: Tensor
-) -> Conditioning:
+) -> Cond:
     """Return the conditioning of the small picture (1, 3, h, w), with or without noise eps (b, 3, h, w)."""
     if noise_level is None:
         return model.conditioning(context, small)

@@ -225,7 +225,7 @@ def test_padding_mirrors_the_map_like_the_picture(model):
         made(model, np.pad(IMAGE, ((12, 12), (4, 4), (0, 0)), mode="reflect"), depth=mirrored)
     finally:
         del model.apply_model
-    framed, whole = (x["c_concat"][0] for x in (seen[0], seen[-1]))
+    framed, whole = (x.concat for x in (seen[0], seen[-1]))
     assert torch.equal(framed, whole) and framed.shape[1:] == (1, 8, 8)
     expected = concat_depth(torch.from_numpy(mirrored).float()[None, None], (8, 8))
     assert torch.equal(framed[:1], expected) and framed.min() == -1 and framed.max() == 1
@@ -250,7 +250,7 @@ def test_true_disparity_reaches_the_model_as_depth_does_in_training(model, caplo
     finally:
         del model.apply_model
     assert images.shape == (1, 3, 125, 185) and "27226 of 370500 pixels" in caplog.text
-    shown = seen[0]["c_concat"][0][0, 0]  # (16, 24), of which the frame's 192 x 128 pads 3 + 4 and 1 + 2
+    shown = seen[0].concat[0, 0]  # (16, 24), of which the frame's 192 x 128 pads 3 + 4 and 1 + 2
     assert shown.min() == -1 and shown.max() == 1
     depth = torch.from_numpy(inverse_depth(disparity))[None, None]
     inner = torch.nn.functional.interpolate(depth, (125, 185), mode="area")
@@ -262,7 +262,7 @@ def test_true_disparity_reaches_the_model_as_depth_does_in_training(model, caplo
     pictures = torch.zeros(1, 3, 128, 128)
     cut_depth = torch.from_numpy(inverse_depth(disparity[cut]))[None, None]
     trained = hints_for(model, 0.0).encode(pictures, {"depth": cut_depth})
-    assert torch.equal(seen[-1]["c_concat"][0][:1], trained)
+    assert torch.equal(seen[-1].concat[:1], trained)
 
 
 def test_both_halves_of_guidance_see_the_map(model):
@@ -272,7 +272,7 @@ def test_both_halves_of_guidance_see_the_map(model):
         made(model)
     finally:
         del model.apply_model
-    concat, context = seen[0]["c_concat"][0], seen[0]["c_crossattn"][0]
+    concat, context = seen[0].concat, seen[0].context
     assert torch.equal(concat[0], concat[1]) and not torch.equal(context[0], context[1])
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ldm.diffusion.cond import Cond
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.prediction import denoiser
 from ldm.errors import BadPictureError, OutOfMemory
@@ -232,9 +233,9 @@ def test_every_sampler_goes_on_from_its_last_good_latents(tiny, warnings, name):
     assert good.step == step - 1
     sampler = make_sampler(name, tiny.schedule, STEPS)
     denoise = denoiser(tiny.apply_model, tiny.schedule, tiny.parameterization)
-    guided = ClassifierFreeGuidance(denoise, uncond.float(), 3.0)
+    guided = ClassifierFreeGuidance(denoise, Cond(uncond.float()), 3.0)
     expected = sample_loop(
-        sampler, guided, good.x_t, cond.float(),
+        sampler, guided, good.x_t, Cond(cond.float()),
         noise=Replayed(noise.drawn), start=good.step, memory=good.memory,
     )  # fmt: skip
     *_, last = expected

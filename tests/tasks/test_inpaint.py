@@ -136,8 +136,8 @@ def test_a_model_that_sees_the_mask_begins_with_numpys_noise_after_the_posterior
     posterior = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(9))
     assert torch.equal(x_t, start) and torch.equal(state["once.posterior.0"], posterior)
     given = torch.from_numpy(mask)[None, None]
-    expected = model.conditioning(cond["c_crossattn"][0], from_uint8(image), given, posterior)
-    torch.testing.assert_close(cond["c_concat"][0], expected["c_concat"][0])
+    expected = model.conditioning(cond.context, from_uint8(image), given, posterior)
+    torch.testing.assert_close(cond.concat, expected.concat)
     painted(model, image, mask, ["a", "a"], settings=settings, seed=9, strength=0.5)
     assert torch.equal(begun[1][2]["once.posterior.0"], posterior) and "once.posterior.0.1" in begun[1][2]
     assert not torch.equal(begun[1][0], start), "the picture, with noise on it"

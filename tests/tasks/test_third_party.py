@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from golden_cases import case
 from ldm import load_model
 from ldm.config import load_config
+from ldm.diffusion.cond import Cond
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.prediction import denoiser
 from ldm.samplers import DDIM, sample_loop
@@ -146,8 +147,8 @@ def test_k_diffusions_dpm_solver_with_guidance_is_ours(tiny, wrapped, k_diffusio
     x, cond = start(tiny)
     uncond = tiny.get_learned_conditioning(["", ""])
     denoise = denoiser(tiny.apply_model, tiny.schedule, tiny.parameterization)
-    guided = ClassifierFreeGuidance(denoise, uncond, scale)
-    ours = [step.x_t for step in sample_loop(DPMSolver(tiny.schedule, 16), guided, x, cond)]
+    guided = ClassifierFreeGuidance(denoise, Cond(uncond), scale)
+    ours = [step.x_t for step in sample_loop(DPMSolver(tiny.schedule, 16), guided, x, Cond(cond))]
     sigmas = wrapped.t_to_sigma(torch.linspace(999, 0, 17))  # its published times
     alphas = (1 + sigmas**2) ** -0.5
     theirs = []

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_config, tiny_model
 
+from ldm.diffusion.cond import Cond
 from ldm.errors import InputError
 from ldm.tasks.tiles import Tiling, spans, tiled, tiling_of, weights
 
@@ -29,14 +30,14 @@ def test_tiles_cover_evenly_and_their_weights_add_up_to_one(side, tile, overlap,
 
 def pointwise(x_t, t, cond):
     """A network that looks at every pixel alone: tiles of it are exact."""
-    return torch.sin(x_t + cond["c_concat"][0].sum(1, keepdim=True) + t[:, None, None, None])
+    return torch.sin(x_t + cond.concat.sum(1, keepdim=True) + t[:, None, None, None])
 
 
 @pytest.mark.parametrize("sides", [(40, 24), (16, 72), (16, 16)])
 @pytest.mark.parametrize("overlap", [0, 4, 8])
 def test_of_a_network_without_neighbours_tiles_give_the_whole(sides, overlap):
     x_t, small, t = torch.randn(2, 4, *sides), torch.randn(2, 3, *sides), torch.tensor([1.0, 2.0])
-    cond = {"c_concat": [small], "c_crossattn": [torch.randn(2, 5, 8)], "c_adm": torch.tensor([20, 20])}
+    cond = Cond(torch.randn(2, 5, 8), small, torch.tensor([20, 20]))
     network = tiled(pointwise, Tiling(16, overlap, apart=True), 4)
     torch.testing.assert_close(network(x_t, t, cond), pointwise(x_t, t, cond))
 
@@ -45,11 +46,11 @@ def test_every_call_sees_one_sample_and_no_more_than_a_tile():
     seen = []
 
     def network(x_t, t, cond):
-        seen.append((tuple(x_t.shape), tuple(cond["c_concat"][0].shape), len(cond["c_crossattn"][0]), len(t)))
+        seen.append((tuple(x_t.shape), tuple(cond.concat.shape), len(cond.context), len(t)))
         return x_t
 
     x_t = torch.randn(2, 4, 40, 20)
-    cond = {"c_concat": [torch.randn(2, 3, 40, 20)], "c_crossattn": [torch.randn(2, 5, 8)]}
+    cond = Cond(torch.randn(2, 5, 8), torch.randn(2, 3, 40, 20))
     out = tiled(network, Tiling(16, 4, apart=True), 4)(x_t, torch.zeros(2), cond)
     torch.testing.assert_close(out, x_t)
     assert set(seen) == {((1, 4, 16, 16), (1, 3, 16, 16), 1, 1)}
@@ -61,7 +62,7 @@ def test_a_unet_on_tiles_is_near_the_whole_and_has_no_seams(tmp_path):
     model = tiny_model(tiny_config("upscale", tmp_path))
     multiple = model.model.diffusion_model.downsampling_factor
     x_t, small, t = torch.randn(1, 4, 96, 48), torch.rand(1, 3, 96, 48), torch.tensor([500])
-    cond = {"c_concat": [small], "c_crossattn": [torch.randn(1, 6, 32)], "c_adm": torch.tensor([20])}
+    cond = Cond(torch.randn(1, 6, 32), small, torch.tensor([20]))
     with torch.no_grad():
         whole = model.apply_model(x_t, t, cond)
         soft = tiled(model.apply_model, Tiling(48, 16), multiple)(x_t, t, cond)
@@ -80,7 +81,7 @@ def test_a_unet_on_tiles_is_near_the_whole_and_has_no_seams(tmp_path):
 
 def test_a_network_whose_whole_fits_is_not_changed():
     assert tiled(pointwise, Tiling(16, 4), 4) is not None
-    x_t, cond = torch.randn(1, 4, 16, 8), {"c_concat": [torch.randn(1, 3, 16, 8)]}
+    x_t, cond = torch.randn(1, 4, 16, 8), Cond(concat=torch.randn(1, 3, 16, 8))
     t = torch.zeros(1)
     assert torch.equal(tiled(pointwise, Tiling(16, 4), 4)(x_t, t, cond), pointwise(x_t, t, cond))
 
@@ -94,4 +95,4 @@ def test_sizes_are_rounded_up_to_what_the_network_takes_and_checked():
         tiling_of(64, 33, 8)
     with pytest.raises(InputError, match="cannot be tiled"):
         network = tiled(pointwise, Tiling(16, 4), 4)
-        network(torch.randn(1, 4, 32, 32), torch.zeros(1), {"c_concat": [torch.randn(1, 3, 16, 16)]})
+        network(torch.randn(1, 4, 32, 32), torch.zeros(1), Cond(concat=torch.randn(1, 3, 16, 16)))

@@ -97,8 +97,8 @@ def test_the_network_is_told_what_the_formulas_say(models, task, asked):
         label = label + weight / sum(weights) * noised(z, level, eps, mean, std)
     again = noised(label[:, :WIDTH], 50, torch.randn(count, WIDTH, generator=generator), mean, std)
     x_t, _, cond = seen[0]
-    torch.testing.assert_close(cond["c_adm"][:count], torch.zeros(count, 2 * WIDTH))
-    torch.testing.assert_close(cond["c_adm"][count:].double(), again, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(cond.label[:count], torch.zeros(count, 2 * WIDTH))
+    torch.testing.assert_close(cond.label[count:].double(), again, atol=1e-4, rtol=1e-4)
     assert torch.equal(x_t[count:], torch.randn(count, 4, 4, 4, generator=generator))
 
 
@@ -111,7 +111,7 @@ def test_the_mix_itself_where_it_is_not_noised_again(models, asked):
         eps = torch.randn(1, WIDTH, generator=generator)
         zero, one = torch.zeros(WIDTH).double(), torch.ones(WIDTH).double()
         label = label + weight / 4 * noised(model.embedder(from_uint8(image)), 0, eps, zero, one)
-    torch.testing.assert_close(seen[0][2]["c_adm"][1:].double(), label, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(seen[0][2].label[1:].double(), label, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("task", TASKS)
