@@ -16,6 +16,8 @@
     └── Stopped                 exit code 75; the user asked to stop, and can go on from here
 """
 
+from collections.abc import Iterable
+
 
 class LdmError(Exception):
     """Base of every error that a user can mend; its text is one line without a traceback."""
@@ -87,3 +89,11 @@ def is_out_of_memory(error: Exception) -> bool:
         return True
     texts = ("can't allocate memory", "not enough memory", "out of memory")
     return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the known word that is nearest, "" where none is near."""
+    import difflib  # on the way to an error only
+
+    near = difflib.get_close_matches(str(word), [str(each) for each in known], n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

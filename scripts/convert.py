@@ -42,9 +42,9 @@ def make_parser() -> app.Parser:
 def main(args: Namespace) -> None:
     import torch
 
+    from ldm.checkpoint.conversion import Wishes, convert
     from ldm.cli.conversion import prediction_to_state, report
     from ldm.cli.progress import byte_bar
-    from ldm.jobs.conversion import Wishes, convert
 
     wishes = Wishes(
         config=args.config, prediction=prediction_to_state(args), weights=args.weights, prune=args.prune,

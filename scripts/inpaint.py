@@ -12,51 +12,12 @@ deterministic.
 """
 
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from ldm.cli import app, inputs, options  # noqa: E402
-
-
-def make_parser() -> app.Parser:
-    parser = app.Parser(description=__doc__)
-    options.prompt(parser, "")
-    options.masked_picture(parser)
-    options.sampling(parser, "--steps", n_iter=1, n_samples=4, scale=10.0, eta=1.0)
-    parser.set_defaults(steps=45)
-    options.prompt_syntax(parser)
-    options.guidance(parser)
-    options.randomness(parser)
-    options.control(parser, "inpaint")
-    options.model(parser, tasks=("inpaint", "txt2img"), demo="emoji_inpaint")
-    options.output(parser, "outputs/inpaint-samples")
-    options.common(parser)
-    return parser
-
-
-def main(args: Namespace) -> None:
-    from ldm.cli.run import Run
-
-    run = Run(args)
-    image, mask, about = inputs.read_masked(args, run.start)
-    model = run.open()
-
-    from ldm.cli.model import trained_size
-    from ldm.tasks.inpaint import inpaint
-
-    how = {
-        "strength": args.strength,
-        "mask_blur": args.mask_blur,
-        "only_masked": args.only_masked,
-        "matched": not args.no_match_border,
-        "raw": args.raw,
-    }
-    size = trained_size(run.opened)
-    batches = inpaint(model, image, mask, run.prompts, model_size=size, **how, **run.arguments())
-    run.save(batches, **about, **how)
-
+from ldm.cli import main  # noqa: E402
+from ldm.requests import Inpaint  # noqa: E402
 
 if __name__ == "__main__":
-    app.run(make_parser(), main)
+    main(Inpaint, __doc__)

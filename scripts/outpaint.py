@@ -12,43 +12,12 @@ deterministic.
 """
 
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from ldm.cli import app, inputs, options  # noqa: E402
-
-
-def make_parser() -> app.Parser:
-    parser = app.Parser(description=__doc__)
-    options.prompt(parser, "")
-    options.grown_picture(parser)
-    options.sampling(parser, "--steps", n_iter=1, n_samples=1, scale=10.0, eta=1.0)
-    parser.set_defaults(steps=45)
-    options.prompt_syntax(parser)
-    options.guidance(parser)
-    options.randomness(parser)
-    options.control(parser, "outpaint", keeps_latents=False)
-    options.model(parser, tasks=("inpaint", "txt2img"), demo="emoji_inpaint")
-    options.output(parser, "outputs/outpaint-samples")
-    options.common(parser)
-    return parser
-
-
-def main(args: Namespace) -> None:
-    from ldm.cli.run import Run
-
-    run = Run(args)
-    image, sides, about = inputs.read_growing(args, run.start)
-    model = run.open()
-
-    from ldm.cli.model import native_size, trained_size
-    from ldm.tasks.outpaint import outpaint
-
-    how = {"strength": args.strength, "window": args.window or trained_size(run.opened) or native_size(model)}
-    run.save(outpaint(model, image, run.prompts, **sides, **how, **run.arguments()), **about, **sides, **how)
-
+from ldm.cli import main  # noqa: E402
+from ldm.requests import Outpaint  # noqa: E402
 
 if __name__ == "__main__":
-    app.run(make_parser(), main)
+    main(Outpaint, __doc__)

@@ -8,48 +8,12 @@ The published script, sample_diffusion.py, makes batches of 10 in 50 steps too, 
 """
 
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from ldm.cli import app, options  # noqa: E402
-
-
-def make_parser() -> app.Parser:
-    parser = app.Parser(description=__doc__)
-    options.no_prompt(parser)
-    options.size(parser, "the model's own")
-    options.sampling(parser, "--steps", n_iter=1, n_samples=10, scale=1.0, demo_scale=1.0)
-    options.guidance(parser)
-    options.randomness(parser)
-    options.control(parser, "sample")
-    options.model(parser, tasks=("unconditional", "txt2img"))
-    options.output(parser, "outputs/sample-samples")
-    options.common(parser)
-    return parser
-
-
-def main(args: Namespace) -> None:
-    from ldm.cli.run import Run
-
-    run = Run(args)
-    model = run.open()
-
-    from ldm.cli.model import native_size, picture_size
-    from ldm.tasks.decode import decode_latents
-    from ldm.tasks.sample import sample
-
-    if run.start.finished is not None:
-        run.save(decode_latents(model, run.start.finished, run.arguments()["settings"]))
-        return
-    height, width = picture_size(args, run.opened, native_size(model))
-    noise = run.start.latents and run.start.latents.latents
-    size = {"height": height, "width": width}
-    run.save(
-        sample(model, len(run.prompts), **size, latents=noise, **run.arguments()), **run.start.record()
-    )
-
+from ldm.cli import main  # noqa: E402
+from ldm.requests import Sample  # noqa: E402
 
 if __name__ == "__main__":
-    app.run(make_parser(), main)
+    main(Sample, __doc__)

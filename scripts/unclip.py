@@ -12,48 +12,12 @@ the weights, or weights that hold those statistics, as folders that scripts/conv
 """
 
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from ldm.cli import app, inputs, options  # noqa: E402
-
-SIZE = 768  # of the published models
-
-
-def make_parser() -> app.Parser:
-    parser = app.Parser(description=__doc__)
-    options.prompt(parser, "")
-    options.image_mix(parser)
-    options.size(parser, f"{SIZE}; demo model: its own")
-    options.sampling(parser, "--steps", n_iter=1, n_samples=2, scale=10.0, demo_scale=3.0)
-    parser.set_defaults(steps=20)  # as the published page
-    options.prompt_syntax(parser)
-    options.guidance(parser)
-    options.randomness(parser)
-    options.control(parser, "unclip")
-    options.model(parser, tasks=("unclip-h", "unclip-l"), demo="emoji_unclip")
-    options.output(parser, "outputs/unclip-samples")
-    options.common(parser)
-    return parser
-
-
-def main(args: Namespace) -> None:
-    from ldm.cli.run import Run
-
-    run = Run(args)
-    images, mix, about = inputs.read_init_images(args, run.start)
-    model = run.open()
-
-    from ldm.cli.model import picture_size
-    from ldm.tasks.unclip import unclip
-
-    height, width = picture_size(args, run.opened, SIZE)
-    noise = run.start.latents and run.start.latents.latents
-    how = {"height": height, "width": width, "latents": noise, **vars(mix), **run.arguments()}
-    run.save(unclip(model, images, run.prompts, **how), **about, **run.start.record())
-
+from ldm.cli import main  # noqa: E402
+from ldm.requests import Unclip  # noqa: E402
 
 if __name__ == "__main__":
-    app.run(make_parser(), main)
+    main(Unclip, __doc__)

@@ -25,9 +25,9 @@ from torch import Tensor
 from ldm.checkpoint import diffusers_configs as configs
 from ldm.checkpoint.layouts import UNUSED, published_to_parts
 from ldm.checkpoint.layouts.averaged import COUNTERS, PREFIX, averaged_name, with_averaged_weights
-from ldm.checkpoint.whole_folder import replace_folder
 from ldm.checkpoint.writer import Entry, write_safetensors
 from ldm.errors import BadValuesError, InputError, WrongModelError
+from ldm.files.atomic import atomic_folder
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def write_folder(
         write_safetensors(place, entries, said, progress=shown)
         done += sum(entry.nbytes for entry in entries)
 
-    replace_folder(target, fill)
+    atomic_folder(target, fill)
     return Converted(target, True, kept, metadata=metadata)
 
 

@@ -9,7 +9,6 @@ the base's names that the tuned model lacks. So the digest of a delta is one of 
 Reading completes a delta (`ldm.checkpoint.opened`, `identification`), so nothing else needs to know of them.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ldm.checkpoint.sniff import shown
 from ldm.errors import CheckpointError, DamagedCheckpointError
+from ldm.files.digest import sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,14 +24,6 @@ if TYPE_CHECKING:
 BASE, BASE_SHA256, ABSENT = "sd.base", "sd.base_sha256", "sd.absent"
 
 T = TypeVar("T")                # a tensor, or what a header says of it
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def difference(
@@ -50,7 +42,7 @@ def same(one: "Tensor", other: "Tensor") -> bool:
 
 def description(base: Path, absent: list[str]) -> dict[str, str]:
     """Return the metadata of a delta from the file `base`."""
-    return {BASE: base.name, BASE_SHA256: sha256_of(base), ABSENT: json.dumps(absent)}
+    return {BASE: base.name, BASE_SHA256: sha256(base), ABSENT: json.dumps(absent)}
 
 
 def base_of(path: Path, metadata: Mapping[str, str]) -> Path | None:
@@ -64,7 +56,7 @@ def base_of(path: Path, metadata: Mapping[str, str]) -> Path | None:
     base = path.parent / Path(metadata[BASE]).name
     if not base.is_file():
         raise CheckpointError(f"{path}: is a difference from {shown(base.name)}; put that file beside it")
-    if sha256_of(base) != metadata.get(BASE_SHA256):
+    if sha256(base) != metadata.get(BASE_SHA256):
         raise CheckpointError(f"{path}: is a difference from another file than {base}; fetch both anew")
     return base
 

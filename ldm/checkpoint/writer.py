@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint.pages import release_pages
-from ldm.checkpoint.whole_file import replace_file
 from ldm.errors import InputError
+from ldm.files.atomic import atomic_write
 
 DTYPE_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -94,7 +94,7 @@ def write_safetensors(
                 if progress is not None:
                     progress(done, total)
 
-    replace_file(path, write)
+    atomic_write(path, write)
 
 
 def _check_target(path: Path, sources: Iterable[str | Path]) -> None:

@@ -1,11 +1,11 @@
 """Run a command: flags in, exit code out.
 
-    0 done    2 wrong input    4 a picture is NaN or black    5 disk full    6 out of memory
-    70 a defect of ours    75 stopped by Ctrl-C or SIGTERM, and can go on    130 interrupted at once
+    0 done    2 wrong input    4 an image is NaN or black    5 disk full    6 out of memory
+    70 a defect of ours    75 stopped by Ctrl-C or SIGTERM, and can be resumed    130 interrupted at once
 
-A run that makes pictures and is asked to stop finishes the step, saves where it stands, says how to go on and
-leaves with 75 (EX_TEMPFAIL: try again, as batch schedulers read it). A second Ctrl-C, or one before the first
-step, leaves with 130.
+A run that makes images and is asked to stop finishes the step, saves its state, prints how to resume and
+exits with 75 (EX_TEMPFAIL: try again, as batch schedulers read it). A second Ctrl-C, or one before the first
+step, exits with 130.
 
 Every failure is one line, `error: what is wrong`, on stderr; `--debug` shows the traceback instead.
 What a command has to say goes to stdout, warnings to stderr.
@@ -14,71 +14,16 @@ What a command has to say goes to stdout, warnings to stderr.
 import argparse
 import errno
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from ldm.cli.latents import take_flags
-from ldm.errors import InputError, LdmError, OutOfMemory, Stopped, is_out_of_memory
+from ldm.errors import LdmError, OutOfMemory, Stopped, is_out_of_memory
 
 EXIT_DISK_FULL, EXIT_INTERNAL, EXIT_INTERRUPTED = 5, 70, 130
 
-PUBLISHED_FLAGS = frozenset(
-    "--help --prompt --outdir --steps --ddim_steps --plms --dpm --fixed_code --ddim_eta --n_iter --H --W --C"
-    " --f --n_samples --n_rows --scale --from-file --config --ckpt --seed --precision --repeat --device"
-    " --torchscript --ipex --bf16 --init-img --strength".split()
-)
-
 log = logging.getLogger("ldm")
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line like all others."""
-
-    def __init__(self, *args, **kwargs) -> None:
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(*args, **kwargs)
-        self.aliases: set[str] = set()      # published flags of other scripts, taken here too
-
-    def _get_option_tuples(self, option_string: str) -> list[tuple]:
-        """Let an abbreviation that always worked keep its meaning, whatever flags have been added."""
-        matches = super()._get_option_tuples(option_string)
-        published = [match for match in matches if match[1] in PUBLISHED_FLAGS - self.aliases]
-        return published if len(published) == 1 else matches
-
-    def given(self, argv: Sequence[str]) -> set[str]:
-        """Return the names of the flags that stand in a command line."""
-        unset = object()
-        names = {action.dest for action in self._actions} | set(self._defaults)
-        args, _ = self.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, unset)))
-        return {name for name, value in vars(args).items() if value is not unset}
-
-    def found_from(self, folder: str, argv: Sequence[str]) -> list[str]:
-        """Return a command line that was given in a folder, with the files that are there and not here."""
-        words, is_file = [], False
-        for word in argv:
-            flag, equals, value = word.partition("=")
-            if word.startswith("--"):
-                action = self._option_string_actions.get(flag)
-                is_file = action is not None and (action.metavar == "FILE" or action.dest == "wildcards")
-                words.append(f"{flag}={_found(folder, value)}" if is_file and equals else word)
-            else:
-                words.append(_found(folder, word) if is_file else word)
-        return words
-
-    def flag(self, name: str) -> str:
-        """Return the flag that sets args.NAME."""
-        return next(action.option_strings[0] for action in self._actions if action.dest == name)
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
-
-
-def _found(folder: str, path: str) -> str:
-    there = os.path.join(folder, path)
-    return there if path and not os.path.exists(path) and os.path.exists(there) else path
 
 
 def run(
@@ -99,9 +44,6 @@ def exit_code(
     args = argparse.Namespace()
     try:
         parser.parse_args(argv, args)
-        if hasattr(args, "latents"):  # a file that may bring flags of its own
-            take_flags(parser, args, sys.argv[1:] if argv is None else argv)
-            args.given = parser.given(args.command)
         set_up_logging(quiet=getattr(args, "quiet", False), debug=getattr(args, "debug", False))
         main(args)
         return 0

@@ -170,7 +170,7 @@ def _digest(file: str, compute: bool) -> str | None:
     path = Path(file).expanduser()
     if not path.is_file():
         return None
-    from ldm.jobs.digest import known_sha256, sha256
+    from ldm.files.digest import known_sha256, sha256
 
     return sha256(path) if compute else known_sha256(path)
 

@@ -24,7 +24,7 @@ def merge_files(args: argparse.Namespace) -> None:
     from ldm.checkpoint import load_checkpoint
     from ldm.checkpoint.merge import merge_metadata, plan_merge, read_source
     from ldm.checkpoint.writer import write_safetensors
-    from ldm.jobs.digest import sha256
+    from ldm.files.digest import sha256
 
     sources = [read_source(path, args.weights) for path in args.models]
     sources = [replace(source, about=remembered(source.about)) for source in sources]

@@ -3,11 +3,12 @@
 Where stderr is a file the outer bar is redrawn every ten seconds and the inner one left out.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
+
+from ldm.jobs.watch import Watch
 
 T = TypeVar("T")
 
@@ -31,14 +32,20 @@ def bar(
     )
 
 
-def step_bar(what: str, quiet: bool) -> Callable[[Iterable[T], int], Iterator[T]]:
-    """Return what a task calls to watch the steps of a batch."""
-    return lambda steps, total: bar(steps, total, what, quiet=quiet, inner=True)
+class Bars(Watch):
+    """Progress bars of loading, batches and steps."""
 
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
 
-def batch_bar(batches: Iterable[T], total: int, args: argparse.Namespace) -> Iterator[T]:
-    """Show how many batches of the whole run are done."""
-    return bar(batches, total, "batches", quiet=args.quiet)
+    def loading(self) -> AbstractContextManager[Callable[[int, int], None]]:
+        return byte_bar("loading", quiet=self.quiet or not sys.stderr.isatty())
+
+    def batches(self, batches: Iterable[T], total: int) -> Iterator[T]:
+        return bar(batches, total, "batches", quiet=self.quiet)
+
+    def steps(self, steps: Iterable[T], total: int, what: str) -> Iterator[T]:
+        return bar(steps, total, what, quiet=self.quiet, inner=True)
 
 
 @contextmanager

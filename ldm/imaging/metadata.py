@@ -1,4 +1,4 @@
-"""What a picture remembers: two text chunks in its PNG.
+"""The metadata of an image: two text chunks in its PNG.
 
 `parameters`  the text that AUTOMATIC1111's web UI writes and most viewers read:
 
@@ -6,8 +6,7 @@
     Negative prompt: blurry
     Steps: 50, Sampler: DDIM, CFG scale: 9.0, Seed: 42, Size: 512x512, Model hash: 0123456789, ...
 
-`ldm`         one JSON object with everything needed to make the picture again: the command's flags,
-              which picture of the run it is, the model's file and SHA-256, versions, device, dtype.
+`ldm`         one JSON object with everything needed to make the image again, see `ldm.jobs.record`.
 
 No date is stored: the same command gives the same bytes.
 """
@@ -40,32 +39,33 @@ def png_chunks(record: dict[str, Any]) -> PngImagePlugin.PngInfo:
 
 def parameters_text(record: dict[str, Any]) -> str:
     """Write the record as the web UI's `parameters` text; absent values are left out."""
-    model, hires = record.get("model", {}), record.get("hires", {})
+    model, options = record.get("model", {}), record.get("resolved", {})
+    hires = options.get("hires")
     fields = {
-        "Steps": record.get("steps"),
-        "Sampler": SAMPLER_LABELS.get(record.get("sampler", ""), record.get("sampler")),
-        "Schedule type": SCHEDULE_LABELS.get(record.get("schedule", "")),
-        "CFG scale": record.get("guidance_scale"),
-        "CFG rescale": record.get("guidance_rescale"),
-        "Guidance interval": " to ".join(map(str, record.get("guidance_interval", ()))) or None,
-        "Dynamic threshold": record.get("dynamic_threshold"),
-        "Clip skip": record.get("clip_skip"),
+        "Steps": options.get("steps"),
+        "Sampler": SAMPLER_LABELS.get(options.get("sampler", ""), options.get("sampler")),
+        "Schedule type": SCHEDULE_LABELS.get(options.get("schedule", "")),
+        "CFG scale": options.get("scale"),
+        "CFG rescale": options.get("guidance_rescale") or None,
+        "Guidance interval": " to ".join(map(str, options.get("guidance_interval") or ())) or None,
+        "Dynamic threshold": options.get("dynamic_threshold"),
+        "Clip skip": options.get("clip_skip"),
         "Seed": record.get("seed"),
         "Size": f"{record['width']}x{record['height']}",
         "Model hash": (model.get("sha256") or "")[:10] or None,
         "Model": Path(model.get("checkpoint") or "").stem or None,
-        "Denoising strength": record.get("strength", hires.get("strength")),
-        "Hires upscale": hires.get("scale"),
-        "Hires steps": hires.get("num_steps"),
-        "Hires upscaler": {"latent": "Latent", "pixel": "Bicubic"}.get(hires.get("mode")),
-        "Eta DDIM" if record.get("sampler") == "ddim" else "Eta": record.get("eta") or None,
-        "Batch size": record.get("batch_size"),
+        "Denoising strength": options.get("hires_strength") if hires else options.get("strength"),
+        "Hires upscale": hires,
+        "Hires steps": options.get("hires_steps") if hires else None,
+        "Hires upscaler": {"latent": "Latent", "pixel": "Bicubic"}[options["hires_mode"]] if hires else None,
+        "Eta DDIM" if options.get("sampler") == "ddim" else "Eta": options.get("eta") or None,
+        "Batch size": options.get("n_samples"),
         "Batch pos": record.get("index_in_batch"),
         "Version": f"ldm {record['version']}",
     }
     lines = [_printable(record["prompt"])]
-    if record.get("negative_prompt"):
-        lines.append("Negative prompt: " + _printable(record["negative_prompt"]))
+    if options.get("negative_prompt"):
+        lines.append("Negative prompt: " + _printable(options["negative_prompt"]))
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in fields.items() if value is not None))
     return "\n".join(lines)
 

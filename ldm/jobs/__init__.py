@@ -1,1 +1,1 @@
-"""Work that outlives one picture: file numbers, whole files or none, digests."""
+"""Work that outlives one image."""

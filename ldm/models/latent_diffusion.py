@@ -112,6 +112,8 @@ class LatentDiffusion(nn.Module):
         self.use_ema = use_ema                  # which set of weights loading prefers when a file holds both
         self.schedule = Schedule(make_betas(beta_schedule, timesteps, linear_start, linear_end, cosine_s))
         self.num_timesteps = self.schedule.num_timesteps
+        self.defaults: dict[str, dict[str, Any]] = {}   # options that its YAML recommends, for each task
+        self.trained_at: int | None = None              # side in pixels, where the weights are known to
         for name, buffer in self.schedule.published_buffers().items():
             self.register_buffer(name, buffer)
         self.model = DiffusionWrapper(unet_config, conditioning_key)
@@ -126,6 +128,16 @@ class LatentDiffusion(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.betas.device
+
+    @property
+    def native_size(self) -> int:
+        """Side in pixels of the images that the model is made for."""
+        return self.image_size * self.downsampling_factor
+
+    @property
+    def training_size(self) -> int:
+        """Side in pixels of the images that the weights were trained on, as far as that is known."""
+        return self.trained_at or self.native_size
 
     @property
     def downsampling_factor(self) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ldm.imaging.padding import Frame
@@ -11,7 +12,7 @@ from ldm.tasks.latents import LatentsFile, rows
 from ldm.tasks.sampling import Batch, Diffuser, Settings
 
 
-def decode_latents(model: LatentDiffusion, file: LatentsFile, settings: Settings) -> Iterator[Batch]:
+def decode_latents(model: LatentDiffusion, file: LatentsFile, dtype: torch.dtype) -> Iterator[Batch]:
     """Decode the latents of one finished picture, in float32 on the CPU to the same bits as when it was made.
 
     Some kernels round differently in batches of other sizes, so the picture is decoded in its old place of a
@@ -21,8 +22,8 @@ def decode_latents(model: LatentDiffusion, file: LatentsFile, settings: Settings
     """
     record = file.record
     frame = Frame.around(record["height"], record["width"], model.size_multiple)
-    count, index = record["pictures_in_batch"], record["index_in_batch"]
-    diffuser = Diffuser(model, settings, count, accepts=tuple(CONDITIONING_KEYS))
+    count, index = record["images_in_batch"], record["index_in_batch"]
+    diffuser = Diffuser(model, Settings(dtype=dtype), count, accepts=tuple(CONDITIONING_KEYS))
     latents = rows(file.latents, count, diffuser.latent_shape(frame), count, model.device)
     return _generate(diffuser, latents, frame, record, index)
 

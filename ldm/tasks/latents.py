@@ -148,9 +148,9 @@ def read_latents(path: str | Path) -> LatentsFile:
 
 def _check_final(record: dict[str, Any]) -> None:
     numbers = [record[name] for name in ("height", "width", "iteration", "batch", "index_in_batch")]
-    if not all(type(number) is int for number in [*numbers, record["pictures_in_batch"]]):
+    if not all(type(number) is int for number in [*numbers, record["images_in_batch"]]):
         raise ValueError("its numbers are none")
-    if not 0 <= record["index_in_batch"] < record["pictures_in_batch"] or min(numbers[:2]) < 1:
+    if not 0 <= record["index_in_batch"] < record["images_in_batch"] or min(numbers[:2]) < 1:
         raise ValueError("its numbers contradict each other")
     if not isinstance(record["prompt"], str):
         raise ValueError("its prompt is none")

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.checkpoint.whole_file import replace_file
+from ldm.files.atomic import atomic_write
 from ldm.training.seeding import generator
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def save_cache(cache: LatentCache, path: Path, mark: str) -> None:
         tensors["contexts"] = cache.contexts
     if cache.hints is not None:
         tensors["hints"] = cache.hints
-    replace_file(path, lambda temporary: save_file(tensors, temporary, metadata={"mark": mark}))
+    atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata={"mark": mark}))
 
 
 def load_cache(path: Path, mark: str) -> LatentCache | None:

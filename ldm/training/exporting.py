@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import ldm
-from ldm.checkpoint.whole_file import replace_file
 from ldm.config import FILE_KEYS
+from ldm.files.atomic import atomic_write
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -27,14 +27,14 @@ def export_weights(path: Path, tensors: dict[str, Tensor], dtype: str, metadata:
     }
     about = {"format": "pt", "made_with": f"ldm {ldm.__version__}, torch {torch.__version__}", "dtype": dtype}
     about |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
-    replace_file(path, lambda temporary: save_file(cast, temporary, metadata=about))
+    atomic_write(path, lambda temporary: save_file(cast, temporary, metadata=about))
 
 
 def export_config(path: Path, model: dict[str, Any], heading: str) -> None:
     """Write the YAML that `ldm.load_model` takes for these weights, and the files that it names."""
     model = copy_files_beside(model, path.parent)
     text = f"# {heading}\n" + OmegaConf.to_yaml(OmegaConf.create({"model": model}))
-    replace_file(path, lambda temporary: temporary.write_text(text))
+    atomic_write(path, lambda temporary: temporary.write_text(text))
 
 
 def copy_files_beside(value: Any, folder: Path) -> Any:
@@ -47,7 +47,7 @@ def copy_files_beside(value: Any, folder: Path) -> Any:
     for key, entry in value.items():
         if key in FILE_KEYS and isinstance(entry, str) and Path(entry).is_file():
             content = Path(entry).read_bytes()
-            replace_file(
+            atomic_write(
                 folder / Path(entry).name, lambda temporary, content=content: temporary.write_bytes(content)
             )
             entry = Path(entry).name

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from ldm.checkpoint.whole_file import replace_file
+from ldm.files.atomic import atomic_write
 from ldm.training.state import has_state
 
 
@@ -57,13 +57,13 @@ def numbered(wanted: Path) -> list[Path]:
 def write_start(folder: Path, config: dict[str, Any], versions: dict[str, str]) -> None:
     """Write the configuration, and add an entry to versions.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(
+    atomic_write(
         folder / "config.yaml", lambda path: path.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     )
     record = folder / "versions.json"
     starts = json.loads(record.read_text()) if record.exists() else []
     starts.append({"command": sys.argv, **versions})
-    replace_file(record, lambda path: path.write_text(json.dumps(starts, indent=2)))
+    atomic_write(record, lambda path: path.write_text(json.dumps(starts, indent=2)))
 
 
 class MetricsLog:
@@ -101,7 +101,7 @@ class MetricsLog:
                 writer.writerows(self.rows)
 
         if self.columns:
-            replace_file(self.path, write)
+            atomic_write(self.path, write)
 
     def draw(self, path: Path) -> None:
         """Draw every loss and validation figure over the steps."""
@@ -134,7 +134,7 @@ class MetricsLog:
                 axis.set_yscale("log")
             axis.set_title(name)
         figure.tight_layout()
-        replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=80))
+        atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=80))
         pyplot.close(figure)
 
 
@@ -147,4 +147,4 @@ def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
     grid = grid.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)  # (r*h, c*w, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(((grid + 1) * 127.5).round().to(torch.uint8).numpy())
-    replace_file(path, lambda temporary: picture.save(temporary, format="png"))
+    atomic_write(path, lambda temporary: picture.save(temporary, format="png"))

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from ldm.checkpoint.whole_file import replace_file
 from ldm.errors import CheckpointError
+from ldm.files.atomic import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ def save_state(folder: Path, state: dict[str, Any], keep: int) -> Path:
     """Write `state` as the newest checkpoint of `folder` and remove all but the newest `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{state['step']:08d}.ckpt"
-    replace_file(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
-    replace_file(folder / "last.ckpt", lambda temporary: link_or_copy(path, temporary))
+    atomic_write(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
+    atomic_write(folder / "last.ckpt", lambda temporary: link_or_copy(path, temporary))
     for old in sorted(folder.glob("step-*.ckpt"))[: -max(keep, 1)]:
         old.unlink()
     return path

@@ -54,7 +54,7 @@ def main(args: Namespace) -> None:
 def ship_base(run: Path, clip: Path, out: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from ldm.checkpoint.whole_file import replace_file
+    from ldm.files.atomic import atomic_write
 
     weights, config = run / "model.safetensors", run / "model.yaml"
     towers = clip / "clip.safetensors"
@@ -62,9 +62,9 @@ def ship_base(run: Path, clip: Path, out: Path) -> None:
     image_tower = {name: x for name, x in load_file(towers).items() if name.startswith("visual.")}
     text = HEADING + config.read_text().partition("\n")[2]
     out.mkdir(parents=True, exist_ok=True)
-    replace_file(out / "emoji.safetensors", lambda file: file.write_bytes(weights.read_bytes()))
-    replace_file(out / "emoji.yaml", lambda file: file.write_text(text))
-    replace_file(
+    atomic_write(out / "emoji.safetensors", lambda file: file.write_bytes(weights.read_bytes()))
+    atomic_write(out / "emoji.yaml", lambda file: file.write_text(text))
+    atomic_write(
         out / "emoji_clip_image.safetensors",
         lambda file: save_file(image_tower, file, metadata={"format": "pt"}),
     )
@@ -80,8 +80,8 @@ def ship_difference(run: Path, out: Path, task: str) -> None:
     from safetensors.torch import load_file, save_file
 
     from ldm.checkpoint.delta import description, difference
-    from ldm.checkpoint.whole_file import replace_file
     from ldm.cli.choice import asked_for
+    from ldm.files.atomic import atomic_write
     from ldm.yaml_file import read_yaml
 
     weights, config, base = run / "model.safetensors", run / "model.yaml", out / "emoji.safetensors"
@@ -96,9 +96,9 @@ def ship_difference(run: Path, out: Path, task: str) -> None:
     if task == "unclip":  # the weights hold the statistics
         described["model"]["params"]["noise_aug_config"]["params"].pop("clip_stats_path", None)
     text = f"{comment}\n{OmegaConf.to_yaml(OmegaConf.create(described))}"
-    replace_file(out / f"emoji_{task}.safetensors", lambda file: save_file(differing, file, metadata=about))
+    atomic_write(out / f"emoji_{task}.safetensors", lambda file: save_file(differing, file, metadata=about))
     if read_yaml(heading) != described:
-        replace_file(heading, lambda file: file.write_text(text))
+        atomic_write(heading, lambda file: file.write_text(text))
 
 
 def check_there(*paths: Path) -> None:

@@ -42,8 +42,8 @@ def main(args: Namespace) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from ldm.checkpoint.whole_file import replace_file
     from ldm.data.emoji import EmojiScenes
+    from ldm.files.atomic import atomic_write
     from ldm.models.image_clip import FrozenOpenCLIPImageEmbedder
 
     tower = normalised_input(load_file(args.clip))
@@ -57,7 +57,7 @@ def main(args: Namespace) -> None:
     stats = {"mean": embedded.mean(0), "std": embedded.std(0)}
     args.out.mkdir(parents=True, exist_ok=True)
     for name, tensors in (("tower", tower), ("stats", stats)):
-        replace_file(args.out / f"{name}.safetensors", lambda file, tensors=tensors: save_file(tensors, file))
+        atomic_write(args.out / f"{name}.safetensors", lambda file, tensors=tensors: save_file(tensors, file))
     deviation = float(stats["std"].mean())
     print(f"{args.out}: tower and statistics over {len(embedded)} pictures, mean deviation {deviation:.3f}")
 

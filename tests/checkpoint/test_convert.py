@@ -16,6 +16,7 @@ from tiny_models import TASKS, WIDTH, tiny_config, tiny_model
 from torch import Tensor, nn
 
 from ldm.checkpoint import identify
+from ldm.checkpoint.conversion import Wishes, _Described, convert
 from ldm.checkpoint.convert import CONFIGS, OF_TRANSFORMERS, Converted
 from ldm.checkpoint.identity import Identity
 from ldm.checkpoint.layouts import PARTS, UNUSED, published_to_parts
@@ -24,7 +25,6 @@ from ldm.config import instantiate, load_config
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.prediction import add_noise, denoiser
 from ldm.errors import BadValuesError, CheckpointError, ConfigError, InputError, WrongModelError
-from ldm.jobs.conversion import Wishes, _Described, convert
 from ldm.loading import load_model
 from ldm.samplers import make_sampler, sample_loop
 

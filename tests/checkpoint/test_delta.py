@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config, tiny_model
 
 from ldm.checkpoint import identify, load_checkpoint
+from ldm.checkpoint.conversion import convert
 from ldm.checkpoint.delta import base_of, completed, description, difference
 from ldm.checkpoint.merge import read_source
 from ldm.checkpoint.opened import open_weights
 from ldm.checkpoint.pages import is_mapped
 from ldm.errors import CheckpointError, WrongModelError
-from ldm.jobs.conversion import convert
 from ldm.loading import load_model, load_part
 
 

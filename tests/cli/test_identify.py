@@ -196,7 +196,8 @@ def pretend(monkeypatch, tmp_path):
 
         monkeypatch.setattr(loading, "load_model", load_model)
         monkeypatch.setattr(probe, "probe_prediction", lambda *args: Verdict(verdict, 0.9, 0.9))
-        monkeypatch.setattr("ldm.jobs.digest.sha256_in_background", lambda path: lambda: "of 2 GB of nothing")
+        digest = "ldm.files.digest.sha256_in_background"
+        monkeypatch.setattr(digest, lambda path: lambda: "of 2 GB of nothing")
         return sparse(layout, tmp_path / "full.safetensors", metadata), seen
 
     return pretend

@@ -139,12 +139,12 @@ def test_help_is_there_at_once(run_alone):
 
 
 def test_a_verdict_that_is_remembered_keeps_eps_from_v(run, models, tmp_path, monkeypatch):
-    from ldm.jobs.file_notes import remember
+    from ldm.files import cache
     from ldm.tasks.probe import METHOD
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     note = {"agreement_eps": 0.1, "agreement_v": 0.9, "prediction": "v", "method": METHOD}
-    remember(models[1], "prediction", note)
+    cache.put(models[1], "prediction", note)
     outcome = run("merge.py", *models[:2], "--alpha", 0.5)
     assert outcome.code == 2 and "b.ckpt predicts v" in outcome.err, outcome.err
     assert not (tmp_path / "outputs").exists()

@@ -118,7 +118,7 @@ def test_the_mix_itself_where_it_is_not_noised_again(models, asked):
 def test_diffusers_gives_the_same_latents_for_the_same_seed(configs, models, task, tmp_path):
     import diffusers
 
-    from ldm.jobs.conversion import Wishes, convert
+    from ldm.checkpoint.conversion import Wishes, convert
 
     file, model = tmp_path / "model.safetensors", models[task]
     save_file({name: x.contiguous() for name, x in model.state_dict().items()}, file)

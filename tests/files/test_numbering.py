@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm.jobs import numbering
-from ldm.jobs.numbering import NumberedFiles
+from ldm.files.atomic import TEMPORARY_PREFIX
+from ldm.files.numbering import NumberedFiles
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -76,7 +76,7 @@ def test_numbers_grow_beyond_their_digits(tmp_path):
 
 
 def test_no_temporary_file_is_left_and_none_counts(tmp_path):
-    (tmp_path / f"{numbering.TEMPORARY_PREFIX}of-a-killed-process.tmp").touch()
+    (tmp_path / f"{TEMPORARY_PREFIX}of-a-killed-process.tmp").touch()
     assert save(tmp_path) == ["00000.png"]
     assert len(names(tmp_path)) == 2
 
@@ -123,7 +123,7 @@ def test_permissions_follow_the_umask(tmp_path):
 
 def test_four_processes_in_one_folder_lose_nothing(tmp_path):
     code = (
-        "import sys; from ldm.jobs.numbering import NumberedFiles\n"
+        "import sys; from ldm.files.numbering import NumberedFiles\n"
         "f = NumberedFiles(sys.argv[1], '%05d.png')\n"
         "for i in range(40): f.save(f'{sys.argv[2]}-{i}'.encode())"
     )

@@ -5,7 +5,6 @@ or v open, one step of the network, whose verdict is remembered. A flag or a YAM
 error that names both.
 """
 
-import argparse
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.config import find_config, load_config, yaml_beside
 from ldm.errors import CheckpointError, InputError, WrongModelError
+from ldm.requests import NAMES, Request, find
 
 if TYPE_CHECKING:
     import torch
@@ -21,16 +21,6 @@ if TYPE_CHECKING:
     from ldm.models.latent_diffusion import LatentDiffusion
     from ldm.tasks.probe import Verdict
 
-# what a model is for -> the script that uses it
-SCRIPTS = {
-    "txt2img": "scripts/txt2img.py",
-    "inpaint": "scripts/inpaint.py",
-    "depth": "scripts/depth2img.py",
-    "upscale": "scripts/upscale.py",
-    "unclip-h": "scripts/unclip.py",
-    "unclip-l": "scripts/unclip.py",
-    "unconditional": "scripts/sample.py",
-}
 # sources that are the file's own word
 SAID_BY = {
     "metadata": "its metadata say so",
@@ -57,8 +47,8 @@ class Choice:
         return load_config(self.config, [f"model.params.parameterization={self.prediction}"])
 
 
-def choose(args: argparse.Namespace, checkpoint: Path) -> Choice:
-    """Identify --ckpt, check --sha256, --prediction and --config against it, and settle on a YAML.
+def choose(request: Request, checkpoint: Path) -> Choice:
+    """Identify --ckpt, check --sha256, --prediction and --config against it, and choose the YAML.
 
     Raises:
         CheckpointError: damaged, unsafe, of another digest, no model, or not of a kind that is asked for.
@@ -67,19 +57,21 @@ def choose(args: argparse.Namespace, checkpoint: Path) -> Choice:
     from ldm.checkpoint import identify
 
     identity = identify(checkpoint)
-    check_digest(args, checkpoint)
-    check_kind(identity, getattr(args, "tasks", None), whole=args.config is None)
-    asked = None if args.prediction == "auto" else args.prediction
+    check_digest(request.sha256, checkpoint)
+    check_kind(identity, request.TASKS, whole=request.config is None)
+    asked = None if request.prediction == "auto" else request.prediction
     stated = identity.prediction if identity.prediction_source in SAID_BY else None
     found = recall_verdict(checkpoint)
     known = stated or (found.prediction if found else None)
     if asked and known and asked != known:
         raise _contradiction(identity, known, found, stated, f"--prediction asks for {asked}: leave it out")
-    if args.config is not None:
-        config = find_config(args.config)
+    if request.config is not None:
+        config = find_config(request.config)
         wanted = asked_for(config)
         if asked and asked != wanted:
-            raise InputError(f"--prediction {asked}, but {args.config} says {wanted}; leave one of them out")
+            raise InputError(
+                f"--prediction {asked}, but {request.config} says {wanted}; leave one of them out"
+            )
         _check_config(identity, config, known, found, stated)
         return Choice(identity, config, None, is_given=True)
     prediction = asked or known or identity.prediction
@@ -87,26 +79,26 @@ def choose(args: argparse.Namespace, checkpoint: Path) -> Choice:
     return Choice(identity, config, prediction, is_given=False)
 
 
-def check_digest(args: argparse.Namespace, checkpoint: Path) -> None:
-    """Refuse a file that is not the one that --sha256 names."""
-    if args.sha256 is None:
+def check_digest(expected: str | None, checkpoint: Path) -> None:
+    """Refuse a file that has another SHA-256 than --sha256."""
+    if expected is None:
         return
     if not checkpoint.is_file():
         raise InputError(f"--sha256: {checkpoint} is a folder; a digest is of one file")
-    from ldm.jobs.digest import sha256
+    from ldm.files.digest import sha256
 
     digest = sha256(checkpoint)
-    if digest != args.sha256:
+    if digest != expected:
         raise CheckpointError(
-            f"{checkpoint}: its SHA-256 is {digest}, expected {args.sha256}; download it again"
+            f"{checkpoint}: its SHA-256 is {digest}, expected {expected}; download it again"
         )
 
 
 def check_kind(identity: "Identity", tasks: tuple[str, ...] | None, whole: bool) -> None:
-    """Refuse what makes no pictures, and a model that this script has no inputs for.
+    """Refuse what makes no images, and a model that the task has no inputs for.
 
     Args:
-        tasks: what the script can do; None asks for nothing.
+        tasks: kinds of model that the task takes; None asks for nothing.
         whole: also refuse a model without VAE or text encoder, which a --config of one's own may do without.
     """
     file, what = identity.path, identity.sentence()
@@ -118,8 +110,8 @@ def check_kind(identity: "Identity", tasks: tuple[str, ...] | None, whole: bool)
     if whole and (identity.kind == "unet" or identity.lacks):
         raise WrongModelError(f"{file} is {what}; --ckpt takes a whole model: UNet, VAE and text encoder")
     if tasks and identity.task not in (None, *tasks):
-        script = SCRIPTS.get(identity.task)
-        advice = f"give it to {script}" if script else "no script here makes pictures with it"
+        task = next((name for name in NAMES if identity.task in find(name).TASKS), None)
+        advice = f"give it to scripts/{task}.py" if task else "no script here makes images with it"
         raise WrongModelError(f"{file} is {what}; {advice}")
 
 
@@ -131,9 +123,9 @@ def asked_for(config: Path) -> str:
 
 def recall_verdict(checkpoint: Path) -> "Verdict | None":
     """Return what a probe of this file has found before."""
-    from ldm.jobs.file_notes import recall
+    from ldm.files import cache
 
-    note = recall(checkpoint, NOTES)
+    note = cache.get(checkpoint, NOTES)
     if note is None:
         return None
     from ldm.tasks.probe import METHOD, Verdict
@@ -168,17 +160,17 @@ def probe(model: "LatentDiffusion", checkpoint: Path, dtype: "torch.dtype") -> "
     """Return what the network predicts, by one step of it or from the cache."""
     verdict = recall_verdict(checkpoint)
     if verdict is None:
-        from ldm.jobs.file_notes import remember
+        from ldm.files import cache
         from ldm.tasks.probe import METHOD, probe_prediction
 
         verdict = probe_prediction(model, dtype)
         note = {"agreement_eps": verdict.agreement_eps, "agreement_v": verdict.agreement_v}
-        remember(checkpoint, NOTES, note | {"prediction": verdict.prediction, "method": METHOD})
+        cache.put(checkpoint, NOTES, note | {"prediction": verdict.prediction, "method": METHOD})
     return verdict
 
 
-def settle(
-    choice: Choice, model: "LatentDiffusion", args: argparse.Namespace, dtype: "torch.dtype"
+def confirm_prediction(
+    choice: Choice, model: "LatentDiffusion", request: Request, dtype: "torch.dtype"
 ) -> Choice:
     """Compare what the loaded model predicts with what was asked for; say which YAML and prediction it is.
 
@@ -186,7 +178,7 @@ def settle(
         WrongModelError: the network predicts otherwise than --config or --prediction say.
         InputError: it may be either, and nobody has said which.
     """
-    choice, reason = _settled(choice, model, args, dtype)
+    choice, reason = _settled(choice, model, request, dtype)
     if not choice.is_given:
         log.info("config: %s (the file is %s)", choice.config.name, choice.identity.sentence())
     if reason:
@@ -195,7 +187,7 @@ def settle(
 
 
 def _settled(
-    choice: Choice, model: "LatentDiffusion", args: argparse.Namespace, dtype: "torch.dtype"
+    choice: Choice, model: "LatentDiffusion", request: Request, dtype: "torch.dtype"
 ) -> tuple[Choice, str | None]:
     """Return the choice, and from where it is known what the network predicts."""
     identity = choice.identity
@@ -205,11 +197,11 @@ def _settled(
         return choice, None
     verdict = probe(model, Path(identity.path), dtype)
     if verdict.prediction is None:
-        return choice, _undecided(choice, args)
+        return choice, _undecided(choice, request)
     if choice.is_given:
         _check_config(identity, choice.config, verdict.prediction, verdict, None)
-    elif args.prediction not in ("auto", verdict.prediction):
-        advice = f"--prediction asks for {args.prediction}: leave it out"
+    elif request.prediction not in ("auto", verdict.prediction):
+        advice = f"--prediction asks for {request.prediction}: leave it out"
         raise _contradiction(identity, verdict.prediction, verdict, None, advice)
     else:
         model.parameterization = verdict.prediction
@@ -218,14 +210,14 @@ def _settled(
     return choice, _by_step(verdict)
 
 
-def _undecided(choice: Choice, args: argparse.Namespace) -> str:
+def _undecided(choice: Choice, request: Request) -> str:
     """Say whose word is taken: the YAML's, the flag's, or that of all published models of this kind."""
     if not choice.is_given and choice.prediction is None:
         raise InputError(
             f"{choice.identity.path} is {choice.identity.sentence()}; whether it predicts eps or v the file "
             "does not say, and one network step did not tell: give --prediction eps or --prediction v"
         )
-    source = choice.config.name if args.prediction == "auto" else "--prediction"
+    source = choice.config.name if request.prediction == "auto" else "--prediction"
     return f"{source} says so; one network step did not tell"
 
 

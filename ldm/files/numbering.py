@@ -1,21 +1,21 @@
-"""Numbered output files: whole or absent, and never over another file.
+"""Numbered output files: complete or absent, and never replacing another file.
 
-In a fresh folder the numbers are those of the published scripts, which start at the count of entries
-in the folder. That count alone goes back when files are deleted, and two processes get the same one;
-here the next number is above every number present or ever given out, and taking it is atomic: the
-finished file is linked to its name, which fails if the name exists. What was given out is kept as an
-extended attribute of the folder, so nothing is added to it and a new folder starts afresh; a file system
-without such attributes remembers only the files present. Files that the published scripts do not write
-(previews, latents, depth maps, stopped runs) do not count.
+In a new folder the numbers are those of the reference scripts, which start at the number of entries in the
+folder. That count alone goes back when files are deleted, and gives two processes the same number. Here the
+next number is above every number that is present or was ever used, and taking it is atomic: the finished
+file is linked to its name, which fails if the name exists. The next number is kept as an extended attribute
+of the folder, so no file is added and a new folder starts from the beginning; a file system without such
+attributes knows only the files present. Files that the reference scripts do not write (previews, latents,
+depth maps, interrupted runs) do not count.
 """
 
 import contextlib
 import os
 import re
-import secrets
 from pathlib import Path
 
-TEMPORARY_PREFIX = ".ldm-"
+from ldm.files.atomic import sync, temporary_path
+
 UNCOUNTED = re.compile(r"\.ldm-.*|preview\.png|depth|interrupted-\d+\.safetensors|.*\.latents\.safetensors")
 
 
@@ -24,8 +24,8 @@ class NumberedFiles:
 
     folder      created by the first file
     pattern     one %d, as in "grid-%04d.png"
-    foreign     entries that belong there and do not count: the published grid number leaves out samples/;
-                None: no entries count, the first number is 0
+    foreign     how many entries do not count: the reference's grid number leaves out samples/;
+                None: no entries count, and the first number is 0
     """
 
     def __init__(self, folder: str | Path, pattern: str, foreign: int | None = 0) -> None:
@@ -40,9 +40,10 @@ class NumberedFiles:
     def save(self, data: bytes) -> Path:
         """Write a new file under the next free number and return its path."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}.tmp"
+        temporary = temporary_path(self.folder)
         try:
-            _write(temporary, data)
+            temporary.write_bytes(data)
+            sync(temporary)
             self._next = max(self._next, self._first_free())
             while not _claim(temporary, self.folder / (self.pattern % self._next)):
                 self._next += 1
@@ -61,7 +62,7 @@ class NumberedFiles:
         return max([first, self._remembered(), *(number + 1 for number in numbers)])
 
     def _remembered(self) -> int:
-        """Return the number after the highest ever given out, 0 where none is on record."""
+        """Return the number after the highest ever used, or 0 if none is on record."""
         try:
             return int(os.getxattr(self.folder, self._attribute))
         except (OSError, ValueError, AttributeError):  # none yet, damaged, or a system without attributes
@@ -71,15 +72,6 @@ class NumberedFiles:
         """Put the next number on record, never a lower one than is there."""
         with contextlib.suppress(OSError, AttributeError):
             os.setxattr(self.folder, self._attribute, str(max(self._next, self._remembered())).encode())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a new file through to the disk; the permissions are those the user's umask asks for."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _claim(temporary: Path, final: Path) -> bool:

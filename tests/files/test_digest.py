@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from ldm.jobs import digest
+from ldm.files import cache, digest
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def test_it_is_the_sha256(weights):
 
 def test_it_is_computed_once(weights, monkeypatch):
     first = digest.sha256(weights)
-    monkeypatch.setattr(digest, "_hash", lambda path: pytest.fail("hashed again"))
+    monkeypatch.setattr(digest, "fresh_sha256", lambda path: pytest.fail("hashed again"))
     assert digest.sha256(weights) == first
 
 
@@ -42,8 +42,16 @@ def test_a_damaged_or_unwritable_cache_only_costs_time(weights, tmp_path, monkey
     assert notes
     for note in notes:
         note.write_text("{")
+    monkeypatch.setattr(cache, "_found", {})
     assert digest.sha256(weights) == first
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    assert digest.sha256(weights) == first
+
+
+def test_it_is_computed_once_a_run_without_a_cache_folder(weights, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    first = digest.sha256(weights)
+    monkeypatch.setattr(digest, "fresh_sha256", lambda path: pytest.fail("hashed again"))
     assert digest.sha256(weights) == first
 
 

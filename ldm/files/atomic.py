@@ -1,0 +1,81 @@
+"""Files and folders that are complete or absent: written under a temporary name, then moved into place.
+
+Whoever looks sees the old content or the new one, also after a power cut. Only SIGKILL leaves a temporary
+file or folder behind.
+"""
+
+import ctypes
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+TEMPORARY_PREFIX = ".ldm-"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2     # of Linux's renameat2
+
+
+def temporary_path(folder: Path) -> Path:
+    """Return a name in `folder` that no other process and no other call uses."""
+    return folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}.tmp"
+
+
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Call write(temporary path), then move the result to `path` in one step."""
+    temporary = temporary_path(path.parent)
+    try:
+        write(temporary)
+        sync(temporary)
+        temporary.chmod(0o666 & ~current_umask())  # some writers make files that only their owner can read
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def atomic_folder(path: Path, fill: Callable[[Path], object]) -> None:
+    """Call fill(temporary folder), then move the result to `path`; a folder there is removed after that."""
+    temporary = temporary_path(path.parent)
+    try:
+        temporary.mkdir()
+        fill(temporary)
+        for folder, _, files in os.walk(temporary):
+            for name in (*files, "."):
+                sync(os.path.join(folder, name))
+        if path.is_dir():
+            _exchange(temporary, path)
+        else:
+            temporary.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync(path: str | Path) -> None:
+    """Flush a file or folder to the disk."""
+    if os.path.isdir(path) and os.name != "posix":      # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def current_umask() -> int:
+    """Return the process's umask, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders: in one step where the system can, else in two."""
+    swap = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    names = (os.fsencode(new), os.fsencode(old))
+    if swap is not None and swap(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0:
+        return
+    aside = new.with_suffix(".old")
+    old.rename(aside)
+    new.rename(old)
+    aside.rename(new)

@@ -1,0 +1,60 @@
+"""The SHA-256 of a file: computed, or taken from the cache while the file has not changed.
+
+Hashing 5 GB takes seconds, so the digest of a weights file is kept in the user's cache folder.
+"""
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from ldm.files import cache
+
+KIND = "sha256"                 # folder in the cache
+
+
+def fresh_sha256(path: str | Path) -> str:
+    """Read a file and return its hexadecimal SHA-256; nothing is cached."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256(path: str | Path) -> str:
+    """Return the hexadecimal SHA-256 of a file, from the cache if the file has not changed."""
+    digest = known_sha256(path)
+    if digest is None:
+        digest = fresh_sha256(path)
+        cache.put(path, KIND, {"sha256": digest})
+    return digest
+
+
+def known_sha256(path: str | Path) -> str | None:
+    """Return the SHA-256 of a file if it was computed before and the file has not changed."""
+    found = cache.get(path, KIND)
+    digest = found.get("sha256") if found else None
+    return digest if isinstance(digest, str) else None
+
+
+def sha256_in_background(path: str | Path) -> Callable[[], str | None]:
+    """Start `sha256` in a thread; the returned function waits for it (None if the file cannot be read).
+
+    Hashing releases Python's lock, so it runs while the model is loaded. Ctrl-C does not wait for the thread.
+    """
+    result: list[str] = []
+
+    def work() -> None:
+        with contextlib.suppress(OSError):
+            result.append(sha256(path))
+
+    thread = threading.Thread(target=work, name="sha256", daemon=True)
+    thread.start()
+
+    def wait() -> str | None:
+        thread.join()
+        return result[0] if result else None
+
+    return wait

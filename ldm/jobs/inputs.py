@@ -1,0 +1,382 @@
+"""Read the files that a request names, and refuse all that can be refused without the model.
+
+    request = load_inputs(Inpaint(init_img="room.png", mask="sofa.png", prompt="a red armchair"))
+    request.init_img.values     # (h, w, 3) uint8
+    request.prompts             # one prompt for each image of a pass
+
+In place of a path an option may hold an array, a PIL image or what an earlier call returned.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ldm.errors import InputError
+from ldm.requests import Request
+from ldm.requests.loaded import InputArray
+from ldm.requests.resolving import sampler_options
+
+if TYPE_CHECKING:
+    import numpy as np
+
+R = TypeVar("R", bound=Request)
+
+log = logging.getLogger(__name__)
+
+
+def load_inputs(request: R) -> R:
+    """Return the request with its files read; one that is loaded is returned as it is.
+
+    Raises: InputError for a file that cannot be read, or options that contradict each other or a file.
+    """
+    from ldm.tasks.draws import RNGS, check_seeds
+
+    if request.overlap is not None and request.tile is None:
+        raise InputError(f"--overlap {request.overlap} requires --tile")
+    loaded = _LOADERS.get(type(request).__name__, _noise)(request)
+    loaded = replace(loaded, prompts=request.prompts or tuple(read_prompts(request)))
+    for prompt in (*set(loaded.prompts), loaded.negative_prompt):
+        _check_syntax(prompt, loaded)
+    sampler_options(loaded)
+    total = loaded.n_iter * len(loaded.prompts)
+    check_seeds(loaded.rng, loaded.seed, total, loaded.fixed_code)
+    if loaded.fixed_code and RNGS[loaded.rng].own_seeds and total > len(set(loaded.prompts)):
+        log.warning("--fixed_code with --rng %s: all images of one prompt will be the same", loaded.rng)
+    return loaded
+
+
+def digests(request: Request) -> dict[str, Any]:
+    """Return the file name and SHA-256 of every input of a loaded request, by option."""
+    found = {}
+    for name in ("init_img", "mask", "depth", "latents"):
+        value = getattr(request, name, None)
+        if isinstance(value, InputArray):
+            found[name] = _digest(value)
+        elif isinstance(value, tuple) and value:
+            found[name] = [_digest(each) for each in value]
+    return found
+
+
+def _digest(value: InputArray) -> dict[str, Any]:
+    return {"file": value.file and Path(value.file).name, "sha256": value.sha256}
+
+
+def read_prompts(request: Request) -> list[str]:
+    """Return one prompt for each image of a pass.
+
+    They are those of --from-file, each --repeat times, or --prompt for one whole batch. With --combinations
+    a prompt is a template, and what it stands for is treated as if it came from a file. A file is UTF-8 (a
+    byte order mark is skipped) with one prompt per line; an empty line is an empty prompt.
+
+    Raises: InputError naming the file and line.
+    """
+    if not hasattr(request, "prompt"):  # a task without prompts
+        return [""] * request.n_samples
+    expand, repeat = _expander(request), getattr(request, "repeat", 1)
+    if request.from_file is None:
+        prompts = expand(_checked_text(request.prompt), 0)
+        copies = repeat if request.combinations else request.n_samples
+        return [text for text in prompts for _ in range(copies)]
+    path = Path(request.from_file)
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+    except OSError as error:
+        raise InputError(f"cannot read --from-file {path}: {error.strerror}") from error
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            prompts += [text for text in expand(line.decode(), number) for _ in range(repeat)]
+        except InputError as error:
+            raise InputError(f"--from-file {path}, line {number}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"--from-file {path}, line {number}: not UTF-8; save the file as UTF-8"
+            ) from error
+    empty = [number for number, line in enumerate(lines, start=1) if not line.strip()]
+    if empty and len(empty) < len(lines):
+        what = f"line {empty[0]} is" if len(empty) == 1 else f"{len(empty)} lines are"
+        log.info("--from-file %s: %s empty, and an empty prompt like any other", path, what)
+    if not prompts:
+        raise InputError(f"--from-file {path} is empty; expected one prompt per line")
+    return prompts
+
+
+def _expander(request: Request) -> Callable[[str, int], list[str]]:
+    """Return what makes prompts of the text in line n: itself, or its expansion with --combinations."""
+    from ldm.prompts.combinations import Combinations
+
+    if request.wildcards is not None and request.combinations is None:
+        raise InputError("--wildcards is used by --combinations; add --combinations all, or random N")
+    combinations = Combinations(request.wildcards)
+
+    def expand(text: str, line: int) -> list[str]:
+        prompts = [text]
+        if request.combinations == "all":
+            prompts = combinations.all(text)
+        elif request.combinations is not None:
+            prompts = combinations.random(text, request.combinations[1], seed=line << 32 | request.seed)
+        for prompt in prompts:
+            _check_syntax(prompt, request)
+        return prompts
+
+    return expand
+
+
+def _check_syntax(text: str, request: Request) -> None:
+    from ldm.prompts.syntaxes import parse
+
+    parse(text, getattr(request, "prompt_syntax", "plain"))
+
+
+def _checked_text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError("--prompt is not valid UTF-8") from error
+    return text
+
+
+def read_image(value: Any, alpha: bool = False) -> InputArray:
+    """Return an image (h, w, 3) uint8, upright; with `alpha` (h, w, 4) where it has transparency.
+
+    Args:
+        value: a path, a PIL image, or an array (h, w, 3) or, with `alpha`, (h, w, 4) uint8.
+
+    Raises: InputError.
+    """
+    import numpy as np
+
+    from ldm.imaging.files import has_alpha, open_image, to_rgb, to_rgba
+
+    if isinstance(value, InputArray):
+        return value
+    if isinstance(value, (str, os.PathLike)):
+        pixels = np.asarray(open_image(value, alpha=alpha and has_alpha(value)))
+        return InputArray(pixels, _sha256(value), os.fspath(value))
+    if hasattr(value, "has_transparency_data"):  # a PIL image
+        value = np.asarray(to_rgba(value) if alpha and value.has_transparency_data else to_rgb(value))
+    channels = (3, 4) if alpha else (3,)
+    if getattr(value, "dtype", None) != np.uint8 or value.ndim != 3 or value.shape[2] not in channels:
+        expected = " or ".join(map(str, channels))
+        got = f"{getattr(value, 'dtype', type(value).__name__)} {getattr(value, 'shape', '')}"
+        raise InputError(f"an image is {got}; expected uint8 (height, width, {expected})")
+    return _of_array(value)
+
+
+def _of_array(values: "np.ndarray") -> InputArray:
+    return InputArray(values, hashlib.sha256(values.tobytes()).hexdigest())
+
+
+def _sha256(path: Any) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _need(value: Any, what: str) -> Any:
+    """Return an input that must be given."""
+    if value is None or (isinstance(value, (str, tuple)) and not value):
+        raise InputError(f"--init-img is missing: give {what}")
+    return value
+
+
+def _noise(request: R, finished: bool = False) -> R:
+    """Read --latents: noise to start from, or with `finished` those of a finished image too."""
+    if request.latents is None or isinstance(request.latents, InputArray):
+        return request
+    import torch
+
+    from ldm.tasks.latents import read_latents
+
+    if isinstance(request.latents, torch.Tensor):
+        values = request.latents.float().reshape(-1, *request.latents.shape[-3:])
+        return replace(request, latents=_of_tensor(values))
+    file = read_latents(request.latents)
+    if file.kind == "final" and not finished:
+        raise InputError(
+            f"{file.path} contains the latents of a finished image, and this task starts from noise; "
+            "scripts/img2img.py takes them"
+        )
+    size = (file.record["height"], file.record["width"]) if "height" in file.record else None
+    loaded = InputArray(file.latents, _sha256(file.path), os.fspath(request.latents), size)
+    return replace(request, latents=loaded)
+
+
+def _of_tensor(values: Any) -> InputArray:
+    return InputArray(values, hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest())
+
+
+def _img2img(request: R) -> R:
+    from ldm.imaging.fit import choose_fit
+
+    request = _noise(request, finished=True)
+    if request.latents is None:
+        image = read_image(_need(request.init_img, "the image to start from"))
+        choose_fit(image.values, request.fit, request.height, request.width)
+        return replace(request, init_img=image)
+    if request.init_img is not None:
+        raise InputError("--init-img and --latents both give the image to start from; use one of them")
+    for flag, value in (("--fit", request.fit), ("--H", request.height), ("--W", request.width)):
+        if value is not None:
+            raise InputError(f"{flag} cannot be combined with --latents, which have a size of their own")
+    return request
+
+
+def _no_latents(request: Request) -> None:
+    if request.latents is not None:
+        raise InputError(
+            f"--latents {request.latents} is not an interrupted run, which is all that this task can resume; "
+            "the image is --init-img"
+        )
+
+
+def _inpaint(request: R) -> R:
+    from ldm.imaging import masks
+
+    _no_latents(request)
+    if request.raw and (request.only_masked is not None or request.mask_blur):
+        other = "--mask-blur" if request.only_masked is None else "--only-masked"
+        raise InputError(f"--raw outputs the decoded image as it is, so it cannot be combined with {other}")
+    if request.only_masked is not None and request.save_latents:
+        raise InputError(
+            "--save-latents cannot be combined with --only-masked, whose latents cover only the cropped "
+            "region"
+        )
+    image = read_image(_need(request.init_img, "the image to repaint"), alpha=True)
+    height, width = image.values.shape[:2]
+    mask = request.mask if isinstance(request.mask, InputArray) else _mask(request, image)
+    masks.check(mask.values, height, width)
+    masks.check_paints(mask.values)
+    return replace(request, init_img=image, mask=mask)
+
+
+def _mask(request: Request, image: InputArray) -> InputArray:
+    """Return the mask of --mask, or that of the transparent part of an image, inverted and grown as asked."""
+    import numpy as np
+
+    from ldm.imaging import masks
+    from ldm.imaging.files import open_image
+
+    given, source = request.mask, {"sha256": image.sha256, "file": None}
+    if isinstance(given, (str, os.PathLike)) and given:
+        values = masks.from_picture(np.asarray(open_image(given, alpha=True)))
+        source = {"sha256": _sha256(given), "file": os.fspath(given)}
+    elif given is not None and not isinstance(given, str):
+        values = np.asarray(given, np.float32)
+        source["sha256"] = _of_array(values).sha256
+    elif image.values.shape[2] == 4 and image.values[:, :, 3].min() < 255:
+        values = masks.from_alpha(image.values)
+    else:
+        raise InputError(
+            f"what to repaint in {image.file or 'the image'}? Give --mask FILE, white there, or an image "
+            "that is transparent there"
+        )
+    masks.check(values, *image.values.shape[:2])
+    prepared = masks.prepared(values, invert=request.invert_mask, grow=request.mask_grow)
+    return InputArray(prepared, **source)
+
+
+def _outpaint(request: R) -> R:
+    from ldm.imaging.canvas import Margins
+
+    _no_latents(request)
+    image = read_image(_need(request.init_img, "the image to extend"), alpha=True)
+    margins = Margins(request.left, request.right, request.up, request.down)
+    if not any(margins):
+        raise InputError("nothing to add: give --left, --right, --up or --down PIXELS")
+    margins.canvas(*image.values.shape[:2])
+    return replace(request, init_img=image)
+
+
+def _upscale(request: R) -> R:
+    request = _noise(request)
+    return replace(request, init_img=read_image(_need(request.init_img, "the image to enlarge")))
+
+
+def _unclip(request: R) -> R:
+    from ldm.tasks.unclip import Mix
+
+    request = _noise(request)
+    given = _need(request.init_img, "the image to vary, or several")
+    if request.mix_noise_level is not None and len(given) == 1:
+        raise InputError(f"--mix-noise-level {request.mix_noise_level} needs more than one --init-img")
+    Mix.of(len(given), request.image_weights, request.noise_level)
+    return replace(request, init_img=tuple(read_image(each) for each in given))
+
+
+def _depth2img(request: R) -> R:
+    from ldm.tasks.depth2img import check_size, chosen_strength
+
+    _no_latents(request)
+    _check_depth_options(request)
+    image = None if request.init_img is None else read_image(request.init_img)
+    depth = _depth(request)
+    height = width = None
+    if depth is not None:
+        height, width = image.values.shape[:2] if image else _in_proportion(request, depth.values.shape)
+        check_size(depth.values.shape, height, width)
+    size = {} if image is not None else {"height": height, "width": width}
+    strength = chosen_strength(image is not None, request.strength)
+    return replace(request, init_img=image, depth=depth, strength=strength, **size)
+
+
+def _check_depth_options(request: Request) -> None:
+    if "" in (request.init_img, request.depth):
+        raise InputError("--init-img and --depth need the name of a file; got an empty one")
+    if request.init_img is None and request.depth is None:
+        raise InputError("give an image (--init-img FILE), a depth map (--depth FILE), or both")
+    is_file = isinstance(request.depth, (str, os.PathLike))
+    if is_file and (request.depth_from or request.depth_ckpt):
+        other = "--depth-from" if request.depth_from else "--depth-ckpt"
+        raise InputError(f"--depth and {other} both say where depth comes from; give one of them")
+    if request.depth_invert and request.depth is None:
+        raise InputError("--depth-invert describes the values of --depth FILE, which is missing")
+    if request.depth_from == "alpha" and request.depth_ckpt:
+        raise InputError("--depth-from alpha needs no depth network; leave --depth-ckpt out")
+    if request.depth_ckpt and not Path(request.depth_ckpt).exists():
+        raise InputError(f"--depth-ckpt {request.depth_ckpt}: there is no such file")
+    if request.init_img is not None and (request.height or request.width):
+        raise InputError("--H and --W are for runs without --init-img; the result has the size of the image")
+
+
+def _depth(request: Request) -> InputArray | None:
+    """Return inverse depth (h, w); None where the network is to estimate it."""
+    import numpy as np
+
+    from ldm.imaging.depth import inverse_depth, read_depth
+    from ldm.imaging.files import open_image
+    from ldm.tasks.depth2img import alpha_depth
+
+    given = request.depth
+    if isinstance(given, InputArray):
+        return given
+    if given is not None and not isinstance(given, (str, os.PathLike)):
+        return _of_array(inverse_depth(np.asarray(given, np.float32), request.depth_invert))
+    if given:
+        try:
+            values = inverse_depth(read_depth(Path(given)), request.depth_invert)
+        except InputError as error:
+            raise InputError(f"--depth {given}: {error}") from error
+        return InputArray(values, _sha256(given), os.fspath(given))
+    if request.depth_from == "alpha":
+        try:
+            alpha = np.asarray(open_image(request.init_img, alpha=True))[..., 3]
+            return _of_array(alpha_depth(alpha))
+        except InputError as error:
+            raise InputError(f"--depth-from alpha: {error}") from error
+    return None
+
+
+def _in_proportion(request: Request, shape: tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) of images without --init-img."""
+    h, w = shape
+    height = request.height or (max(1, round(h * request.width / w)) if request.width else h)
+    return height, request.width or max(1, round(w * height / h))
+
+
+_LOADERS: dict[str, Callable[[Any], Any]] = {
+    "Img2Img": _img2img, "Inpaint": _inpaint, "Outpaint": _outpaint, "Depth2Img": _depth2img,
+    "Upscale": _upscale, "Unclip": _unclip,
+}  # fmt: skip

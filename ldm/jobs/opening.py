@@ -1,0 +1,169 @@
+"""Open the model that a request asks for, and keep it for the next request."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.config import find_config, load_config
+from ldm.errors import CheckpointError, ConfigError, InputError
+from ldm.jobs.choosing import choose, confirm_prediction
+from ldm.jobs.watch import SILENT, Watch
+from ldm.requests import Request, fields_of
+from ldm.requests.groups import Model
+from ldm.requests.resolving import ModelFacts
+
+if TYPE_CHECKING:
+    import torch
+
+    from ldm.models.latent_diffusion import LatentDiffusion
+
+DEMO = "configs/demo"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A loaded model and what its images should record of it."""
+
+    model: "LatentDiffusion"
+    config: Path
+    checkpoint: Path
+    dtype: "torch.dtype"
+    sha256: Callable[[], str | None]
+    facts: ModelFacts
+    is_demo: bool = False
+    knows_size: bool = True     # the training size is that of the weights, not only of the YAML
+    vae: Path | None = None     # whose autoencoder took the place of the checkpoint's
+
+    def record(self) -> dict[str, Any]:
+        """Return the model's part of an image's metadata."""
+        made_by = {"config": self.config.name, "checkpoint": self.checkpoint.name, "sha256": self.sha256()}
+        return made_by if self.vae is None else made_by | {"vae": self.vae.name}
+
+
+class Models:
+    """Opens models; the last one stays open, so that requests of one model load it once."""
+
+    def __init__(self) -> None:
+        self._key: tuple | None = None
+        self._opened: OpenedModel | None = None
+
+    def open(self, request: Request, watch: Watch = SILENT) -> OpenedModel:
+        """Return the model that --ckpt, --config, --weights, --vae, --device, --dtype, ... describe.
+
+        Without --config the YAML is chosen from the file; eps or v is checked or detected
+        (`ldm.jobs.choosing`).
+
+        Raises: ConfigError, CheckpointError, BackendUnavailable, InputError.
+        """
+        key = (request.TASKS, request.DEMO, getattr(request, "depth_ckpt", None))
+        key += tuple(getattr(request, name) for name in vars(Model)["__annotations__"])
+        if key != self._key:
+            self._key = self._opened = None     # before the next one is loaded
+            self._opened, self._key = _open(request, watch), key
+        return self._opened
+
+
+def _open(request: Request, watch: Watch) -> OpenedModel:
+    if request.ckpt is None:
+        _refuse_without_weights(request)
+        choice, (config, checkpoint) = None, demo_files(request.DEMO)
+    else:
+        checkpoint = Path(request.ckpt).expanduser()
+        choice = choose(request, checkpoint)
+        config = choice.config
+
+    from ldm.backends.device import resolve_device, resolve_dtype
+    from ldm.files.digest import sha256_in_background
+    from ldm.loading import load_model, load_part
+
+    device = resolve_device(request.device)
+    dtype = resolve_dtype(request.dtype, device)
+    sha256 = sha256_in_background(checkpoint)
+    source = config if choice is None else choice.source()
+    with watch.loading() as progress:
+        model = load_model(
+            source, checkpoint, device=device, dtype=dtype, weights=request.weights,
+            allow_nonfinite=request.allow_nonfinite, progress=progress,
+        )  # fmt: skip
+    vae = None if request.vae is None else Path(request.vae).expanduser()
+    if vae is not None:
+        load_part(model, vae, "first_stage_model", allow_nonfinite=request.allow_nonfinite)
+    if choice is not None:
+        choice = confirm_prediction(choice, model, request, dtype)
+        config = choice.config
+    else:
+        size = model.native_size
+        log.info("no --ckpt given: using the small demo model that is included (%d pixels)", size)
+    if getattr(request, "depth_ckpt", None) is not None:
+        _open_depth_network(model, config, Path(request.depth_ckpt).expanduser())
+    if request.channels_last:
+        import torch
+
+        model.model.diffusion_model.to(memory_format=torch.channels_last)
+        model.first_stage_model.to(memory_format=torch.channels_last)
+    model.defaults = load_config(config).get("defaults", {})
+    if choice is not None:
+        identity = replace(choice.identity, prediction=model.parameterization)
+        model.trained_at = identity.training_size
+    known = choice is None or model.trained_at is not None
+    return OpenedModel(
+        model, config, checkpoint, dtype, sha256, facts_of(model), choice is None, known, vae
+    )
+
+
+def facts_of(model: "LatentDiffusion") -> ModelFacts:
+    """Return what requests are resolved with."""
+    return ModelFacts(
+        model.native_size, model.training_size, model.channels, model.downsampling_factor, model.defaults
+    )
+
+
+def _open_depth_network(model: "LatentDiffusion", config: Path, path: Path) -> None:
+    from ldm.tasks.depth2img import load_depth_network
+
+    load_depth_network(model, path, load_config(config).model.params.get("depth_stage_config"))
+
+
+def demo_files(name: str = "emoji") -> tuple[Path, Path]:
+    """Return the paths of a demo model's YAML and weights."""
+    config, checkpoint = f"{DEMO}/{name}.yaml", f"{DEMO}/{name}.safetensors"
+    try:
+        return find_config(config), find_config(checkpoint)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"no --ckpt given, and this copy lacks the demo model ({config}, {checkpoint}); give --ckpt FILE"
+        ) from error
+
+
+def _refuse_without_weights(request: Request) -> None:
+    """Refuse options that describe weights that are not given."""
+    fields = fields_of(type(request))
+    for name in ("config", "sha256", "prediction", "weights"):
+        if (value := getattr(request, name)) != fields[name].default:
+            raise InputError(
+                f"{fields[name].flag} {value} needs the weights: --ckpt FILE (without both, the demo model)"
+            )
+
+
+def hint_at_size(request: Request, opened: OpenedModel) -> None:
+    """Log where the size is far from what the weights were trained at, in pixels or in shape.
+
+    Larger images repeat their subject: a first pass of about the size trained at prevents it.
+    """
+    height, width, trained = request.height, request.width, opened.facts.training_size
+    if not opened.knows_size:
+        return
+    area, aspect = height * width / trained**2, max(height, width) / min(height, width)
+    if 0.5 <= area <= 1.6 and aspect <= 2:
+        return
+    advice = f"try --H {trained} --W {trained}"
+    if hasattr(request, "hires") and area > 1.6:
+        multiple = opened.model.size_multiple
+        first = [max(multiple, round(side / area**0.5 / multiple) * multiple) for side in (height, width)]
+        advice = f"try --H {first[0]} --W {first[1]} --hires {min(4.0, height / first[0]):.3g}"
+    asked, known = f"{width}x{height}", f"{trained}x{trained}"
+    log.info("%s is far from the %s that this model was trained at: %s", asked, known, advice)

@@ -1,0 +1,140 @@
+"""Resume an interrupted run, or decode the latents of a finished image, with the options it was made with.
+
+    python scripts/txt2img.py --latents outputs/txt2img-samples/interrupted-00000.safetensors
+    python scripts/txt2img.py --latents outputs/txt2img-samples/samples/00000.latents.safetensors
+
+The file contains the request. Options given with it may change where and how images are saved, but not the
+images.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.errors import InputError
+from ldm.jobs.inputs import digests
+from ldm.jobs.record import KEPT, task_of
+from ldm.requests import Request, build, fields_of
+from ldm.requests.groups import Model
+
+if TYPE_CHECKING:
+    from ldm.jobs.opening import OpenedModel
+    from ldm.tasks.latents import LatentsFile
+
+DECODING = ("txt2img", "sample")  # tasks whose finished images are decoded again from their latents
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A request that continues from a file.
+
+    Args:
+        request: what is made.
+        file: of an interrupted run, or of a finished image, which is only decoded.
+    """
+
+    request: Request
+    file: "LatentsFile"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.file.kind == "final"
+
+    def check(self, loaded: Request) -> None:
+        """Refuse to resume with another image, mask, ... than the run began with. Raises: InputError."""
+        before, now = self.file.record.get("inputs", {}), digests(loaded)
+        for name in () if self.is_finished else before.keys() | now.keys():
+            if before.get(name) != now.get(name):
+                flag = fields_of(type(loaded))[name].flag
+                raise InputError(
+                    f"{flag} {getattr(self.request, name)} is not the file that {self.file.path} began with"
+                )
+
+    def check_model(self, opened: "OpenedModel") -> None:
+        """Refuse to resume with other weights. Raises: InputError."""
+        before, now = self.file.record.get("model", {}), opened.record()
+        if not self.is_finished and before.get("sha256") != now["sha256"]:
+            raise InputError(
+                f"{self.file.path} is of {before.get('checkpoint')} (SHA-256 {before.get('sha256')}), and "
+                f"this is {now['checkpoint']} ({now['sha256']}); give --ckpt with those weights"
+            )
+
+
+def resumed(cls: type[Request], given: Mapping[str, Any]) -> Resumed | None:
+    """Return what the file of --latents continues; None where it is noise to start from.
+
+    Args:
+        given: the options of the command, --latents among them.
+
+    Raises: InputError where an option contradicts the file, or it belongs to another task.
+    """
+    from ldm.tasks.latents import read_latents, read_record
+
+    path = given["latents"]
+    stored = read_record(path)
+    kind, task = stored.get("kind"), cls.__name__.lower()
+    if kind == "stopped" and stored.get("task") != task:
+        raise InputError(f"{path} is of a run of scripts/{stored.get('task')}.py; resume it with that")
+    if kind != "stopped" and (kind != "final" or task not in DECODING):
+        return None
+    values = {
+        name: _found(str(stored.get("folder", "")), value) if fields_of(cls)[name].option.is_file else value
+        for name, value in dict(stored.get("command", {})).items()
+        if name in fields_of(cls)
+    }
+    request = build(cls, values)
+    own = {name: value for name, value in given.items() if name != "latents"}
+    for name in sorted(own):
+        old, new = getattr(request, name), own[name]
+        if old != new and not _may_change(cls, name, kind):
+            flag = fields_of(cls)[name].flag
+            raise InputError(
+                f"{flag} {new} contradicts {path}, which was made with {flag} {old}; leave it out"
+            )
+    request = replace(request, **own)
+    if kind == "final":  # one image, whose latents are there
+        request = replace(request, no_grid=True, save_latents=False, latents=None)
+    return Resumed(request, read_latents(path))
+
+
+def _may_change(cls: type[Request], name: str, kind: str) -> bool:
+    decodes = kind == "final" and name in vars(Model)["__annotations__"]
+    return decodes or name in KEPT or not fields_of(cls)[name].option.changes_image
+
+
+def _found(folder: str, value: Any) -> Any:
+    """Return a path that was given in a folder, where it is not found from here."""
+    if isinstance(value, list):
+        return [_found(folder, each) for each in value]
+    if not isinstance(value, str) or not value:
+        return value
+    there = os.path.join(folder, value)
+    return there if not os.path.exists(value) and os.path.exists(there) else value
+
+
+def decoded_record(file: "LatentsFile", opened: "OpenedModel") -> dict[str, Any]:
+    """Return what an image that is decoded again records: what it did, and the model of today."""
+    dropped = ("kind", "command", "folder", "images_in_batch")
+    kept = {name: value for name, value in file.record.items() if name not in dropped}
+    return kept | {"model": opened.record()}
+
+
+def batches_left(request: Request, resumed: Resumed | None) -> int:
+    """Return how many batches a loaded request still has to make."""
+    if resumed is not None and resumed.is_finished:
+        return 1
+    per_pass = -(-len(request.prompts) // request.n_samples)
+    total = request.n_iter * per_pass
+    if resumed is None:
+        return total
+    passes, within = divmod(resumed.file.position.first, len(request.prompts))
+    return total - passes * per_pass - within // request.n_samples
+
+
+def command_to_resume(path: Path, request: Request) -> str:
+    """Return the command line that resumes an interrupted run."""
+    import shlex
+
+    return shlex.join(["python", f"scripts/{task_of(request)}.py", "--latents", str(path)])

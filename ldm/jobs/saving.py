@@ -1,0 +1,216 @@
+"""Save what a task makes: numbered PNG files with watermark and metadata, a grid, and a summary.
+
+OUTDIR/samples/00000.png ...      one file per image
+OUTDIR/grid-0000.png              all images of the run on one sheet, watermarked as a whole
+OUTDIR/samples/00000.latents.safetensors    with --save-latents, next to each image
+OUTDIR/depth/00000.png            with --save-depth, the depth map of the run
+OUTDIR/interrupted-00000.safetensors        the state of a run that was interrupted
+"""
+
+import errno
+import io
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.errors import BadPictureError, InputError
+from ldm.files.atomic import atomic_write
+from ldm.files.numbering import NumberedFiles
+from ldm.jobs.record import image_record
+from ldm.requests import Request, record
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ldm.imaging.paste import Paste
+    from ldm.tasks.latents import Position
+    from ldm.tasks.sampling import Batch
+
+LISTED_NAMES = 8
+
+log = logging.getLogger(__name__)
+
+
+class Saving:
+    """The output folder of one run.
+
+    Attributes:
+        run: what every image of the run records, see `ldm.jobs.record`; set before the first batch is added.
+        saved: the files written so far.
+    """
+
+    def __init__(self, request: Request) -> None:
+        """Check that the folder and the watermark's library will do; the first image makes the folder."""
+        self.request = request
+        self.outdir = checked_outdir(request.outdir)
+        self.columns = request.n_rows or request.n_samples
+        self.watermark = request.watermark == "on"
+        self.run: dict[str, Any] = {}
+        self.saved: list[Path] = []
+        self.refused: list[str] = []  # prompts of images that are black or NaN
+        self.grid: list[np.ndarray] | None = None if request.no_grid else []
+        self._samples = NumberedFiles(self.outdir / "samples", "%05d.png")
+        self._grids = NumberedFiles(self.outdir, "grid-%04d.png", foreign=1)  # samples/ does not count
+        self._depths = NumberedFiles(self.outdir / "depth", "%05d.png")
+        self._stops = NumberedFiles(self.outdir, "interrupted-%05d.safetensors", foreign=None)
+        self._prompts: dict[str, None] = {}  # those on the grid, each once, in order
+        self._said: set[tuple] = set()
+        self._started = time.perf_counter()
+        if self.watermark:
+            from ldm.imaging import watermark
+
+            watermark.require()
+
+    def add(self, batch: "Batch") -> None:
+        """Save the images of a batch; one that is black or NaN is left out, and `check` then raises."""
+        from ldm.imaging.colour import is_black, to_uint8
+        from ldm.imaging.paste import opaque
+
+        for position, (values, prompt) in enumerate(zip(batch.images, batch.prompts, strict=True)):
+            image = to_uint8(values[None])[0] if bool(values.isfinite().all()) else None
+            if image is None or is_black(image):
+                self.refused.append(prompt)
+                continue
+            about = image_record(self.run, batch, position)
+            self.saved.append(self._write(self._samples, image, about, batch.paste))
+            if getattr(self.request, "save_latents", False):
+                self._save_latents(self.saved[-1], batch, position, about)
+            if self.grid is not None:
+                self.grid.append(image if batch.paste is None else opaque(batch.paste.onto(image)))
+                self._prompts[prompt] = None
+
+    def add_depth(self, depth: "np.ndarray") -> None:
+        """Save the depth map of the run."""
+        from ldm.imaging.depth import png_of
+
+        self._depths.save(png_of(depth))
+
+    def save_grid(self) -> None:
+        """Save all images of the run on one sheet, unless --no-grid."""
+        from ldm.imaging.grid import make_grid
+
+        if self.grid:
+            sheet = make_grid(self.grid, self.columns)
+            height, width = self.grid[0].shape[:2]
+            about = {
+                "prompt": "\n".join(self._prompts),
+                "images": len(self.grid),
+                "image_size": [width, height],
+            }
+            self.saved.append(self._write(self._grids, sheet, self.run | about))
+
+    def check(self) -> None:
+        """Raise BadPictureError if an image was black or NaN, and so not saved."""
+        if self.refused:
+            prompts = ", ".join(repr(prompt) for prompt in dict.fromkeys(self.refused[:LISTED_NAMES]))
+            raise BadPictureError(
+                f"images that came out all black or NaN and were not saved: {len(self.refused)} "
+                f"({prompts}); try another --seed or --precision full; do the weights fit the configuration?"
+            )
+
+    def summary(self) -> str:
+        """Say what was saved where, and how long it took."""
+        names = [str(path.relative_to(self.outdir)) for path in self.saved]
+        if len(names) > LISTED_NAMES:
+            names = [*names[:2], "...", *names[-2:]]
+        files = "1 file" if len(self.saved) == 1 else f"{len(self.saved)} files"
+        return (
+            f"{files} in {self.outdir} after {time.perf_counter() - self._started:.1f} s: {', '.join(names)}"
+        )
+
+    def save_stopped(self, position: "Position") -> Path:
+        """Save the state of an interrupted run."""
+        from ldm.tasks.latents import stopped_file
+
+        return self._stops.save(stopped_file(position, self.run | self._command()))
+
+    def _command(self) -> dict[str, Any]:
+        """Return what resuming needs beyond an image's record: all options, and the folder of their paths."""
+        return {"command": record(self.request), "folder": os.getcwd()}
+
+    def _save_latents(self, image: Path, batch: "Batch", position: int, about: dict[str, Any]) -> None:
+        from ldm.tasks.latents import final_file
+
+        height, width = batch.images.shape[-2:]
+        size = {"width": width, "height": height, "images_in_batch": len(batch.images)}
+        data = final_file(batch.latents[position], about | size | self._command())
+        atomic_write(latents_name(image), lambda path: path.write_bytes(data))
+
+    def _write(
+        self, files: NumberedFiles, image: "np.ndarray", about: dict[str, Any], paste: "Paste | None" = None
+    ) -> Path:
+        from PIL import Image
+
+        from ldm.imaging import metadata
+
+        height, width = image.shape[:2]
+        image, mark = self._marked(image, paste)
+        about = about | {"width": width, "height": height, "watermark": mark}
+        buffer, chunks = io.BytesIO(), None if self.request.no_metadata else metadata.png_chunks(about)
+        Image.fromarray(image).save(buffer, "PNG", pnginfo=chunks)
+        return files.save(buffer.getvalue())
+
+    def _marked(
+        self, image: "np.ndarray", paste: "Paste | None" = None
+    ) -> tuple["np.ndarray", str | None]:
+        """Return the image with its watermark, where it was repainted, and what to record of it."""
+        from ldm.imaging import watermark
+        from ldm.imaging.paste import opaque
+
+        fits = self.watermark and watermark.fits(image)
+        if fits:
+            image = watermark.mark(image)
+        if paste is not None:
+            image = paste.onto(image)
+        if not fits:
+            if self.watermark:
+                self._say(
+                    logging.INFO,
+                    "images under %d pixels cannot carry the watermark and are saved without it",
+                    watermark.MIN_PIXELS,
+                )
+            return image, None
+        if watermark.carries(opaque(image)):
+            return image, watermark.PAYLOAD.decode()
+        if paste is None:
+            self._say(
+                logging.WARNING,
+                "the watermark cannot be read back from an image: its colours do not hold it",
+            )
+        return image, f"{watermark.PAYLOAD.decode()} (unreadable)"
+
+    def _say(self, level: int, *message: Any) -> None:
+        """Log what holds for many images once."""
+        if message not in self._said:
+            log.log(level, *message)
+        self._said.add(message)
+
+
+def checked_outdir(outdir: str) -> Path:
+    """Return --outdir, which is made with the first image.
+
+    Raises: InputError when it cannot be a folder or cannot be written to.
+    """
+    if not outdir:
+        raise InputError("--outdir needs a folder")
+    path = Path(outdir)
+    exists = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not exists.is_dir():
+        raise InputError(f"--outdir {path}: cannot write there, {exists} is not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=exists):  # permissions alone do not tell: /proc takes no files
+            return path
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise InputError(
+            f"--outdir {path}: cannot write there, {exists} takes no files; give another folder"
+        ) from error
+
+
+def latents_name(image: Path) -> Path:
+    """Return the name of the latents next to an image."""
+    return image.with_suffix(".latents.safetensors")

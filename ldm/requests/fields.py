@@ -1,0 +1,284 @@
+"""Options as fields of frozen dataclasses: each is declared once, and everything else is derived from it.
+
+    steps: int | None = option(None, "--steps", low=1, usual=50, help="sampling steps")
+
+From this one line follow the flag (`ldm.cli.flags`), its help and bounds, the key of a job line and of the
+image metadata (`record`, `from_record`), and the component of a form (`form`). A request is a dataclass whose
+bases are groups of options: its values are flat, `request.steps`.
+
+A default of None means "the model's own", which `ldm.requests.resolved` fills in: what the model recommends,
+else `usual`.
+"""
+
+import dataclasses
+import math
+import os
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from ldm.errors import InputError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field means to a user.
+
+    Args:
+        flags: on the command line, the first one names the option; empty if it has none.
+        help: one sentence; the default is appended.
+        metavar: what stands for the value in --help.
+        low, high: bounds of a number, both included.
+        read: converts text or a typed value to the field's value; raises ValueError or InputError.
+        words: the flag takes several words, and `read` gets them as a list.
+        bare: the value of the flag without a word; None if it needs one.
+        usual: the value of a None that the model has no recommendation for.
+        default: the default in words; None is the value itself, "" is nothing.
+        changes_image: False if two values give the same images, so that it may change on resume.
+        is_file: the value names a file or folder to read.
+        section: (title, note) of the options in --help and in forms; None is that of the group.
+    """
+
+    flags: tuple[str, ...]
+    help: str
+    metavar: str | tuple[str, ...] | None = None
+    low: float | None = None
+    high: float | None = None
+    read: Callable[[Any], Any] | None = None
+    words: bool = False
+    bare: Any = None
+    usual: Any = None
+    default: str | None = None
+    changes_image: bool = True
+    is_file: bool = False
+    section: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Field:
+    """An option of a request class: its declaration and what its annotation says."""
+
+    name: str
+    option: Option
+    kind: type                    # of one value
+    many: bool                    # a tuple of values
+    choices: tuple[str, ...]      # of a Literal
+    may_be_none: bool
+    default: Any
+    section: tuple[str, str]
+
+    @property
+    def flag(self) -> str:
+        """The flag that names the option in messages; the field's name if it has none."""
+        return self.option.flags[0] if self.option.flags else self.name
+
+    def read(self, value: Any) -> Any:
+        """Return the value of text, of JSON, or of Python; None stays None where that is allowed.
+
+        Raises: InputError, which says what was given and what was expected, without the option's name.
+        """
+        if value is None and self.may_be_none:
+            return None
+        if self.option.read is not None:
+            return _checked(self.option.read, value)
+        if not self.many:
+            return self._one(value)
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            value = [value]
+        return tuple(self._one(each) for each in value)
+
+    def _one(self, value: Any) -> Any:
+        if self.choices:
+            return choice(value, self.choices)
+        low, high = self.option.low, self.option.high
+        if self.kind is bool:
+            return boolean(value)
+        if self.kind is int:
+            return integer(low, high)(value)
+        if self.kind is float:
+            return number(low, high)(value)
+        return text(value) if self.kind is str else value
+
+
+def option(default: Any, *flags: str, help: str, **about: Any) -> Any:
+    """Declare a field that is an option; `about` are the other fields of `Option`, but `default` in words.
+
+    Args:
+        default_text: `Option.default`.
+    """
+    words = about.pop("default_text", None)
+    return field(default=default, metadata={"option": Option(flags, help, default=words, **about)})
+
+
+def request(**defaults: Any) -> Callable[[type[T]], type[T]]:
+    """Make a class a request: a frozen dataclass of its own options and those of its bases, all by keyword.
+
+    The bases are groups of options, plain classes whose SECTION is their (title, note). `defaults` take the
+    place of theirs. Where a group's default is None, "the model's own", it stays None, and the new value is
+    what `Option.usual` was.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        first, *others = cls.__mro__[1:]
+        annotations, fields = {}, {}
+        for owner in (first, cls, *others):  # the order of --help
+            for name, hint in vars(owner).get("__annotations__", {}).items():
+                if name in annotations:
+                    continue
+                annotations[name] = hint
+                declared = getattr(cls, name)
+                about, default = declared.metadata["option"], declared.default
+                if name in defaults and default is None and about.usual is not None:
+                    about = dataclasses.replace(about, usual=defaults[name])
+                else:
+                    default = defaults.get(name, default)
+                section = about.section or getattr(owner, "SECTION", ("options", ""))
+                fields[name] = Field(name, about, *_kind(hint), default, section)
+        for name, each in fields.items():
+            setattr(cls, name, field(default=each.default, metadata={"option": each.option}))
+        cls.__annotations__, cls.FIELDS = annotations, fields
+        return dataclass(frozen=True, kw_only=True)(cls)
+
+    return decorate
+
+
+def fields_of(cls: type) -> dict[str, Field]:
+    """Return the options of a request class by name, in the order of --help."""
+    return cls.FIELDS
+
+
+def _kind(hint: Any) -> tuple[type, bool, tuple[str, ...], bool]:
+    """Return (type of one value, whether there are several, the choices, whether None is allowed)."""
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        others = [each for each in get_args(hint) if each is not type(None)]
+        kind, many, choices, _ = _kind(others[0])
+        return kind, many, choices, len(others) < len(get_args(hint))
+    if get_origin(hint) is Literal:
+        return str, False, get_args(hint), False
+    if get_origin(hint) is tuple:
+        kind, _, choices, _ = _kind(get_args(hint)[0])
+        return kind, True, choices, False
+    return (hint if isinstance(hint, type) else object), False, (), False
+
+
+def build(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Return the request of some values, text or typed; what is not given has its default.
+
+    Raises: InputError for an unknown name, with the nearest one, or a value out of bounds.
+    """
+    fields = fields_of(cls)
+    for name in values:
+        if name not in fields:
+            raise InputError(f"{cls.__name__} has no option {name!r}{nearest(name, fields)}")
+    return cls(**values)
+
+
+def record(request: Any, whole: bool = False) -> dict[str, Any]:
+    """Return the options of a request that differ from their defaults, as JSON values; `whole`: all options.
+
+    An image that was read from a file is its path. `build` makes an equal request of it.
+    """
+    found = {}
+    for name, each in fields_of(type(request)).items():
+        value = getattr(request, name)
+        if whole or value != each.default:
+            found[name] = _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return value.file if hasattr(value, "sha256") else value
+
+
+def form(cls: type) -> Iterator[dict[str, Any]]:
+    """Yield what a web form needs to know of each option that has a flag."""
+    for name, each in fields_of(cls).items():
+        about = each.option
+        if not about.flags:
+            continue
+        bounded = about.low is not None and about.high is not None
+        component = (
+            "choice" if each.choices else "checkbox" if each.kind is bool else "file" if about.is_file
+            else "slider" if bounded else "number" if each.kind in (int, float) else "text"
+        )  # fmt: skip
+        usual = about.usual if each.default is None else each.default
+        yield {
+            "name": name, "section": each.section[0], "component": component, "many": each.many,
+            "choices": each.choices, "low": about.low, "high": about.high, "default": usual,
+            "help": about.help,
+        }  # fmt: skip
+
+
+def _checked(read: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return read(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(str(error)) from error
+
+
+def choice(value: Any, choices: tuple[str, ...]) -> str:
+    """Return one of the choices."""
+    if value not in choices:
+        hint = nearest(str(value), choices)
+        raise InputError(f"got {value!r}, expected one of {', '.join(choices)}{hint}")
+    return value
+
+
+def boolean(value: Any) -> bool:
+    """Return true or false, of a bool or its name."""
+    named = {"true": True, "false": False}.get(str(value).lower())
+    if named is None:
+        raise InputError(f"got {value!r}, expected true or false")
+    return named
+
+
+def integer(low: int | None = None, high: int | None = None) -> Callable[[Any], int]:
+    """Return a reader of whole numbers from `low` to `high`."""
+    bounds = "" if low is None else f" from {low}" + (" up" if high is None else f" to {high}")
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+
+    def read(value: Any) -> int:
+        try:
+            whole = None if isinstance(value, bool) or value != value // 1 else int(value)
+        except TypeError:  # text
+            try:
+                whole = int(value)
+            except (TypeError, ValueError):
+                whole = None
+        if whole is None or not low <= whole <= high:
+            raise InputError(f"got {value!r}, expected a whole number{bounds}")
+        return whole
+
+    return read
+
+
+def number(low: float | None = None, high: float | None = None) -> Callable[[Any], float]:
+    """Return a reader of finite numbers from `low` to `high`."""
+    bounds = "" if low is None else f" from {low:g}" + (" up" if high is None else f" to {high:g}")
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+
+    def read(value: Any) -> float:
+        try:
+            found = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            found = math.nan
+        if not (math.isfinite(found) and low <= found <= high):
+            raise InputError(f"got {value!r}, expected a number{bounds}")
+        return found
+
+    return read
+
+
+def text(value: Any) -> str:
+    """Return text, or the text of a path; it must be valid Unicode."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str):
+        raise InputError(f"got {value!r}, expected text")
+    return value

@@ -1,0 +1,303 @@
+"""Groups of options that several tasks share.
+
+Names and defaults of the reference scripts are kept. A default of None is the model's own, see
+`ldm.requests.resolved`.
+"""
+
+from typing import Any, Literal
+
+from ldm.requests.fields import option
+from ldm.requests.readers import (
+    combinations,
+    enlargement,
+    interval,
+    percentile,
+    seed,
+    sha256_digest,
+    size_in_bytes,
+    strings,
+)
+
+MAX_SIDE = 16_384
+
+
+def pixels(*flags: str, help: str, **about: Any) -> Any:
+    """Declare a side in pixels; None is the model's or the image's own."""
+    return option(None, *flags, metavar="PIXELS", low=1, high=MAX_SIDE, help=help, **about)
+
+
+def image(help: str, **about: Any) -> Any:
+    """Declare an image to read."""
+    return option(None, "--init-img", metavar="FILE", is_file=True, help=help, **about)
+
+
+def strength(default: float | None, help: str, **about: Any) -> Any:
+    """Declare how much is repainted."""
+    return option(default, "--strength", metavar="S", low=0, high=1, help=help, **about)
+
+
+class Negative:
+    SECTION = ("prompt", "")
+    negative_prompt: str = option(
+        "", "--negative-prompt", metavar="TEXT", default_text="", help="what the image should not show"
+    )
+    prompts: tuple[str, ...] = option(
+        (), read=strings, help="one prompt for each image of a pass; takes the place of --prompt and the like"
+    )
+
+
+class Prompts(Negative):
+    prompt: str = option(
+        "", "--prompt", metavar="TEXT", help="the text to render; '' is the empty prompt"
+    )
+    from_file: str | None = option(
+        None, "--from-file", metavar="FILE", is_file=True,
+        help="read prompts from this file, one per line; an empty line is an empty prompt",
+    )  # fmt: skip
+
+
+class PromptSyntax:
+    SECTION = ("prompt syntax", "see docs/PROMPTS.md")
+    prompt_syntax: Literal["plain", "a1111", "compel"] = option(
+        "plain", "--prompt-syntax",
+        help="weights and breaks: a1111 reads (x:1.2), ((x)), [x], BREAK; compel reads x++, (x)1.2, .and(); "
+        "plain has none",
+    )  # fmt: skip
+    clip_skip: int | None = option(
+        None, "--clip-skip", metavar="N", low=1, default_text="the model's own, 1 for SD 1.x, 2 for SD 2.x",
+        help="use the text encoder's states before its last N - 1 blocks",
+    )  # fmt: skip
+    long_prompts: Literal["chunk", "cut"] = option(
+        "chunk", "--long-prompts",
+        help="encode the tokens beyond the text encoder's limit, 75 for SD, in further chunks, or cut them "
+        "off as the reference does",
+    )  # fmt: skip
+    combinations: tuple[str, int] | str | None = option(
+        None, "--combinations", metavar=("all|random", "N"), words=True, read=combinations,
+        default_text="they are plain text",
+        help="expand {red|green} and __colour__ in prompts: one image for every combination, or for N drawn "
+        "with --seed",
+    )  # fmt: skip
+    wildcards: str | None = option(
+        None, "--wildcards", metavar="DIR", is_file=True,
+        help="folder in which --combinations finds colour.txt, one value per line",
+    )  # fmt: skip
+
+
+class Size:
+    SECTION = ("size", "")
+    height: int | None = pixels("--H", help="height of an image, any size", default_text="512; demo: 128")
+    width: int | None = pixels("--W", help="width of an image, any size", default_text="512; demo: 128")
+
+
+class Sampling:
+    SECTION = ("sampling", "")
+    steps: int | None = option(
+        None, "--steps", "--ddim_steps", metavar="N", low=1, usual=50, help="number of sampling steps"
+    )
+    sampler: str | None = option(
+        None, "--sampler", metavar="NAME", default_text="ddim",
+        help="see --list-samplers; runs exactly --steps UNet evaluations",
+    )  # fmt: skip
+    schedule: str | None = option(
+        None, "--schedule", metavar="NAME", default_text="the sampler's own; reference without --sampler",
+        help="where the steps are placed: uniform, quad, trailing, linspace, karras, exponential, or "
+        "reference, the times of the reference scripts",
+    )  # fmt: skip
+    zero_snr: bool = option(
+        False, "--zero-snr",
+        help="rescale the noise schedule to start from pure noise, so that v-prediction models reach true "
+        "black and white; works best with --schedule trailing and --guidance-rescale 0.7",
+    )  # fmt: skip
+    eta: float | None = option(
+        None, "--eta", metavar="ETA", low=0, usual=0.0, default_text="the sampler's own; ddim: {}",
+        help="noise added by each step, 0 is deterministic, 1 as much as DDPM",
+    )  # fmt: skip
+    scale: float | None = option(
+        None, "--scale", metavar="W", usual=9.0, default_text="{}; the demo models have their own",
+        help="guidance scale: higher follows the prompt more closely, 1 turns guidance off",
+    )  # fmt: skip
+    seed: int = option(
+        42, "--seed", metavar="N", read=seed, help="the same seed and options give the same images"
+    )
+    n_iter: int = option(1, "--n_iter", metavar="N", low=1, help="number of passes over all prompts")
+    n_samples: int = option(1, "--n_samples", metavar="N", low=1, help="batch size: images sampled together")
+    fixed_code: bool = option(False, "--fixed_code", help="use the same start noise in every pass")
+
+
+class Guidance:
+    SECTION = ("guidance", "modify classifier-free guidance; see docs/GUIDANCE.md")
+    guidance_rescale: float = option(
+        0.0, "--guidance-rescale", metavar="PHI", low=0, high=1,
+        help="reduce the contrast that guidance adds, 0 (not at all) to 1 (to that of the conditional "
+        "prediction); 0.7 is usual with v-prediction models",
+    )  # fmt: skip
+    guidance_interval: tuple[float, float] | None = option(
+        None, "--guidance-interval", metavar="LOW,HIGH", read=interval, default_text="0,1",
+        help="apply guidance only at these training times, t / 999: 0 is clean, the end of a run, 1 is "
+        "noise, its start; the other steps cost half. In SD's schedule 0.07, 0.35, 0.67, 0.81 and 1 are "
+        "the sigmas 0.28, 1, 2.9, 5.4 and 14.6",
+    )  # fmt: skip
+    dynamic_threshold: float | None = option(
+        None, "--dynamic-threshold", metavar="P", read=percentile, default_text="off",
+        help="keep x_0 within -4..4, the range of latents: scale it down by its percentile P, above 0 to 1, "
+        "and clip the rest; 0.995 is usual, against the burnt look of a high --scale",
+    )  # fmt: skip
+
+
+class Randomness:
+    SECTION = ("random numbers", "see docs/RANDOMNESS.md")
+    rng: Literal["reference", "per-image", "gpu-philox"] = option(
+        "reference", "--rng",
+        help="reference: draw as the reference scripts do, for images of theirs. per-image: image k of the "
+        "run is the one that seed + k gives alone, in any batch and on any device. gpu-philox: the same with "
+        "the numbers that CUDA draws, for seeds from other tools",
+    )  # fmt: skip
+    exact: bool = option(
+        False, "--exact", default_text="the last bits may differ",
+        help="run the networks on one image at a time: with --rng per-image no bit of an image then depends "
+        "on --n_samples",
+    )  # fmt: skip
+
+
+class Memory:
+    SECTION = ("memory", "what does not fit at once is computed in tiles that are blended")
+    max_memory: int | None = option(
+        None, "--max-memory", metavar="SIZE", read=size_in_bytes, default_text="auto",
+        help="limit such as 8GB or 6.5GiB, of the process on CPUs and of the device on GPUs; auto is what is "
+        "free, so that the tiles, and with them the last details of an image, may differ: --tile fixes them",
+    )  # fmt: skip
+    tile: int | None = option(
+        None, "--tile", metavar="N", low=1, default_text="the whole image, or the largest tiles that fit",
+        help="run the UNet on tiles of N pixels of the image; of the small image in upscaling",
+    )  # fmt: skip
+    overlap: int | None = option(
+        None, "--overlap", metavar="N", low=0, default_text="a quarter of --tile",
+        help="how many pixels two tiles share",
+    )  # fmt: skip
+
+
+class Resume:
+    SECTION = ("control", "Ctrl-C saves a run so that it can be resumed; see docs/CONTROL.md")
+    preview_every: int | None = option(
+        None, "--preview-every", metavar="N", low=1, default_text="never", changes_image=False,
+        help="write a low-resolution preview of the batch to DIR/preview.png every N steps",
+    )  # fmt: skip
+    latents: Any = option(
+        None, "--latents", metavar="FILE", is_file=True, default_text="",
+        help="latents of an interrupted run, which is resumed with its own options",
+    )  # fmt: skip
+
+
+class Control(Resume):
+    SECTION = Resume.SECTION
+    save_latents: bool = option(
+        False, "--save-latents", changes_image=False,
+        help="save the latents of each image next to it, DIR/samples/00000.latents.safetensors",
+    )  # fmt: skip
+    latents: Any = option(
+        None, "--latents", metavar="FILE", is_file=True, default_text="",
+        help="latents of an interrupted run, which is resumed with its own options; else the noise to start "
+        "from",
+    )  # fmt: skip
+
+
+class Hires:
+    SECTION = ("high-resolution images", "two passes; see docs/CONTROL.md")
+    hires: float | None = option(
+        None, "--hires", metavar="SCALE", read=enlargement, default_text="off",
+        help="sample at --H x --W, then enlarge the image, above 1 to 4 times, and add detail in a second "
+        "pass",
+    )  # fmt: skip
+    hires_strength: float | None = option(
+        None, "--hires-strength", metavar="S", low=0, high=1, default_text="0.4; latent: 0.65",
+        help="how much the second pass repaints, as --strength of img2img",
+    )  # fmt: skip
+    hires_steps: int | None = option(
+        None, "--hires-steps", metavar="N", low=1, default_text="--steps",
+        help="steps of the second pass; the last S (--hires-strength) of them are run",
+    )  # fmt: skip
+    hires_mode: Literal["pixel", "latent"] = option(
+        "pixel", "--hires-mode",
+        help="enlarge the image, or its latents: faster, but needs more --hires-strength and so keeps less",
+    )  # fmt: skip
+
+
+class Model:
+    SECTION = ("model", "")
+    TASKS = ("txt2img",)
+    """kinds of model (`ldm.checkpoint.identity.TASKS`) that the task has inputs for"""
+    DEMO = "emoji"
+    """name in configs/demo of the model that is used without a checkpoint"""
+
+    ckpt: str | None = option(
+        None, "--ckpt", metavar="FILE", is_file=True, default_text="the small demo model that is included",
+        changes_image=False, help="weights: .ckpt, .safetensors, or a diffusers folder",
+    )  # fmt: skip
+    config: str | None = option(
+        None, "--config", metavar="FILE", is_file=True, default_text="detected from the file",
+        help="YAML that describes the model",
+    )  # fmt: skip
+    weights: Literal["auto", "ema", "raw"] = option(
+        "auto", "--weights", default_text="{}: the YAML's use_ema",
+        help="load the EMA or the raw weights of a file that has both",
+    )  # fmt: skip
+    prediction: Literal["auto", "eps", "v"] = option(
+        "auto", "--prediction", default_text="{}: from the file's metadata, else detected",
+        help="what the UNet predicts",
+    )  # fmt: skip
+    allow_nonfinite: bool = option(
+        False, "--allow-nonfinite", help="load weights even if some are NaN or infinite"
+    )
+    vae: str | None = option(
+        None, "--vae", metavar="FILE", is_file=True, default_text="the model's",
+        help="take the autoencoder from this file or folder",
+    )  # fmt: skip
+    sha256: str | None = option(
+        None, "--sha256", metavar="HEX", read=sha256_digest, default_text="",
+        help="stop unless the weights file has this SHA-256",
+    )  # fmt: skip
+    device: str = option(
+        "auto", "--device", metavar="NAME", changes_image=False, help="auto, cpu, cuda, cuda:N, mps or xpu"
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = option(
+        "auto", "--dtype",
+        default_text="{}: bfloat16 on GPUs that have it, float16 on others, float32 on CPUs and Macs",
+        help="dtype in which the networks compute",
+    )  # fmt: skip
+    channels_last: bool = option(
+        False, "--channels-last", help="store the weights of convolutions channels-last", changes_image=False
+    )
+    latent_channels: int | None = option(
+        None, "--C", metavar="N", low=1, default_text="the model's, 4 for SD", help="latent channels"
+    )
+    latent_factor: int | None = option(
+        None, "--f", metavar="N", low=1, default_text="the model's, 8 for SD", help="pixels per latent"
+    )
+
+
+class Output:
+    SECTION = ("output", "")
+    outdir: str = option(
+        "outputs", "--outdir", metavar="DIR", changes_image=False,
+        help="images are saved in DIR/samples, the grid in DIR",
+    )  # fmt: skip
+    n_rows: int = option(
+        0, "--n_rows", metavar="N", low=0, default_text="0: n_samples", changes_image=False,
+        help="images per row of the grid",
+    )  # fmt: skip
+    no_grid: bool = option(
+        False, "--no-grid", changes_image=False, help="save no grid; long runs then use constant memory"
+    )
+    watermark: Literal["on", "off"] = option(
+        "on", "--watermark", changes_image=False, help="the invisible watermark SDV2 of the reference scripts"
+    )
+    no_metadata: bool = option(
+        False, "--no-metadata", changes_image=False, help="save PNG files without prompt and settings"
+    )
+
+
+class Messages:
+    SECTION = ("messages", "")
+    quiet: bool = option(False, "--quiet", changes_image=False, help="print only warnings and errors")
+    debug: bool = option(False, "--debug", changes_image=False, help="print details and tracebacks")

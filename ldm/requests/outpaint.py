@@ -1,0 +1,29 @@
+"""Outpaint: the request."""
+
+from typing import Any
+
+from ldm.requests.base import Request
+from ldm.requests.fields import option, request
+from ldm.requests.groups import MAX_SIDE, Prompts, PromptSyntax, Resume, Sampling, image, strength
+
+
+@request(steps=45, scale=10.0, eta=1.0, outdir="outputs/outpaint-samples")
+class Outpaint(Prompts, Sampling, PromptSyntax, Resume, Request):
+    """Extend an image at its sides; the image itself stays as it is, byte for byte."""
+
+    TASKS = ("inpaint", "txt2img")
+    DEMO = "emoji_inpaint"
+    SECTION = ("image to extend", "its own pixels stay as they are, byte for byte")
+    init_img: Any = image("the image, of any size")
+    left: int = option(0, "--left", metavar="PIXELS", low=0, high=MAX_SIDE, help="pixels added left")
+    right: int = option(0, "--right", metavar="PIXELS", low=0, high=MAX_SIDE, help="pixels added right")
+    up: int = option(0, "--up", metavar="PIXELS", low=0, high=MAX_SIDE, help="pixels added above")
+    down: int = option(0, "--down", metavar="PIXELS", low=0, high=MAX_SIDE, help="pixels added below")
+    window: int | None = option(
+        None, "--window", metavar="PIXELS", low=16, high=MAX_SIDE,
+        default_text="the size that the model was trained at",
+        help="largest side of what the model sees at once; at most half of it is new",
+    )  # fmt: skip
+    strength: float = strength(
+        1.0, "how much of the fill, the border's colours spread outwards, is repainted, 0 to 1 (all)"
+    )

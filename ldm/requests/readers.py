@@ -1,0 +1,106 @@
+"""Readers of values that are more than a number or a word, from text, as on a command line, or typed.
+
+Each returns the value or raises InputError with what was given and what is expected.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ldm.errors import InputError
+from ldm.prompts.combinations import MAX_PROMPTS
+from ldm.requests.fields import integer
+
+MAX_SEED = 2**32 - 1
+
+
+def seed(value: Any) -> int:
+    """Return a seed."""
+    try:
+        return integer(0, MAX_SEED)(value)
+    except InputError as error:
+        raise InputError(f"{error}; none of them is random: choose any, such as 7") from None
+
+
+def combinations(value: Any) -> str | tuple[str, int]:
+    """Return "all", or ("random", N)."""
+    words = [value] if isinstance(value, str) else list(value)
+    if len(words) == 1:
+        words = str(words[0]).split()
+    if words == ["all"]:
+        return "all"
+    if words[:1] == ["random"] and len(words) == 2:
+        return "random", integer(1, MAX_PROMPTS)(words[1])
+    raise InputError(f"got {' '.join(map(str, words))!r}, expected all, or random N")
+
+
+def interval(value: Any) -> tuple[float, float]:
+    """Return LOW,HIGH as two numbers."""
+    try:
+        low, high = map(float, value.split(",") if isinstance(value, str) else value)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not 0 <= low < high <= 1:
+        raise InputError(f"got {value!r}, expected LOW,HIGH with 0 <= LOW < HIGH <= 1")
+    return low, high
+
+
+def percentile(value: Any) -> float:
+    """Return a percentile as a fraction of 1."""
+    found = _float(value)
+    if not 0 < found <= 1:
+        raise InputError(f"got {value!r}, expected a number above 0, to 1, such as 0.995")
+    return found
+
+
+def enlargement(value: Any) -> float:
+    """Return a factor above 1, to 4."""
+    found = _float(value)
+    if not 1 < found <= 4:
+        raise InputError(f"got {value!r}, expected a number above 1, to 4, such as 1.5")
+    return found
+
+
+def size_in_bytes(value: Any) -> int | None:
+    """Return 8GB, 6.5GiB or 900M as bytes, auto as None; a number is bytes already."""
+    if value == "auto":
+        return None
+    if isinstance(value, int):
+        return integer(1)(value)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)", str(value).strip().lower())
+    if found is None or not float(found[1]):
+        raise InputError(f"got {value!r}, expected auto or a size such as 8GB or 900MB")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
+
+
+def level_or_off(value: Any) -> int | str:
+    """Return a noise level, or "off"."""
+    try:
+        return value if value == "off" else integer(0, 999)(value)
+    except InputError as error:
+        raise InputError(f"{error}, or off") from None
+
+
+def sha256_digest(value: Any) -> str:
+    """Return a SHA-256 as hashing gives it."""
+    digest = str(value).strip().lower()
+    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        raise InputError(f"got {value!r}, expected the 64 hexadecimal digits of a SHA-256")
+    return digest
+
+
+def strings(value: Any) -> tuple[str, ...]:
+    """Return prompts."""
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
+        raise InputError(f"got {value!r}, expected a list of texts")
+    return tuple(value)
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan

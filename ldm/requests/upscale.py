@@ -1,0 +1,28 @@
+"""Upscale: the request."""
+
+from typing import Any, Literal
+
+from ldm.requests.base import Request
+from ldm.requests.fields import option, request
+from ldm.requests.groups import Control, Prompts, PromptSyntax, Sampling, image
+
+
+@request(prompt="a high quality professional photograph", steps=75, scale=10.0,
+         outdir="outputs/upscale-samples")  # fmt: skip
+class Upscale(Prompts, Sampling, PromptSyntax, Control, Request):
+    """Enlarge an image four times, guided by a prompt."""
+
+    TASKS = ("upscale",)
+    DEMO = "emoji_upscale"
+    SECTION = ("image to enlarge", "")
+    init_img: Any = image("the small image, of any size")
+    noise_level: int | None = option(
+        None, "--noise-level", metavar="N", low=0, default_text="20",
+        help="noise added to the small image, 0 to the model's highest, 350 in the reference: more noise "
+        "lets the model invent more, against blur and artefacts",
+    )  # fmt: skip
+    faithful: Literal["on", "off"] | None = option(
+        None, "--faithful", default_text="off, as the reference; on with tiles and with the demo model",
+        help="make the result agree with the small image when it is shrunk again, so that only detail is "
+        "invented",
+    )  # fmt: skip
