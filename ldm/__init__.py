@@ -1,8 +1,13 @@
 """Stable Diffusion 1.x and 2.x: models, samplers, checkpoints and training.
 
+    model = ldm.load_model("configs/demo/emoji.yaml", "configs/demo/emoji.safetensors")
+    for batch in ldm.generate(model, Txt2Img(prompts=["3d emoji of a cat"], seed=1, n_iter=1)):
+        images = batch.pictures()
+
 Importing the package is cheap: torch is loaded by the parts that compute, not here.
 """
 
+import importlib
 from typing import Any
 
 from ldm import published_names
@@ -12,10 +17,11 @@ __version__ = "0.1.0"
 published_names.install_import_finder()
 
 
-def __getattr__(name: str) -> Any:
-    """Load `load_model` on first use, because it needs torch."""
-    if name == "load_model":
-        from ldm.loading import load_model
+_DOORS = {"load_model": "ldm.loading", "generate": "ldm.jobs.execute", "execute": "ldm.jobs.execute"}
 
-        return load_model
+
+def __getattr__(name: str) -> Any:
+    """Import a door of the library when it is first used, because all of them need torch."""
+    if name in _DOORS:
+        return getattr(importlib.import_module(_DOORS[name]), name)
     raise AttributeError(f"module 'ldm' has no attribute {name!r}")

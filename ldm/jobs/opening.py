@@ -10,7 +10,7 @@ from ldm.config import find_config, load_config
 from ldm.errors import CheckpointError, ConfigError, InputError
 from ldm.jobs.choosing import choose, confirm_prediction
 from ldm.jobs.watch import SILENT, Watch
-from ldm.requests import Request, fields_of
+from ldm.requests import Request, fields_of, names_of
 from ldm.requests.groups import Model
 from ldm.requests.resolving import ModelFacts
 
@@ -60,7 +60,7 @@ class Models:
         Raises: ConfigError, CheckpointError, BackendUnavailable, InputError.
         """
         key = (request.TASKS, request.DEMO, getattr(request, "depth_ckpt", None))
-        key += tuple(getattr(request, name) for name in vars(Model)["__annotations__"])
+        key += tuple(getattr(request, name) for name in names_of(Model))
         if key != self._key:
             self._key = self._opened = None     # before the next one is loaded
             self._opened, self._key = _open(request, watch), key

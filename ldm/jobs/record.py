@@ -56,7 +56,7 @@ def image_record(run: dict[str, Any], batch: "Batch", position: int) -> dict[str
         "iteration": batch.iteration,
         "batch": batch.index,
         "index_in_batch": batch.offset + position,
-        "seed": batch.seeds[position] if batch.seeds else run["resolved"]["seed"],
+        "seed": batch.seeds[position] if batch.seeds else run.get("seed", run["resolved"]["seed"]),
     }
     if set(batch.prompts) != {prompt}:
         where["prompts"] = list(batch.prompts)

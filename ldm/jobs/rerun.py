@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.errors import InputError
 from ldm.files.digest import fresh_sha256, sha256
 from ldm.jobs.execute import generate
+from ldm.jobs.inputs import load_inputs
 from ldm.jobs.opening import Models
 from ldm.jobs.record import FORMAT, PROMPT_OPTIONS, run_record
 from ldm.jobs.saving import Saving
@@ -96,7 +97,7 @@ def rerun(
         _check_model(found, opened.record(), changes or {}, image)
         wanted = found["batch"] - first_batch
         saving = Saving(replace(request, no_grid=True))
-        saving.run = run_record(request, resolved(_loaded(request), opened.facts), opened)
+        saving.run = run_record(request, resolved(load_inputs(request), opened.facts), opened)
         sampler = saving.run["resolved"]["sampler"]
         batches = generate(
             opened.model, request, lambda steps, total: watch.steps(steps, total, sampler)
@@ -113,12 +114,6 @@ def rerun(
     then = {"ldm": found["version"], "torch": found["torch"], "device": found["device"]}
     versions = ", ".join(f"{name} {then[name]}, now {now[name]}" for name in now if then[name] != now[name])
     return Rerun(image, saving.saved[0], difference, versions)
-
-
-def _loaded(request: Request) -> Request:
-    from ldm.jobs.inputs import load_inputs
-
-    return load_inputs(request)
 
 
 def _request(found: dict[str, Any], image: Path, folders: list[Path]) -> tuple[Request, int]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.errors import InputError
 from ldm.jobs.inputs import digests
 from ldm.jobs.record import KEPT, task_of
-from ldm.requests import Request, build, fields_of
+from ldm.requests import Request, build, fields_of, names_of
 from ldm.requests.groups import Model
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def resumed(cls: type[Request], given: Mapping[str, Any]) -> Resumed | None:
 
 
 def _may_change(cls: type[Request], name: str, kind: str) -> bool:
-    decodes = kind == "final" and name in vars(Model)["__annotations__"]
+    decodes = kind == "final" and name in names_of(Model)
     return decodes or name in KEPT or not fields_of(cls)[name].option.changes_image
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -29,12 +30,12 @@ def zero_module(module: nn.Module) -> nn.Module:
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """(b, n, h*d) -> (b, h, n, d)."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return rearrange(x, "b n (h d) -> b h n d", h=num_heads)
 
 
 def merge_heads(x: Tensor) -> Tensor:
     """(b, h, n, d) -> (b, n, h*d)."""
-    return x.transpose(1, 2).flatten(2)
+    return rearrange(x, "b h n d -> b n (h d)")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -180,14 +181,14 @@ class SpatialTransformer(nn.Module):
         x = self.norm(x)
         if not self.use_linear:
             x = self.proj_in(x)
-        x = x.flatten(2).transpose(1, 2)                     # (b, h*w, c)
+        x = rearrange(x, "b c h w -> b (h w) c")
         if self.use_linear:
             x = self.proj_in(x)
         for block in self.transformer_blocks:
             x = block(x, context)
         if self.use_linear:
             x = self.proj_out(x)
-        x = x.transpose(1, 2).unflatten(2, (h, w))           # (b, c, h, w)
+        x = rearrange(x, "b (h w) c -> b c h w", h=h, w=w)
         if not self.use_linear:
             x = self.proj_out(x)
         return x_in + x    # in this order the sum keeps the memory layout of the convolutions around it
@@ -223,13 +224,12 @@ class AttentionBlock(nn.Module):
         tokens = x.flatten(2)                                # (b, c, n)
         qkv = self.qkv(self.norm(tokens))                    # (b, 3c, n)
         if self.use_new_attention_order:
-            q, k, v = (y.unflatten(1, (self.num_heads, -1)) for y in qkv.chunk(3, dim=1))
+            q, k, v = rearrange(qkv, "b (three h d) n -> three b h n d", three=3, h=self.num_heads)
         else:
-            q, k, v = qkv.unflatten(1, (self.num_heads, -1)).chunk(3, dim=2)
+            q, k, v = rearrange(qkv, "b (h three d) n -> three b h n d", three=3, h=self.num_heads)
         # Contiguous, because torch's attention falls back to a matrix of n x n weights for other layouts.
-        q, k, v = (y.transpose(2, 3).contiguous() for y in (q, k, v))     # (b, h, n, d)
-        out = attend(q, k, v)
-        out = self.proj_out(out.transpose(2, 3).flatten(1, 2))
+        out = attend(q.contiguous(), k.contiguous(), v.contiguous())
+        out = self.proj_out(rearrange(out, "b h n d -> b (h d) n"))
         return (tokens + out).view_as(x)
 
 

@@ -8,6 +8,7 @@ the same noised picture and level.
 
 from dataclasses import replace
 
+from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.diffusion.cond import Cond
@@ -93,5 +94,4 @@ def tiles(images: Tensor, count: int) -> Tensor:
     """
     if images.shape[-2] % count or images.shape[-1] % count:
         raise InputError(f"a picture of {tuple(images.shape[-2:])} has no {count} x {count} equal tiles")
-    cut = images.unflatten(2, (count, -1)).unflatten(4, (count, -1))    # (b, c, rows, h, columns, w)
-    return cut.permute(0, 2, 4, 1, 3, 5).flatten(1, 3)
+    return rearrange(images, "b c (n h) (m w) -> b (n m c) h w", n=count, m=count)

@@ -3,9 +3,12 @@
 import importlib
 from typing import Any
 
-from ldm.requests.fields import Field, Option, build, fields_of, form, option, record, request
+from ldm.requests.fields import Field, Option, build, fields_of, form, names_of, option, record, request
 
-__all__ = ["NAMES", "Field", "Option", "build", "fields_of", "find", "form", "option", "record", "request"]
+__all__ = [
+    "NAMES", "Field", "Option", "build", "fields_of", "find", "form", "names_of", "option", "record",
+    "request",
+]  # fmt: skip
 
 NAMES = {
     "txt2img": "Txt2Img",

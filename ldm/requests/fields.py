@@ -81,13 +81,15 @@ class Field:
 
         Raises: InputError, which says what was given and what was expected, without the option's name.
         """
-        if value is None and self.may_be_none:
+        if value is None and (self.may_be_none or self.kind is Any):
             return None
+        if self.option.is_file or self.option.metavar == "DIR":
+            value = _expanded(value)
         if self.option.read is not None:
             return _checked(self.option.read, value)
         if not self.many:
             return self._one(value)
-        if isinstance(value, str) or not hasattr(value, "__iter__"):
+        if not isinstance(value, (list, tuple)):
             value = [value]
         return tuple(self._one(each) for each in value)
 
@@ -151,6 +153,11 @@ def fields_of(cls: type) -> dict[str, Field]:
     return cls.FIELDS
 
 
+def names_of(group: type) -> tuple[str, ...]:
+    """Return the names of a group's own options."""
+    return tuple(vars(group)["__annotations__"])
+
+
 def _kind(hint: Any) -> tuple[type, bool, tuple[str, ...], bool]:
     """Return (type of one value, whether there are several, the choices, whether None is allowed)."""
     if get_origin(hint) in (typing.Union, types.UnionType):
@@ -162,7 +169,7 @@ def _kind(hint: Any) -> tuple[type, bool, tuple[str, ...], bool]:
     if get_origin(hint) is tuple:
         kind, _, choices, _ = _kind(get_args(hint)[0])
         return kind, True, choices, False
-    return (hint if isinstance(hint, type) else object), False, (), False
+    return hint, False, (), False
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -213,6 +220,13 @@ def form(cls: type) -> Iterator[dict[str, Any]]:
             "choices": each.choices, "low": about.low, "high": about.high, "default": usual,
             "help": about.help,
         }  # fmt: skip
+
+
+def _expanded(value: Any) -> Any:
+    """Return a path, or each of several, as text with ~ expanded; other values as they are."""
+    if isinstance(value, (list, tuple)):
+        return [_expanded(each) for each in value]
+    return os.path.expanduser(os.fspath(value)) if isinstance(value, (str, os.PathLike)) else value
 
 
 def _checked(read: Callable[[Any], Any], value: Any) -> Any:

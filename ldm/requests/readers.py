@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ldm.errors import InputError
-from ldm.prompts.combinations import MAX_PROMPTS
 from ldm.requests.fields import integer
 
 MAX_SEED = 2**32 - 1
@@ -25,6 +24,8 @@ def seed(value: Any) -> int:
 
 def combinations(value: Any) -> str | tuple[str, int]:
     """Return "all", or ("random", N)."""
+    from ldm.prompts.combinations import MAX_PROMPTS
+
     words = [value] if isinstance(value, str) else list(value)
     if len(words) == 1:
         words = str(words[0]).split()
