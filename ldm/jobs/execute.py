@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ldm.models.latent_diffusion import LatentDiffusion
     from ldm.samplers.loop import Step
     from ldm.tasks.latents import Position
-    from ldm.tasks.sampling import Batch
+    from ldm.tasks.batch import Batch
 
 log = logging.getLogger(__name__)
 

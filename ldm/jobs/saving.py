@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ldm.imaging.paste import Paste
     from ldm.tasks.latents import Position
-    from ldm.tasks.sampling import Batch
+    from ldm.tasks.batch import Batch
 
 LISTED_NAMES = 8
 

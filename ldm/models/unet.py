@@ -332,7 +332,6 @@ class UNetModel(UNetEncoder):
         timesteps: Tensor,
         context: Tensor | None = None,
         y: Tensor | None = None,
-        *,
         control: Sequence[Tensor] | None = None,
         only_mid_control: bool = False,
     ) -> Tensor:

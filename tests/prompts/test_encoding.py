@@ -16,36 +16,36 @@ SHORT = ["a red apple", "", "cat, it's 5 o'clock!"]
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_without_weights_every_syntax_is_the_plain_encoding_to_the_bit(model, syntax):
-    encoder = PromptEncoder(model, syntax)
+    encoder = PromptEncoder(Networks(model, torch.float32), syntax)
     assert torch.equal(encoder.encode(SHORT), model.get_learned_conditioning(SHORT))
     ones = {"plain": "a red apple", "a1111": "a (red:1.0) [(apple)]", "compel": "a (red)1 (apple)1.0"}[syntax]
     assert torch.equal(encoder.encode([ones]), model.get_learned_conditioning(["a red apple"]))
 
 
 def test_short_prompts_do_not_feel_long_ones_beside_them(model):
-    contexts = PromptEncoder(model).encode([*SHORT, "cat " * 200])
+    contexts = PromptEncoder(Networks(model, torch.float32)).encode([*SHORT, "cat " * 200])
     length = model.cond_stage_model.vocabulary().context_length
     beside = [*SHORT, "cat " * (length - 2)]
     assert torch.equal(contexts[:, :length], model.get_learned_conditioning(beside))
-    empty = PromptEncoder(model).encode([""])
+    empty = PromptEncoder(Networks(model, torch.float32)).encode([""])
     assert torch.equal(contexts[:3, length : 2 * length], empty.expand(3, -1, -1))
 
 
 def test_plain_text_has_no_syntax(model):
     text = ["(a:2)+ ["]
-    assert torch.equal(PromptEncoder(model).encode(text), model.get_learned_conditioning(text))
+    assert torch.equal(PromptEncoder(Networks(model, torch.float32)).encode(text), model.get_learned_conditioning(text))
 
 
 def test_long_prompts_can_be_cut_as_published(model, caplog):
     texts = ["cat " * 200, "a cat"]
-    cut = PromptEncoder(model, long_prompts="cut").encode(texts)
+    cut = PromptEncoder(Networks(model, torch.float32), long_prompts="cut").encode(texts)
     assert torch.equal(cut, model.get_learned_conditioning(texts))
     assert "prompt has 200 tokens: cut after" in caplog.text
 
 
 def test_a_long_prompt_is_said_once_with_its_tokens(model, caplog):
     caplog.set_level(logging.INFO)
-    encoder = PromptEncoder(model, "a1111")
+    encoder = PromptEncoder(Networks(model, torch.float32), "a1111")
     room = model.cond_stage_model.vocabulary().room
     for _ in range(2):
         encoder.encode(["cat " * (room + 1), "dog"], "negative prompt")
@@ -55,7 +55,7 @@ def test_a_long_prompt_is_said_once_with_its_tokens(model, caplog):
 
 
 def test_contexts_of_two_lengths_are_filled_with_empty_chunks(model):
-    encoder = PromptEncoder(model)
+    encoder = PromptEncoder(Networks(model, torch.float32))
     long, short = encoder.levelled([encoder.encode(["cat " * 200]), encoder.encode(["dog"])])
     length = model.cond_stage_model.vocabulary().context_length
     assert long.shape == short.shape
@@ -94,11 +94,11 @@ def by_the_formula(model, twin, pieces: list[list[tuple[str, float]]]) -> Tensor
 )
 def test_a1111_weights_the_states_and_restores_the_mean(model, transformers_text, text, pieces):
     expected = by_the_formula(model, transformers_text[1], pieces)
-    torch.testing.assert_close(PromptEncoder(model, "a1111").encode([text]), expected, atol=5e-6, rtol=1e-5)
+    torch.testing.assert_close(PromptEncoder(Networks(model, torch.float32), "a1111").encode([text]), expected, atol=5e-6, rtol=1e-5)
 
 
 def test_a1111_weights_do_not_depend_on_the_batch(model):
-    encoder = PromptEncoder(model, "a1111")
+    encoder = PromptEncoder(Networks(model, torch.float32), "a1111")
     alone, beside = encoder.encode(["(cat:1.4)"]), encoder.encode(["(cat:1.4)", "(a red apple:0.3)"])
     torch.testing.assert_close(beside[:1], alone)
 
@@ -107,7 +107,7 @@ def test_a1111_chunks_end_behind_a_comma(model, transformers_text):
     room = model.cond_stage_model.vocabulary().room
     head, tail = "cat " * (room - 3) + ",", " red apple apple dog"
     expected = by_the_formula(model, transformers_text[1], [[(head, 1)], [(tail, 1)]])
-    contexts = PromptEncoder(model, "a1111").encode([head + tail])
+    contexts = PromptEncoder(Networks(model, torch.float32), "a1111").encode([head + tail])
     torch.testing.assert_close(contexts, expected, atol=5e-6, rtol=1e-5)
 
 
@@ -115,7 +115,7 @@ def test_a1111_chunks_end_behind_a_comma(model, transformers_text):
     ("syntax", "text"), [("a1111", "(red:1.9) [cat]"), ("compel", "(red)0 (cat)0.001 dog+")]
 )
 def test_half_precision_holds_the_weights(model, syntax, text):
-    expected = PromptEncoder(model, syntax).encode([text])
+    expected = PromptEncoder(Networks(model, torch.float32), syntax).encode([text])
     half = PromptEncoder(deepcopy(model).half(), syntax).encode([text])
     assert half.dtype == torch.float16
     torch.testing.assert_close(half.float(), expected, atol=0.02, rtol=0.02)
@@ -123,9 +123,9 @@ def test_half_precision_holds_the_weights(model, syntax, text):
 
 def test_unknown_ways_are_refused(model):
     with pytest.raises(InputError, match="'a111'; expected one of plain, a1111, compel"):
-        PromptEncoder(model, "a111")
+        PromptEncoder(Networks(model, torch.float32), "a111")
     with pytest.raises(InputError, match="'keep'; expected chunk or cut"):
-        PromptEncoder(model, long_prompts="keep")
+        PromptEncoder(Networks(model, torch.float32), long_prompts="keep")
 
 
 class Foreign:

@@ -19,21 +19,14 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, example, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
+from requesting import make_images
 from tiny_models import tiny_config, tiny_model
 
 from ldm.models.gaussian import DiagonalGaussianDistribution
-from ldm.tasks.depth2img import depth2img
-from ldm.tasks.img2img import img2img
-from ldm.tasks.inpaint import inpaint
-from ldm.tasks.outpaint import outpaint
-from ldm.tasks.sample import sample
-from ldm.tasks.sampling import Batch, Settings
-from ldm.tasks.tiles import Tiling
-from ldm.tasks.txt2img import txt2img
-from ldm.tasks.unclip import unclip
-from ldm.tasks.upscale import upscale
+from ldm.requests import Depth2Img, Img2Img, Inpaint, Outpaint, Sample, Txt2Img, Unclip, Upscale
+from ldm.tasks.batch import Batch
 
-QUICK = {"seed": 3, "settings": Settings("euler", 2, guidance_scale=1.0)}
+QUICK = {"seed": 3, **dict(sampler="euler", steps=2, scale=1.0)}
 COLOUR = (230, 90, 30)
 FEW = profile(
     max_examples=4, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck),
@@ -77,25 +70,25 @@ def size_of(image: np.ndarray) -> dict:
 
 
 TASKS = {
-    "txt2img": Task("sd2", lambda m, x: txt2img(m, ["a"], **size_of(x), **QUICK)),
-    "sample": Task("sd2", lambda m, x: sample(m, 1, **size_of(x), **QUICK)),
-    "img2img": Task("sd2", lambda m, x: img2img(m, x, ["a"], strength=1.0, **QUICK)),
-    "inpaint": Task("inpaint", lambda m, x: inpaint(m, x, half(x), ["a"], **QUICK), kept=outside),
-    "inpaint, plain model": Task("sd2", lambda m, x: inpaint(m, x, half(x), ["a"], **QUICK), kept=outside),
+    "txt2img": Task("sd2", lambda m, x: make_images(m, Txt2Img, prompts=["a"], **size_of(x), **QUICK)),
+    "sample": Task("sd2", lambda m, x: make_images(m, Sample, prompts=[""] * 1, **size_of(x), **QUICK)),
+    "img2img": Task("sd2", lambda m, x: make_images(m, Img2Img, init_img=x, prompts=["a"], strength=1.0, **QUICK)),
+    "inpaint": Task("inpaint", lambda m, x: make_images(m, Inpaint, init_img=x, mask=half(x), prompts=["a"], **QUICK), kept=outside),
+    "inpaint, plain model": Task("sd2", lambda m, x: make_images(m, Inpaint, init_img=x, mask=half(x), prompts=["a"], **QUICK), kept=outside),
     "inpaint, only masked": Task(
-        "inpaint", lambda m, x: inpaint(m, x, half(x), ["a"], only_masked=3, **QUICK), kept=outside
+        "inpaint", lambda m, x: make_images(m, Inpaint, init_img=x, mask=half(x), prompts=["a"], only_masked=3, **QUICK), kept=outside
     ),
-    "outpaint": Task("inpaint", lambda m, x: outpaint(m, x, ["a"], left=3, up=5, right=17, **QUICK),
+    "outpaint": Task("inpaint", lambda m, x: make_images(m, Outpaint, init_img=x, prompts=["a"], left=3, up=5, right=17, **QUICK),
                      lambda h, w: (h + 5, w + 20), middle),
-    "outpaint, plain model": Task("sd2", lambda m, x: outpaint(m, x, ["a"], left=3, up=5, down=1, **QUICK),
+    "outpaint, plain model": Task("sd2", lambda m, x: make_images(m, Outpaint, init_img=x, prompts=["a"], left=3, up=5, down=1, **QUICK),
                                   lambda h, w: (h + 6, w + 3), middle),
-    "depth2img": Task("depth", lambda m, x: depth2img(m, x, ["a"], depth=ramp(x), **QUICK)),
-    "upscale": Task("upscale", lambda m, x: upscale(m, x, ["a"], **QUICK), lambda h, w: (8 * h, 8 * w)),
+    "depth2img": Task("depth", lambda m, x: make_images(m, Depth2Img, init_img=x, prompts=["a"], depth=ramp(x), **QUICK)),
+    "upscale": Task("upscale", lambda m, x: make_images(m, Upscale, init_img=x, prompts=["a"], **QUICK), lambda h, w: (8 * h, 8 * w)),
     "upscale, tiled": Task(
-        "upscale", lambda m, x: upscale(m, x, ["a"], tiling=Tiling(16, 4), **QUICK),
+        "upscale", lambda m, x: make_images(m, Upscale, init_img=x, prompts=["a"], tile=16, overlap=4, **QUICK),
         lambda h, w: (8 * h, 8 * w),
     ),
-    "unclip": Task("unclip-h", lambda m, x: unclip(m, [x], ["a"], **size_of(x), **QUICK)),
+    "unclip": Task("unclip-h", lambda m, x: make_images(m, Unclip, init_img=[x], prompts=["a"], **size_of(x), **QUICK)),
 }  # fmt: skip
 """The tiny upscaler's decoder enlarges 8 times, the published one 4."""
 

@@ -38,7 +38,7 @@ def pointwise(x_t, t, cond):
 def test_of_a_network_without_neighbours_tiles_give_the_whole(sides, overlap):
     x_t, small, t = torch.randn(2, 4, *sides), torch.randn(2, 3, *sides), torch.tensor([1.0, 2.0])
     cond = Cond(torch.randn(2, 5, 8), small, torch.tensor([20, 20]))
-    network = tiled(pointwise, Tiling(16, overlap, apart=True), 4)
+    network = tiled(pointwise, Tiling(16, overlap, one_by_one=True), 4)
     torch.testing.assert_close(network(x_t, t, cond), pointwise(x_t, t, cond))
 
 
@@ -51,7 +51,7 @@ def test_every_call_sees_one_sample_and_no_more_than_a_tile():
 
     x_t = torch.randn(2, 4, 40, 20)
     cond = Cond(torch.randn(2, 5, 8), torch.randn(2, 3, 40, 20))
-    out = tiled(network, Tiling(16, 4, apart=True), 4)(x_t, torch.zeros(2), cond)
+    out = tiled(network, Tiling(16, 4, one_by_one=True), 4)(x_t, torch.zeros(2), cond)
     torch.testing.assert_close(out, x_t)
     assert set(seen) == {((1, 4, 16, 16), (1, 3, 16, 16), 1, 1)}
     assert len(seen) == 2 * 3 * 2
@@ -87,7 +87,7 @@ def test_a_network_whose_whole_fits_is_not_changed():
 
 
 def test_sizes_are_rounded_up_to_what_the_network_takes_and_checked():
-    assert tiling_of(50, None, 8) == Tiling(56, 16, apart=True, decoder_tile=56)
+    assert tiling_of(50, None, 8) == Tiling(56, 16, one_by_one=True, decoder_tile=56)
     assert tiling_of(64, 17, 8).overlap == 24
     with pytest.raises(InputError, match="tile is 31; expected 32 or more"):
         tiling_of(31, None, 8)
