@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ldm.imaging.paste import Paste
+    from ldm.tasks.batch import Batch
     from ldm.tasks.latents import Position
-    from ldm.tasks.sampling import Batch
 
 LISTED_NAMES = 8
 
