@@ -11,7 +11,7 @@ import logging
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,20 +115,27 @@ def _existing(parent: Any, part: str, override: str) -> Any:
     raise ConfigError(f"override {override!r}: there is no {part!r}{nearest(part, known)}")
 
 
-def _with_files_in(folder: Path, value: Any) -> Any:
-    """Return `value` with the paths of FILE_KEYS in `folder` where the file lies there."""
+def map_files(value: Any, change: Callable[[str, str], str]) -> Any:
+    """Return `value` with `change(key, path)` in place of every path of FILE_KEYS."""
     if isinstance(value, list):
-        return [_with_files_in(folder, item) for item in value]
+        return [map_files(item, change) for item in value]
     if not isinstance(value, dict):
         return value
-    found = {}
-    for key, item in value.items():
-        if key in FILE_KEYS and isinstance(item, str) and item:
-            file = folder / (item if item.endswith(FILE_KEYS[key]) else item + FILE_KEYS[key])
-            found[key] = str(file) if file.is_file() else item
-        else:
-            found[key] = _with_files_in(folder, item)
-    return found
+    return {
+        key: change(key, item) if key in FILE_KEYS and isinstance(item, str) and item
+        else map_files(item, change)
+        for key, item in value.items()
+    }  # fmt: skip
+
+
+def _with_files_in(folder: Path, value: Any) -> Any:
+    """Return `value` with the paths of FILE_KEYS in `folder` where the file lies there."""
+
+    def found(key: str, path: str) -> str:
+        file = folder / (path if path.endswith(FILE_KEYS[key]) else path + FILE_KEYS[key])
+        return str(file) if file.is_file() else path
+
+    return map_files(value, found)
 
 
 def instantiate(node: Any, path: str = "model") -> Any:

@@ -26,7 +26,7 @@ class Batch:
     paste: Paste | None = None  # the original image, whose pixels come back where nothing was repainted
     extras: dict[str, np.ndarray] = field(default_factory=dict)  # "depth": the map that was used (h, w)
 
-    def pictures(self) -> list[np.ndarray]:
+    def to_uint8(self) -> list[np.ndarray]:
         """Return each image as 8 bits (height, width, 3), or 4 channels where the original has as many."""
         images = to_uint8(self.images)
         return list(images) if self.paste is None else [self.paste.onto(image) for image in images]

@@ -41,7 +41,7 @@ def rectangle(height: int, width: int) -> np.ndarray:
 def painted(model, image, mask, prompts=("a cat",), **options) -> list[np.ndarray]:
     options = {"seed": 3, "settings": FAST, "n_samples": len(prompts)} | options
     batches = make_images(model, Inpaint, init_img=image, mask=mask, prompts=list(prompts), **options)
-    return [each for batch in batches for each in batch.pictures()]
+    return [each for batch in batches for each in batch.to_uint8()]
 
 
 def raw(model, image, mask, **options) -> torch.Tensor:

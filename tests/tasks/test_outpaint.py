@@ -53,7 +53,7 @@ def make(model, image, settings=None, prompts=("a",), **options):
 def test_the_size_is_exact_and_the_pictures_bytes_come_back(model, size, channels, margins, window):
     image = picture(*size, channels)
     (batch,) = make(model, image, window=window, **margins._asdict())
-    (result,) = batch.pictures()
+    (result,) = batch.to_uint8()
     assert result.shape == (*margins.canvas(*size), channels) and torch.isfinite(batch.images).all()
     inner = margins.inner(*size).part
     assert np.array_equal(result[inner], image)
@@ -67,7 +67,7 @@ def test_the_size_is_exact_and_the_pictures_bytes_come_back(model, size, channel
 def test_every_sampler_in_several_windows(models, sampler):
     image = picture(40, 32)
     (batch,) = make(models["sd1"], image, dict(sampler=sampler, steps=2), right=20, down=3, window=32)
-    (result,) = batch.pictures()
+    (result,) = batch.to_uint8()
     assert result.shape == (43, 52, 3) and np.array_equal(result[:40, :32], image)
 
 
@@ -102,7 +102,7 @@ def test_no_seam_on_a_constant_picture(model, level, settings):
     """The mean step across each border, in 8-bit levels, beside the mean step within 8 pixels of it."""
     image = np.full((64, 64, 3), level, np.uint8)
     (batch,) = make(model, image, settings, left=24, right=40, down=24, window=64)
-    result = batch.pictures()[0].astype(int)
+    result = batch.to_uint8()[0].astype(int)
     across, down = np.abs(np.diff(result, axis=1))[:64], np.abs(np.diff(result, axis=0))
     borders = {  # step across the border, steps within the new part
         "left": (across[:, 23], across[:, 15:23]),

@@ -136,7 +136,7 @@ def test_any_size_comes_out_exactly_and_finite(task, height, width, seed):
     batch = only(task.call(model_of(task.kind), image))
     size = task.size(height, width)
     assert batch.images.shape == (1, 3, *size) and torch.isfinite(batch.images).all()
-    (picture,) = batch.pictures()
+    (picture,) = batch.to_uint8()
     assert picture.shape == (*size, 3)
     assert np.array_equal(*task.kept(image, picture))
 
@@ -176,7 +176,7 @@ def exact(monkeypatch):
 def test_a_constant_picture_shows_no_seam(exact, task, height, width):
     """Within 1 of 255, as to 8 bits is by truncation. Nor does the padding of what is encoded show one."""
     image, seen = np.full((height, width, 3), COLOUR, np.uint8), []
-    (picture,) = only(task.call(exact(model_of(task.kind), seen), image)).pictures()
+    (picture,) = only(task.call(exact(model_of(task.kind), seen), image)).to_uint8()
     assert picture.shape == (*task.size(height, width), 3)
     assert np.abs(picture.astype(int) - COLOUR).max() <= 1
     if task.call in (TASKS["img2img"].call, TASKS["depth2img"].call):

@@ -41,7 +41,7 @@ def test_any_size_comes_out_exactly_enlarged(model, size):
     scale = model.downsampling_factor
     assert batch.images.shape == (1, 3, scale * size[0], scale * size[1])
     assert batch.images.isfinite().all()
-    assert batch.pictures()[0].shape == (scale * size[0], scale * size[1], 3)
+    assert batch.to_uint8()[0].shape == (scale * size[0], scale * size[1], 3)
 
 
 def test_the_picture_stands_where_the_small_one_stood(model):
