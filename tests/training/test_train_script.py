@@ -177,6 +177,7 @@ RUNS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("method", RUNS)
 def test_resume_equals_uninterrupted(train, config, tmp_path, monkeypatch, leaves, method):
     options, settings = RUNS[method]
