@@ -100,7 +100,7 @@ def child(side: int, budget: int, full: bool, dtype: torch.dtype) -> None:
     tiling = upscale.plan_upscale(model, (side, side), 1, settings, max_memory=budget)
     started = time.perf_counter()
     (batch,) = upscale.upscale(model, image, ["x"], seed=0, settings=settings, tiling=tiling)
-    batch.pictures()
+    batch.to_uint8()
     seconds, peak = time.perf_counter() - started, peak_resident_bytes()
     print(f"{memory_plan.described(tiling)}\t{said[0] / 1e9:.2f}\t{peak / 1e9:.2f}\t{seconds:.0f}")
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from demo.captions import BACKGROUNDS, WHITE, caption
-from ldm.data.hints import check_hint, make_hint
+from demo.hints import check_hint, make_hint
 from ldm.errors import InputError
 
 SINGLE_SCALES = (0.84, 0.88, 0.92)  # of the image's side
@@ -50,7 +50,7 @@ class EmojiScenes:
     tag_fraction              captions with a tag behind the phrase
     bare_label_fraction       captions that are the label and nothing else (on white, one object)
     empty_caption_fraction    captions that are empty
-    hint                      mask, depth or small (ldm.data.hints): a batch's third part
+    hint                      mask, depth or small (demo.hints): a batch's third part
     crop                      side of a random crop of each scene; None: the whole scene
     device                    where sprites live and images are composed; the choices are drawn on the CPU
     """

@@ -7,7 +7,6 @@
 A folder needs a configuration, which is compared with the weights before anything is written.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +27,6 @@ from ldm.config import instantiate, read_config, yaml_beside
 from ldm.devices import on_meta
 from ldm.errors import ConfigError, InputError, WrongModelError
 from ldm.loading.match import match_keys
-
-logger = logging.getLogger(__name__)
 
 FILE_ENDING = ".safetensors"
 # unCLIP's statistics of image embeddings: a file may leave them out, a folder may not.

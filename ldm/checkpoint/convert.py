@@ -11,7 +11,6 @@ So a file comes back from its folder bit by bit. Tensors are cast, where that is
 has come; the tables of the noise schedule never are, because half precision would spoil them.
 """
 
-import logging
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -29,8 +28,6 @@ from ldm.checkpoint.parts import EMA, PARTS, UNET, part_of
 from ldm.checkpoint.writer import Entry, write_safetensors
 from ldm.errors import BadValuesError, InputError, WrongModelError
 from ldm.files.atomic import atomic_folder
-
-logger = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
 Progress = Callable[[int, int], None]           # (bytes done, bytes in all)

@@ -12,37 +12,15 @@ Reading completes a delta (`ldm.checkpoint.opened`, `identification`), so nothin
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from ldm.checkpoint.sniff import shown
 from ldm.errors import CheckpointError, DamagedCheckpointError
 from ldm.files.digest import sha256
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 BASE, BASE_SHA256, ABSENT = "sd.base", "sd.base_sha256", "sd.absent"
 
 T = TypeVar("T")                # a tensor, or what a header says of it
-
-
-def difference(
-    tuned: "Mapping[str, Tensor]", base: "Mapping[str, Tensor]"
-) -> "tuple[dict[str, Tensor], list[str]]":
-    """Return what differs from `base`, and the names that only `base` has."""
-    differing = {name: x for name, x in tuned.items() if name not in base or not same(x, base[name])}
-    return differing, sorted(set(base) - set(tuned))
-
-
-def same(one: "Tensor", other: "Tensor") -> bool:
-    import torch
-
-    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
-
-
-def description(base: Path, absent: list[str]) -> dict[str, str]:
-    """Return the metadata of a delta from the file `base`."""
-    return {BASE: base.name, BASE_SHA256: sha256(base), ABSENT: json.dumps(absent)}
 
 
 def base_of(path: Path, metadata: Mapping[str, str]) -> Path | None:

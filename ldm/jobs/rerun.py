@@ -26,7 +26,7 @@ from ldm.requests import NAMES, Request, build, fields_of, find
 from ldm.requests.resolving import resolved
 
 if TYPE_CHECKING:
-    from ldm.tasks.sampling import Batch
+    from ldm.tasks.batch import Batch
 
 NEAR = 3  # levels of 255 by which another device or kernel may round differently
 

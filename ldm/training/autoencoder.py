@@ -10,7 +10,6 @@ autoencoder: the discriminator sees the reconstruction from before the autoencod
 optimizer steps of the autoencoder.
 """
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,6 @@ from ldm.training.exporting import export_config, export_weights
 from ldm.training.module import TrainingModule, averaged
 from ldm.training.options import AutoencoderOptions, TrainOptions
 from ldm.training.seeding import generator
-
-log = logging.getLogger(__name__)
 
 
 def gradient_difference(x: Tensor, y: Tensor) -> Tensor:
@@ -190,21 +187,9 @@ class AutoencoderTraining(TrainingModule):
 
     # State
 
-    def trained_state(self) -> dict[str, Any]:
-        state = {"autoencoder": self.autoencoder.state_dict(), "loss": self.loss_parameters.state_dict()}
-        if self.discriminator is not None:
-            state["discriminator"] = self.discriminator.state_dict()
-        if self.ema is not None:
-            state["ema"] = self.ema.state_dict()
-        return state
-
-    def load_trained_state(self, state: dict[str, Any]) -> None:
-        self.autoencoder.load_state_dict(state["autoencoder"])
-        self.loss_parameters.load_state_dict(state["loss"])
-        if self.discriminator is not None:
-            self.discriminator.load_state_dict(state["discriminator"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
+    def trained_modules(self) -> dict[str, nn.Module | None]:
+        networks = {"autoencoder": self.autoencoder, "discriminator": self.discriminator}
+        return {**networks, "loss": self.loss_parameters, "ema": self.ema}
 
     def export(self, folder: Path, config: dict[str, Any], data: Any) -> Path:
         """Write the autoencoder alone, EMA weights if any; the metadata hold the latents' scale factor."""

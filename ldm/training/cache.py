@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +28,18 @@ log = logging.getLogger(__name__)
 BATCH = 32
 
 
+@dataclass
 class LatentCache:
-    """A data set of moments: `batch` gives (mean, std) stacked as (b, 2c, h, w), captions, and hints if any.
+    """A data set of moments: `batch` gives (mean, std) as (b, 2c, h, w), captions, and hints if any."""
 
-    Attributes:
-        moments: (n, 2c, h, w) float16.
-        captions: of each image.
-        texts: distinct caption -> row of `contexts`.
-        contexts: (m, tokens, width) float16, or None when they would not fit.
-        hints: (n, ...) float16, what a conditional model is shown with each image; None for the others.
-    """
+    moments: Tensor  # (n, 2c, h, w) float16
+    captions: list[str]  # of each image
+    contexts: Tensor | None  # (m, tokens, width) float16 of `texts`; None if they would not fit
+    texts: list[str]  # the distinct captions
+    hints: Tensor | None = None  # (n, ...) float16, what a conditional model is shown with each image
 
-    def __init__(
-        self,
-        moments: Tensor,
-        captions: list[str],
-        contexts: Tensor | None,
-        texts: list[str],
-        hints: Tensor | None = None,
-    ) -> None:
-        self.moments = moments
-        self.captions = captions
-        self.contexts = contexts
-        self.hints = hints
-        self.texts = {text: row for row, text in enumerate(texts)}
+    def __post_init__(self) -> None:
+        self.rows = {text: row for row, text in enumerate(self.texts)}
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -63,7 +52,7 @@ class LatentCache:
 
     def context_of(self, captions: list[str]) -> Tensor:
         """Return the encoded captions (b, tokens, width), float16."""
-        return self.contexts[[self.texts[caption] for caption in captions]]
+        return self.contexts[[self.rows[caption] for caption in captions]]
 
     def latent_std(self) -> float:
         """Return the standard deviation of samples of the unscaled latents."""
@@ -132,12 +121,9 @@ def build_cache(
 
 def save_cache(cache: LatentCache, path: Path, mark: str) -> None:
     """Write the cache; `mark` says from what it was made."""
-    words = json.dumps([cache.captions, list(cache.texts)]).encode()
+    words = json.dumps([cache.captions, cache.texts]).encode()
     tensors = {"moments": cache.moments, "words": torch.frombuffer(bytearray(words), dtype=torch.uint8)}
-    if cache.contexts is not None:
-        tensors["contexts"] = cache.contexts
-    if cache.hints is not None:
-        tensors["hints"] = cache.hints
+    tensors |= {k: x for k in ("contexts", "hints") if (x := getattr(cache, k)) is not None}
     atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata={"mark": mark}))
 
 

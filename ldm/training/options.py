@@ -108,7 +108,12 @@ class ClipOptions:
     retrieval_count: int = 256          # held-out pairs among which retrieval is measured
 
 
-METHODS = {"autoencoder": AutoencoderOptions, "diffusion": DiffusionOptions, "clip": ClipOptions}
+# Section -> its options, and the class that trains.
+METHODS = {
+    "autoencoder": (AutoencoderOptions, "ldm.training.autoencoder.AutoencoderTraining"),
+    "diffusion": (DiffusionOptions, "ldm.training.diffusion.DiffusionTraining"),
+    "clip": (ClipOptions, "demo.clip_training.ClipTraining"),
+}
 SECTIONS = ("model", "data", "val_data", "train", *METHODS)
 CHOICES = {
     "lr_schedule": ("constant", "cosine", "cosine_by_time"),

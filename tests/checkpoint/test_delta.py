@@ -9,9 +9,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config, tiny_model
 
+from demo.ship_demo import description, difference
 from ldm.checkpoint import identify, load_checkpoint
 from ldm.checkpoint.conversion import convert
-from ldm.checkpoint.delta import base_of, completed, description, difference
+from ldm.checkpoint.delta import base_of, completed
 from ldm.checkpoint.merge import read_source
 from ldm.checkpoint.opened import open_weights
 from ldm.errors import CheckpointError, WrongModelError

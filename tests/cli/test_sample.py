@@ -16,8 +16,8 @@ SMALL = (
     "model.params.first_stage_config.params.ddconfig.ch=8",
     "model.params.first_stage_config.params.ddconfig.num_groups=4",
     "model.params.first_stage_config.params.ddconfig.num_res_blocks=1",
-    "data={target: ldm.data.synthetic.Discs, params: {size: 128}}",
-    "val_data={target: ldm.data.synthetic.Discs, params: {size: 128}}",
+    "data={target: demo.discs.Discs, params: {size: 128}}",
+    "val_data={target: demo.discs.Discs, params: {size: 128}}",
     "train.max_steps=2", "train.batch_size=2", "train.accumulate=1", "train.precision=float32",
     "diffusion.sample_count=2", "diffusion.sample_steps=2", "diffusion.cache_latents=8",
 )  # fmt: skip

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from demo.hints import make_hint, random_masks, shrunk
 from demo.scenes import EmojiScenes
-from ldm.data.hints import inflated, make_hint, random_masks, shrunk
+from ldm.data.hints import inflated
 from ldm.errors import InputError
 
 

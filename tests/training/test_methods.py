@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import save_file
 from training_loop import Loop, changed, sharpen, weights
 
+from demo.clip_training import contrastive_loss, retrieval
 from ldm.errors import CheckpointError
 from ldm.models.attention import BasicTransformerBlock
 from ldm.models.unet import ResBlock
 from ldm.training.cache import LatentCache
-from ldm.training.clip import contrastive_loss, retrieval
 from ldm.training.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss
 from ldm.training.fit import build_module, resolve_config
 from ldm.training.seeding import generator
@@ -196,7 +196,7 @@ def test_a_clip_goes_on_from_its_file_and_refuses_another(config, tmp_path):
     second = build_module(resolve_config(config("clip", {"ckpt": str(file)}, seed=2)))
     assert changed(weights(first.clip), second.clip) == set()
     save_file({"visual.proj": torch.zeros(2, 2)}, file)
-    with pytest.raises(CheckpointError, match=r"clip\.safetensors does not fit CLIP"):
+    with pytest.raises(CheckpointError, match=r"clip\.safetensors does not fit the model"):
         build_module(resolve_config(config("clip", {"ckpt": str(file)})))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.synthetic import Discs
+from demo.discs import Discs
 from ldm.errors import CheckpointError
 from ldm.training.run_folder import MetricsLog, choose_folder, save_grid
 from ldm.training.seeding import draw_seed

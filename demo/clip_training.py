@@ -133,11 +133,8 @@ class ClipTraining(TrainingModule):
 
     # State
 
-    def trained_state(self) -> dict[str, Any]:
-        return {"clip": self.clip.state_dict()}
-
-    def load_trained_state(self, state: dict[str, Any]) -> None:
-        self.clip.load_state_dict(state["clip"])
+    def trained_modules(self) -> dict[str, nn.Module | None]:
+        return {"clip": self.clip}
 
     def export(self, folder: Path, config: dict[str, Any], data: Any) -> Path:
         """Write the text encoder as model.safetensors, both towers as clip.safetensors (open_clip names)."""
