@@ -56,7 +56,7 @@ def test_the_script_takes_these_flags(command: list[str], monkeypatch):
         assert (ROOT / config).is_file()
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("code", blocks("bash", runs=True))
 def test_the_block_runs(code: str, tmp_path: Path):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
