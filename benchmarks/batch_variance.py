@@ -18,14 +18,13 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ldm import load_model  # noqa: E402
+from ldm import generate, load_model  # noqa: E402
 from ldm.imaging.colour import to_uint8  # noqa: E402
+from ldm.requests import Txt2Img  # noqa: E402
 from ldm.samplers import SAMPLERS  # noqa: E402
-from ldm.tasks.sampling import Settings  # noqa: E402
-from ldm.tasks.txt2img import txt2img  # noqa: E402
 
 PROMPTS = ("3d emoji of a cat", "flat emoji of a red apple", "3d emoji of a house, blue background", "a star")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -48,9 +47,11 @@ def pictures(
     model, prompts: list[str], seed: int, args: argparse.Namespace, sampler: str
 ) -> tuple[Tensor, Tensor]:
     """Return the latents and the pixels of one batch."""
-    settings = Settings(sampler, args.steps, rng="per-image", exact=args.exact, dtype=DTYPES[args.dtype])
-    size = {"height": args.size, "width": args.size, "batch_size": len(prompts)}
-    (batch,) = txt2img(model, prompts, seed=seed, settings=settings, **size)
+    request = Txt2Img(
+        prompts=prompts, seed=seed, height=args.size, width=args.size, n_samples=len(prompts), n_iter=1,
+        sampler=sampler, steps=args.steps, rng="per-image", exact=args.exact,
+    )  # fmt: skip
+    (batch,) = generate(model, request)
     return batch.latents.cpu(), torch.from_numpy(to_uint8(batch.images)).int()
 
 

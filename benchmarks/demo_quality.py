@@ -48,11 +48,10 @@ from benchmarks.quality import (  # noqa: E402
     single_requests,
     summary,
 )
+from demo.scenes import SINGLE_SCALES, EmojiScenes  # noqa: E402
 from ldm.backends.device import resolve_device  # noqa: E402
-from ldm.data.emoji import SINGLE_SCALES, EmojiScenes  # noqa: E402
 from ldm.errors import InputError, LdmError  # noqa: E402
-from ldm.tasks.sampling import Settings  # noqa: E402
-from ldm.tasks.txt2img import txt2img  # noqa: E402
+from ldm.requests import Txt2Img  # noqa: E402
 
 COPY_DISTANCE = 0.05  # below it a picture counts as a copy: what an autoencoder of 26 dB does to a real one
 
@@ -102,16 +101,13 @@ class Benchmark:
     def generate(self, name: str, asked: list[Asked]) -> Tensor:
         """Make the pictures asked for, (n, 3, h, w) in -1..1."""
         options = self.options
-        settings = Settings(sampler=options.sampler, num_steps=options.steps, guidance_scale=options.scale)
         prompts = [one.prompt(self.all) for one in asked]
         began = time.perf_counter()
-        parts = [
-            batch.images.clamp(-1, 1)
-            for batch in txt2img(
-                self.model, prompts, seed=options.seed, height=self.size, width=self.size,
-                batch_size=options.batch_size, settings=settings,
-            )
-        ]  # fmt: skip
+        request = Txt2Img(
+            prompts=prompts, seed=options.seed, n_samples=options.batch_size, n_iter=1,
+            sampler=options.sampler, steps=options.steps, scale=options.scale,
+        )  # fmt: skip
+        parts = [batch.images.clamp(-1, 1) for batch in ldm.generate(self.model, request)]
         self.seconds_per_picture = (time.perf_counter() - began) / max(1, len(prompts))
         images = torch.cat(parts) if parts else torch.empty(0, 3, self.size, self.size)
         self.samples[name] = list(zip(prompts, images, strict=True))

@@ -22,7 +22,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ldm.checkpoint.layouts import published_to_parts  # noqa: E402
+from ldm.checkpoint.layouts import ldm_to_parts  # noqa: E402
 
 MANIFEST = ROOT / "tests" / "golden" / "manifests" / "manifest_v2-inference.json.gz"
 UNET = "model.diffusion_model."
@@ -59,7 +59,7 @@ def write_ckpt(held: dict[str, torch.Tensor], path: Path) -> None:
 
 def write_folder(held: dict[str, torch.Tensor], path: Path) -> None:
     """Write a pipeline of three parts."""
-    parts = published_to_parts({n: x for n, x in held.items() if not n.startswith("model_ema.")})
+    parts = ldm_to_parts({n: x for n, x in held.items() if not n.startswith("model_ema.")})
     classes = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
     for part in classes:
         write_safetensors(parts[part], path / part / "diffusion_pytorch_model.safetensors")

@@ -88,9 +88,9 @@ def write_folder(path: Path, layout: str, weights: "dict[str, Tensor]") -> None:
     import torch
     from safetensors.torch import save_file
 
-    from ldm.checkpoint.layouts import UNUSED, published_to_parts
+    from ldm.checkpoint.layouts import UNUSED, ldm_to_parts
 
-    parts = published_to_parts(weights)
+    parts = ldm_to_parts(weights)
     parts.pop(UNUSED)
     index = {part: ["diffusers", "Model"] for part in parts}
     path.mkdir()

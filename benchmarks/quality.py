@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import Tensor
 
+from demo.captions import BACKGROUNDS, WHITE, caption
+from demo.scenes import EmojiScenes
 from ldm.checkpoint import load_checkpoint
-from ldm.data.emoji import EmojiScenes
-from ldm.data.emoji_captions import BACKGROUNDS, WHITE, caption
 from ldm.models.image_clip import CLIPModel
 from ldm.prompts.tokenizer import Tokenizer
 

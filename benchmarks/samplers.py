@@ -82,7 +82,7 @@ def measure(evaluations: list[int], samples: int) -> dict[str, dict[int, float]]
             if name == "lcm" and n > LCM_MOST:
                 continue
             torch.manual_seed(0)
-            sampler = make_sampler(name, SCHEDULE, n, spacing=getattr(row.cls, "exact_spacing", None))
+            sampler = make_sampler(name, SCHEDULE, n, spacing=getattr(row.cls, "count_exact_spacing", None))
             assert_exact(sampler, n)
             if name in NOISY:
                 denoise = MIXTURE.distilled if name == "lcm" else MIXTURE.denoise

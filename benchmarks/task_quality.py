@@ -15,7 +15,6 @@
 
 import argparse
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -37,16 +36,12 @@ from benchmarks.quality import (
     retrieval,
     single_requests,
 )
+from demo.scenes import EmojiScenes
 from ldm.backends.device import resolve_device
-from ldm.data.emoji import EmojiScenes
 from ldm.data.hints import inflated, shrunk
+from ldm.imaging.back_projection import back_project
 from ldm.imaging.colour import from_uint8, to_uint8
-from ldm.imaging.faithful import made_faithful
-from ldm.tasks.depth2img import depth2img
-from ldm.tasks.inpaint import inpaint
-from ldm.tasks.sampling import Batch, Settings
-from ldm.tasks.unclip import unclip
-from ldm.tasks.upscale import upscale
+from ldm.requests import Depth2Img, Inpaint, Request, Unclip, Upscale
 from ldm.training.perceptual import load_perceptual
 
 BOX = 0.75  # of the picture's side: the largest that training masked, short of the whole
@@ -120,9 +115,7 @@ class TaskBenchmark:
         )
         self.size = self.model.image_size * self.model.downsampling_factor
         self.clip = PictureClip(clip_weights(options.clip, options.ckpt), options.clip_arch, options.clip_bpe)
-        self.settings = Settings(
-            sampler=options.sampler, num_steps=options.steps, guidance_scale=options.scale
-        )
+        self.how = {"sampler": options.sampler, "steps": options.steps, "scale": options.scale}
         self.random = torch.Generator().manual_seed(options.seed)
         self.seconds_per_picture = 0.0
         self.sheet: Sheet = []
@@ -150,11 +143,13 @@ class TaskBenchmark:
                 Asked(label, source.style, source.colour)
                 for label in self._other_labels(every, source, PROMPTS)
             ]
-            batches = inpaint(
-                self.model, to_uint8(picture)[0], mask.numpy(), [one.prompt(every) for one in wanted],
-                seed=self.options.seed + index, batch_size=PROMPTS, settings=self.settings,
+            eta = {"eta": 0.0} if self.how["sampler"] == "ddim" else {}
+            request = Inpaint(
+                init_img=to_uint8(picture)[0], mask=mask.numpy(),
+                prompts=[one.prompt(every) for one in wanted], n_samples=PROMPTS,
+                seed=self.options.seed + index, **self.how, **eta,
             )  # fmt: skip
-            made.append(self._made(batches))
+            made.append(self._made(request))
             asked += wanted
             sources.append(picture.expand(len(wanted), -1, -1, -1))
             self.sheet += [(source.prompt(every), picture[0])]
@@ -179,11 +174,11 @@ class TaskBenchmark:
         for name, prompts in (("own_prompt", captions), ("another_prompt", others)):
             parts = []
             for index, (prompt, one) in enumerate(zip(prompts, depth, strict=True)):
-                batches = depth2img(
-                    self.model, None, [prompt], depth=one[None], seed=self.options.seed + index,
-                    size=(self.size, self.size), settings=self.settings,
+                request = Depth2Img(
+                    depth=one[0].numpy(), prompts=[prompt], seed=self.options.seed + index,
+                    height=self.size, width=self.size, **self.how,
                 )  # fmt: skip
-                parts.append(self._made(batches))
+                parts.append(self._made(request))
                 self.sheet += [("depth", one.expand(3, -1, -1) * 2 - 1), (prompt, parts[-1][0])]
             images = torch.cat(parts)
             found[name] = {
@@ -199,18 +194,19 @@ class TaskBenchmark:
         small = in_8_bits(shrunk(originals))
         parts = []
         for index, one in enumerate(asked):
-            batches = upscale(
-                self.model, to_uint8(small[index : index + 1])[0], [one.prompt(held_out)],
-                seed=self.options.seed + index, noise_level=self.options.noise_level, settings=self.settings,
+            request = Upscale(
+                init_img=to_uint8(small[index : index + 1])[0], prompts=[one.prompt(held_out)],
+                seed=self.options.seed + index, noise_level=self.options.noise_level, faithful="off",
+                **self.how,
             )  # fmt: skip
-            parts.append(self._made(batches))
+            parts.append(self._made(request))
         raw, lanczos = torch.cat(parts), enlarged(small, 4, "lanczos")
         made = {
-            "model": in_8_bits(made_faithful(raw, small)),
+            "model": in_8_bits(back_project(raw, small)),
             "raw": raw,
             "bicubic": enlarged(small, 4, "bicubic"),
             "lanczos": lanczos,
-            "faithful_lanczos": in_8_bits(made_faithful(lanczos, small)),
+            "faithful_lanczos": in_8_bits(back_project(lanczos, small)),
             "autoencoder": self._autoencoded(originals),
         }
         for i, one in enumerate(asked):
@@ -230,11 +226,11 @@ class TaskBenchmark:
         sources = pictures(asked, every)
         parts = []
         for index, source in enumerate(to_uint8(sources)):
-            batches = unclip(
-                self.model, [source], [""], seed=self.options.seed + index, height=self.size, width=self.size,
-                noise_level=self.options.noise_level or 0, settings=self.settings,
+            request = Unclip(
+                init_img=source, prompts=[""], seed=self.options.seed + index,
+                noise_level=self.options.noise_level or 0, **self.how,
             )  # fmt: skip
-            parts.append(self._made(batches))
+            parts.append(self._made(request))
             self.sheet += [("source", sources[index]), ("variation", parts[-1][0])]
         images = torch.cat(parts)
         unseen = torch.tensor([(one.label, one.style) in held_out for one in asked])
@@ -251,10 +247,11 @@ class TaskBenchmark:
         found["ground_kept"] = proportion(same)
         return found
 
-    def _made(self, batches: Iterable[Batch]) -> Tensor:
-        """Return the final pictures of a run, and note the time."""
+    def _made(self, request: Request) -> Tensor:
+        """Return the final images of a request, and note the time."""
         began = time.perf_counter()
-        made = np.stack([picture for batch in batches for picture in batch.pictures()])
+        batches = ldm.generate(self.model, request)
+        made = np.stack([image for batch in batches for image in batch.pictures()])
         seconds = (time.perf_counter() - began) / len(made)
         self.seconds_per_picture = seconds if not self.seconds_per_picture else (
             0.9 * self.seconds_per_picture + 0.1 * seconds

@@ -1,31 +1,33 @@
-"""Find the data files that the installed open_clip brings: CLIP's merges and the sizes of its architectures.
+"""Find the data files of the installed open_clip package: CLIP's merges and the sizes of its architectures.
 
-They are read as files. Importing open_clip would import transformers, timm and torchvision with it, which
-takes as long as importing torch.
+Only the files are read. Importing open_clip would also import transformers, timm and torchvision, which takes
+as long as importing torch.
 """
 
-import difflib
 import importlib.util
 import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ldm.errors import BackendUnavailable, ConfigError
+from ldm.errors import BackendUnavailable, ConfigError, nearest
 
 MERGES = "bpe_simple_vocab_16e6.txt.gz"
 
 
 def merges_file() -> Path:
-    """Return the path of the merges that CLIP's tokenizer was published with."""
+    """Return the path of the merges of CLIP's tokenizer."""
     return _folder() / MERGES
 
 
 def architecture(arch: str) -> dict[str, Any]:
-    """Return open_clip's description of `arch`: a known name, or the path of a JSON file.
+    """Return open_clip's description of an architecture.
+
+    Args:
+        arch: a name that open_clip knows, or the path of a JSON file.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: it is neither.
     """
     if arch.endswith(".json"):
         try:
@@ -34,11 +36,9 @@ def architecture(arch: str) -> dict[str, Any]:
             raise ConfigError(f"architecture file {arch}: {error}") from error
     known = {file.stem: file for file in (_folder() / "model_configs").glob("*.json")}
     if arch not in known:
-        near = difflib.get_close_matches(arch, known, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError(
-            f"arch {arch!r} is not known to open_clip, "
-            f"and there is no {arch}.json beside the configuration{hint}"
+            f"arch {arch!r} is not known to open_clip, and there is no {arch}.json next to the "
+            f"configuration or in the working folder{nearest(arch, known)}"
         )
     return json.loads(known[arch].read_text(encoding="utf-8"))
 
@@ -48,5 +48,5 @@ def _folder() -> Path:
     """Return the folder of the installed open_clip; finding a top-level package does not import it."""
     spec = importlib.util.find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
-        raise BackendUnavailable("no open_clip, whose files CLIP needs: pip install open-clip-torch")
+        raise BackendUnavailable("CLIP needs the files of open_clip: pip install open-clip-torch")
     return Path(next(iter(spec.submodule_search_locations)))

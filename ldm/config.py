@@ -5,7 +5,6 @@ beyond those only classes of this project and `torch.nn.Identity` can be built, 
 the net is data and not a program. Building reports all faults at once, each with its path in the file.
 """
 
-import difflib
 import importlib
 import inspect
 import logging
@@ -16,68 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.errors import BackendUnavailable, ConfigError
-from ldm.published_names import PUBLISHED
-from ldm.yaml_file import NOTHING, child, parse_yaml, read_yaml, write_out_references
+from ldm.errors import BackendUnavailable, ConfigError, nearest
+from ldm.published_names import IGNORED_PARAMS, PUBLISHED
+from ldm.yaml_file import parse_yaml, read_yaml
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 logger = logging.getLogger(__name__)
-
-# Published keys that no longer matter, each with the reason. A class that takes the key still gets it.
-IGNORED_PARAMS = {
-    "attn_type": "attention is always torch's scaled_dot_product_attention",
-    "c_concat_log_end": "said which channels training logged",
-    "c_concat_log_start": "said which channels training logged",
-    "ckpt_path": "weights come with --ckpt, or from the training configuration",
-    "ckpt_paths": "weights come with --ckpt, or from the training configuration",
-    "clip_denoised": "latents are never clipped, whatever the published class was told",
-    "colorize_nlabels": "segmentation autoencoders were never released",
-    "concat_keys": "names columns of the training data; the data set says it",
-    "concat_mode": "replaced by conditioning_key",
-    "cond_stage_forward": "text encoders are called, never another method",
-    "cond_stage_key": "names a column of the training data; the data set says it",
-    "cond_stage_trainable": "the training method says what is trained",
-    "control_key": "names a column of the training data; the data set says it",
-    "device": "--device decides, for the whole model",
-    "dims": "pictures have two dimensions",
-    "ema_decay": "belongs to training; its configuration says it",
-    "embedding_dropout": "belongs to training; its configuration says it",
-    "embedding_key": "names a column of the training data; the data set says it",
-    "finetune_keys": "null in every published file for inference",
-    "first_stage_key": "names a column of the training data; the data set says it",
-    "freeze_embedder": "the training method says what is trained",
-    "ignore_keys": "harmless keys of checkpoints are known by name",
-    "image_key": "names a column of the training data; the data set says it",
-    "keep_finetune_dims": "belongs to finetune_keys",
-    "l_simple_weight": "belongs to training; its configuration says it",
-    "learn_logvar": "belongs to training; its configuration says it",
-    "load_only_unet": "checkpoints are matched whole",
-    "log_every_t": "the sampling loop yields every step",
-    "logvar_init": "belongs to training; its configuration says it",
-    "loss_type": "belongs to training; its configuration says it",
-    "lossconfig": "belongs to training; its configuration says it",
-    "low_scale_key": "names a column of the training data; the data set says it",
-    "make_it_fit": "weights of another shape are an error, never tiled",
-    "masked_image_key": "names a column of the training data; the data set says it",
-    "monitor": "belongs to training; its configuration says it",
-    "noise_level_key": "names a column of the training data; the data set says it",
-    "num_timesteps_cond": "noisy conditioning was never released; every published file says 1",
-    "original_elbo_weight": "belongs to training; its configuration says it",
-    "reset_ema": "belongs to training; its configuration says it",
-    "reset_num_ema_updates": "belongs to training; its configuration says it",
-    "scheduler_config": "belongs to training; its configuration says it",
-    "to_cuda": "--device decides, for the whole model",
-    "ucg_training": "belongs to training; its configuration says it",
-    "use_bf16": "--dtype decides",
-    "use_checkpoint": "belongs to training",
-    "use_ema": "says which weights of a checkpoint to read",
-    "use_fp16": "--dtype decides",
-    "use_positional_encodings": "unused in every published file",
-    "v_posterior": "of DDPM's posterior alone, which no sampler of the scripts uses",
-    "version": "weights are never downloaded; the checkpoint holds them",
-}
 
 # Published keys for what is not built; null or false, their published default, asks for nothing.
 NOT_BUILT = ("force_null_conditioning", "given_betas", "n_embed", "scale_by_std")
@@ -89,6 +34,7 @@ NODE_KEYS = ("target", "params", "base_learning_rate")
 # May name a file beside the YAML; with the ending it has.
 FILE_KEYS = {"arch": ".json", "bpe_path": "", "model": ".json"}
 BUILDABLE_PACKAGES = ("ldm.models.", "ldm.training.", "ldm.data.", "ldm.adapters.")
+DEMO_DATA = "demo.scenes.EmojiScenes"     # of a checkout; see docs/DEMO_DATA.md
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 PACKAGE = Path(__file__).resolve().parent
 
@@ -107,7 +53,7 @@ def find_config(path: str | Path) -> Path:
         if place.is_file():
             return place
     shipped = [str(Path("configs") / name) for name in _shipped_configs()]
-    raise ConfigError(f"{path}: there is no such file{_nearest(str(path), shipped)}")
+    raise ConfigError(f"{path}: there is no such file{nearest(str(path), shipped)}")
 
 
 def yaml_beside(weights: str | Path) -> Path | None:
@@ -122,22 +68,25 @@ def _shipped_configs() -> list[Path]:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> "DictConfig":
+    """Read a YAML file as `read_config` does; nodes are attributes, too: `load_config(path).model.params`."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.create(read_config(path, overrides))
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a YAML file and merge `overrides` ("model.params.image_size=96") over it.
 
-    References `${a.b}` are written out and files named beside the YAML become absolute paths.
+    Files that stand next to the YAML become absolute paths.
 
     Raises:
         ConfigError: naming file and line, or the override.
     """
-    from omegaconf import OmegaConf
-
     file = find_config(path)
     content = read_yaml(file)
     for override in overrides:
         _merge_override(content, override)
-    content = write_out_references(content, str(file))
-    _find_files_beside(content, file.absolute().parent)
-    return OmegaConf.create(content)
+    return _with_files_in(file.absolute().parent, content)
 
 
 def _merge_override(content: dict[str, Any], override: str) -> None:
@@ -157,29 +106,35 @@ def _merge_override(content: dict[str, Any], override: str) -> None:
 
 
 def _existing(parent: Any, part: str, override: str) -> Any:
-    found = child(parent, part)
-    if found is NOTHING:
-        raise ConfigError(f"override {override!r}: there is no {part!r}{_nearest(part, parent)}")
-    return found
+    if isinstance(parent, dict) and part in parent:
+        return parent[part]
+    if isinstance(parent, list) and part.isdecimal() and int(part) < len(parent):
+        return parent[int(part)]
+    known = parent if isinstance(parent, dict) else ()
+    raise ConfigError(f"override {override!r}: there is no {part!r}{nearest(part, known)}")
 
 
-def _find_files_beside(value: Any, folder: Path) -> None:
-    """Make paths of FILE_KEYS absolute, in place, where the file lies in `folder`."""
+def _with_files_in(folder: Path, value: Any) -> Any:
+    """Return `value` with the paths of FILE_KEYS in `folder` where the file lies there."""
     if isinstance(value, list):
-        for item in value:
-            _find_files_beside(item, folder)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if key in FILE_KEYS and isinstance(item, str) and item:
-                name = item if item.endswith(FILE_KEYS[key]) else item + FILE_KEYS[key]
-                if (folder / name).is_file():
-                    value[key] = str(folder / name)
-            else:
-                _find_files_beside(item, folder)
+        return [_with_files_in(folder, item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {}
+    for key, item in value.items():
+        if key in FILE_KEYS and isinstance(item, str) and item:
+            file = folder / (item if item.endswith(FILE_KEYS[key]) else item + FILE_KEYS[key])
+            found[key] = str(file) if file.is_file() else item
+        else:
+            found[key] = _with_files_in(folder, item)
+    return found
 
 
 def instantiate(node: Any, path: str = "model") -> Any:
     """Build what `node` describes, nested nodes first; `node` itself is left as it is.
+
+    Files that it names (`arch`, ...) are looked for in the working folder; `load_config` has looked next to
+    the YAML before.
 
     Args:
         node: `{target, params}` as a mapping or DictConfig, or one of the two literals that mean None.
@@ -188,7 +143,7 @@ def instantiate(node: Any, path: str = "model") -> Any:
     Raises:
         ConfigError: listing every unknown target, unknown, missing or ill-typed parameter at once.
     """
-    node = _plain(node)
+    node = _with_files_in(Path(), plain(node))
     if isinstance(node, str) and node in NONE_LITERALS:
         return None
     if not isinstance(node, dict) or "target" not in node:
@@ -201,7 +156,7 @@ def instantiate(node: Any, path: str = "model") -> Any:
     return _build(node, path)
 
 
-def _plain(node: Any) -> Any:
+def plain(node: Any) -> Any:
     """Turn OmegaConf containers into dicts and lists."""
     if isinstance(node, (dict, str)) or node is None:
         return node
@@ -228,18 +183,20 @@ def _find_class(target: Any) -> type:
         return Identity
     dotted = PUBLISHED.get(target, target)
     known = [*PUBLISHED, "torch.nn.Identity"]
-    if not dotted.startswith(BUILDABLE_PACKAGES) and target not in PUBLISHED:
-        raise ConfigError(f"target {target} is not a class of this project{_nearest(target, known)}")
+    if target == DEMO_DATA and not (PACKAGE.parent / "demo" / "scenes.py").is_file():
+        raise BackendUnavailable(f"target {target} is in a checkout only: clone the repository")
+    if not dotted.startswith(BUILDABLE_PACKAGES) and target not in (*PUBLISHED, DEMO_DATA):
+        raise ConfigError(f"target {target} is not a class of this project{nearest(target, known)}")
     module, _, name = dotted.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
             raise BackendUnavailable(f"{target} needs the package {error.name}; install it") from error
-        raise ConfigError(f"target {target} is unknown{_nearest(target, known)}") from error
+        raise ConfigError(f"target {target} is unknown{nearest(target, known)}") from error
     except AttributeError as error:
-        raise ConfigError(f"target {target} is unknown{_nearest(target, known)}") from error
-    if not inspect.isclass(found) or not found.__module__.startswith("ldm."):
+        raise ConfigError(f"target {target} is unknown{nearest(target, known)}") from error
+    if not inspect.isclass(found) or not found.__module__.startswith(("ldm.", "demo.")):
         raise ConfigError(f"target {target} is not a class of this project")
     return found
 
@@ -259,7 +216,7 @@ def _faults(value: Any, path: str) -> Iterator[str]:
 def _node_faults(node: dict[str, Any], path: str) -> Iterator[str]:
     for key in node:
         if key not in NODE_KEYS:
-            yield f"{path}.{key}: unknown key{_nearest(key, NODE_KEYS)}"
+            yield f"{path}.{key}: unknown key{nearest(key, NODE_KEYS)}"
     params = node.get("params")
     if params is not None and not isinstance(params, dict):
         yield f"{path}.params: expected a mapping, got {params!r}"
@@ -282,7 +239,7 @@ def _param_faults(cls: type, params: dict[str, Any], path: str) -> Iterator[str]
         if key in TRAINING_NODES or (key in NOT_BUILT and value in (None, False)):
             continue
         if key not in accepted and key not in IGNORED_PARAMS and not takes_any:
-            yield f"{path}.{key}: {cls.__name__} has no such parameter{_nearest(key, accepted)}"
+            yield f"{path}.{key}: {cls.__name__} has no such parameter{nearest(key, accepted)}"
         elif key in accepted and not _holds_nodes(value) and value not in NONE_LITERALS:
             default = accepted[key].default
             if not _fits(value, hints.get(key, Any)) and not (value is None and default is None):
@@ -395,10 +352,3 @@ def _build(value: Any, path: str) -> Any:
     except (TypeError, ValueError, KeyError, IndexError, ArithmeticError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{path}: {cls.__name__} cannot be built from these params: {reason}") from error
-
-
-def _nearest(name: Any, known: Any) -> str:
-    """Return a hint such as "; did you mean 'image_size'?", or nothing when no known name is near."""
-    names = [str(key) for key in known] if isinstance(known, (Mapping, Sequence)) else []
-    matches = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]!r}?" if matches else ""

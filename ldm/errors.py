@@ -1,26 +1,26 @@
-"""What can go wrong, by whose hand it is mended.
+"""The exceptions of the library, grouped by what the user has to fix.
 
-    LdmError                    exit code 2; one line: what, got, expected, what to do
+    LdmError                    exit code 2; one line: what is wrong, got, expected, what to do
     ├── ConfigError             a YAML file or an override
     ├── CheckpointError         a weights file
-    │   ├── UnsafeCheckpointError   it asks for code to be run
-    │   ├── DamagedCheckpointError  it is truncated, corrupt or contradicts itself
-    │   ├── NotACheckpointError     it is something else: a web page, a picture, a folder without weights
-    │   ├── WrongModelError         it holds another model than the one asked for
-    │   └── BadValuesError          it holds NaN or infinite weights
+    │   ├── UnsafeCheckpointError   it would run code
+    │   ├── DamagedCheckpointError  it is truncated, corrupt or inconsistent
+    │   ├── NotACheckpointError     it is something else: a web page, an image, a folder without weights
+    │   ├── WrongModelError         it contains a different model than the requested one
+    │   └── BadValuesError          it contains NaN or infinite weights
     ├── InputError              a flag, a prompt, an image
-    ├── BackendUnavailable      an optional package or a device that is not there
-    ├── TrainingError           training cannot go on
-    ├── BadPictureError         exit code 4; a picture would be NaN or black
-    ├── OutOfMemory             exit code 6; what is needed to go on does not fit
-    └── Stopped                 exit code 75; the user asked to stop, and can go on from here
+    ├── BackendUnavailable      a missing optional package or device
+    ├── TrainingError           training cannot continue
+    ├── BadImageError           exit code 4; an image came out NaN or black
+    ├── OutOfMemory             exit code 6; there is not enough memory to continue
+    └── Stopped                 exit code 75; the user stopped the run, which can be resumed
 """
 
 from collections.abc import Iterable
 
 
 class LdmError(Exception):
-    """Base of every error that a user can mend; its text is one line without a traceback."""
+    """Base of all errors that a user can fix; commands print its text as one line, without a traceback."""
 
     exit_code = 2
 
@@ -34,57 +34,60 @@ class CheckpointError(LdmError):
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A pickle that names something outside the allow-list; nothing of it was executed."""
+    """A pickle that refers to a name outside the allow-list; none of its code was executed."""
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A weights file that is truncated, corrupt or claims more than it holds."""
+    """A weights file that is truncated, corrupt or declares more data than it contains."""
 
 
 class NotACheckpointError(CheckpointError):
-    """A file or folder that is no weights at all, or none of a kind that is read."""
+    """A file or folder that contains no weights, or weights in an unsupported format."""
 
 
 class WrongModelError(CheckpointError):
-    """Whole weights, but of another model than the configuration or the flags describe."""
+    """Intact weights of a different model than the configuration or the flags describe."""
 
 
 class BadValuesError(CheckpointError):
-    """Weights that are NaN or infinite."""
+    """Weights with NaN or infinite values."""
 
 
 class InputError(LdmError):
-    """A flag, prompt or image outside what the task accepts."""
+    """A flag, prompt or image that the task does not accept."""
 
 
 class BackendUnavailable(LdmError):
-    """A device or optional package that this machine lacks; the text carries the install line."""
+    """A device or optional package that is not available; the text contains the install command."""
 
 
 class TrainingError(LdmError):
-    """Training that would learn nothing or has left the finite numbers."""
+    """Training would learn nothing, or its values are no longer finite."""
 
 
-class BadPictureError(LdmError):
-    """A picture that came out as NaN, infinity or all black; it is not saved."""
+class BadImageError(LdmError):
+    """An image came out NaN, infinite or all black; it is not saved."""
 
     exit_code = 4
 
 
 class OutOfMemory(LdmError):
-    """More memory than there is, where the way out is another one than usual."""
+    """There is not enough memory, and the usual advice does not apply."""
 
     exit_code = 6
 
 
 class Stopped(LdmError):
-    """A run that a signal asked to stop: it can go on from where it stands."""
+    """A signal stopped the run; it can be resumed from where it stopped."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell it from the text where torch raises a plain RuntimeError: on CPUs and Apple's GPUs."""
+    """Return whether an error means that memory ran out.
+
+    On CPUs and Apple's GPUs torch raises a plain RuntimeError, which only its text identifies.
+    """
     if isinstance(error, (MemoryError, OutOfMemory)) or type(error).__name__ == "OutOfMemoryError":
         return True
     texts = ("can't allocate memory", "not enough memory", "out of memory")
@@ -92,8 +95,8 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" for the known word that is nearest, "" where none is near."""
-    import difflib  # on the way to an error only
+    """Return "; did you mean 'x'?" for the closest known word, or "" if none is close."""
+    import difflib  # only needed for error messages
 
     near = difflib.get_close_matches(str(word), [str(each) for each in known], n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -9,7 +9,7 @@ So every result is checked:
 The check is a sum and one number to wait for. If a result is not finite, the weights and the arithmetic of
 that network become float32 for the rest of the run, and the call or the step is repeated; a warning says so,
 and the images record it (`Networks.record`). The next run begins in the chosen dtypes again. If float32 is
-not finite either, the weights or the configuration are wrong: BadPictureError.
+not finite either, the weights or the configuration are wrong: BadImageError.
 
 An image may be finite and black all the same: `ldm.imaging.colour.is_black` is checked when images are saved.
 """
@@ -29,7 +29,7 @@ from ldm.backends import Backend
 from ldm.backends.device import autocast, network_dtypes
 from ldm.backends.eager import EAGER
 from ldm.diffusion.cond import Cond, call_directly
-from ldm.errors import BadPictureError, OutOfMemory, is_out_of_memory
+from ldm.errors import BadImageError, OutOfMemory, is_out_of_memory
 from ldm.models.gaussian import DiagonalGaussianDistribution
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.tiled_decoder import decode_tiled
@@ -170,7 +170,7 @@ class Networks:
             what: what is done, for messages.
 
         Raises:
-            BadPictureError: it is not finite in float32 either.
+            BadImageError: it is not finite in float32 either.
             OutOfMemory: there is no room for float32.
         """
         while True:
@@ -207,13 +207,13 @@ class Networks:
             where: what was being done, for messages.
             again: what happens next, for messages.
 
-        Raises: BadPictureError where it computes in float32 already; OutOfMemory.
+        Raises: BadImageError where it computes in float32 already; OutOfMemory.
         """
         got = "NaN" if any(bool(x.isnan().any()) for x in values) else "infinity"
         dtype = self.dtypes[network]
         if dtype == torch.float32:
             too = "" if self.dtype == torch.float32 else ", where half precision had failed before"
-            raise BadPictureError(
+            raise BadImageError(
                 f"{where}: the {network} gave {got} in float32{too}; the image is not saved. Check the "
                 "weights for NaN and that --config matches the file (scripts/identify.py FILE)"
             )

@@ -1,9 +1,8 @@
 """Read a YAML file that a stranger may have written: data only, bounded, every refusal with its line.
 
-Refused before anything is built: tags (`!!python/...`), resolvers (`${oc.env:HOME}` would show the user's
-secrets), repeated keys, aliases that multiply, deep nesting, large files. A plain reference `${a.b}` to
-another value of the same file is written out here, so no resolver ever runs. `1e-4` is a number, as everybody
-who writes it means (plain YAML 1.1 reads a string).
+Refused before anything is built: tags (`!!python/...`), anchors and aliases (which multiply), references and
+resolvers (`${oc.env:HOME}` would show the user's secrets), repeated keys, deep nesting, large files.
+`1e-4` is a number, as everybody who writes it means (plain YAML 1.1 reads a string).
 """
 
 import re
@@ -16,10 +15,7 @@ from ldm.errors import ConfigError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 40
-MAX_NODES = 10_000              # with aliases and references written out; SD's largest YAML has 150
-MAX_REFERENCED_TEXT = 100_000   # characters of one value that references are part of
-
-REFERENCE = re.compile(r"\$\{\s*([A-Za-z_]\w*(?:\.\w+)*)\s*\}")
+MAX_VALUES = 10_000             # SD's largest YAML has 150
 PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq")}
 
 
@@ -30,7 +26,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         first_line: dict[str, int] = {}
         for key_node, _ in node.value:
             key, line = str(key_node.value), key_node.start_mark.line + 1
-            if key in first_line and key != "<<":
+            if key in first_line:
                 raise yaml.constructor.ConstructorError(
                     problem=f"key {key!r} stands here and in line {first_line[key]}; keep one",
                     problem_mark=key_node.start_mark,
@@ -55,11 +51,25 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: repeated values in full, and text that looks like a number in quotes."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def to_yaml(content: Any) -> str:
+    """Return plain data as YAML that `read_yaml` reads back."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read `path` as a mapping of plain dicts, lists and scalars; references are left in place.
+    """Read `path` as a mapping of plain dicts, lists and scalars.
 
     Raises:
-        ConfigError: it is not a file, not YAML, not a mapping, or asks for what this module refuses.
+        ConfigError: it is not a file, not YAML, not a mapping, or holds what this module refuses.
     """
     try:
         size = path.stat().st_size
@@ -93,111 +103,20 @@ def parse_yaml(text: str, source: str) -> Any:
 
 def _check_events(text: str) -> None:
     """Refuse what must not be built, from the parser's flat event stream, at the first offending line."""
-    sizes: dict[str, int] = {}              # anchor -> nodes under it, aliases written out
-    open_anchors: list[str | None] = []
-    counts = [0]                            # nodes so far, one entry an open collection
-    for event in yaml.parse(text, Loader=_Loader):
-        if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
-            _check_tag(event)
-            open_anchors.append(event.anchor)
-            counts.append(1)
-            if len(open_anchors) > MAX_DEPTH:
-                _refuse(event, f"nested more than {MAX_DEPTH} deep")
-        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
-            anchor, nodes = open_anchors.pop(), counts.pop()
-            counts[-1] += nodes
-            if anchor:
-                sizes[anchor] = nodes
-        elif isinstance(event, yaml.AliasEvent):
-            if event.anchor not in sizes:
-                _refuse(event, f"alias *{event.anchor} is not defined above, or contains itself")
-            counts[-1] += sizes[event.anchor]
-        elif isinstance(event, yaml.ScalarEvent):
-            _check_tag(event)
-            _check_references(event)
-            counts[-1] += 1
-            if event.anchor:
-                sizes[event.anchor] = 1
-        if sum(counts) > MAX_NODES:
-            _refuse(event, f"more than {MAX_NODES} values, aliases written out; this is not a configuration")
-
-
-def _check_tag(event: yaml.NodeEvent) -> None:
-    if event.tag is not None and event.tag != "!" and event.tag not in PLAIN_TAGS:
-        _refuse(event, f"tag {event.tag!r} is not allowed; a configuration holds plain values only")
-
-
-def _check_references(event: yaml.ScalarEvent) -> None:
-    rest = REFERENCE.sub("", event.value)
-    if "${" in rest:
-        _refuse(event, "only references such as ${a.b} to values of this file are allowed, no resolvers")
-
-
-def _refuse(event: yaml.Event, problem: str) -> None:
-    raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-
-
-def write_out_references(content: dict[str, Any], source: str) -> dict[str, Any]:
-    """Return a copy of `content` with each `${a.b}` replaced by what stands at a.b.
-
-    A value that is one reference takes the other's type; inside a longer text its text is put in.
-
-    Raises:
-        ConfigError: a reference to nothing, in a circle, or growing beyond the limits.
-    """
-    budget = _Budget(source)
-
-    def look_up(name: str, pending: tuple[str, ...]) -> Any:
-        if name in pending:
-            raise ConfigError(f"{source}: references go in a circle: {' -> '.join([*pending, name])}")
-        value: Any = content
-        for part in name.split("."):
-            value = child(value, part)
-            if value is NOTHING:
-                raise ConfigError(f"{source}: ${{{name}}} refers to nothing; there is no {part!r}")
-        return written_out(value, (*pending, name))
-
-    def written_out(value: Any, pending: tuple[str, ...]) -> Any:
-        budget.count_node()
-        if isinstance(value, dict):
-            return {key: written_out(item, pending) for key, item in value.items()}
-        if isinstance(value, list):
-            return [written_out(item, pending) for item in value]
-        if not isinstance(value, str) or "${" not in value:
-            return value
-        whole = REFERENCE.fullmatch(value)
-        if whole:
-            return look_up(whole[1], pending)
-        return budget.checked(REFERENCE.sub(lambda match: str(look_up(match[1], pending)), value))
-
-    return written_out(content, ())
-
-
-NOTHING = object()              # a missing child, because None is a value
-
-
-def child(value: Any, part: str) -> Any:
-    """Return item `part` of a mapping or list, or NOTHING."""
-    if isinstance(value, dict):
-        return value.get(part, NOTHING)
-    if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
-        return value[int(part)]
-    return NOTHING
-
-
-class _Budget:
-    """Bounds what references may grow to."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.nodes = 0
-
-    def count_node(self) -> None:
-        self.nodes += 1
-        if self.nodes > MAX_NODES:
-            raise ConfigError(f"{self.source}: references multiply beyond {MAX_NODES} values")
-
-    def checked(self, text: str) -> str:
-        if len(text) > MAX_REFERENCED_TEXT:
-            raise ConfigError(f"{self.source}: references multiply beyond {MAX_REFERENCED_TEXT} characters")
-        return text
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        tag = getattr(event, "tag", None)
+        problem = None
+        if depth > MAX_DEPTH:
+            problem = f"nested more than {MAX_DEPTH} levels deep"
+        elif count > MAX_VALUES:
+            problem = f"more than {MAX_VALUES} values; this is not a configuration"
+        elif getattr(event, "anchor", None):
+            problem = "anchors (&a) and aliases (*a) are not supported; write the value out"
+        elif tag not in (None, "!") and tag not in PLAIN_TAGS:
+            problem = f"tag {tag!r} is not allowed; a configuration holds plain values only"
+        elif isinstance(event, yaml.ScalarEvent) and "${" in event.value:
+            problem = "references (${...}) are not supported; write the value out"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)

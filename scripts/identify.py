@@ -10,31 +10,11 @@ Exit code 2 if any of the files cannot be used.
 """
 
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from ldm.cli import app, options  # noqa: E402
-
-
-def make_parser() -> app.Parser:
-    parser = app.Parser(description=__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="weights, or a diffusers folder")
-    parser.add_argument("--json", action="store_true", help="print an object, or a list for several files")
-    parser.add_argument("--hash", action="store_true", help="compute the SHA-256, which reads the whole file")
-    parser.add_argument(
-        "--probe", action="store_true", help="where the file leaves eps or v open, load it and run one step"
-    )
-    options.common(parser)
-    return parser
-
-
-def main(args: Namespace) -> None:
-    from ldm.cli.identification import identify_all, show
-
-    show(args, identify_all(args))
-
+from ldm.cli import identify  # noqa: E402
 
 if __name__ == "__main__":
-    app.run(make_parser(), main)
+    sys.exit(identify.main(__doc__))

@@ -9,53 +9,11 @@ input channels (inpainting) than B and C. Any layout is read; one published .saf
 """
 
 import sys
-from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from ldm.cli import app, options  # noqa: E402
-
-PARTS = ("unet", "vae", "text")
-
-
-def part_names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not set(names) <= set(PARTS):
-        raise ArgumentTypeError(f"got {text!r}, expected some of {','.join(PARTS)}")
-    return names
-
-
-def make_parser() -> app.Parser:
-    parser = app.Parser(description=__doc__)
-    parser.add_argument("models", nargs="+", metavar="FILE", help="A and B, and C for add-difference")
-    parser.add_argument("--alpha", type=options.number(), required=True, metavar="X", help="how much of B")
-    modes = ("weighted-sum", "add-difference")
-    parser.add_argument("--mode", choices=modes, default=modes[0], help="(default: %(default)s)")
-    default = "outputs/merged/A-B-X.safetensors"
-    parser.add_argument("--out", metavar="FILE", help=f"the .safetensors file to write (default: {default})")
-    parser.add_argument("--overwrite", action="store_true", help="write over FILE if it is there")
-    dtypes = ("float16", "bfloat16", "float32")
-    parser.add_argument("--dtype", choices=dtypes, help="of the result (default: the wider of the inputs')")
-    parser.add_argument(
-        "--weights",
-        choices=("auto", "raw", "ema"),
-        default="auto",
-        help="which set of a file that holds both is merged (default: %(default)s: raw)",
-    )
-    parser.add_argument("--vae", metavar="FILE", help="take the autoencoder from this file")
-    parser.add_argument(
-        "--parts", type=part_names, metavar="LIST", help="merge only these of unet,vae,text; the rest is A's"
-    )
-    options.common(parser)
-    return parser
-
-
-def main(args: Namespace) -> None:
-    from ldm.cli.merging import merge_files
-
-    merge_files(args)
-
+from ldm.cli import merge  # noqa: E402
 
 if __name__ == "__main__":
-    app.run(make_parser(), main)
+    sys.exit(merge.main(__doc__))

@@ -6,47 +6,18 @@
     python scripts/train.py --config configs/training/text_to_image.yaml --dry-run
 
 Exit code: 0 finished or out of time, with model.safetensors written; 75 stopped by SIGTERM, SIGUSR1 or Ctrl-C
-after saving, to go on with --resume; 2 wrong input, or training that cannot go on.
+after saving, to be resumed with --resume; 2 wrong input, or training that cannot continue.
 """
 
 import sys
 import time
-from argparse import Namespace
 from pathlib import Path
 
 STARTED = time.monotonic()
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from ldm.cli import app, options  # noqa: E402
-
-
-class Parser(app.Parser):
-    """A parser that takes key=value between the flags too."""
-
-    parse_args = app.Parser.parse_intermixed_args
-
-
-def make_parser() -> app.Parser:
-    parser = Parser(description=__doc__)
-    add = parser.add_argument
-    add("--config", help="training configuration; with --resume RUN, that run's own by default")
-    add("--run", help="folder of the run; default runs/NAME, with a number added when it is taken")
-    add("--resume", metavar="RUN", help='go on with this run folder, or with the newest, if any: "auto"')
-    add(
-        "--max-time", default="", metavar="TIME", help="end after so many seconds, or HH:MM:SS, of wall clock"
-    )
-    add("--dry-run", action="store_true", help="print the resolved configuration and end")
-    add("overrides", nargs="*", metavar="key=value", help="such as train.batch_size=8")
-    options.common(parser)
-    return parser
-
-
-def main(args: Namespace) -> None:
-    from ldm.cli import training
-
-    training.run(args, STARTED)
-
+from ldm.cli import train  # noqa: E402
 
 if __name__ == "__main__":
-    app.run(make_parser(), main)
+    sys.exit(train.main(__doc__, started=STARTED))

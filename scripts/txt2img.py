@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
 from ldm.cli import main  # noqa: E402
+from ldm.reference_scripts import chunk, load_model_from_config, put_watermark  # noqa: E402, F401  for other scripts
 from ldm.requests import Txt2Img  # noqa: E402
 
 if __name__ == "__main__":

@@ -27,6 +27,11 @@ def call(module: str, name: str, argument: str, protocol: int = 2) -> bytes:
     return f"c{module}\n{name}\n".encode() + b"X" + struct.pack("<I", len(text)) + text + b"\x85R"
 
 
+def is_mapped(tensor: Tensor) -> bool:
+    """Tell whether `tensor` lies in a mapped file: only own memory can be resized."""
+    return not tensor.untyped_storage().resizable()
+
+
 def _short_text(text: str) -> bytes:
     return b"\x8c" + bytes([len(text)]) + text.encode()
 

@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import logging
 import os
+import random
 import socket
 import sys
 import types
@@ -18,6 +20,35 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(MAX_WORKERS, os.cpu_count() or 1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what `@pytest.mark.few(n)` leaves out."""
+    products: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("few"):
+            products.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for name, product in products.items():
+        kept = spread(product, product[0].get_closest_marker("few").args[0], name)
+        for item in product:
+            if item not in kept:
+                item.add_marker(pytest.mark.slow)
+
+
+def spread(product: list[pytest.Item], count: int, seed: str) -> list[pytest.Item]:
+    """Choose `count` combinations that have as many different values of each parameter as can be.
+
+    Every run chooses the same; another test chooses others, so that together they meet all values.
+    """
+    left = random.Random(seed).sample(product, len(product))
+    chosen, seen = [], set()
+    while left and len(chosen) < count:
+        best = max(left, key=lambda item: len(item.callspec.indices.items() - seen))
+        left.remove(best)
+        chosen.append(best)
+        seen |= best.callspec.indices.items()
+    return chosen
+
+
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch is imported
     cores = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
@@ -30,6 +61,15 @@ def _fixed_seed():
 
     torch.manual_seed(0)
     yield
+
+
+@pytest.fixture(autouse=True)
+def _fresh_log():
+    """Leave the library's log as an importer finds it, whatever a script of the test set up."""
+    yield
+    logger = logging.getLogger("ldm")
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ import torch
 from ldm.jobs.inputs import load_inputs
 from ldm.jobs.opening import facts_of
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.networks import networks_of
+from ldm.prompts.encoding import PromptEncoder
 from ldm.requests import Request
 from ldm.requests.resolving import REFERENCE, resolved
 from ldm.samplers import find_sampler
@@ -48,6 +50,13 @@ def make_images(
     options = options.pop("settings", {}) | options
     dtype = options.pop("dtype", torch.float32)
     return generate(model, ready(model, cls, **options), track, resume, dtype)
+
+
+def encoder_of(
+    model: LatentDiffusion, syntax: str = "plain", dtype: torch.dtype = torch.float32, **options: Any
+) -> PromptEncoder:
+    """Return what turns prompts into contexts of a model."""
+    return PromptEncoder(networks_of(model, dtype), syntax, **options)
 
 
 def run_of(

@@ -1,6 +1,7 @@
 """The command-line scripts as modules."""
 
 import importlib.util
+import runpy
 import sys
 from pathlib import Path
 
@@ -17,3 +18,17 @@ def load_script(name: str):
     finally:
         sys.path[:] = path
     return module
+
+
+def run_script(name: str, *args: object) -> int:
+    """Run scripts/NAME.py with a command line in this process and return its exit code."""
+    script = str(REPOSITORY / "scripts" / name)
+    argv, path = sys.argv, list(sys.path)
+    sys.argv = [script, *map(str, args)]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    finally:
+        sys.argv, sys.path[:] = argv, path
+    raise AssertionError(f"{name} did not end with an exit code")

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE = "ldm configs scripts setup.py pyproject.toml MANIFEST.in README.md LICENSE NOTICE LICENSES".split()
+SOURCE = (
+    "ldm cldm configs scripts setup.py pyproject.toml MANIFEST.in README.md LICENSE NOTICE LICENSES".split()
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,19 @@ def test_an_editable_installation_runs_the_scripts_of_its_checkout(tmp_path: Pat
     assert "usage:" in run(ROOT, tmp_path, "-c", code)
 
 
-def test_nothing_but_the_package_is_installed(site: Path):
+def test_nothing_but_the_packages_are_installed(site: Path):
     names = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")}
-    assert names <= {"ldm", "bin"}
+    assert names <= {"ldm", "cldm", "bin"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from cldm.model import create_model, load_state_dict",
+        "import ldm; from scripts.txt2img import put_watermark, load_model_from_config",
+    ],
+)
+def test_reference_names_are_found_in_the_installed_packages(site: Path, tmp_path: Path, line: str):
+    # Of the libraries alone (-I leaves the folder and the environment out), so that no checkout is found.
+    code = f"import sys; sys.path.insert(0, {str(site)!r}); {line}; import ldm; print(ldm.__file__)"
+    assert run(site, tmp_path, "-I", "-c", code).startswith(str(site))

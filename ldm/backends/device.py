@@ -17,7 +17,7 @@ By default the device is the first of CUDA, XPU, MPS and CPU that is there. What
                    at most 2 (measured with the demonstration model); it runs once a picture
     sampler        float32, always
 
-What is not finite all the same is computed again in float32 (`ldm.tasks.guard`).
+What is not finite all the same is computed again in float32 (`ldm.networks`).
 """
 
 import contextlib

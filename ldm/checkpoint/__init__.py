@@ -36,9 +36,9 @@ def load_checkpoint(path: str | Path) -> "dict[str, Tensor]":
         UnsafeCheckpointError: it names something outside the allow-list; nothing of it was executed.
         CheckpointError: it is missing, no weights, truncated or damaged.
     """
-    from ldm.checkpoint.opened import open_weights, published
+    from ldm.checkpoint.opened import open_weights, to_ldm_names
 
-    return published(open_weights(path))
+    return to_ldm_names(open_weights(path))
 
 
 def identify(path: str | Path) -> "Identity":

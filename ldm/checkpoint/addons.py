@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ldm.checkpoint.header import Stored
+from ldm.checkpoint.stored import Stored
 
 Shapes = Mapping[str, Stored]
 Fields = dict[str, Any]

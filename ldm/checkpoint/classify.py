@@ -15,8 +15,9 @@ from dataclasses import replace
 from typing import Any
 
 from ldm.checkpoint.addons import recognise
-from ldm.checkpoint.header import Stored
 from ldm.checkpoint.identity import Identity
+from ldm.checkpoint.parts import EMA, PARTS, TABLE, is_ldm, layout_of, part_of
+from ldm.checkpoint.stored import Stored
 
 Shapes = Mapping[str, Stored]
 Group = dict[str, Stored]
@@ -26,38 +27,10 @@ SCHEDULE = re.compile(
     r"(low_scale_model\.|noise_augmentor\.)?((sqrt_|sqrt_one_minus_|log_one_minus_|sqrt_recip_|sqrt_recipm1_)?"
     r"alphas_cumprod(_prev)?|betas|posterior_\w+|logvar|lvlb_weights|scale_factor|model_ema\.(decay|num_updates))"
 )
-# prefix -> part, published files; the first that fits counts
-PUBLISHED = {
-    "model.diffusion_model.": "unet",
-    "first_stage_model.loss.": "discriminator",
-    "first_stage_model.": "vae",
-    "cond_stage_model.": "text_encoder",
-    "control_model.": "controlnet",
-    "embedder.": "image_encoder",
-    "depth_model.": "depth_estimator",
-    "model_ema.diffusion_model": "average",
-}
-# in a file that holds one part: what its training needed
-BESIDE = {"loss.": "discriminator", "model_ema.": "average"}
-# a telling name of a file that holds one part -> (part, layout); the first that fits counts
-ALONE = [
-    (r"^controlnet_(down_blocks|cond_embedding|mid_block)", "controlnet", "diffusers"),
-    (r"^(zero_convs|input_hint_block)\.\d", "controlnet", "bare"),
-    (r"^(diffusion_model\.)?(input_blocks|output_blocks)\.\d", "unet", "bare"),
-    (r"^(down|up)_blocks\.\d+\.(resnets|attentions)\.", "unet", "diffusers"),
-    (r"^(encoder|decoder)\.(down|up)_blocks\.\d", "vae", "diffusers"),
-    (r"^(encoder|decoder)\.(down|up)\.\d", "vae", "bare"),
-    (r"^(transformer\.)?(text_model\.)?(embeddings\.token_embedding|encoder\.layers\.\d+\.self_attn)",
-     "text_encoder", "HF CLIP"),
-    (r"^(model\.)?(token_embedding\.|transformer\.resblocks\.)", "text_encoder", "OpenCLIP"),
-    (r"^(vision_model|visual)\.", "image_encoder", "CLIP"),
-    (r"^(dpt\.|neck\.reassemble|pretrained\.model\.)", "depth_estimator", "MiDaS"),
-]
-LABELS = {                      # part -> what people call it
-    "unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "controlnet": "ControlNet",
-    "image_encoder": "picture encoder", "depth_estimator": "depth estimator", "average": "averaged copy",
-    "discriminator": "discriminator",
-}
+# How the names of what only training needed begin, in an LDM file and in one that holds one part.
+DISCRIMINATOR = ("first_stage_model.loss.", "loss.")
+LABELS = {part.name: part.label for part in TABLE if part.is_network}
+LABELS |= {"ema": PARTS["ema"].label, "discriminator": "discriminator"}
 CHANNEL_TASKS = {4: "txt2img", 5: "depth", 7: "upscale", 8: "instruct", 9: "inpaint"}
 UNCLIP = {2048: "unclip-h", 1536: "unclip-l"}
 FAMILIES = {768: "1.x", 1024: "2.x"}
@@ -104,7 +77,7 @@ def classify(
     shapes = {name: Stored(*x) for name, x in shapes.items()}
     groups, layout = _parts(shapes)
     found = None if "model.diffusion_model.input_blocks.0.0.weight" in shapes else recognise(shapes, metadata)
-    if found is None and groups.keys() & {"unet", "average"}:
+    if found is None and groups.keys() & {"unet", "ema"}:
         found = recognise(shapes, metadata) if _context_width(groups) not in FAMILIES else None
         found = found if found and found["kind"] == "foreign" else None
     fields = found or _by_parts(groups, shapes, metadata, configs)
@@ -114,10 +87,10 @@ def classify(
     for x in shapes.values():
         dtypes[x.dtype] = dtypes.get(x.dtype, 0) + x.nbytes
     identity = Identity(**({"layout": layout, "parameters": parts, "dtypes": dtypes} | fields))
-    return replace(identity, config=choose_config(identity))
+    return replace(identity, config=config_for(identity))
 
 
-def choose_config(identity: Identity, prediction: str | None = None) -> str | None:
+def config_for(identity: Identity, prediction: str | None = None) -> str | None:
     """Return the published YAML that describes a model, or None: no SD model, or eps and v both may be."""
     if not identity.is_model or identity.variant == DISTILLED:
         return None
@@ -138,27 +111,27 @@ def _parts(shapes: Shapes) -> tuple[dict[str, Group], str | None]:
     groups: dict[str, Group] = {}
     layouts = set()
     for name, x in shapes.items():
+        folder, slash, rest = name.partition("/")
+        part = part_of(name)
         if SCHEDULE.fullmatch(name):
             continue
-        prefix = next((prefix for prefix in PUBLISHED if name.startswith(prefix)), None)
-        folder, slash, rest = name.partition("/")
         if slash:
             layouts.add("diffusers")
             groups.setdefault(folder, {})[rest] = x
-        elif prefix is not None:
+        elif part is not None and part.name in LABELS and is_ldm(name):
             layouts.add("published")
-            inside = name.removeprefix("model_ema." if PUBLISHED[prefix] == "average" else prefix)
-            groups.setdefault(PUBLISHED[prefix], {})[inside] = x
+            where = "discriminator" if name.startswith(DISCRIMINATOR) else part.name
+            groups.setdefault(where, {})[name.removeprefix(part.prefix)] = x
     if layouts:
         return groups, layouts.pop() if len(layouts) == 1 else "mixed"
-    for pattern, part, layout in ALONE:
-        search = re.compile(pattern).search
-        if any(search(name) for name in shapes):
-            for name, x in shapes.items():
-                aside = next((what for prefix, what in BESIDE.items() if name.startswith(prefix)), part)
-                groups.setdefault(aside, {})[name.removeprefix("diffusion_model.")] = x
-            return groups, layout
-    return {"": dict(shapes)}, None
+    found = layout_of(shapes)
+    if found is None:
+        return {"": dict(shapes)}, None
+    layout, part = found
+    for name, x in shapes.items():
+        where = "discriminator" if name.startswith(DISCRIMINATOR) else "ema" if name.startswith(EMA) else part
+        groups.setdefault(where, {})[name.removeprefix("diffusion_model.")] = x
+    return groups, layout
 
 
 def _count(group: Group) -> int:
@@ -169,10 +142,10 @@ def _by_parts(
     groups: dict[str, Group], shapes: Shapes, metadata: Mapping[str, str], configs: Configs
 ) -> dict[str, Any]:
     """Return the fields for a model, or one part of it."""
-    held = groups.keys() - {"", "average", "discriminator", "safety_checker", "image_normalizer", "unused"}
+    held = groups.keys() - {"", "ema", "discriminator", "safety_checker", "image_normalizer", "unused"}
     if "controlnet" in held:
         return _controlnet(groups, shapes, metadata, configs)
-    if held & {"unet"} or _has_average(groups):
+    if held & {"unet"} or _has_ema(groups):
         return _model(groups, shapes, metadata, configs)
     for part in ("vae", "text_encoder", "image_encoder", "depth_estimator"):
         if held == {part} or (part == "text_encoder" and held == {"text_encoder", "image_encoder"}):
@@ -181,8 +154,8 @@ def _by_parts(
     return {"kind": "unknown"}
 
 
-def _has_average(groups: dict[str, Group]) -> bool:
-    return any(name.startswith("diffusion_model") for name in groups.get("average", {}))
+def _has_ema(groups: dict[str, Group]) -> bool:
+    return any(name.startswith("diffusion_model") for name in groups.get("ema", {}))
 
 
 def _model(
@@ -209,7 +182,7 @@ def _model(
 
 def _unet_facts(groups: dict[str, Group], part: str = "unet") -> dict[str, Any]:
     """Return family, task and what tells them."""
-    group = groups.get(part) or groups.get("average", {})
+    group = groups.get(part) or groups.get("ema", {})
     first = _first_layer(group)
     trunk, channels = (first.shape[0], first.shape[1]) if first else (None, None)
     width = _context_width(groups, part)
@@ -244,7 +217,7 @@ def _is_label(name: str) -> bool:
 
 
 def _context_width(groups: dict[str, Group], part: str = "unet") -> int | None:
-    group = groups.get(part) or groups.get("average", {})
+    group = groups.get(part) or groups.get("ema", {})
     ends = (".attn2.to_k.weight", "attn2to_kweight")
     return next((x.shape[-1] for name, x in group.items() if name.endswith(ends) and x.shape), None)
 
@@ -259,7 +232,7 @@ def _weights(groups: dict[str, Group], metadata: Mapping[str, str]) -> str:
     said = metadata.get("sd.weights")
     if said in ("raw", "ema", "raw+ema"):
         return said
-    if not _has_average(groups):
+    if not _has_ema(groups):
         return "raw"
     return "raw+ema" if "unet" in groups else "ema"
 

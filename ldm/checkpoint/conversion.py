@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from ldm.backends.meta import on_meta
 from ldm.checkpoint import convert as writing
 from ldm.checkpoint import identify
-from ldm.checkpoint.classify import CONFIGS, PREDICTION_KEYS, PREDICTIONS, SD, V_MARK, choose_config
+from ldm.checkpoint.classify import CONFIGS, PREDICTION_KEYS, PREDICTIONS, SD, V_MARK, config_for
 from ldm.checkpoint.identity import Identity
 from ldm.checkpoint.layouts import UNUSED
-from ldm.checkpoint.opened import open_weights, published
+from ldm.checkpoint.opened import open_weights, to_ldm_names
+from ldm.checkpoint.parts import EMA, TABLE, UNET
 from ldm.checkpoint.sniff import Container
-from ldm.config import instantiate, load_config, yaml_beside
+from ldm.config import instantiate, read_config, yaml_beside
 from ldm.errors import ConfigError, InputError, WrongModelError
-from ldm.loading import match
+from ldm.loading.match import match_keys
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ OF_PARTS = {
 
 
 @dataclass(frozen=True)
-class Wishes:
+class ConvertOptions:
     """How to convert."""
 
     config: str | None = None           # YAML; None takes the published one that the weights are of
@@ -59,7 +60,7 @@ class Wishes:
 def convert(
     source: str | Path,
     target: str | Path,
-    wishes: Wishes | None = None,
+    options: ConvertOptions | None = None,
     progress: writing.Progress | None = None,
 ) -> writing.Converted:
     """Convert `source` to `target`; the new file or folder appears there whole, or nothing changes.
@@ -70,37 +71,37 @@ def convert(
         WrongModelError: the configuration is another model's, or the copy asked for is not there.
         CheckpointError: what reading may raise.
     """
-    wishes = wishes or Wishes()
+    options = options or ConvertOptions()
     source, target = Path(source).expanduser(), Path(target).expanduser()
     from_folder, to_folder = source.is_dir(), target.suffix.lower() != FILE_ENDING
     if from_folder and to_folder:
         raise InputError(f"{target}: a folder becomes one file; give a name that ends in {FILE_ENDING}")
-    writing.check_target(target, is_folder=to_folder, overwrite=wishes.overwrite)
-    opened = open_weights(source, variant=wishes.variant if from_folder else None)
+    writing.check_target(target, is_folder=to_folder, overwrite=options.overwrite)
+    opened = open_weights(source, variant=options.variant if from_folder else None)
     identity = identify(source)
-    tensors = published(opened) if from_folder or to_folder else opened.parts[""]
+    tensors = to_ldm_names(opened) if from_folder or to_folder else opened.parts[""]
     described = None
-    if to_folder or wishes.config is not None:
-        described = _Described.by(wishes, identity)
+    if to_folder or options.config is not None:
+        described = _Described.by(options, identity)
     chosen, dropped = writing.select(
-        tensors, wishes.weights, wishes.prune, described and described.model.state_dict()
+        tensors, options.weights, options.prune, described and described.model.state_dict()
     )
     # What is usual for models of this kind is not the file's own word: a probe may yet tell otherwise.
-    is_usual = not (wishes.prediction or wishes.config) and identity.prediction_source == "family"
+    is_usual = not (options.prediction or options.config) and identity.prediction_source == "family"
     prediction = None
-    if not is_usual and any(name.startswith((writing.UNET, writing.PREFIX)) for name in tensors):
-        prediction = wishes.prediction or (described.prediction if described else identity.prediction)
+    if not is_usual and any(name.startswith((UNET, EMA)) for name in tensors):
+        prediction = options.prediction or (described.prediction if described else identity.prediction)
     if prediction == "eps":
         chosen = {name: x for name, x in chosen.items() if name != V_MARK}
     said = _without_contradictions(opened.metadata, prediction)
     metadata = {**said, **_metadata(identity, said, tensors, chosen, prediction)}
-    shared: dict[str, Any] = {"dtype": wishes.dtype, "overwrite": wishes.overwrite, "progress": progress}
+    shared: dict[str, Any] = {"dtype": options.dtype, "overwrite": options.overwrite, "progress": progress}
     if described:
         described.check(chosen, source)
     if to_folder:
         chosen = described.with_statistics(chosen, source)
         done = writing.write_folder(
-            target, chosen, described.params, metadata, variant=wishes.variant, **shared
+            target, chosen, described.params, metadata, variant=options.variant, **shared
         )
     else:
         chosen = _without_trivial_statistics(chosen) if from_folder else chosen
@@ -128,11 +129,9 @@ class _Described:
     model: nn.Module            # on the meta device
 
     @classmethod
-    def by(cls, wishes: Wishes, identity: Identity) -> "_Described":
+    def by(cls, options: ConvertOptions, identity: Identity) -> "_Described":
         """Read the configuration that is asked for, or the published one that the weights are of."""
-        from omegaconf import OmegaConf
-
-        path = wishes.config or choose_config(identity, wishes.prediction)
+        path = options.config or config_for(identity, options.prediction)
         path = path or OF_PARTS.get((identity.kind, identity.family))
         if path is None:
             is_open = identity.family == "2.x" and identity.task == "txt2img"
@@ -142,18 +141,18 @@ class _Described:
                 f"no published configuration describes it: give --config {own}"
             )
             raise ConfigError(f"{identity.path} is {identity.sentence()}, and {what}")
-        node = OmegaConf.to_container(load_config(path).get("model"), resolve=True)
+        node = read_config(path).get("model")
         params = node.setdefault("params", {})
         stated = params.get("parameterization", "eps")
         says_itself = identity.prediction_source not in (None, "family")
-        if wishes.config is None:
-            params["parameterization"] = wishes.prediction or identity.prediction or stated
-        elif wishes.prediction not in (None, stated):
+        if options.config is None:
+            params["parameterization"] = options.prediction or identity.prediction or stated
+        elif options.prediction not in (None, stated):
             raise ConfigError(
-                f"--prediction {wishes.prediction}, but {path} says parameterization: {stated}; "
+                f"--prediction {options.prediction}, but {path} says parameterization: {stated}; "
                 "leave one of them out"
             )
-        elif wishes.prediction is None and says_itself and identity.prediction != stated:
+        elif options.prediction is None and says_itself and identity.prediction != stated:
             raise WrongModelError(
                 f"{identity.path} says that it predicts {identity.prediction}, but {path} says "
                 f"parameterization: {stated}; give another --config, or --prediction {stated} if it is right"
@@ -167,12 +166,13 @@ class _Described:
 
     def check(self, tensors: Mapping[str, Tensor], file: Path) -> None:
         """Compare each part of the weights with that of the configuration."""
-        for prefix, what in writing.PART_NAMES.items():
-            inside = {name: x for name, x in tensors.items() if name.startswith(prefix)}
-            if inside and prefix != writing.PREFIX:
-                fit = match(self.model, inside, prefix)
-                if not fit.is_good:
-                    raise WrongModelError(f"{file} does not fit {self.source} in the {what}: {fit.report()}")
+        for part in (part for part in TABLE if part.is_network):
+            inside = {name: x for name, x in tensors.items() if name.startswith(part.prefix)}
+            found = match_keys(self.model, inside, part.prefix)
+            if inside and not found.is_good:
+                raise WrongModelError(
+                    f"{file} does not fit {self.source} in the {part.label}: {found.report()}"
+                )
 
     def with_statistics(self, tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
         """Add unCLIP's statistics, from the file that the configuration names, where they are not there."""
@@ -207,8 +207,8 @@ def _metadata(
     prediction: str | None,
 ) -> dict[str, str]:
     """Return what the result says of itself."""
-    copies = [any(name.startswith(writing.PREFIX) for name in names) for names in (before, after)]
-    raw = any(name.startswith(writing.UNET) for name in before)
+    copies = [any(name.startswith(EMA) for name in names) for names in (before, after)]
+    raw = any(name.startswith(UNET) for name in before)
     weights = said.get("sd.weights")
     if copies[1]:
         weights = "raw+ema"
@@ -217,10 +217,10 @@ def _metadata(
     weights = weights or identity.weights
     stated = {
         "sd.family": identity.family, "sd.task": identity.task, "sd.prediction": prediction,
-        "sd.weights": weights, "sd.config": choose_config(identity, prediction) or identity.config,
+        "sd.weights": weights, "sd.config": config_for(identity, prediction) or identity.config,
     }
     return {"format": "pt", **{key: str(value) for key, value in stated.items() if value is not None}}
 
 
 def _took_averaged(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
-    return any(after[name] is not x for name, x in before.items() if name.startswith(writing.UNET))
+    return any(after[name] is not x for name, x in before.items() if name.startswith(UNET))

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint import diffusers_configs as configs
-from ldm.checkpoint.layouts import UNUSED, published_to_parts
-from ldm.checkpoint.layouts.averaged import COUNTERS, PREFIX, averaged_name, with_averaged_weights
+from ldm.checkpoint.layouts import UNUSED, ldm_to_parts
+from ldm.checkpoint.layouts.averaged import COUNTERS, averaged_name, with_averaged_weights
+from ldm.checkpoint.parts import EMA, PARTS, UNET, part_of
 from ldm.checkpoint.writer import Entry, write_safetensors
 from ldm.errors import BadValuesError, InputError, WrongModelError
 from ldm.files.atomic import atomic_folder
@@ -36,7 +37,6 @@ Progress = Callable[[int, int], None]           # (bytes done, bytes in all)
 Amount = tuple[int, int]                        # (tensors, bytes)
 
 COPIES = ("auto", "ema", "raw", "both")
-UNET = "model.diffusion_model."
 TRAINING = re.compile(r"(first_stage_model\.)?loss\..*|first_stage_model\.model_ema\..*|lvlb_weights")
 # Numbers of the noise schedules and counters: kept as they are, whatever --dtype says.
 TABLES = re.compile(
@@ -44,18 +44,12 @@ TABLES = re.compile(
     r"|posterior_\w+|lvlb_weights|logvar|scale_factor|model_ema\.decay"
     r"|noise_augmentor\.data_(mean|std)|image_normalizer\.(mean|std)"
 )
-PART_NAMES = {
-    UNET: "UNet", "first_stage_model.": "autoencoder", "cond_stage_model.": "text encoder",
-    "control_model.": "ControlNet", "embedder.": "image encoder", "depth_model.": "depth estimator",
-    PREFIX: "averaged (EMA) copy",
-}
 OTHERS = "noise schedule and others"
 CONFIGS: dict[str, Callable[[configs.Params], configs.Json]] = {
     "unet": configs.unet, "vae": configs.vae, "text_encoder": configs.text_encoder,
     "controlnet": configs.controlnet, "image_encoder": configs.image_encoder,
     "image_normalizer": configs.image_normalizer, "depth_estimator": configs.depth_estimator,
 }
-OF_TRANSFORMERS = ("text_encoder", "image_encoder", "depth_estimator")
 
 
 @dataclass
@@ -88,7 +82,7 @@ def select(
         WrongModelError: the copy asked for is not there, or not whole.
     """
     raw = {name: x for name, x in tensors.items() if name.startswith(UNET)}
-    copies = {name: x for name, x in tensors.items() if name.startswith(PREFIX)}
+    copies = {name: x for name, x in tensors.items() if name.startswith(EMA)}
     averaged = {name: x for name, x in copies.items() if name not in COUNTERS}
     if copy == "auto":
         copy = "both" if not prune else "raw" if raw or not averaged else "ema"
@@ -131,8 +125,9 @@ def write_file(
     write_safetensors(target, _entries(tensors, dtype), metadata, progress=progress, sources=sources)
     kept: dict[str, list[Tensor]] = {}
     for name, tensor in tensors.items():
-        part = next((what for prefix, what in PART_NAMES.items() if name.startswith(prefix)), OTHERS)
-        kept.setdefault(part, []).append(tensor)
+        part = part_of(name)
+        named = part is not None and (part.is_network or part.name == "ema")
+        kept.setdefault(part.label if named else OTHERS, []).append(tensor)
     return Converted(target, False, {part: amount(held) for part, held in kept.items()}, metadata=metadata)
 
 
@@ -158,7 +153,7 @@ def write_folder(
         ConfigError: diffusers has no word for something in the configuration.
     """
     check_target(target, is_folder=True, overwrite=overwrite)
-    parts = published_to_parts(tensors)
+    parts = ldm_to_parts(tensors)
     unused = parts.pop(UNUSED, {})
     texts = _texts(parts, model)
     total = sum(entry.nbytes for held in (*parts.values(), unused) for entry in _entries(held, dtype))
@@ -173,7 +168,7 @@ def write_folder(
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
         for part, held in parts.items():
-            stem = "model" if part in OF_TRANSFORMERS else "diffusion_pytorch_model"
+            stem = "model" if PARTS[part].of_transformers else "diffusion_pytorch_model"
             name = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
             place = folder / name if len(parts) == 1 else folder / part / name
             write(place, held, {"format": "pt"}, f"{part}.")
@@ -225,7 +220,7 @@ def _entries(tensors: Tensors, dtype: torch.dtype | None, prefix: str = "") -> l
     for name, x in tensors.items():
         is_weight = x.is_floating_point() and not TABLES.fullmatch(prefix + name)
         to = dtype if dtype is not None and is_weight else x.dtype
-        entries.append(Entry(name, to, tuple(x.shape), partial(_cast, name, x, to), mapped=(x,)))
+        entries.append(Entry(name, to, tuple(x.shape), partial(_cast, name, x, to)))
     return entries
 
 

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.checkpoint.opened import Opened, one_line_errors, read_file
+from ldm.checkpoint.one_file import Opened, one_line_errors, read_file
+from ldm.checkpoint.parts import TABLE
 from ldm.checkpoint.sniff import Container, shown, sniff
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError
 
@@ -47,17 +48,6 @@ FULL_PRECISION = ("", "fp32")               # the variants to prefer, in this or
 
 # Classes without weights that a model needs.
 WEIGHTLESS = re.compile(r".*(Scheduler|Tokenizer|FeatureExtractor|Processor|SafetyChecker|Watermark)\w*")
-# What the config.json of a part alone calls it -> the part.
-PART_OF_CLASS = {
-    "UNet2DConditionModel": "unet",
-    "AutoencoderKL": "vae",
-    "CLIPTextModel": "text_encoder",
-    "CLIPTextModelWithProjection": "text_encoder",
-    "ControlNetModel": "controlnet",
-    "CLIPVisionModelWithProjection": "image_encoder",
-    "StableUnCLIPImageNormalizer": "image_normalizer",
-    "DPTForDepthEstimation": "depth_estimator",
-}
 
 
 def open_folder(path: Path, variant: str | None = None, read: Reader = read_file) -> Opened:
@@ -133,9 +123,9 @@ def _part_alone(config: dict[str, Any], path: Path) -> str:
     """Return which part a folder is by itself: by its class, else by its name, else ""."""
     architectures = config.get("architectures")
     names = [config.get("_class_name"), *(architectures if isinstance(architectures, list) else [])]
-    parts = [PART_OF_CLASS[name] for name in names if isinstance(name, str) and name in PART_OF_CLASS]
+    parts = [part.name for name in names for part in TABLE if name in part.classes]
     name = path.resolve().name
-    return parts[0] if parts else name if name in PART_OF_CLASS.values() else ""
+    return parts[0] if parts else name if name in {part.name for part in TABLE if part.classes} else ""
 
 
 def _sets(folder: Path) -> list[_Set]:

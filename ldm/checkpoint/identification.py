@@ -5,10 +5,11 @@ from pathlib import Path
 
 from ldm.checkpoint.classify import CONFIGS, TEXT_TO_IMAGE_2, classify
 from ldm.checkpoint.delta import base_of, completed
-from ldm.checkpoint.header import Stored, read_header
+from ldm.checkpoint.header import read_header
 from ldm.checkpoint.identity import Identity
-from ldm.checkpoint.opened import one_line_errors
+from ldm.checkpoint.one_file import one_line_errors
 from ldm.checkpoint.sniff import Container, sniff
+from ldm.checkpoint.stored import Stored
 from ldm.errors import NotACheckpointError
 
 CONTAINERS = {

@@ -26,16 +26,15 @@ from torch import Tensor
 from ldm.checkpoint import identify
 from ldm.checkpoint.identity import Identity
 from ldm.checkpoint.layouts.averaged import averaged_names, with_averaged_weights
-from ldm.checkpoint.opened import open_weights, published
+from ldm.checkpoint.opened import open_weights, to_ldm_names
+from ldm.checkpoint.parts import EMA, PARTS, UNET, VAE
 from ldm.checkpoint.tensors import is_finite
 from ldm.checkpoint.writer import Entry
 from ldm.errors import BadValuesError, CheckpointError, InputError, WrongModelError
 
 MODES = ("weighted-sum", "add-difference")
-PART_PREFIXES = {"unet": "model.", "vae": "first_stage_model.", "text": "cond_stage_model."}
-UNET = "model.diffusion_model."
+PART_PREFIXES = {"unet": UNET, "vae": VAE, "text": PARTS["text_encoder"].prefix}
 FIRST_CONV = UNET + "input_blocks.0.0.weight"
-AVERAGED = "model_ema."
 # Never averaged: the noise schedule (names without a dot), what the model computes by itself (masks and
 # positions), and whole numbers.
 COPIED = re.compile(r"[^.]+|.*\.(position_ids|attn_mask)")
@@ -76,7 +75,7 @@ def read_source(path: str | Path, weights: str = "auto") -> Source:
     """
     about = identify(path)
     opened = open_weights(path)
-    tensors = published(opened)
+    tensors = to_ldm_names(opened)
     averaged = averaged_names(tensors)
     marked = opened.metadata.get("sd.weights")
     if weights == "ema" and marked != "ema":
@@ -89,9 +88,9 @@ def read_source(path: str | Path, weights: str = "auto") -> Source:
         tensors = with_averaged_weights(tensors)
     elif weights == "raw" and marked == "ema":
         raise CheckpointError(f"{path}: holds only averaged (EMA) weights; use --weights ema")
-    elif not averaged and any(name.startswith(AVERAGED) for name in tensors):
+    elif not averaged and any(name.startswith(EMA) for name in tensors):
         raise CheckpointError(f"{path}: holds only an averaged (EMA) copy, whose names cannot be undone")
-    tensors = {name: x for name, x in tensors.items() if not name.startswith(AVERAGED)}
+    tensors = {name: x for name, x in tensors.items() if not name.startswith(EMA)}
     kept = "ema" if weights == "ema" or marked == "ema" else "raw"
     return Source(Path(path), tensors, kept, about, opened.files)
 
@@ -128,7 +127,7 @@ def plan_merge(
     replaced = {} if vae is None else _checked_vae(a, vae)
     entries = []
     for name, tensor in a.tensors.items():
-        if vae is not None and name.startswith(PART_PREFIXES["vae"]):
+        if vae is not None and name.startswith(VAE):
             continue
         operands = [tensor, *(other.tensors[name] for other in others if name in other.tensors)]
         chosen = prefixes is None or name.startswith(prefixes)
@@ -240,7 +239,7 @@ def _lacking(a: Source, b: Source) -> list[str]:
 
 def _checked_vae(a: Source, vae: Tensors) -> Tensors:
     """Return the tensors of an autoencoder that fits A."""
-    prefix = PART_PREFIXES["vae"]
+    prefix = VAE
     modules = tuple(prefix + module for module in ("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))
     given = {name: x for name, x in vae.items() if name.startswith(modules)}
     if not given:
@@ -267,7 +266,7 @@ def _copy(name: str, tensor: Tensor, dtype: torch.dtype | None, source: Path | s
             _check_input(name, tensor, source)
         return _checked_result(name, tensor.to(dtype))
 
-    return Entry(name, dtype, tuple(tensor.shape), load, mapped=(tensor,))
+    return Entry(name, dtype, tuple(tensor.shape), load)
 
 
 def _blend(
@@ -291,7 +290,7 @@ def _blend(
             mixed = torch.cat([mixed, a[:, high.shape[1] :].to(dtype)], dim=1)
         return _checked_result(name, mixed)
 
-    return Entry(name, dtype, tuple(a.shape), load, mapped=tuple(operands))
+    return Entry(name, dtype, tuple(a.shape), load)
 
 
 def _mix(a: Tensor, high: Tensor, low: Tensor, alpha: float, dtype: torch.dtype) -> Tensor:

@@ -15,9 +15,9 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ldm.checkpoint.rehearsal import Rehearsal
+from ldm.checkpoint.pickle_stubs import is_plain, refused, stubs
 from ldm.checkpoint.sniff import Container, shown
-from ldm.checkpoint.stand_ins import is_plain, refused, stand_ins
+from ldm.checkpoint.symbolic_pickle import SymbolicUnpickler
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError, UnsafeCheckpointError
 
 SAFE_SINCE = (2, 10)            # before it, a file could corrupt memory all the same: CVE-2026-24747
@@ -32,7 +32,7 @@ _allow_list = threading.Lock()  # torch's is one for the whole process
 def read_zip(path: Path) -> Any:
     """Return the content of a zip-format file, its tensors mapped from the file."""
     _check_torch(path)
-    names = rehearse(path, Container.ZIP).names
+    names = check(path, Container.ZIP).names
     if path.suffix.lower() == ".safetensors":       # torch goes by the name and would not look inside
         with path.open("rb") as file:
             return _load(file, names, mmap=False)
@@ -42,21 +42,21 @@ def read_zip(path: Path) -> Any:
 def read_legacy(path: Path) -> Any:
     """Return the content of a file in the format that torch wrote before 1.6."""
     _check_torch(path)
-    names = rehearse(path, Container.PICKLE).names
+    names = check(path, Container.PICKLE).names
     with path.open("rb") as file:
         return _load(file, names, mmap=False)
 
 
-def rehearse(path: Path, container: Container) -> Rehearsal:
+def check(path: Path, container: Container) -> SymbolicUnpickler:
     """Check a file from end to end, without its data and without torch; return what it names and holds.
 
     Raises:
         CheckpointError: of the kind that reading it would raise.
     """
-    return _rehearse_zip(path) if container is Container.ZIP else _rehearse_legacy(path)
+    return _check_zip(path) if container is Container.ZIP else _check_legacy(path)
 
 
-def _rehearse_zip(path: Path) -> Rehearsal:
+def _check_zip(path: Path) -> SymbolicUnpickler:
     with path.open("rb") as file:
         try:
             pickle, sizes = _checked_archive(file, path)
@@ -64,33 +64,33 @@ def _rehearse_zip(path: Path) -> Rehearsal:
             raise DamagedCheckpointError(
                 f"{path}: is truncated or damaged ({str(error)[:100]}); download it again"
             ) from error
-    rehearsal = Rehearsal()
-    _go_through(rehearsal, io.BytesIO(pickle), path)
-    for key, claimed in rehearsal.storages.items():
+    symbolic = SymbolicUnpickler()
+    _load_symbols(symbolic, io.BytesIO(pickle), path)
+    for key, claimed in symbolic.storages.items():
         if sizes.get(key) != claimed:
             raise DamagedCheckpointError(
                 f"{path}: claims {claimed} bytes of data {key[:20]!r} and has {sizes.get(key, 'none')}; "
                 "download it again"
             )
-    return rehearsal
+    return symbolic
 
 
-def _rehearse_legacy(path: Path) -> Rehearsal:
+def _check_legacy(path: Path) -> SymbolicUnpickler:
     size = path.stat().st_size
     with path.open("rb") as file:
         head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
-        rehearsal = Rehearsal()
-        _go_through(rehearsal, head, path)
-        if rehearsal.results[0] != MAGIC:
+        symbolic = SymbolicUnpickler()
+        _load_symbols(symbolic, head, path)
+        if symbolic.results[0] != MAGIC:
             raise NotACheckpointError(f"{path}: is a pickle, but no weights; give a .ckpt or .safetensors")
         for _ in range(LEGACY_PICKLES - 1):
-            _go_through(rehearsal, head, path)
-        expected = head.tell() + sum(8 + claimed for claimed in rehearsal.storages.values())
+            _load_symbols(symbolic, head, path)
+        expected = head.tell() + sum(8 + claimed for claimed in symbolic.storages.values())
         if size < expected:
             raise DamagedCheckpointError(f"{path}: is truncated: {size} of {expected} bytes; get it again")
         if size > expected:
             raise DamagedCheckpointError(f"{path}: has {size - expected} bytes behind its end; get it again")
-    return rehearsal
+    return symbolic
 
 
 def _check_torch(path: Path) -> None:
@@ -105,21 +105,21 @@ def _check_torch(path: Path) -> None:
         )
 
 
-def _go_through(rehearsal: Rehearsal, pickle: BinaryIO, path: Path) -> None:
+def _load_symbols(symbolic: SymbolicUnpickler, pickle: BinaryIO, path: Path) -> None:
     """Rehearse one pickle; what it names is judged before what is wrong with it."""
     fault = None
     try:
-        rehearsal.go_through(pickle)
+        symbolic.load(pickle)
     except CheckpointError as error:
         fault = error
-    bad = refused(rehearsal.names)
+    bad = refused(symbolic.names)
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise UnsafeCheckpointError(
             f"{path}: refused, it names {', '.join(map(shown, bad[:5]))}{more}, which no weights need; "
             "nothing was executed; ask its author for the state_dict alone, as .safetensors"
         )
-    odd = sorted(name for name in rehearsal.names if not is_plain(name))
+    odd = sorted(name for name in symbolic.names if not is_plain(name))
     if odd:
         raise NotACheckpointError(
             f"{path}: holds tensors that are not plain ({', '.join(odd[:3])}); only dense floating-point and "
@@ -132,7 +132,7 @@ def _go_through(rehearsal: Rehearsal, pickle: BinaryIO, path: Path) -> None:
 def _load(source: Path | BinaryIO, names: set[str], mmap: bool) -> Any:
     import torch
 
-    with _allow_list, torch.serialization.safe_globals(stand_ins(names)):
+    with _allow_list, torch.serialization.safe_globals(stubs(names)):
         return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
 
 

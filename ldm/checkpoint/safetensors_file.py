@@ -7,10 +7,10 @@ memory, and what the library lets through (names that stand there twice) is refu
 import json
 import re
 from collections.abc import Iterable
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm.checkpoint.stored import OF_SAFETENSORS, Stored
 from ldm.errors import DamagedCheckpointError
 
 if TYPE_CHECKING:
@@ -18,27 +18,23 @@ if TYPE_CHECKING:
 
 MAX_HEADER_BYTES = 8_000_000
 MAX_TENSORS = 20_000            # a training file with all of its copies has 4,000
-ITEM_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-    "U64": 8, "U32": 4, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1,
-    "F8_E5M2FNUZ": 1, "C64": 8,
-}
 JSON_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
-def read(path: Path) -> "dict[str, Tensor]":
-    """Return all tensors, mapped from the file."""
+def read(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
+    """Return all tensors, mapped from the file, and the metadata."""
     from safetensors import safe_open
 
-    names, _ = checked_header(path)
+    names, metadata = checked_header(path)
     with safe_open(path, framework="pt", device="cpu") as file:
         tensors = {name: file.get_tensor(name) for name in names}
     # Files of early writers are not padded, and not every kernel takes an odd address.
-    return {name: x.clone() if x.data_ptr() % x.element_size() else x for name, x in tensors.items()}
+    aligned = {name: x.clone() if x.data_ptr() % x.element_size() else x for name, x in tensors.items()}
+    return aligned, metadata
 
 
-def checked_header(path: Path) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, str]]:
-    """Return name -> (dtype as spelled in the file, shape), and the metadata; imports no torch.
+def checked_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+    """Return the tensors by name and the metadata; imports no torch.
 
     Raises:
         DamagedCheckpointError: truncated, too long, or a header that contradicts itself or the file.
@@ -68,7 +64,10 @@ def checked_header(path: Path) -> tuple[dict[str, tuple[str, tuple[int, ...]]], 
         raise DamagedCheckpointError(f"{path}: is truncated: {size} of {expected} bytes; download it again")
     if size > expected:
         raise DamagedCheckpointError(f"{path}: has {size - expected} bytes behind its end; download it again")
-    return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}, metadata
+    stored = {
+        name: Stored(OF_SAFETENSORS[entry["dtype"]], tuple(entry["shape"])) for name, entry in header.items()
+    }
+    return stored, metadata
 
 
 def _check_extent(text: bytes) -> None:
@@ -90,11 +89,11 @@ def _check_entries(header: dict[str, Any]) -> int:
     spans = []
     for name, entry in header.items():
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if dtype not in ITEM_BYTES:
+        if dtype not in OF_SAFETENSORS:
             raise ValueError(f"{name[:50]!r} has the unknown dtype {str(dtype)[:20]!r}")
         if not all(type(value) is int and 0 <= value < 2**63 for value in (*shape, start, end)):
             raise ValueError(f"{name[:50]!r} has a shape or place that is no row of counts")
-        if end - start != prod(shape) * ITEM_BYTES[dtype]:
+        if end - start != Stored(OF_SAFETENSORS[dtype], shape).nbytes:
             raise ValueError(f"{name[:50]!r} has another size than its shape says")
         spans.append((start, end, name))
     covered = 0

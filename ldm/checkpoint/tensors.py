@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint.sniff import shown
+from ldm.checkpoint.stored import PLAIN
 from ldm.errors import DamagedCheckpointError, NotACheckpointError
 
-ACCEPTED = {
-    torch.float64, torch.float32, torch.float16, torch.bfloat16,
-    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
-}
+ACCEPTED = {getattr(torch, name) for name in PLAIN}
 
 
 def only_tensors(content: Any, path: Path) -> dict[str, Tensor]:

@@ -19,30 +19,21 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ldm.checkpoint.pages import release_pages
+from ldm.checkpoint.stored import DTYPES
 from ldm.errors import InputError
 from ldm.files.atomic import atomic_write
 
-DTYPE_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint8: "U8", torch.bool: "BOOL",
-}
 ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to be written: what it is, and how to get it when its turn has come.
-
-    mapped      the tensors of `load_checkpoint` that `load` reads; their pages are handed back afterwards.
-    """
+    """A tensor to be written: what it is, and how to get it when its turn has come."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     load: Callable[[], Tensor]
-    mapped: tuple[Tensor, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -52,7 +43,7 @@ class Entry:
 def entry_of(name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> Entry:
     """Return the entry that writes a tensor of `load_checkpoint`; floating point is cast to `dtype`."""
     dtype = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-    return Entry(name, dtype, tuple(tensor.shape), lambda: tensor.to(dtype), mapped=(tensor,))
+    return Entry(name, dtype, tuple(tensor.shape), lambda: tensor.to(dtype))
 
 
 def write_safetensors(
@@ -126,7 +117,7 @@ def _header(entries: list[Entry], ordered: list[Entry], metadata: dict[str, str]
     content: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     for entry in entries:
         content[entry.name] = {
-            "dtype": DTYPE_NAMES[entry.dtype],
+            "dtype": DTYPES[str(entry.dtype).removeprefix("torch.")][0],
             "shape": list(entry.shape),
             "data_offsets": offsets[entry.name],
         }
@@ -145,5 +136,3 @@ def _write_tensor(file: BinaryIO, entry: Entry) -> None:
     plain = tensor.detach().to("cpu").contiguous()
     if plain.numel():
         file.write(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
-    for source in entry.mapped:
-        release_pages(source)

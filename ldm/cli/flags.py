@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from ldm.cli import reference_flags
-from ldm.cli.parser import Parser
+from ldm.cli.parser import Parser, argument_type
 from ldm.errors import InputError
 from ldm.requests import Field, Request, fields_of
 
@@ -32,7 +32,7 @@ def _add(parser: Parser, section: Any, each: Field) -> None:
     if about.words:
         keywords |= {"nargs": "+", "action": _Words, "field": each}
     else:
-        keywords["type"] = _read(each)
+        keywords["type"] = argument_type(each.read)
         if about.bare is not None:
             keywords |= {"nargs": "?", "const": about.bare}
     if each.choices:
@@ -41,18 +41,6 @@ def _add(parser: Parser, section: Any, each: Field) -> None:
         keywords["metavar"] = about.metavar
     section.add_argument(*about.flags, **keywords)
     parser.aliases |= set(about.flags[1:])
-
-
-def _read(each: Field) -> Any:
-    """Return what argparse converts a word with; its errors keep their text."""
-
-    def read(word: str) -> Any:
-        try:
-            return each.read(word)
-        except InputError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return read
 
 
 class _Words(argparse.Action):

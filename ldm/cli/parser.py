@@ -1,6 +1,7 @@
 """The parser of every command line."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ldm.errors import InputError
@@ -28,6 +29,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")
+
+
+def argument_type(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return an argparse type that reads a word with `read`, whose InputError keeps its text."""
+
+    def convert(word: str) -> Any:
+        try:
+            return read(word)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
 
 
 def add_messages(parser: argparse.ArgumentParser) -> None:

@@ -11,14 +11,12 @@ Nothing behind the command line knows of them.
 
 import argparse
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ldm.cli.parser import Parser, argument_type
 from ldm.errors import InputError
 from ldm.requests import Request, fields_of
 from ldm.requests.fields import number
-
-if TYPE_CHECKING:
-    from ldm.cli.flags import Parser
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +34,14 @@ class _ListSamplers(argparse.Action):
         parser.exit()
 
 
-def add(parser: "Parser", sections: dict[str, Any], eta: float) -> None:
+def add(parser: Parser, sections: dict[str, Any], eta: float) -> None:
     """Add the flags of the reference scripts, and --list-samplers; `eta` is ddim's if none is given."""
     sampling, model = sections["sampling"], sections["model"]
     sampling.add_argument("--list-samplers", action=_ListSamplers, help="print all samplers and exit")
     sampling.add_argument(
-        "--ddim_eta", type=_number, metavar="ETA", help=f"--eta for the ddim sampler (default: {eta})"
-    )
+        "--ddim_eta", type=argument_type(number(0)), metavar="ETA",
+        help=f"--eta for the ddim sampler (default: {eta})",
+    )  # fmt: skip
     model.add_argument(
         "--precision", choices=("full", "autocast"), help="full is --dtype float32 (default: autocast)"
     )
@@ -54,13 +53,6 @@ def add(parser: "Parser", sections: dict[str, Any], eta: float) -> None:
     intel.add_argument(
         "--ipex", action="store_true", help="--channels-last; the extension itself is no longer needed"
     )
-
-
-def _number(word: str) -> float:
-    try:
-        return number(0)(word)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def folded(cls: type[Request], given: dict[str, Any]) -> dict[str, Any]:

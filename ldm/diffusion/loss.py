@@ -49,6 +49,14 @@ def min_snr_weights(schedule: Schedule, parameterization: str, t: Tensor, gamma:
     return {"eps": capped / snr, "v": capped / (snr + 1), "x0": capped}[parameterization]
 
 
+def distance(output: Tensor, wanted: Tensor, loss_type: str = "l2") -> Tensor:
+    """Return |wanted - output|^p of each element, p = 2 for "l2" and 1 for "l1"."""
+    if loss_type not in ("l1", "l2"):
+        raise ConfigError(f"unknown loss_type {loss_type!r}: expected l1 or l2")
+    error = output - wanted
+    return error.square() if loss_type == "l2" else error.abs()
+
+
 def diffusion_loss(
     schedule: Schedule,
     parameterization: str,
@@ -72,10 +80,8 @@ def diffusion_loss(
         logvar: (N,) learned or fixed log variances; zeros when None.
         min_snr_gamma: cap of the signal-to-noise ratio; no weighting when None.
     """
-    error = output.float() - target(schedule, parameterization, x_0, eps, t).float()
-    if loss_type not in ("l1", "l2"):
-        raise ConfigError(f"unknown loss_type {loss_type!r}: expected l1 or l2")
-    per_sample = (error.square() if loss_type == "l2" else error.abs()).flatten(1).mean(1)  # (b,)
+    wanted = target(schedule, parameterization, x_0, eps, t)
+    per_sample = distance(output.float(), wanted.float(), loss_type).flatten(1).mean(1)  # (b,)
     g = torch.zeros_like(per_sample) if logvar is None else logvar.to(t.device)[t]
     weights = 1.0 if min_snr_gamma is None else min_snr_weights(schedule, parameterization, t, min_snr_gamma)
     gamma = (weights * per_sample / g.exp() + g).mean()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.diffusion.schedule import Schedule, make_betas
+from ldm.diffusion.schedule import make_betas
 from ldm.diffusion.timesteps import ddim_table
 from ldm.diffusion.timesteps import ddim_timesteps as timesteps_of
 
@@ -54,14 +54,8 @@ def extract_into_tensor(a: Tensor, t: Tensor, x_shape: Sequence[int]) -> Tensor:
     return a.gather(-1, t).reshape(len(t), *(1,) * (len(x_shape) - 1))
 
 
-def predict_start_from_noise(schedule: Schedule, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """Return x_0 from the noise at integer times `t` (b,), as sqrt(1/abar) x_t - sqrt(1/abar - 1) noise.
-
-    The difference of two large numbers where abar is small, so the last digits depend on this order.
-    """
-    tables = schedule.published_buffers()
-    of_x_t, of_noise = (
-        extract_into_tensor(tables[name].to(t.device), t, x_t.shape)
-        for name in ("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod")
-    )
-    return of_x_t * x_t - of_noise * noise
+def noise_like(shape: Sequence[int], device: torch.device | str, repeat: bool = False) -> Tensor:
+    """Return standard normal numbers of a shape; with `repeat` the same for each sample of the batch."""
+    if not repeat:
+        return torch.randn(*shape, device=device)
+    return torch.randn(1, *shape[1:], device=device).repeat(shape[0], *(1,) * (len(shape) - 1))

@@ -1,1 +1,1 @@
-"""Pictures as files and arrays: opening, colour, padding, grids, watermark, metadata."""
+"""Images as files and arrays: opening, colour, padding, grids, watermark, metadata."""

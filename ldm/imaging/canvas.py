@@ -1,19 +1,20 @@
-"""The canvas of a picture that grows at its sides, and the windows in which the new part is painted.
+"""The canvas of an image that is extended at its sides, and the windows in which the new part is painted.
 
-A model paints well at about the size that it was trained at, and what it adds fits what it sees. So a canvas
-that is no larger than a window, half of it at least known along each axis, is painted at once. Else strip
-after strip, left, right, up, down, each no wider than half a window, the rest of which shows what is known:
+A model works best at about the size that it was trained at, and it needs to see part of the image to continue
+it. A canvas that is no larger than one window, and of which at least half is known along each axis, is
+painted at once. Otherwise the new part is painted in strips: left, right, up, down, each at most half a
+window wide; the rest of the window shows known pixels:
 
-    known ......|..... strip     along a side that is longer than a window, strips are painted in several
-    [   a window     ]           windows that overlap by a quarter of one
+    known ......|..... strip     along a side that is longer than a window, a strip is painted in several
+    [   a window     ]           windows that overlap by a quarter
 
-What was painted is known to the windows that follow, so that corners are seen from both sides.
+Painted pixels are known to the windows that follow, so corners see both of their neighbours.
 
-No true edge runs along the border of a picture, so what was painted is joined to it as in seamless cloning
-(Perez et al., "Poisson Image Editing", SIGGRAPH 2003): the difference across the border, d, is taken away
-beside it and less and less farther in, and all detail stays,
+The border of an image is not an edge in the scene, so the new part is joined to it as in seamless cloning
+(Perez et al., "Poisson Image Editing", SIGGRAPH 2003): the difference across the border, d, is added next to
+it and decays with the distance, while all detail stays,
 
-    joined = painted + spread(d)
+    joined = painted + pull_push(d)
 """
 
 import math
@@ -28,15 +29,15 @@ from torch import Tensor
 from ldm.errors import InputError
 from ldm.imaging.files import MAX_PIXELS, MAX_SIDE
 from ldm.imaging.masks import Box
-from ldm.imaging.spread import spread
+from ldm.imaging.pull_push import pull_push
 
-LEAST_WINDOW = 16  # pixels a side
-REACH = 8.0  # pixels, a latent of SD, from where on what joins the new part to the known falls
-OVERLAP = 4  # windows along a side share one part in so many with what was painted before
+LEAST_WINDOW = 16  # pixels per side
+REACH = 8.0  # pixels, one latent of SD; beyond this distance the correction at the border decays
+OVERLAP = 4  # windows along a side overlap by one part in this many
 
 
 class Margins(NamedTuple):
-    """How many pixels a picture grows at each side."""
+    """How many pixels are added at each side of an image."""
 
     left: int = 0
     right: int = 0
@@ -44,9 +45,10 @@ class Margins(NamedTuple):
     down: int = 0
 
     def canvas(self, height: int, width: int) -> tuple[int, int]:
-        """Return (height, width) of the picture grown.
+        """Return (height, width) of the extended image.
 
-        Raises: InputError where nothing grows, something shrinks, or it would be too large.
+        Raises:
+            InputError: no pixels are added, an amount is negative, or the canvas would be too large.
         """
         if min(self) < 0 or not any(self):
             amounts = ", ".join(f"{side} {amount}" for side, amount in self._asdict().items())
@@ -54,27 +56,27 @@ class Margins(NamedTuple):
         tall, wide = self.up + height + self.down, self.left + width + self.right
         if max(tall, wide) > MAX_SIDE or tall * wide > MAX_PIXELS:
             raise InputError(
-                f"outpainting {width}x{height} to {wide}x{tall}: at most {MAX_SIDE} a side and "
-                f"{MAX_PIXELS // 10**6} megapixels are made; add less"
+                f"outpainting {width}x{height} to {wide}x{tall}: at most {MAX_SIDE} pixels per side and "
+                f"{MAX_PIXELS // 10**6} megapixels are possible; add fewer pixels"
             )
         return tall, wide
 
     def inner(self, height: int, width: int) -> Box:
-        """Return where a picture of height x width lies on its canvas."""
+        """Return where an image of height x width lies on its canvas."""
         return Box(self.up, self.left, self.up + height, self.left + width)
 
 
 class Window(NamedTuple):
-    """A part of the canvas that the model sees at once."""
+    """A part of the canvas that the model paints at once."""
 
     box: Box
-    new: np.ndarray  # (h, w) bool within the box: what is painted now; all else in it is known
+    new: np.ndarray  # (h, w) bool within the box: True to paint; all other pixels are known
 
 
 def windows(height: int, width: int, margins: Margins, side: int) -> Iterator[Window]:
-    """Yield the windows, in order, that grow a picture of height x width; none is larger than side x side.
+    """Yield the windows that extend an image of height x width, in order, each at most side x side.
 
-    Every new pixel is painted in one of them.
+    Every new pixel is painted in exactly one of them.
     """
     known = np.zeros(margins.canvas(height, width), bool)
     known[margins.inner(height, width).part] = True
@@ -84,13 +86,13 @@ def windows(height: int, width: int, margins: Margins, side: int) -> Iterator[Wi
 
 
 def boxes(height: int, width: int, margins: Margins, side: int) -> list[Box]:
-    """Return where the windows lie, in order.
+    """Return the positions of the windows, in order.
 
-    Raises: InputError for margins or a window that cannot be.
+    Raises: InputError for impossible margins or too small a window.
     """
     tall, wide = margins.canvas(height, width)
     if side < LEAST_WINDOW:
-        raise InputError(f"a window of {side} pixels; expected {LEAST_WINDOW} or more")
+        raise InputError(f"got a window of {side} pixels; expected {LEAST_WINDOW} or more")
     most = side // 2
     fits = max(tall, wide) <= side
     if fits and margins.left + margins.right <= most and margins.up + margins.down <= most:
@@ -105,18 +107,18 @@ def boxes(height: int, width: int, margins: Margins, side: int) -> list[Box]:
 
 
 def joined(painted: Tensor, image: Tensor, new: Tensor) -> Tensor:
-    """Return pictures (b, 3, h, w) that are `image` where that is known, and go on from it by `painted`.
+    """Return images (b, 3, h, w): `image` where it is known, continued by `painted` without a visible border.
 
     Args:
         painted: (b, 3, h, w).
         image: (1 or b, 3, h, w).
-        new: (h, w) bool, what is not known.
+        new: (h, w) bool, True where `image` is not known.
     """
     known = (~new)[None, None].to(image)
-    beside = _around(torch.where(new, 0.0, image)) / _around(known).clamp(min=1)  # mean of known neighbours
+    means = _around(torch.where(new, 0.0, image)) / _around(known).clamp(min=1)  # of known neighbours
     edge = new & (_around(known)[0, 0] > 0)
-    step = torch.where(edge, beside - painted, 0.0)
-    return torch.where(new, painted + spread(step, edge[None, None], REACH), image)
+    step = torch.where(edge, means - painted, 0.0)
+    return torch.where(new, painted + pull_push(step, edge[None, None], REACH), image)
 
 
 def _around(x: Tensor) -> Tensor:
@@ -126,7 +128,7 @@ def _around(x: Tensor) -> Tensor:
 
 
 def _parts(amount: int, most: int) -> list[int]:
-    """Return whole numbers, as few and as equal as can be, none above `most`, that add up to `amount`."""
+    """Split `amount` into as few and as equal whole numbers as possible, each at most `most`."""
     count = math.ceil(amount / most)
     return [amount * (i + 1) // count - amount * i // count for i in range(count)]
 
@@ -142,7 +144,7 @@ def _grown(box: Box, name: str, by: int) -> Box:
 
 
 def _seen(grown: Box, name: str, side: int) -> Box:
-    """Return the part of `grown` with the new strip and as much beside it as a window holds."""
+    """Return the part of `grown` with the new strip and as many known pixels as fit into a window."""
     top, left, bottom, right = grown
     return {
         "left": Box(top, left, bottom, min(left + side, right)),
@@ -153,7 +155,7 @@ def _seen(grown: Box, name: str, side: int) -> Box:
 
 
 def _along(box: Box, name: str, side: int) -> list[Box]:
-    """Cut a box along a side of the picture into overlapping windows, all of one length."""
+    """Cut a box along a side of the image into overlapping windows of equal length."""
     top, left, bottom, right = box
     if name in ("left", "right"):
         return [Box(start, left, stop, right) for start, stop in _tiles(top, bottom, side)]

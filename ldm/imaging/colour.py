@@ -1,10 +1,10 @@
-"""Between 8-bit pictures (n, h, w, 3) and what the models work on: (n, 3, h, w) in -1..1.
+"""Convert between 8-bit images (n, h, w, 3) and the models' tensors (n, 3, h, w) in -1..1.
 
-    in:  x = 2 * (u / 255) - 1
-    out: u = trunc(255 * clamp((x + 1) / 2, 0, 1))
+    from uint8:  x = 2 * (u / 255) - 1
+    to uint8:    u = trunc(255 * clamp((x + 1) / 2, 0, 1))
 
-Out truncates, as the published scripts do, because their pictures are what seeds are compared by.
-Both run in float32: in half precision 255 * x is already off by a step.
+The conversion to uint8 truncates as the reference scripts do, so that a seed gives the same image as there.
+Both directions compute in float32: in half precision 255 * x is already off by one level.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 
 from ldm.errors import InputError
 
-BLACK = 2  # of 255: no eye tells it from 0, and no picture of anything stays below
+BLACK = 2  # of 255: visually the same as 0, and every real image has brighter values
 
 
 def from_uint8(images: np.ndarray) -> torch.Tensor:
@@ -27,11 +27,11 @@ def from_uint8(images: np.ndarray) -> torch.Tensor:
 
 
 def check_uint8(images: np.ndarray, channels: tuple[int, ...]) -> None:
-    """Raise InputError unless this is (h, w, c) or (n, h, w, c) uint8 of so many channels."""
+    """Raise InputError unless `images` is (h, w, c) or (n, h, w, c) uint8 with c in `channels`."""
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] not in channels:
         count = " or ".join(map(str, channels))
         raise InputError(
-            f"a picture is an array of shape {images.shape} and {images.dtype}; expected (height, width, "
+            f"got an image array of shape {images.shape} and dtype {images.dtype}; expected (height, width, "
             f"{count}) uint8, RGB from 0 to 255"
         )
 
@@ -43,5 +43,5 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
 
 
 def is_black(image: np.ndarray) -> bool:
-    """Tell whether a picture of uint8 shows nothing: no value of it exceeds BLACK."""
+    """Return whether a uint8 image is all black: no value exceeds BLACK."""
     return int(image.max()) <= BLACK

@@ -1,17 +1,18 @@
-"""Bring a picture to the size that is wanted, in one of four ways.
+"""Fit an image to a size, in one of four ways.
 
-| fit     | with a size                                   | without one                                  |
+| fit     | with a target size                            | without                                      |
 |---------|-----------------------------------------------|----------------------------------------------|
-| exact   | only the picture's own                        | the picture as it is                         |
-| crop    | scaled to cover it, the middle is cut out     | the same, down to multiples of the model's   |
-| stretch | scaled to it, whatever that does to the shape | the same, down to multiples of the model's   |
-| pad     | scaled to fit inside, the rest is mirrored    | not scaled, mirrored up to such multiples    |
+| exact   | only the image's own size is allowed          | the image is unchanged                       |
+| crop    | scale to cover the size, cut out the middle   | the same; sides rounded down to the multiple |
+| stretch | scale to the size, ignoring the aspect ratio  | the same; sides rounded down to the multiple |
+| pad     | scale to fit inside, mirror the rest          | no scaling; mirror up to the next multiple   |
 
     fit = choose_fit(image, "crop", height=512, width=768)     # InputError here, before there is a model
     image = fit.of(image, model.size_multiple)                 # (512, 768, 3)
 
-Scaling is Pillow's Lanczos. `stretch` without a size is what the published img2img.py does, whose multiple is
-64: height and width floored to it. Below one multiple a side becomes one, where the published script fails.
+The multiple is the model's `size_multiple`. Scaling is Pillow's Lanczos. `stretch` without a size is what the
+reference img2img.py does, with a multiple of 64. Sides shorter than one multiple become one multiple, where
+the reference script fails.
 """
 
 from dataclasses import dataclass
@@ -31,16 +32,16 @@ Size = tuple[int, int]  # height, width
 
 @dataclass(frozen=True)
 class Fit:
-    """A way to fit, and the size that is wanted."""
+    """How to fit an image, and the target size."""
 
     mode: str
-    size: Size | None = None  # None is any that the model takes
+    size: Size | None = None  # None: any size that the model takes
 
     def of(self, image: np.ndarray, multiple: int) -> np.ndarray:
-        """Return the picture (h, w, c) uint8, brought to its size.
+        """Return the image (h, w, c) uint8, fitted.
 
         Args:
-            multiple: of which the sides must be where no size is wanted.
+            multiple: sides are multiples of this if there is no target size.
         """
         if self.mode == "exact":
             return image
@@ -54,13 +55,14 @@ class Fit:
 def choose_fit(
     image: np.ndarray, mode: str | None = None, height: int | None = None, width: int | None = None
 ) -> Fit:
-    """Return how to fit a picture (h, w, c).
+    """Return how to fit an image (h, w, c).
 
     Args:
-        mode: one of FITS; None is exact, or crop where a height or width is given.
-        height: of the result; where only one of both is given, the other keeps the picture's shape.
+        mode: one of FITS; None is exact, or crop if a height or width is given.
+        height, width: of the result; if only one is given, the other keeps the aspect ratio.
 
-    Raises: InputError where mode is unknown, exact contradicts the size, or a side becomes too long.
+    Raises:
+        InputError: mode is unknown, exact contradicts the size, or a side becomes too long.
     """
     if mode is not None and mode not in FITS:
         raise InputError(f"unknown fit {mode!r}: expected one of {', '.join(FITS)}")
@@ -71,19 +73,19 @@ def choose_fit(
     width = width or max(1, round(own_width * height / own_height))
     if max(height, width) > MAX_SIDE:
         raise InputError(
-            f"a picture of {own_width}x{own_height} would become {width}x{height}; at most {MAX_SIDE} a side "
-            "are possible: give both height and width"
+            f"an image of {own_width}x{own_height} would become {width}x{height}; expected at most "
+            f"{MAX_SIDE} pixels per side: give both height and width"
         )
     if mode == "exact" and (height, width) != (own_height, own_width):
         raise InputError(
-            f"the picture is {own_width}x{own_height} and {width}x{height} is asked for, which fit exact "
-            "cannot give: use fit crop, pad or stretch, or leave out the size"
+            f"the image is {own_width}x{own_height} and the requested size is {width}x{height}, which fit "
+            "exact does not allow: use fit crop, pad or stretch, or leave out the size"
         )
     return Fit(mode or "crop", (height, width))
 
 
 def _middle(own: Size, size: Size) -> tuple[float, float, float, float]:
-    """Return (left, top, right, bottom) of the largest middle of a picture that has the shape of `size`."""
+    """Return (left, top, right, bottom) of the largest centred crop with the aspect ratio of `size`."""
     scale = max(size[0] / own[0], size[1] / own[1])
     top, left = (max(0, own[axis] - size[axis] / scale) / 2 for axis in (0, 1))
     return left, top, own[1] - left, own[0] - top
@@ -92,9 +94,8 @@ def _middle(own: Size, size: Size) -> tuple[float, float, float, float]:
 def _scaled(
     image: np.ndarray, size: Size, box: tuple[float, float, float, float] | None = None
 ) -> np.ndarray:
-    """Return a picture, or the box of it, at another size."""
-    picture = Image.fromarray(image)
-    return np.asarray(picture.resize(size[::-1], Image.Resampling.LANCZOS, box=box))
+    """Resize an image, or a box of it, to (height, width)."""
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS, box=box))
 
 
 def _padded(image: np.ndarray, size: Size | None, multiple: int) -> np.ndarray:

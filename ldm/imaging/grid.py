@@ -1,6 +1,6 @@
-"""Lay pictures out on one sheet: black, 2 pixels between and around them.
+"""Arrange images in a grid on black, with 2 pixels between and around them.
 
-One picture alone gets no frame, so its sheet is the picture itself.
+A single image gets no frame: its grid is the image itself.
 """
 
 import math
@@ -12,7 +12,7 @@ PADDING = 2
 
 
 def make_grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Place uint8 images (h, w, 3) of one size row by row, `columns` in a row; unused cells stay black."""
+    """Place uint8 images (h, w, 3) of one size row by row, `columns` per row; unused cells stay black."""
     if len(images) == 1:
         return images[0]
     height, width, channels = images[0].shape

@@ -1,11 +1,12 @@
-"""Masks: where a picture is to be painted anew. (h, w) float32, 1 paint, 0 keep, between: a mixture.
+"""Inpainting masks: (h, w) float32 arrays, 1 to repaint, 0 to keep, values between for a mixture.
 
-The model is told yes or no, at 0.5 (`hard`); the mixture is made when the original is put back (`weight`):
+The model gets a binary mask, thresholded at 0.5 (`binarize`). Grey values count when the original is pasted
+back (`feather`):
 
-    weight = mask * depth / (blur + 1), at most mask          depth: pixels to the nearest that is kept whole
+    weight = mask * distance / (blur + 1), at most mask          distance: pixels to the nearest kept pixel
 
-so that a blur fades the paint out inside the mask, and what lies outside it stays byte for byte. To fade out
-around an object, grow the mask first. The border of the picture is no border of the mask.
+A blur therefore fades the paint out inside the mask, and pixels outside it stay as they are, byte for byte.
+To fade out around an object, grow the mask first. The border of the image is not a border of the mask.
 """
 
 from typing import NamedTuple
@@ -14,12 +15,12 @@ import numpy as np
 
 from ldm.errors import InputError
 
-MAX_PIXELS = 1024  # of growing, shrinking, blurring
+MAX_PIXELS = 1024  # limit of growing, shrinking and blurring
 THRESHOLD = 0.5
 
 
 class Box(NamedTuple):
-    """A rectangle of whole pixels; bottom and right are outside it."""
+    """A rectangle of pixels; bottom and right are exclusive."""
 
     top: int
     left: int
@@ -36,55 +37,55 @@ class Box(NamedTuple):
 
     @property
     def part(self) -> tuple[slice, slice]:
-        """What to index (..., h, w) with."""
+        """The index of the rectangle in an array (..., h, w)."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
 def from_alpha(image: np.ndarray) -> np.ndarray:
-    """Return the mask that the alpha of (h, w, 4) uint8 stands for: what is transparent is painted."""
+    """Return the mask of the alpha channel of (h, w, 4) uint8: transparent pixels are repainted."""
     return 1 - image[:, :, 3].astype(np.float32) / 255
 
 
-def from_picture(image: np.ndarray) -> np.ndarray:
-    """Return the mask that (h, w, 3 or 4) uint8 shows: white is painted; transparency counts as black."""
+def from_image(image: np.ndarray) -> np.ndarray:
+    """Return the mask of an image (h, w, 3 or 4) uint8: white is repainted; transparent counts as black."""
     grey = image[:, :, :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / 255
     alpha = image[:, :, 3].astype(np.float32) / 255 if image.shape[2] == 4 else 1.0
     return np.clip(np.rint(grey * alpha * 65535) / 65535, 0, 1).astype(np.float32)  # white is exactly 1
 
 
 def check(mask: np.ndarray, height: int, width: int) -> None:
-    """Raise InputError unless this is a mask of a picture of that size."""
+    """Raise InputError unless `mask` has this size and values from 0 to 1."""
     if mask.shape != (height, width):
         got = "x".join(map(str, reversed(mask.shape[:2])))
         raise InputError(
-            f"the mask is {got} and the picture {width}x{height}; expected one size, a pixel for each pixel"
+            f"the mask is {got} and the image is {width}x{height}; expected a mask of the same size"
         )
     if not (np.isfinite(mask).all() and 0 <= mask.min() and mask.max() <= 1):
-        raise InputError("the mask has values outside 0..1; expected 0 (keep) to 1 (paint)")
+        raise InputError("the mask has values outside 0..1; expected 0 (keep) to 1 (repaint)")
 
 
 def check_paints(mask: np.ndarray) -> None:
-    """Raise InputError where the mask leaves nothing to paint."""
-    if not hard(mask).any():
-        top = f", at most {round(100 * float(mask.max()))} %" if mask.max() > 0 else ""
+    """Raise InputError if the mask selects nothing to repaint."""
+    if not binarize(mask).any():
+        top = f"; its maximum is {round(100 * float(mask.max()))} %" if mask.max() > 0 else ""
         raise InputError(
-            f"the mask leaves nothing to paint: it is nowhere white (50 % and above{top}); white is "
-            "painted, black is kept, --invert-mask exchanges them"
+            f"the mask leaves nothing to repaint: no pixel is white (50 % or more{top}); white is repainted, "
+            "black is kept, --invert-mask exchanges them"
         )
 
 
 def prepared(mask: np.ndarray, *, invert: bool = False, grow: int = 0) -> np.ndarray:
-    """Return the mask as a user wants it: inverted first, then grown."""
+    """Return the mask inverted first, if requested, and then grown."""
     return grown(1 - mask if invert else mask, grow)
 
 
-def hard(mask: np.ndarray) -> np.ndarray:
-    """Return (h, w) bool, what the model is told to paint."""
+def binarize(mask: np.ndarray) -> np.ndarray:
+    """Return the mask (h, w) bool that the model gets: True to repaint."""
     return mask >= THRESHOLD
 
 
 def grown(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """Return the mask with its border moved outwards by `pixels`, in every direction; below 0 inwards."""
+    """Return the mask with its border moved outwards by `pixels` in every direction; negative: inwards."""
     if pixels < 0:
         return 1 - grown(1 - mask, -pixels)
     if pixels == 0:
@@ -95,7 +96,7 @@ def grown(mask: np.ndarray, pixels: int) -> np.ndarray:
     spans = _running_maxima(mask, pixels)
     result = mask.copy()
     for dy in range(-min(pixels, height - 1), min(pixels, height - 1) + 1):
-        reach = int((pixels * pixels - dy * dy) ** 0.5)  # the disc's half width in this row
+        reach = int((pixels * pixels - dy * dy) ** 0.5)  # half the width of the disc in this row
         rows = _maximum_within(spans, reach, width, slice(max(dy, 0), height + min(dy, 0)))
         target = result[max(-dy, 0) : height - max(dy, 0)]
         np.maximum(target, rows, out=target)
@@ -103,10 +104,10 @@ def grown(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def distance(inside: np.ndarray, limit: int) -> np.ndarray:
-    """Return (h, w) float32: how far each pixel is from the nearest that is not `inside`, at most limit + 1.
+    """Return (h, w) float32: the distance of each pixel to the nearest one outside, at most limit + 1.
 
-    Euclidean and exact up to the limit, 1 beside the border, 0 outside. (Felzenszwalb and Huttenlocher, 2012:
-    the squared distance is a minimum along columns, then along rows.)
+    The distance is Euclidean and exact up to the limit, 1 next to the border and 0 outside. (Felzenszwalb and
+    Huttenlocher, 2012: the squared distance is a minimum along columns, then along rows.)
     """
     _check_pixels("the distance to the border of the mask", limit)
     far = limit + 1
@@ -116,15 +117,15 @@ def distance(inside: np.ndarray, limit: int) -> np.ndarray:
     return np.sqrt(np.minimum(squared, far * far))
 
 
-def weight(mask: np.ndarray, blur: int) -> np.ndarray:
-    """Return what share of the painted pixel is taken: the mask, fading out inside over `blur` pixels."""
+def feather(mask: np.ndarray, blur: int) -> np.ndarray:
+    """Return the weight of each painted pixel: the mask, fading out inwards over `blur` pixels."""
     if blur == 0:
         return mask
     return mask * np.minimum(distance(mask > 0, blur) / (blur + 1), 1)
 
 
 def box(mask: np.ndarray, padding: int = 0) -> Box:
-    """Return the rectangle around all that is above 0, and `padding` pixels more, inside the picture."""
+    """Return the bounding box of all values above 0, extended by `padding` pixels within the image."""
     rows, columns = np.flatnonzero((mask > 0).any(1)), np.flatnonzero((mask > 0).any(0))
     height, width = mask.shape
     return Box(
@@ -136,7 +137,7 @@ def box(mask: np.ndarray, padding: int = 0) -> Box:
 
 
 def squarer(box: Box, height: int, width: int) -> Box:
-    """Return the box with its shorter side lengthened to the longer, as far as the picture goes."""
+    """Return the box with its shorter side extended to the longer one, as far as the image allows."""
     side = max(box.height, box.width)
     top, bottom = _lengthened(box.top, box.bottom, side, height)
     left, right = _lengthened(box.left, box.right, side, width)
@@ -155,7 +156,7 @@ def _check_pixels(what: str, pixels: int) -> None:
 
 
 def _running_maxima(mask: np.ndarray, pixels: int) -> list[np.ndarray]:
-    """Return for k = 0, 1, ... the maxima of 2^k neighbours to the right, on rows padded with 0."""
+    """Return, for k = 0, 1, ..., the maximum of the 2^k pixels from each to the right, padded with 0."""
     spans = [np.pad(mask, ((0, 0), (pixels, pixels)))]
     while 2 ** len(spans) <= 2 * pixels + 1:
         half, last = 2 ** (len(spans) - 1), spans[-1]
@@ -164,7 +165,7 @@ def _running_maxima(mask: np.ndarray, pixels: int) -> list[np.ndarray]:
 
 
 def _maximum_within(spans: list[np.ndarray], reach: int, width: int, rows: slice) -> np.ndarray:
-    """Return the maximum of the 2 reach + 1 pixels around each: that of two overlapping spans."""
+    """Return the maximum of the 2 reach + 1 pixels around each, from two overlapping spans."""
     length = 2 * reach + 1
     k = length.bit_length() - 1
     first = (spans[0].shape[1] - width) // 2 - reach

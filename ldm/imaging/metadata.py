@@ -1,6 +1,6 @@
 """The metadata of an image: two text chunks in its PNG.
 
-`parameters`  the text that AUTOMATIC1111's web UI writes and most viewers read:
+`parameters`  the text that AUTOMATIC1111's web UI writes and most viewers can read:
 
     a lighthouse
     Negative prompt: blurry
@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 
 from ldm.errors import InputError
 
-# The web UI's names of samplers and schedules; those that it lacks go by ours.
+# The web UI's names of samplers and schedules; others keep our name.
 SAMPLER_LABELS = {
     "ddim": "DDIM", "plms": "PLMS", "dpm": "DPM++ 2M", "dpmpp_2m": "DPM++ 2M", "dpmpp_2m_sde": "DPM++ 2M SDE",
     "dpmpp_3m_sde": "DPM++ 3M SDE", "unipc": "UniPC", "euler": "Euler", "euler_a": "Euler a", "heun": "Heun",
@@ -74,14 +74,14 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """Return the JSON record of a PNG. Raises: InputError when the file has none."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            image.load()  # text may stand behind the pixels
+            image.load()  # text chunks may follow the pixels
             return json.loads(image.text["ldm"])
     except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path} carries no record of this toolkit: {error}") from error
+        raise InputError(f"{path} has no metadata of this toolkit: {error}") from error
 
 
 def _quoted(value: Any) -> str:
-    """Quote as JSON what would break the comma-separated line."""
+    """Return the value as text, quoted as JSON if it would break the comma-separated line."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if re.search(r'[,:\n"]', text) else text
 

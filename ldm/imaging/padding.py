@@ -1,15 +1,15 @@
-"""Any picture size on a network that only takes multiples: pad inside, crop exactly.
+"""Process images of any size with a network that requires multiples: pad before it, crop after it.
 
-A frame puts the picture in the middle of the next size that fits:
+A frame centres the image in the next larger size that fits:
 
     frame = Frame.around(height=427, width=640, multiple=64)     # 448 x 640 inside
     frame.crop(decode(encode(frame.pad(images))))                # 427 x 640 again
 
-Padding mirrors the picture (the edge pixel is not repeated), as often as needed, so that the network
-sees no hard border.
+Padding mirrors the image without repeating the edge pixel, several times if needed, so that the network sees
+no hard border.
 
-Where the network enlarges (the 4x upscaler), `scale` says how often: the frame is that of the small picture,
-and what is cropped is `scale` times as large.
+For a network that enlarges its input (the 4x upscaler), `scale` is its factor: the frame describes the small
+image, and `crop` takes images that are `scale` times as large.
 """
 
 import math
@@ -20,7 +20,7 @@ import torch
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture of height x width inside inner_height x inner_width; the result is `scale` times as large."""
+    """An image of height x width inside inner_height x inner_width; the result is `scale` times as large."""
 
     height: int
     width: int
@@ -49,13 +49,13 @@ class Frame:
         return images.index_select(-2, rows).index_select(-1, columns)  # (n, c, inner_height, inner_width)
 
     def crop(self, images: torch.Tensor) -> torch.Tensor:
-        """Cut (n, c, inner_height, inner_width), `scale` times that, back to (n, c, height, width)."""
+        """Crop (n, c, scale * inner_height, scale * inner_width) to (n, c, scale * height, scale * width)."""
         top, left, height, width = (self.scale * x for x in (self.top, self.left, self.height, self.width))
         return images[..., top : top + height, left : left + width]
 
 
 def _mirrored(length: int, before: int, inner: int) -> torch.Tensor:
-    """Return for every inner position the source position: ... 2 1 0 1 2 ... n-2 n-1 n-2 ..."""
+    """Return the source position of every inner position: ... 2 1 0 1 2 ... n-2 n-1 n-2 ..."""
     position = torch.arange(inner) - before
     if length == 1:
         return torch.zeros_like(position)

@@ -1,9 +1,9 @@
-"""Put the pixels of a picture back where nothing was to be painted, byte for byte.
+"""Paste the original pixels back outside the mask, byte for byte.
 
     result = weight painted + (1 - weight) original       rounded to 8 bits; weights 0 and 1 copy bytes
 
-An autoencoder changes every pixel a little. Edits that are to touch the mask alone, again and again, need the
-original's own bytes around it. It is the last thing that is done to a picture, after the watermark too.
+An autoencoder changes every pixel a little. Repeated edits that should change only the masked part need the
+original bytes around it. Pasting is the last operation on an image, after the watermark.
 """
 
 from dataclasses import dataclass
@@ -15,21 +15,22 @@ from ldm.imaging.colour import check_uint8
 
 @dataclass(frozen=True)
 class Paste:
-    """What comes back where.
+    """The original image and the weight of the painted one.
 
     Args:
         original: (h, w, 3) or, with alpha, (h, w, 4), uint8.
-        weight: (h, w) float32, 1 where the painted pixel is taken, 0 where the original stays.
+        weight: (h, w) float32, 1 for the painted pixel, 0 for the original.
     """
 
     original: np.ndarray
     weight: np.ndarray
 
     def onto(self, painted: np.ndarray) -> np.ndarray:
-        """Return `painted` (h, w, 3) uint8 with the original put back, of as many channels as that has.
+        """Return `painted` (h, w, 3) uint8 with the original pasted back; it has the original's channels.
 
-        Paint covers what is transparent first: `weight` of a pixel is paint, and of the rest the original
-        covers what it did, so that a cut-out with soft edges, painted where it is clear, becomes opaque.
+        Paint fills the transparent share of a pixel first: `weight` of the pixel is paint, and the original
+        covers as much of the rest as its alpha allows. A cut-out with soft edges, painted where it is
+        transparent, thus becomes opaque.
         """
         weight = self.weight[:, :, None]
         original = self.original[:, :, :3].astype(np.float32)
@@ -46,7 +47,7 @@ class Paste:
 
 
 def opaque(image: np.ndarray, background: int = 255) -> np.ndarray:
-    """Return uint8 (h, w, 3) of a picture with 3 or 4 channels; transparency is laid on a grey level.
+    """Return (h, w, 3) uint8 of an image with 3 or 4 channels, composited over a grey level.
 
     Raises: InputError for arrays of another shape or dtype.
     """

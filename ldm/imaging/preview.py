@@ -1,11 +1,10 @@
-"""Small pictures of latents by a linear map, a pixel for each latent: no network is asked.
+"""Low-resolution previews of latents by a linear map, one pixel per latent, without running the decoder.
 
     rgb = latents . factors + bias      (c) . (c, 3) + (3), in -1..1
 
-A linear map is a good guess because the latents of these autoencoders are themselves a small, noisy picture.
-The factors of SD 1.x and 2.x, which share their latents, are those that ComfyUI publishes
-(comfy/latent_formats.py, SD15). Other models keep theirs in a JSON file beside their YAML, made by `fitted`
-(scripts/data/fit_preview.py).
+A linear map works well because the latents of these autoencoders look like a small, noisy image. SD 1.x and
+2.x share their latents; their factors are those that ComfyUI publishes (comfy/latent_formats.py, SD15). Other
+models have theirs in a JSON file next to their YAML, made by `fit_map` (demo/fit_preview.py).
 """
 
 import json
@@ -24,13 +23,13 @@ SD_SCALE_FACTOR = 0.18215
 
 @dataclass(frozen=True)
 class LatentToRGB:
-    """The map: c rows of 3 factors, and 3 that are added."""
+    """A linear map from c latent channels to RGB: c rows of 3 factors, and a bias."""
 
     factors: tuple[tuple[float, float, float], ...]
     bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
-    def pictures(self, latents: Tensor) -> np.ndarray:
-        """Return uint8 pictures (b, h, w, 3) of latents (b, c, h, w)."""
+    def images(self, latents: Tensor) -> np.ndarray:
+        """Return uint8 images (b, h, w, 3) of latents (b, c, h, w)."""
         latents = latents.float().cpu()
         factors, bias = torch.tensor(self.factors), torch.tensor(self.bias)
         rgb = torch.einsum("bchw,cr->brhw", latents, factors) + bias[:, None, None]  # (b, 3, h, w)
@@ -47,20 +46,21 @@ SD = LatentToRGB(
 )
 
 
-def guessed(channels: int) -> LatentToRGB:
-    """Return a map for latents of an unknown autoencoder: shapes without their colours.
+def grey_map(channels: int) -> LatentToRGB:
+    """Return a map for the latents of an unknown autoencoder, which shows shapes in grey.
 
-    The mean of all channels as grey; latents are about -1..1 with tails to 4.
+    It averages all channels; latents are about -1..1 with tails to 4.
     """
     return LatentToRGB(((0.5 / channels**0.5,) * 3,) * channels)
 
 
-def fitted(latents: Tensor, images: Tensor) -> tuple[LatentToRGB, float]:
-    """Return the map of least squares, and the share of the pictures' variance that it explains.
+def fit_map(latents: Tensor, images: Tensor) -> tuple[LatentToRGB, float]:
+    """Return the least-squares map, and the share of the images' variance that it explains.
 
     Args:
         latents: (n, c, h, w).
-        images: (n, 3, H, W) in -1..1, of the same pictures; each latent gets the mean of its pixels.
+        images: (n, 3, H, W) in -1..1, the images of these latents; each latent is fitted to the mean of its
+            pixels.
     """
     small = torch.nn.functional.interpolate(images.double(), latents.shape[-2:], mode="area")
     x = latents.double().movedim(1, -1).flatten(0, -2)  # (n h w, c)
@@ -73,15 +73,17 @@ def fitted(latents: Tensor, images: Tensor) -> tuple[LatentToRGB, float]:
 
 
 def load_map(path: str | Path) -> LatentToRGB:
-    """Read a map: {"factors": [[r, g, b], ...], "bias": [r, g, b]}. Raises: InputError."""
+    """Read a map from JSON: {"factors": [[r, g, b], ...], "bias": [r, g, b]}. Raises: InputError."""
     try:
         content = json.loads(Path(path).read_text())
         factors = tuple(tuple(map(float, row)) for row in content["factors"])
         bias = tuple(map(float, content["bias"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is no map from latents to colours: {type(error).__name__}: {error}"
+            f"{path} is not a map from latents to colours: {type(error).__name__}: {error}"
         ) from error
     if not factors or {len(row) for row in (*factors, bias)} != {3}:
-        raise InputError(f"{path}: expected rows of three numbers, one for each latent channel, and a bias")
+        raise InputError(
+            f"{path}: expected one row of three numbers for each latent channel, and a bias of three"
+        )
     return LatentToRGB(factors, bias)

@@ -1,8 +1,8 @@
 """Find out what the weights are, and which YAML describes them.
 
-What a file is comes from the file: its names and shapes, what it says of itself, and where that leaves eps
-or v open, one step of the network, whose verdict is remembered. A flag or a YAML that says otherwise is an
-error that names both.
+What a file is comes from the file: its names and shapes, its metadata, and where these leave eps or v
+open, one evaluation of the UNet, whose verdict is cached. A flag or a YAML that contradicts is an error that
+names both.
 """
 
 import logging
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.config import find_config, load_config, yaml_beside
+from ldm.config import find_config, read_config, yaml_beside
 from ldm.errors import CheckpointError, InputError, WrongModelError
 from ldm.requests import NAMES, Request, find
 
@@ -21,33 +21,33 @@ if TYPE_CHECKING:
     from ldm.models.latent_diffusion import LatentDiffusion
     from ldm.tasks.probe import Verdict
 
-# sources that are the file's own word
+# sources in the file itself
 SAID_BY = {
     "metadata": "its metadata say so",
     "scheduler_config": "its scheduler_config.json says so",
 }
-NOTES = "prediction"                            # folder of the remembered verdicts
+CACHED = "prediction"                           # folder of the verdicts in the cache
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A YAML and what is to be written over it."""
+    """A YAML file, and what replaces its prediction."""
 
     identity: "Identity"
     config: Path
-    prediction: str | None          # what the network predicts; None: as the YAML says, unless a probe tells
+    prediction: str | None          # what the UNet predicts; None: as the YAML says, unless a probe finds out
     is_given: bool                  # by --config, rather than chosen here
 
     def source(self) -> Any:
         """Return what to load: the YAML, or its content with another prediction in it."""
         if self.prediction in (None, asked_for(self.config)):
             return self.config
-        return load_config(self.config, [f"model.params.parameterization={self.prediction}"])
+        return read_config(self.config, [f"model.params.parameterization={self.prediction}"])
 
 
-def choose(request: Request, checkpoint: Path) -> Choice:
+def choose_config(request: Request, checkpoint: Path) -> Choice:
     """Identify --ckpt, check --sha256, --prediction and --config against it, and choose the YAML.
 
     Raises:
@@ -61,7 +61,7 @@ def choose(request: Request, checkpoint: Path) -> Choice:
     check_kind(identity, request.TASKS, whole=request.config is None)
     asked = None if request.prediction == "auto" else request.prediction
     stated = identity.prediction if identity.prediction_source in SAID_BY else None
-    found = recall_verdict(checkpoint)
+    found = cached_verdict(checkpoint)
     known = stated or (found.prediction if found else None)
     if asked and known and asked != known:
         raise _contradiction(identity, known, found, stated, f"--prediction asks for {asked}: leave it out")
@@ -116,16 +116,16 @@ def check_kind(identity: "Identity", tasks: tuple[str, ...] | None, whole: bool)
 
 
 def asked_for(config: Path) -> str:
-    """Return what a YAML says that the network predicts."""
-    node = load_config(config)
+    """Return what a YAML says that the UNet predicts."""
+    node = read_config(config)
     return str(node.get("model", node).get("params", {}).get("parameterization", "eps"))
 
 
-def recall_verdict(checkpoint: Path) -> "Verdict | None":
-    """Return what a probe of this file has found before."""
+def cached_verdict(checkpoint: Path) -> "Verdict | None":
+    """Return what an earlier probe of this file has found."""
     from ldm.files import cache
 
-    note = cache.get(checkpoint, NOTES)
+    note = cache.get(checkpoint, CACHED)
     if note is None:
         return None
     from ldm.tasks.probe import METHOD, Verdict
@@ -138,47 +138,47 @@ def recall_verdict(checkpoint: Path) -> "Verdict | None":
         return None
 
 
-def remembered(identity: "Identity") -> "Identity":
-    """Return the identity with what a probe has found before, where the file itself does not say."""
+def with_cached_verdict(identity: "Identity") -> "Identity":
+    """Add the verdict of an earlier probe, if the file itself does not say what it predicts."""
     if not identity.is_model or identity.prediction_source in SAID_BY:
         return identity
-    verdict = recall_verdict(Path(identity.path))
-    return identity if verdict is None else told_by(verdict, identity)
+    verdict = cached_verdict(Path(identity.path))
+    return identity if verdict is None else with_verdict(verdict, identity)
 
 
-def told_by(verdict: "Verdict", identity: "Identity") -> "Identity":
-    """Return the identity with what a probe says, if it does."""
+def with_verdict(verdict: "Verdict", identity: "Identity") -> "Identity":
+    """Add the verdict of a probe, if it is decided."""
     if verdict.prediction is None:
         return identity
-    from ldm.checkpoint.classify import choose_config
+    from ldm.checkpoint.classify import config_for
 
     found = replace(identity, prediction=verdict.prediction, prediction_source="probe")
-    return replace(found, config=choose_config(found))
+    return replace(found, config=config_for(found))
 
 
 def probe(model: "LatentDiffusion", checkpoint: Path, dtype: "torch.dtype") -> "Verdict":
-    """Return what the network predicts, by one step of it or from the cache."""
-    verdict = recall_verdict(checkpoint)
+    """Return what the UNet predicts, from the cache or by one evaluation."""
+    verdict = cached_verdict(checkpoint)
     if verdict is None:
         from ldm.files import cache
         from ldm.tasks.probe import METHOD, probe_prediction
 
         verdict = probe_prediction(model, dtype)
         note = {"agreement_eps": verdict.agreement_eps, "agreement_v": verdict.agreement_v}
-        cache.put(checkpoint, NOTES, note | {"prediction": verdict.prediction, "method": METHOD})
+        cache.put(checkpoint, CACHED, note | {"prediction": verdict.prediction, "method": METHOD})
     return verdict
 
 
 def confirm_prediction(
     choice: Choice, model: "LatentDiffusion", request: Request, dtype: "torch.dtype"
 ) -> Choice:
-    """Compare what the loaded model predicts with what was asked for; say which YAML and prediction it is.
+    """Compare what the loaded model predicts with what was asked for; log which YAML and prediction it is.
 
     Raises:
-        WrongModelError: the network predicts otherwise than --config or --prediction say.
-        InputError: it may be either, and nobody has said which.
+        WrongModelError: the UNet predicts something else than --config or --prediction say.
+        InputError: it may be either, and the user has not said which.
     """
-    choice, reason = _settled(choice, model, request, dtype)
+    choice, reason = _confirmed(choice, model, request, dtype)
     if not choice.is_given:
         log.info("config: %s (the file is %s)", choice.config.name, choice.identity.sentence())
     if reason:
@@ -186,10 +186,10 @@ def confirm_prediction(
     return choice
 
 
-def _settled(
+def _confirmed(
     choice: Choice, model: "LatentDiffusion", request: Request, dtype: "torch.dtype"
 ) -> tuple[Choice, str | None]:
-    """Return the choice, and from where it is known what the network predicts."""
+    """Return the choice, and how it is known what the UNet predicts."""
     identity = choice.identity
     if identity.prediction_source in SAID_BY:
         return choice, SAID_BY[identity.prediction_source]
@@ -211,20 +211,20 @@ def _settled(
 
 
 def _undecided(choice: Choice, request: Request) -> str:
-    """Say whose word is taken: the YAML's, the flag's, or that of all published models of this kind."""
+    """Return what decides instead: the YAML, the flag, or what all published models of this kind predict."""
     if not choice.is_given and choice.prediction is None:
         raise InputError(
-            f"{choice.identity.path} is {choice.identity.sentence()}; whether it predicts eps or v the file "
-            "does not say, and one network step did not tell: give --prediction eps or --prediction v"
+            f"{choice.identity.path} is {choice.identity.sentence()}; the file does not say whether it "
+            "predicts eps or v, and one UNet evaluation did not tell: give --prediction eps or --prediction v"
         )
     source = choice.config.name if request.prediction == "auto" else "--prediction"
-    return f"{source} says so; one network step did not tell"
+    return f"{source} says so; one UNet evaluation did not tell"
 
 
 def _published(identity: "Identity", prediction: str | None) -> Path:
-    from ldm.checkpoint.classify import choose_config
+    from ldm.checkpoint.classify import config_for
 
-    name = choose_config(identity, prediction or "eps")     # a probe tells, once it is loaded
+    name = config_for(identity, prediction or "eps")     # a probe finds out, once it is loaded
     if name is None:
         beside = yaml_beside(identity.path)
         raise InputError(
@@ -241,9 +241,9 @@ def _check_config(
     wanted = asked_for(config)
     if known is None or wanted not in ("eps", "v") or wanted == known:
         return
-    from ldm.checkpoint.classify import choose_config
+    from ldm.checkpoint.classify import config_for
 
-    better = choose_config(identity, known)
+    better = config_for(identity, known)
     if better is None or asked_for(find_config(better)) != known:
         better = f"one with parameterization: {known}"
     what = f"{config} asks for {wanted}: give --config {better}"
@@ -258,10 +258,10 @@ def _contradiction(
         return WrongModelError(f"{file} predicts {known} ({SAID_BY[identity.prediction_source]}), but {what}")
     other = {"eps": "v", "v": "eps"}[known]
     return WrongModelError(
-        f"{file} predicts {known} ({_by_step(found)}), but {what}; should the step have erred, say so in "
+        f"{file} predicts {known} ({_by_step(found)}), but {what}; if the probe is wrong, say so in "
         f"the file: scripts/convert.py {file} OUT --prediction {other}"
     )
 
 
 def _by_step(verdict: "Verdict") -> str:
-    return f"found by one network step; agreement {verdict.agreement:.2f}"
+    return f"found by one UNet evaluation; agreement {verdict.agreement:.2f}"

@@ -25,8 +25,8 @@ from ldm.requests.resolving import resolved
 if TYPE_CHECKING:
     from ldm.models.latent_diffusion import LatentDiffusion
     from ldm.samplers.loop import Step
-    from ldm.tasks.latents import Position
     from ldm.tasks.batch import Batch
+    from ldm.tasks.latents import Position
 
 log = logging.getLogger(__name__)
 
@@ -77,13 +77,13 @@ def execute(
 
     Raises:
         LdmError: something is wrong with the request, its files or the model; nothing was written.
-        BadPictureError: last, if an image came out black or NaN and was left out.
+        BadImageError: last, if an image came out black or NaN and was left out.
         Stopped: the user asked for it; the state of the run is saved.
     """
+    saving = Saving(request)
     loaded = load_inputs(replace(request, prompts=_prompts(request, resume)))
     if resume is not None:
         resume.check(loaded)
-    saving = Saving(request)
     opened = (models or Models()).open(request, watch)
     if resume is not None:
         resume.check_model(opened)

@@ -37,16 +37,15 @@ def load_inputs(request: R) -> R:
 
     if request.overlap is not None and request.tile is None:
         raise InputError(f"--overlap {request.overlap} requires --tile")
-    loaded = _LOADERS.get(type(request).__name__, _noise)(request)
-    loaded = replace(loaded, prompts=request.prompts or tuple(read_prompts(request)))
-    for prompt in (*set(loaded.prompts), loaded.negative_prompt):
-        _check_syntax(prompt, loaded)
-    sampler_options(loaded)
-    total = loaded.n_iter * len(loaded.prompts)
-    check_seeds(loaded.rng, loaded.seed, total, loaded.fixed_code)
-    if loaded.fixed_code and RNGS[loaded.rng].own_seeds and total > len(set(loaded.prompts)):
-        log.warning("--fixed_code with --rng %s: all images of one prompt will be the same", loaded.rng)
-    return loaded
+    request = replace(request, prompts=request.prompts or tuple(read_prompts(request)))
+    for prompt in (*set(request.prompts), request.negative_prompt):
+        _check_syntax(prompt, request)
+    sampler_options(request)
+    total = request.n_iter * len(request.prompts)
+    check_seeds(request.rng, request.seed, total, request.fixed_code)
+    if request.fixed_code and RNGS[request.rng].own_seeds and total > len(set(request.prompts)):
+        log.warning("--fixed_code with --rng %s: all images of one prompt will be the same", request.rng)
+    return _LOADERS.get(type(request).__name__, _noise)(request)
 
 
 def digests(request: Request) -> dict[str, Any]:
@@ -220,7 +219,7 @@ def _img2img(request: R) -> R:
         raise InputError("--init-img and --latents both give the image to start from; use one of them")
     for flag, value in (("--fit", request.fit), ("--H", request.height), ("--W", request.width)):
         if value is not None:
-            raise InputError(f"{flag} cannot be combined with --latents, which have a size of their own")
+            raise InputError(f"{flag} {value} cannot be combined with --latents, which have their own size")
     return request
 
 
@@ -261,7 +260,7 @@ def _mask(request: Request, image: InputArray) -> InputArray:
 
     given, source = request.mask, {"sha256": image.sha256, "file": None}
     if isinstance(given, (str, os.PathLike)) and given:
-        values = masks.from_picture(np.asarray(open_image(given, alpha=True)))
+        values = masks.from_image(np.asarray(open_image(given, alpha=True)))
         source = {"sha256": _sha256(given), "file": os.fspath(given)}
     elif given is not None and not isinstance(given, str):
         values = np.asarray(given, np.float32)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.config import find_config, load_config
 from ldm.errors import CheckpointError, ConfigError, InputError
-from ldm.jobs.choosing import choose, confirm_prediction
+from ldm.jobs.choosing import choose_config, confirm_prediction
 from ldm.jobs.watch import SILENT, Watch
 from ldm.requests import Request, fields_of, names_of
 from ldm.requests.groups import Model
@@ -73,7 +73,7 @@ def _open(request: Request, watch: Watch) -> OpenedModel:
         choice, (config, checkpoint) = None, demo_files(request.DEMO)
     else:
         checkpoint = Path(request.ckpt).expanduser()
-        choice = choose(request, checkpoint)
+        choice = choose_config(request, checkpoint)
         config = choice.config
 
     from ldm.backends.device import resolve_device, resolve_dtype

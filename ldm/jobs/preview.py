@@ -44,7 +44,7 @@ class Preview:
         from ldm.imaging.grid import make_grid
 
         buffer = io.BytesIO()
-        sheet = make_grid(self.map.pictures(step.x_0), self.columns)
+        sheet = make_grid(self.map.images(step.x_0), self.columns)
         Image.fromarray(sheet).save(buffer, "PNG", compress_level=1)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_path(self.path.parent)
@@ -69,4 +69,4 @@ def preview_map(opened: OpenedModel) -> "LatentToRGB":
     if is_sd and model.downsampling_factor == 8:
         return preview.SD
     log.info("no map from latents to colours is known for this model: previews show shapes in grey")
-    return preview.guessed(model.channels)
+    return preview.grey_map(model.channels)

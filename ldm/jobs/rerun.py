@@ -97,10 +97,11 @@ def rerun(
         _check_model(found, opened.record(), changes or {}, image)
         wanted = found["batch"] - first_batch
         saving = Saving(replace(request, no_grid=True))
-        saving.run = run_record(request, resolved(load_inputs(request), opened.facts), opened)
+        loaded = load_inputs(request)
+        saving.run = run_record(request, resolved(loaded, opened.facts), opened)
         sampler = saving.run["resolved"]["sampler"]
         batches = generate(
-            opened.model, request, lambda steps, total: watch.steps(steps, total, sampler)
+            opened.model, loaded, lambda steps, total: watch.steps(steps, total, sampler)
         )
         for batch in watch.batches(batches, wanted + 1):
             if batch.index == wanted:

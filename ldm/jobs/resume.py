@@ -45,12 +45,10 @@ class Resumed:
     def check(self, loaded: Request) -> None:
         """Refuse to resume with another image, mask, ... than the run began with. Raises: InputError."""
         before, now = self.file.record.get("inputs", {}), digests(loaded)
-        for name in () if self.is_finished else before.keys() | now.keys():
+        for name in () if self.is_finished else sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
-                flag = fields_of(type(loaded))[name].flag
-                raise InputError(
-                    f"{flag} {getattr(self.request, name)} is not the file that {self.file.path} began with"
-                )
+                flag, changed = fields_of(type(loaded))[name].flag, _changed(before.get(name), now.get(name))
+                raise InputError(f"{flag}{changed} has changed since {self.file.path} was saved")
 
     def check_model(self, opened: "OpenedModel") -> None:
         """Refuse to resume with other weights. Raises: InputError."""
@@ -60,6 +58,13 @@ class Resumed:
                 f"{self.file.path} is of {before.get('checkpoint')} (SHA-256 {before.get('sha256')}), and "
                 f"this is {now['checkpoint']} ({now['sha256']}); give --ckpt with those weights"
             )
+
+
+def _changed(before: Any, now: Any) -> str:
+    """Return the name of the file, of one or several, that is not what it was."""
+    several = now if isinstance(now, list) else [now]
+    then = before if isinstance(before, list) else [before]
+    return next((f" {each['file']}" for each in several if each and each["file"] and each not in then), "")
 
 
 def resumed(cls: type[Request], given: Mapping[str, Any]) -> Resumed | None:

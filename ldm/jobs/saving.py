@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.errors import BadPictureError, InputError
+from ldm.errors import BadImageError, InputError
 from ldm.files.atomic import atomic_write
 from ldm.files.numbering import NumberedFiles
 from ldm.jobs.record import image_record
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ldm.imaging.paste import Paste
-    from ldm.tasks.latents import Position
     from ldm.tasks.batch import Batch
+    from ldm.tasks.latents import Position
 
 LISTED_NAMES = 8
 
@@ -43,7 +43,7 @@ class Saving:
     """
 
     def __init__(self, request: Request) -> None:
-        """Check that the folder and the watermark's library will do; the first image makes the folder."""
+        """Check that the folder will do; the first image makes it."""
         self.request = request
         self.outdir = checked_outdir(request.outdir)
         self.columns = request.n_rows or request.n_samples
@@ -59,10 +59,6 @@ class Saving:
         self._prompts: dict[str, None] = {}  # those on the grid, each once, in order
         self._said: set[tuple] = set()
         self._started = time.perf_counter()
-        if self.watermark:
-            from ldm.imaging import watermark
-
-            watermark.require()
 
     def add(self, batch: "Batch") -> None:
         """Save the images of a batch; one that is black or NaN is left out, and `check` then raises."""
@@ -84,9 +80,9 @@ class Saving:
 
     def add_depth(self, depth: "np.ndarray") -> None:
         """Save the depth map of the run."""
-        from ldm.imaging.depth import png_of
+        from ldm.imaging.depth import depth_png
 
-        self._depths.save(png_of(depth))
+        self._depths.save(depth_png(depth))
 
     def save_grid(self) -> None:
         """Save all images of the run on one sheet, unless --no-grid."""
@@ -103,10 +99,10 @@ class Saving:
             self.saved.append(self._write(self._grids, sheet, self.run | about))
 
     def check(self) -> None:
-        """Raise BadPictureError if an image was black or NaN, and so not saved."""
+        """Raise BadImageError if an image was black or NaN, and so not saved."""
         if self.refused:
             prompts = ", ".join(repr(prompt) for prompt in dict.fromkeys(self.refused[:LISTED_NAMES]))
-            raise BadPictureError(
+            raise BadImageError(
                 f"images that came out all black or NaN and were not saved: {len(self.refused)} "
                 f"({prompts}); try another --seed or --precision full; do the weights fit the configuration?"
             )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ldm.diffusion.cond import Cond, call_directly, total_residuals
 from ldm.diffusion.schedule import Schedule, make_betas
 from ldm.errors import ConfigError
+from ldm.models.ddpm import DDPM
 from ldm.models.gaussian import DiagonalGaussianDistribution
 
 PARAMETERIZATIONS = ("eps", "v", "x0")
@@ -68,7 +69,7 @@ class DiffusionWrapper(nn.Module):
         return self.call(self.diffusion_model, x_t, t, context=context, y=label, **more)
 
 
-class LatentDiffusion(nn.Module):
+class LatentDiffusion(DDPM):
     """Text-conditional latent diffusion.
 
     Args:
@@ -80,6 +81,8 @@ class LatentDiffusion(nn.Module):
         scale_factor: latents = scale_factor * what the encoder gives.
         image_size: latent side in training.
         channels: latent channels.
+        v_posterior: see ldm.diffusion.schedule.Schedule.
+        loss_type, l_simple_weight, original_elbo_weight, logvar_init: of `p_losses`.
     """
 
     def __init__(
@@ -98,6 +101,11 @@ class LatentDiffusion(nn.Module):
         image_size: int = 256,
         channels: int = 3,
         use_ema: bool = True,
+        v_posterior: float = 0.0,
+        loss_type: str = "l2",
+        l_simple_weight: float = 1.0,
+        original_elbo_weight: float = 0.0,
+        logvar_init: float = 0.0,
     ) -> None:
         super().__init__()
         if parameterization not in PARAMETERIZATIONS:
@@ -110,7 +118,10 @@ class LatentDiffusion(nn.Module):
         self.image_size = image_size
         self.channels = channels
         self.use_ema = use_ema                  # which set of weights loading prefers when a file holds both
-        self.schedule = Schedule(make_betas(beta_schedule, timesteps, linear_start, linear_end, cosine_s))
+        betas = make_betas(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
+        self.schedule = Schedule(betas, v_posterior=v_posterior)
+        self.loss_type, self.logvar_init = loss_type, logvar_init
+        self.l_simple_weight, self.original_elbo_weight = l_simple_weight, original_elbo_weight
         self.num_timesteps = self.schedule.num_timesteps
         self.defaults: dict[str, dict[str, Any]] = {}   # options that its YAML recommends, for each task
         self.trained_at: int | None = None              # side in pixels, where the weights are known to

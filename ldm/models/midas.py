@@ -9,8 +9,10 @@ W' = (W - mean W) / sqrt(var W + 1e-8) for each output channel, with "same" padd
 the odd row at the bottom and the odd column at the right. Attribute names are the published parameter names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -404,3 +406,32 @@ def preprocess(images: Tensor) -> Tensor:
     """
     size = network_size(images.shape[-2], images.shape[-1])
     return F.interpolate(images.float(), size, mode="bicubic", align_corners=False)
+
+
+def load_midas_transform(model_type: str = "dpt_hybrid") -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return the reference's preparation: {"image": (h, w, 3) in 0..1} to {"image": (3, h', w') in -1..1}.
+
+    Both images are NumPy arrays, the result's in float32.
+    """
+    if model_type not in MODEL_TYPES:
+        expected = ", ".join(MODEL_TYPES)
+        raise ConfigError(f"load_midas_transform: model_type {model_type!r}; expected {expected}")
+
+    def transform(sample: dict[str, Any]) -> dict[str, Any]:
+        image = torch.from_numpy(np.asarray(sample["image"], dtype=np.float32))
+        return {**sample, "image": preprocess(2 * image.permute(2, 0, 1)[None] - 1)[0].numpy()}
+
+    return transform
+
+
+class AddMiDaS:
+    """Adds the depth network's input to a training sample or to the batch of the reference's depth script."""
+
+    def __init__(self, model_type: str = "dpt_hybrid") -> None:
+        self.transform = load_midas_transform(model_type)
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Set sample["midas_in"], a NumPy array (3, h', w'), from sample["jpg"] (h, w, 3), both in -1..1."""
+        image = torch.as_tensor(sample["jpg"]).detach().cpu().numpy()
+        sample["midas_in"] = self.transform({"image": (image + 1) / 2})["image"]
+        return sample

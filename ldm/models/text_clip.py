@@ -6,7 +6,9 @@ those of the published checkpoints (`transformer.text_model...`); newer releases
 differently, which is why the tower is written out here.
 """
 
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,8 +99,17 @@ class Embeddings(nn.Module):
     def materialise_buffers(self, device: torch.device | str) -> None:
         self.position_ids = torch.arange(self.position_ids.shape[1], device=device)[None]
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.token_embedding(tokens) + self.position_embedding.weight[: tokens.shape[1]]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Embed ids (b, n), or add positions to token embeddings (b, n, width) that are given instead."""
+        tokens = self.token_embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        if position_ids is not None:
+            return tokens + self.position_embedding(position_ids)
+        return tokens + self.position_embedding.weight[: tokens.shape[1]]
 
 
 class Layers(nn.Module):
@@ -109,8 +120,27 @@ class Layers(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config["num_hidden_layers"]))
 
 
+@dataclass
+class TextOutput:
+    """What the tower gives, by the names of transformers; it can be indexed as theirs too."""
+
+    last_hidden_state: Tensor
+    """(b, n, width) after the final layer norm"""
+    pooler_output: Tensor
+    """(b, width) of the end token"""
+    hidden_states: tuple[Tensor, ...] | None = None
+    """(b, n, width) before each block and after the last, without the final layer norm"""
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Return the fields that are given, in order."""
+        return tuple(value for value in vars(self).values() if value is not None)
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
+
+
 class TextModel(nn.Module):
-    """Token ids (b, n) -> the hidden states before each block and after the last, each (b, n, width)."""
+    """Token ids -> hidden states."""
 
     def __init__(self, config: dict) -> None:
         super().__init__()
@@ -118,19 +148,49 @@ class TextModel(nn.Module):
         self.encoder = Layers(config)
         self.final_layer_norm = nn.LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-        hidden_states = [self.embeddings(tokens)]
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> TextOutput | tuple[Any, ...]:
+        """Encode ids (b, n).
+
+        Args:
+            attention_mask: (b, n), 0 where no other token may look.
+            output_hidden_states: give those too.
+            return_dict: False asks for a tuple.
+        """
+        mask = None if attention_mask is None else causal_mask(attention_mask == 0)[:, None]
+        hidden_states = [self.embeddings(input_ids=input_ids, position_ids=position_ids)]
         for layer in self.encoder.layers:
             hidden_states.append(layer(hidden_states[-1], mask))
-        return hidden_states
+        last = self.final_layer_norm(hidden_states[-1])
+        end = input_ids.argmax(dim=1)                     # the end token has the largest id
+        pooled = last[torch.arange(len(last), device=last.device), end.to(last.device)]
+        output = TextOutput(last, pooled, tuple(hidden_states) if output_hidden_states else None)
+        return output.to_tuple() if return_dict is False else output
 
 
 class CLIPTextModel(nn.Module):
-    """Holds the tower under the published name `text_model`."""
+    """Holds the tower under the published name `text_model`, and is called as that of transformers."""
 
     def __init__(self, config: dict) -> None:
         super().__init__()
         self.text_model = TextModel(config)
+
+    def forward(self, *args: Any, **kwargs: Any) -> TextOutput | tuple[Any, ...]:
+        """Encode ids (b, n); arguments as those of TextModel."""
+        return self.text_model(*args, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.embeddings.token_embedding = value
 
 
 class FrozenCLIPEmbedder(nn.Module):
@@ -211,23 +271,22 @@ class FrozenCLIPEmbedder(nn.Module):
                 block; None is the layer of the configuration.
             hidden: (b, n) true where no other token may look.
         """
-        text_model = self.transformer.text_model
-        mask = None if hidden is None else causal_mask(hidden)[:, None]
-        hidden_states = text_model(tokens, mask)
+        output = self.transformer(
+            input_ids=tokens,
+            attention_mask=None if hidden is None else ~hidden,
+            output_hidden_states=clip_skip is not None or self.layer == "hidden",
+        )
         if clip_skip is not None:
-            return text_model.final_layer_norm(hidden_states[-clip_skip])
+            return self.transformer.text_model.final_layer_norm(output.hidden_states[-clip_skip])
         if self.layer == "hidden":
-            return hidden_states[self.layer_idx]
-        last = text_model.final_layer_norm(hidden_states[-1])
-        if self.layer == "last":
-            return last
-        end = tokens.argmax(dim=1)                        # the end token has the largest id
-        return last[torch.arange(len(tokens)), end][:, None]
+            return output.hidden_states[self.layer_idx]
+        return output.last_hidden_state if self.layer == "last" else output.pooler_output[:, None]
 
     def forward(self, prompts: list[str] | str) -> Tensor:
         """Encode prompts to (b, max_length, width)."""
         prompts = [prompts] if isinstance(prompts, str) else prompts
-        device = self.transformer.text_model.embeddings.token_embedding.weight.device
+        # Not of the token embedding, in whose place third-party code puts modules without a weight.
+        device = self.transformer.text_model.final_layer_norm.weight.device
         return self.encode_tokens(self.tokenize(prompts).to(device))
 
     def encode(self, prompts: list[str] | str) -> Tensor:

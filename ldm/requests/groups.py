@@ -36,6 +36,11 @@ def strength(default: float | None, help: str, **about: Any) -> Any:
     return option(default, "--strength", metavar="S", low=0, high=1, help=help, **about)
 
 
+def steps(*flags: str, **about: Any) -> Any:
+    """Declare the number of steps; the first flag is that of the task's reference script."""
+    return option(None, *flags, metavar="N", low=1, usual=50, help="number of sampling steps", **about)
+
+
 class Negative:
     SECTION = ("prompt", "")
     negative_prompt: str = option(
@@ -92,9 +97,7 @@ class Size:
 
 class Sampling:
     SECTION = ("sampling", "")
-    steps: int | None = option(
-        None, "--steps", "--ddim_steps", metavar="N", low=1, usual=50, help="number of sampling steps"
-    )
+    steps: int | None = steps("--steps", "--ddim_steps")
     sampler: str | None = option(
         None, "--sampler", metavar="NAME", default_text="ddim",
         help="see --list-samplers; runs exactly --steps UNet evaluations",

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from ldm.requests.base import Request
 from ldm.requests.fields import option, request
-from ldm.requests.groups import Control, Prompts, PromptSyntax, Sampling, image, pixels, strength
+from ldm.requests.groups import Control, Prompts, PromptSyntax, Sampling, image, pixels, steps, strength
 
 
 @request(prompt="a painting of a virus monster playing guitar", n_samples=2, outdir="outputs/img2img-samples")
@@ -29,3 +29,4 @@ class Img2Img(Prompts, Sampling, PromptSyntax, Control, Request):
         "--W", section=("size", ""), default_text="the image's, or in proportion to --H",
         help="width of the result, any size",
     )  # fmt: skip
+    steps: int | None = steps("--ddim_steps", "--steps", section=("sampling", ""))

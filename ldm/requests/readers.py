@@ -70,9 +70,11 @@ def size_in_bytes(value: Any) -> int | None:
     if isinstance(value, int):
         return integer(1)(value)
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)", str(value).strip().lower())
-    if found is None or not float(found[1]):
+    unit = 1024 if found and found[3] else 1000
+    size = int(float(found[1]) * unit ** " kmgt".index(found[2] or " ")) if found else 0
+    if not size:
         raise InputError(f"got {value!r}, expected auto or a size such as 8GB or 900MB")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
+    return size
 
 
 def level_or_off(value: Any) -> int | str:

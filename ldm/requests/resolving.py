@@ -12,6 +12,8 @@ from ldm.requests.base import Request
 from ldm.requests.fields import fields_of
 from ldm.requests.groups import Size
 
+MIX_NOISE_LEVEL = 50  # of the reference page
+
 R = TypeVar("R", bound=Request)
 
 REFERENCE = "reference"
@@ -67,10 +69,10 @@ def sampler_options(request: Request) -> dict[str, Any]:
     from ldm.diffusion.spacing import check_spacing
     from ldm.samplers import find_sampler
 
-    row = find_sampler(request.sampler or "ddim")
+    row = find_sampler("ddim" if request.sampler is None else request.sampler)
     cls, schedule, eta = row.cls, request.schedule, request.eta
     if schedule is None:
-        exact = cls.exact_spacing if request.sampler is not None else None
+        exact = cls.count_exact_spacing if request.sampler is not None else None
         schedule = exact or cls.default_spacing or REFERENCE
     elif schedule != REFERENCE:
         check_spacing(schedule)
@@ -108,6 +110,10 @@ def _further(request: Request, facts: ModelFacts) -> dict[str, Any]:
         if request.hires_strength is None:
             found["hires_strength"] = {"pixel": 0.4, "latent": 0.65}[request.hires_mode]
         found["hires_steps"] = request.hires_steps or request.steps
+    if hasattr(request, "fit") and request.fit is None and request.latents is None:
+        found["fit"] = "crop" if request.height or request.width else "exact"
+    if getattr(request, "mix_noise_level", 0) is None and len(request.init_img) > 1:
+        found["mix_noise_level"] = MIX_NOISE_LEVEL
     if hasattr(request, "window"):
         found["window"] = request.window or facts.training_size
     return found

@@ -1,7 +1,7 @@
-"""Samplers: one file each, one loop for all; they see only `denoise(x_t, t, cond) -> Prediction`.
+"""Samplers: one file each, and one loop for all; a sampler calls `denoise(x_t, t) -> Prediction`.
 
-A new sampler is a file with a subclass of `base.Sampler` or, for any spacing of times, `base.GridSampler`,
-and a row in `SAMPLERS`.
+To add a sampler, write a file with a subclass of `base.Sampler`, or of `base.GridSampler` if it works with
+any spacing of the times, and add a row to `SAMPLERS`.
 """
 
 import difflib
@@ -56,7 +56,7 @@ __all__ = [
 
 
 class SamplerRow(NamedTuple):
-    """A sampler as a user chooses it."""
+    """A sampler in the table that users choose from."""
 
     name: str
     cls: type
@@ -67,35 +67,35 @@ class SamplerRow(NamedTuple):
 SAMPLERS: dict[str, SamplerRow] = {
     row.name: row
     for row in (
-        SamplerRow("ddim", DDIM, (), "the published default; eta adds noise"),
-        SamplerRow("plms", PLMS, (), "DDIM's steps with a fourth-order average of the noise"),
+        SamplerRow("ddim", DDIM, (), "the default of the reference; eta adds noise"),
+        SamplerRow("plms", PLMS, (), "DDIM steps with a fourth-order average of the predicted noise"),
         SamplerRow(
             "dpm",
             DPMSolver,
             ("dpm++", "dpmpp", "dpm-solver", "dpm-solver++"),
-            "DPM-Solver++ (2M) at the published times: good pictures from about 15 steps",
+            "DPM-Solver++ (2M) at the reference times: good images from about 15 steps",
         ),
-        SamplerRow("dpmpp_2m", DPMpp2M, ("dpm++2m",), "the same to the clean end, as other tools know it"),
-        SamplerRow("dpmpp_2m_sde", DPMpp2MSDE, ("dpm++2msde",), "second order; eta adds noise"),
-        SamplerRow("dpmpp_3m_sde", DPMpp3MSDE, ("dpm++3msde",), "the same from three steps; eta adds noise"),
-        SamplerRow("unipc", UniPC, (), "predictor and corrector of third order: good from about 10 steps"),
-        SamplerRow("euler", Euler, (), "first order: DDIM's formula to the clean end"),
+        SamplerRow("dpmpp_2m", DPMpp2M, ("dpm++2m",), "DPM++ 2M as in other tools, to the clean latents"),
+        SamplerRow("dpmpp_2m_sde", DPMpp2MSDE, ("dpm++2msde",), "second-order multistep; eta adds noise"),
+        SamplerRow("dpmpp_3m_sde", DPMpp3MSDE, ("dpm++3msde",), "multistep of three steps; eta adds noise"),
+        SamplerRow("unipc", UniPC, (), "third-order predictor-corrector: good images from about 10 steps"),
+        SamplerRow("euler", Euler, (), "first order: DDIM's formula, to the clean latents"),
         SamplerRow("euler_a", EulerAncestral, ("euler-ancestral",), "first order; eta adds noise"),
-        SamplerRow("heun", Heun, (), "second order, two evaluations a step"),
-        SamplerRow("lms", LMS, (), "linear multistep of fourth order"),
-        SamplerRow("deis", DEIS, (), "linear multistep of third order in log sigma"),
+        SamplerRow("heun", Heun, (), "second order, two evaluations per step"),
+        SamplerRow("lms", LMS, (), "fourth-order linear multistep"),
+        SamplerRow("deis", DEIS, (), "third-order linear multistep in log sigma"),
         SamplerRow("ddpm", DDPM, (), "ancestral sampling of the training chain; needs many steps"),
-        SamplerRow("lcm", LCM, (), "1 to 8 steps of models distilled for it (LCM, LCM-LoRA)"),
+        SamplerRow("lcm", LCM, (), "1 to 8 steps, for models distilled for it (LCM, LCM-LoRA)"),
     )
 }
 
 
 def sampler_table() -> str:
-    """Return a table of all samplers for people, a line each."""
+    """Return a text table of all samplers, one per line."""
     lines = [("name", "eta", "schedule", "")]
     for row in SAMPLERS.values():
         eta = "-" if row.cls.default_eta is None else f"{row.cls.default_eta:g}"
-        lines.append((row.name, eta, row.cls.default_spacing or "published", row.help))
+        lines.append((row.name, eta, row.cls.default_spacing or "reference", row.help))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
@@ -105,10 +105,10 @@ def _folded(name: str) -> str:
 
 
 def find_sampler(name: str) -> SamplerRow:
-    """Return the row of a name or alias; case, spaces and underscores do not matter.
+    """Return the row of a name or alias, ignoring case, spaces, hyphens and underscores.
 
     Raises:
-        InputError: there is none; the text lists them.
+        InputError: there is no such sampler; the text lists all names.
     """
     rows = {_folded(alias): row for row in SAMPLERS.values() for alias in (row.name, *row.aliases)}
     wanted = _folded(name)
@@ -130,10 +130,11 @@ def make_sampler(
 ) -> Sampler:
     """Build a sampler by name; `options` go to its class (`temperature`, `correct_x_0`, ...).
 
-    With a `spacing` (ldm.diffusion.spacing.SPACINGS) the network is asked exactly `num_steps` times. Without
-    one the published samplers take their published times: maybe more (30 gives 31; PLMS looks ahead once).
+    With a `spacing` (ldm.diffusion.spacing.SPACINGS) a run takes exactly `num_steps` UNet evaluations.
+    Without one, the samplers of the reference use its times, which may take more (30 steps give 31, and PLMS
+    evaluates once more in its first step).
 
     Raises:
-        InputError: the name is unknown, or it cannot honour `eta`, `spacing` or the number of steps.
+        InputError: the name is unknown, or the sampler does not support `eta`, `spacing` or `num_steps`.
     """
     return find_sampler(name).cls(schedule, num_steps, eta=eta, spacing=spacing, **options)

@@ -1,8 +1,8 @@
-"""DDIM (arXiv 2010.02502, eq. 12 and 16), its inversion, and the table that PLMS shares.
+"""DDIM (arXiv 2010.02502, eq. 12 and 16) and its inversion.
 
     x_prev = sqrt(abar_prev) x_0 + sqrt(1 - abar_prev - eta_sigma^2) eps + eta_sigma n
 
-The last step goes to abar_0, not to 1, as published, unless it starts there.
+As in the reference, the last step ends at abar_0 instead of 1, unless it starts there.
 """
 
 import numpy as np
@@ -28,16 +28,16 @@ def _times_and_table(
         times = spaced_times(spacing, schedule, num_steps)
     like = torch.empty(0, dtype=torch.float64, device="cpu")
     abar = schedule.alpha_sigma(times_tensor(times[::-1]), like)[0].numpy() ** 2
-    # From time 0 there is nothing left to do but to go to the clean latents; otherwise abar_0, as published.
+    # A step from time 0 can only go to the clean latents; any other ends at abar_0, as in the reference.
     last = 1.0 if times[-1] == 0 else float(schedule.alphas_cumprod[0])
     return times, ddim_table(abar, np.arange(len(times)), eta, last)
 
 
 class DDIM(Sampler):
-    """One evaluation a step; deterministic at eta 0, as noisy as DDPM at eta 1."""
+    """One evaluation per step; deterministic at eta 0, as noisy as DDPM at eta 1."""
 
     default_eta = 0.0
-    exact_spacing = "uniform"
+    count_exact_spacing = "uniform"
 
     def __init__(
         self,
@@ -45,17 +45,17 @@ class DDIM(Sampler):
         num_steps: int,
         *,
         eta: float | None = None,
-        spacing: str | None = None,  # one of ldm.diffusion.spacing.SPACINGS, with exactly num_steps; or None:
-        published: str = "uniform",  # the published times, see ddim_timesteps
+        spacing: str | None = None,  # one of ldm.diffusion.spacing.SPACINGS; None: the reference times
+        published: str = "uniform",  # kind of the reference times, see ddim_timesteps
         temperature: float = 1.0,  # factor of the added noise
-        noise_dropout: float = 0.0,  # part of the added noise that is left out
+        noise_dropout: float = 0.0,  # probability of dropping elements of the added noise
         correct_x_0: Correction | None = None,
     ):
         check_eta(type(self), eta)
         eta = self.default_eta if eta is None else eta
         times, self.table = _times_and_table(schedule, num_steps, spacing, published, eta)
         if np.any(self.table.eta_sigmas**2 > 1 - self.table.alphas_cumprod_prev):
-            raise InputError(f"eta is {eta}: a step would add more noise than it may leave; expected 0 to 1")
+            raise InputError(f"eta is {eta}: a step would add more noise than its end has; expected 0 to 1")
         super().__init__(schedule, times, correct_x_0)
         self.num_steps = num_steps
         self.spacing = spacing
@@ -81,12 +81,12 @@ class DDIM(Sampler):
         return x_prev, x_0
 
     def noised(self, x_0: Tensor, t_enc: int | Tensor, eps: Tensor) -> Tensor:
-        """Return x_t at row `t_enc` of the table, counted from the least noisy.
+        """Return x_t with the noise of row `t_enc` of the table, counted from the least noisy.
 
-        The step that follows, `start_index(t_enc)`, belongs to the row below: published pictures were made
-        so. Only where there is no such row (all steps are to be run) is it the last one. Spacings whose least
-        noisy time is far from 0, such as trailing, take the noise that the step expects instead: a row too
-        much of it would be left in the picture.
+        As in the reference, the step that follows, `start_index(t_enc)`, belongs to the row below. If all
+        steps are run there is no row `t_enc`, and the last row is used. Spacings whose least noisy time is
+        far from 0, such as trailing, use the noise level that the step expects instead: the excess of one row
+        would remain visible in the image.
 
         Args:
             t_enc: one row, or (b,) rows.
@@ -104,17 +104,29 @@ class DDIM(Sampler):
 
 
 class DDIMInversion(Sampler):
-    """From clean latents back to the noise that DDIM at eta 0 would have made them from.
+    """From clean latents back to the noise from which DDIM at eta 0 generates them.
 
-    The same formula read towards more noise (arXiv 2010.02502, eq. 13). The network is asked at the noise
-    that x_t has before the step: times 0, tau_0, tau_1, ...
+    This is DDIM's formula in the direction of more noise (arXiv 2010.02502, eq. 13). Step i goes to tau_i
+    from the time of x_t, which is tau_{i-1}, or 0 in the first step.
+
+    Args:
+        asked: the time that the UNet gets: "before", that of x_t; "row", tau_i, as in ControlNet's code; or
+            "index", i, as in the reference.
     """
 
     def __init__(
-        self, schedule: Schedule, num_steps: int, *, spacing: str | None = None, published: str = "uniform"
+        self,
+        schedule: Schedule,
+        num_steps: int,
+        *,
+        spacing: str | None = None,
+        published: str = "uniform",
+        asked: str = "before",
     ):
         times, self.table = _times_and_table(schedule, num_steps, spacing, published, 0.0)
-        super().__init__(schedule, [type(times[0])(0), *times[:0:-1]])
+        kind, rows = type(times[0]), times[::-1]
+        choices = {"before": [kind(0), *rows[:-1]], "row": rows, "index": range(len(rows))}
+        super().__init__(schedule, choices[asked])
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
         """Take step `i` towards more noise and return (x_next, x_0)."""

@@ -1,11 +1,11 @@
-"""DEIS: multistep on the noise, with polynomials in log sigma_karras (arXiv 2204.13902, eq. 14 and 15).
+"""DEIS: multistep on the predicted noise, polynomials in log sigma_karras (arXiv 2204.13902, eq. 14 and 15).
 
 With s = sigma / alpha and u = log(s / s_i):
 
     x' / alpha' = x / alpha + sum_j w_j eps_{i-j},    w_j = integral from s_i to s_{i+1} of L_j(u) ds
 
-L_j is the Lagrange polynomial in u of the last steps that is 1 at that of step i - j. ds = s_i e^u du, so the
-integral is s_i [e^u (L - L' + L'' - ...)]. The last steps, to where u is minus infinity, are of lower order.
+L_j is the Lagrange polynomial in u through the last steps that is 1 at step i - j. As ds = s_i e^u du, the
+integral is s_i [e^u (L - L' + L'' - ...)]. The last steps have lower order, because u ends at minus infinity.
 """
 
 import math
@@ -21,7 +21,7 @@ from ldm.samplers.lms import lagrange
 
 
 class DEIS(GridSampler):
-    """One evaluation a step; deterministic; of the order asked for."""
+    """One evaluation per step; deterministic; of a given order."""
 
     default_spacing = "karras"
 
@@ -41,7 +41,7 @@ class DEIS(GridSampler):
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
         """Take step `i` and return (x_t at the next node, x_0)."""
         prediction = self.predict(i, x_t, denoise)
-        if self.nodes.alphas[i] > 0:  # pure noise has no log sigma_karras: not remembered
+        if self.nodes.alphas[i] > 0:  # pure noise has no finite log sigma_karras, so it is not kept
             self.memory = [prediction.eps, *self.memory[: self.order - 1]]
         order = min(len(self.memory), len(self) - i)
         if order < 2:

@@ -1,11 +1,11 @@
 """DPM-Solver++ (2M): second-order multistep on the clean latents (arXiv 2211.01095, algorithm 2).
 
     lambda = log(alpha / sigma),   h = lambda_t - lambda_s,   r = h_before / h
-    D      = m_s + (m_s - m_before) / (2 r)                  m: the network's x_0 at s and at the step before
+    D      = m_s + (m_s - m_before) / (2 r)                  m: the predicted x_0 at s and at the step before
     x_t    = (sigma_t / sigma_s) x_s - alpha_t (e^-h - 1) D
 
-Times are uniform from N - 1 to 0 and mostly fractional. As published, the first step is of first order
-(D = m_s), the last one too where there are fewer than 15 steps, and the result keeps the noise of time 0.
+Times are uniform from N - 1 to 0 and mostly fractional. As in the reference, the first step is of first order
+(D = m_s), so is the last one of fewer than 15 steps, and the result keeps the noise of time 0.
 """
 
 import math
@@ -19,13 +19,13 @@ from ldm.errors import InputError
 from ldm.samplers.base import Correction, Model, Nodes, Noise, Sampler, check_eta
 
 FIRST_ORDER_END_BELOW = 15
-"""With so few steps the last second-order one is unstable."""
+"""with fewer steps, a last step of second order is unstable"""
 
 
 class DPMSolver(Sampler):
-    """One evaluation a step; deterministic; good from about 15 steps.
+    """One evaluation per step; deterministic; good from about 15 steps.
 
-    With a `spacing` it takes those times, ends at the clean latents and always in first order.
+    With a `spacing` it uses those times, and its last step is of first order and ends at the clean latents.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class DPMSolver(Sampler):
         num_steps: int,
         *,
         eta: float | None = None,
-        spacing: str | None = None,  # None: the published times
+        spacing: str | None = None,  # None: the reference times
         correct_x_0: Correction | None = None,
     ):
         if num_steps < 1:

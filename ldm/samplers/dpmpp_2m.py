@@ -1,4 +1,4 @@
-"""DPM++ 2M as other tools know it: `DPMSolver` on any schedule, Karras' by default, to the clean latents."""
+"""DPM++ 2M as in other tools: `DPMSolver` on any schedule, Karras' by default, to the clean latents."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from ldm.samplers.dpm_solver import DPMSolver
 
 
 class DPMpp2M(DPMSolver):
-    """One evaluation a step; deterministic; second order."""
+    """One evaluation per step; deterministic; second order."""
 
     default_spacing = "karras"
 

@@ -15,7 +15,7 @@ from ldm.samplers.base import GridSampler, Model, Noise
 
 
 class DPMpp2MSDE(GridSampler):
-    """One evaluation a step; adds noise; second order where eta is 0."""
+    """One evaluation per step; adds noise; second order at eta 0."""
 
     default_spacing = "karras"
     default_eta = 1.0

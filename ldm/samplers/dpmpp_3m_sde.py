@@ -6,8 +6,8 @@ units of the step, D1 = first and D2 = second:
     x' = (sigma' / sigma) e^(-eta h) x + alpha' ((1 - e^-k) x_0 + phi_2 D1 - phi_3 D2)
          + sigma' sqrt(1 - e^(-2 eta h)) n
 
-The second step uses D1 alone, the first neither. Third order would take 2 phi_3: as its users know it, and as
-it stays here, it is of second order where eta is 0, with a third to a fifth of 2M's error.
+The second step uses only D1, the first step neither. Third order would need 2 phi_3. The method is kept as
+other tools have it: of second order at eta 0, with a third to a fifth of the error of 2M.
 """
 
 import math
@@ -19,7 +19,7 @@ from ldm.samplers.dpmpp_2m_sde import DPMpp2MSDE
 
 
 class DPMpp3MSDE(DPMpp2MSDE):
-    """One evaluation a step; adds noise; second order where eta is 0."""
+    """One evaluation per step; adds noise; second order at eta 0."""
 
     default_spacing = "exponential"
 
@@ -41,7 +41,7 @@ class DPMpp3MSDE(DPMpp2MSDE):
         return self.along(i, h, x_t, target, noise), x_0
 
     def _differences(self, i: int, h: float, x_0: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return the first and second derivative of x_0 in lambda / h, as far as earlier steps tell."""
+        """Return the first and second derivative of x_0 in lambda / h; None without enough earlier steps."""
         lambdas = self.nodes.lambdas
         if not self.memory:
             return None, None

@@ -2,7 +2,7 @@
 
     x / alpha -> x / alpha + (sigma_karras' - sigma_karras) eps,    hence    x' = alpha' x_0 + sigma' eps
 
-which is DDIM at eta 0; they differ in the times and in the last step, which ends at the clean latents.
+This is DDIM at eta 0, except for the times and for the last step, which ends at the clean latents.
 """
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from ldm.samplers.base import GridSampler, Model, Noise
 
 
 class Euler(GridSampler):
-    """One evaluation a step; deterministic; first order."""
+    """One evaluation per step; deterministic; first order."""
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
         """Take step `i` and return (x_t at the next node, x_0)."""

@@ -1,4 +1,4 @@
-"""Euler steps to less noise than asked for, and fresh noise on top (k-diffusion's "ancestral" sampling).
+"""Euler steps below the next noise level, with new noise added on top (k-diffusion's "ancestral" sampling).
 
 In units of sigma_karras, from s to s':
 
@@ -14,7 +14,7 @@ from ldm.samplers.base import GridSampler, Model, Noise
 
 
 class EulerAncestral(GridSampler):
-    """One evaluation a step; adds noise, so it never settles: more steps give another picture."""
+    """One evaluation per step; adds noise, so it does not converge: more steps give a different image."""
 
     default_eta = 1.0
 

@@ -3,9 +3,9 @@
     x~ / alpha' = x / alpha + (s' - s) eps(x, t)                         an Euler step in sigma_karras
     x' / alpha' = x / alpha + (s' - s) (eps(x, t) + eps(x~, t')) / 2     its correction
 
-Two evaluations a step and one in the last, which ends at the clean latents. An even number of evaluations is
-reached by one plain Euler step at the start, where the path is straightest. From pure noise (zero terminal
-SNR), where s is infinite, the first step is always plain.
+Each step takes two evaluations, except the last, which ends at the clean latents. For an even number of
+evaluations the first step is a plain Euler step, because the path is straightest there. From pure noise (zero
+terminal SNR), where s is infinite, the first step is always plain.
 """
 
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ from ldm.samplers.base import GridSampler, Model, Noise
 
 
 class Heun(GridSampler):
-    """Two evaluations a step; deterministic; second order."""
+    """Two evaluations per step; deterministic; second order."""
 
     default_spacing = "karras"
 
     def steps_for(self, evaluations: int) -> int:
-        """Return how many steps cost `evaluations` network evaluations."""
+        """Return the number of steps that take `evaluations` UNet evaluations."""
         self.plain = 1 - evaluations % 2
         if self.schedule.zero_terminal_snr and evaluations > 1:
             self.plain = 2 - self.plain
         return (evaluations + self.plain + 1) // 2
 
     def evaluations(self, start: int = 0, memory: Sequence[Tensor] = ()) -> int:
-        """Return how often the network is asked from step `start` to the end."""
+        """Return the number of UNet evaluations from step `start` to the end."""
         return sum(2 if self._is_corrected(i) else 1 for i in range(start, len(self)))
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,9 @@
     f(x, t) = c_skip x + c_out x_0,    c_skip = d^2 / ((10 t)^2 + d^2),    c_out = 10 t / sqrt((10 t)^2 + d^2)
     x'      = alpha' f + sigma' n
 
-with d = 1/2. f is the consistency function: x itself at t = 0 and nearly x_0 elsewhere. Only models (or
-LoRAs) distilled for it give sharp pictures. They know the 50 times 19, 39, .. 999, of which the steps take
-every (50 / steps)th from the noisiest; --schedule overrides.
+with d = 1/2. f is the consistency function: x itself at t = 0 and nearly x_0 elsewhere. Only models and LoRAs
+distilled for it give sharp images. They are trained at the 50 times 19, 39, .. 999; the steps use every
+(50 / steps)th of these from the noisiest on, unless --schedule is given.
 """
 
 import math
@@ -22,12 +22,12 @@ TIME_SCALE = 10.0
 
 
 class LCM(GridSampler):
-    """One evaluation a step; adds noise between steps; for distilled models."""
+    """One evaluation per step; adds noise between steps; for distilled models."""
 
     default_spacing = "lcm"
 
     def times_for(self, spacing: str, num_steps: int) -> list[int] | list[float]:
-        """Return the times of a spacing, or of those that consistency models are distilled at."""
+        """Return the times of a spacing; "lcm" are the times at which consistency models are distilled."""
         if spacing != self.default_spacing:
             return super().times_for(spacing, num_steps)
         total = self.schedule.num_timesteps

@@ -2,8 +2,8 @@
 
     x' / alpha' = x / alpha + sum_j w_j eps_{i-j},    w_j = integral from s_i to s_{i+1} of L_j(s) ds
 
-L_j is the Lagrange polynomial through the sigmas of the last steps that is 1 at that of step i - j. A step
-from pure noise (zero terminal SNR), where sigma is infinite, is of first order and not remembered.
+L_j is the Lagrange polynomial through the sigmas of the last steps that is 1 at step i - j. A step from pure
+noise (zero terminal SNR), where sigma is infinite, is of first order and is not kept for later steps.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ ORDER = 4
 
 
 class LMS(GridSampler):
-    """One evaluation a step; deterministic; fourth order once three steps are behind it."""
+    """One evaluation per step; deterministic; fourth order from the fourth step on."""
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
         """Take step `i` and return (x_t at the next node, x_0)."""
@@ -39,7 +39,7 @@ class LMS(GridSampler):
 
 
 def lagrange(known: Sequence[float]) -> Iterator[np.poly1d]:
-    """Yield for each place in `known` the polynomial that is 1 there and 0 at all others."""
+    """Yield, for each point of `known`, the polynomial that is 1 there and 0 at the others."""
     for j, own in enumerate(known):
         others = [x for k, x in enumerate(known) if k != j]
         yield np.poly1d(others, r=True) / np.prod([own - x for x in others])

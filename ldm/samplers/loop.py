@@ -1,7 +1,7 @@
-"""The one sampling loop.
+"""The sampling loop that all samplers share.
 
-The loop yields after every step, so progress bars, previews, cancelling and checks for NaN belong to
-whoever iterates.
+It is a generator that yields after every step, so the caller can show progress or previews, check for NaN, or
+stop.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,31 +16,31 @@ from ldm.samplers.base import Noise, Sampler, batch_of
 
 
 class Step(NamedTuple):
-    """What one step gave."""
+    """The result of one step."""
 
     i: int
-    """index of the step, 0 for the noisiest, also where the loop started later"""
+    """index of the step; 0 is the noisiest, even if the loop started later"""
     t: float
-    """the training time that the network was asked at"""
+    """the training time at which the UNet was evaluated"""
     x_t: Tensor
     """(b, c, h, w) latents after the step"""
     x_0: Tensor
-    """(b, c, h, w) the clean latents that the step aimed at"""
+    """(b, c, h, w) the predicted clean latents"""
 
 
 def gaussian(x: Tensor) -> Tensor:
-    """Draw standard normal numbers in the shape of `x` from its device's default generator.
+    """Draw standard normal noise in the shape of `x` from the default generator of its device.
 
-    Unlike `randn_like` the order of the numbers does not depend on the memory layout of `x`.
+    Unlike with `randn_like`, the order of the numbers does not depend on the memory layout of `x`.
     """
     return torch.randn(x.shape, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 class KeyedNoise(Protocol):
-    """A source that tells its draws apart, so that a sample does not depend on what was drawn before."""
+    """A source of noise addressed by step and purpose, so that a draw does not depend on earlier draws."""
 
     def at(self, i: int, purpose: str) -> Noise:
-        """Return the noise of step `i`; purpose is "step" (the sampler's own) or "keep" (the masked part)."""
+        """Return the noise of step `i` for "step" (added by the sampler) or "keep" (on the kept latents)."""
 
 
 def _noise_at(source: Noise | KeyedNoise, i: int, purpose: str) -> Noise:
@@ -63,25 +63,25 @@ def sample_loop(
 ) -> Iterator[Step]:
     """Run a sampler from step `start` to its end and yield every step.
 
-    `noise` is called once in each place where the published samplers draw, in their order, so a seed gives
-    the published picture.
+    `noise` is called in the same places and in the same order as in the reference samplers, so a seed gives
+    the same image as there.
 
     Args:
-        x_t: (b, c, h, w) latents at the noise of step `start`.
-        memory: the sampler's memory before step `start`, to go on exactly where an earlier run stopped.
-        keep_mask: 1 where `keep_x_0` is to stay, broadcastable to x_t. Before every step the kept part is
-            replaced by `keep_x_0` at that step's noise; the last step's result is left as it is.
-        keep_noise: the noise of the kept part; drawn anew before every step when None.
+        x_t: (b, c, h, w) latents at the noise level of step `start`.
+        memory: the sampler's memory before step `start`, to resume an interrupted run exactly.
+        keep_mask: 1 where `keep_x_0` is kept, broadcastable to x_t. Before every step the kept part is
+            replaced by `keep_x_0` at the noise level of the step; the result of the last step is not changed.
+        keep_noise: the noise of the kept part; None: new noise for every step.
 
     Raises:
-        InputError: `keep_mask` comes without `keep_x_0`, or `start` is not a step.
+        InputError: `keep_mask` and `keep_x_0` are not given together, or `start` is not a step.
     """
     if (keep_mask is None) != (keep_x_0 is None):
-        raise InputError("a mask needs the latents to keep where it is 1, and those need a mask")
+        raise InputError("keep_mask and keep_x_0 must be given together")
     if not 0 <= start <= len(sampler):
         raise InputError(f"cannot start at step {start} of {len(sampler)}")
     if keep_mask is not None:
-        keep_mask = keep_mask.to(keep_x_0.dtype)  # a boolean mask too
+        keep_mask = keep_mask.to(keep_x_0.dtype)  # it may be boolean
     sampler.reset(memory)
     for i in range(start, len(sampler)):
         t = sampler.timesteps[i]

@@ -3,9 +3,9 @@
     eps' = (55 e_n - 59 e_{n-1} + 37 e_{n-2} - 9 e_{n-3}) / 24     Adams-Bashforth, order 4
     eps' = (23 e_n - 16 e_{n-1} + 5 e_{n-2}) / 12                  third step
     eps' = (3 e_n - e_{n-1}) / 2                                   second step
-    eps' = (e(x_t, t) + e(x~, t_prev)) / 2                         first step, x~ being DDIM's x_prev
+    eps' = (e(x_t, t) + e(x~, t_prev)) / 2                         first step, where x~ is DDIM's x_prev
 
-Then DDIM's update with eps'. It averages noise, whatever the network predicts.
+DDIM's update with eps' follows. The average is one of predicted noise even for models that predict v.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from ldm.diffusion.schedule import Schedule
 from ldm.samplers.base import Correction, Model, Noise, batch_of, check_eta
 from ldm.samplers.ddim import DDIM
 
-# Weights of the newest noise and of the ones before it, by how many there are.
+# Weights of the predicted noise, newest first, by the number of predictions.
 ADAMS_BASHFORTH = {
     1: (1,),
     2: (3 / 2, -1 / 2),
@@ -27,7 +27,7 @@ ADAMS_BASHFORTH = {
 
 
 class PLMS(DDIM):
-    """One evaluation a step and one more in the first; always deterministic."""
+    """One evaluation per step and one more in the first; always deterministic."""
 
     default_eta = None
 
@@ -37,12 +37,12 @@ class PLMS(DDIM):
         num_steps: int,
         *,
         eta: float | None = None,
-        spacing: str | None = None,  # with one: exactly num_steps evaluations, hence one step less
+        spacing: str | None = None,  # if given: exactly num_steps evaluations, hence one step fewer
         published: str = "uniform",
         correct_x_0: Correction | None = None,
     ):
         check_eta(PLMS, eta)
-        # From pure noise (zero terminal SNR) an average gives no x_0 = (x_t - eps') / 0: a plain step there.
+        # From pure noise (zero terminal SNR) an average gives no x_0, (x_t - eps') / 0; the step is plain.
         self.looks_ahead = not schedule.zero_terminal_snr and (spacing is None or num_steps > 1)
         nodes = num_steps if spacing is None or not self.looks_ahead else num_steps - 1
         super().__init__(
@@ -50,7 +50,7 @@ class PLMS(DDIM):
         )
 
     def evaluations(self, start: int = 0, memory: Sequence[Tensor] = ()) -> int:
-        """Return how often the network is asked from step `start` to the end: once more where it begins."""
+        """Return the number of UNet evaluations from step `start` to the end; the first step takes two."""
         left = len(self) - start
         return left + 1 if left and self.looks_ahead and not memory else left
 
@@ -70,5 +70,5 @@ class PLMS(DDIM):
             if len(self.memory) == 1:
                 return self.update(i, prediction, noise(x_t))
         alpha, sigma = self.schedule.alpha_sigma(batch_of(self.timesteps[i], x_t), x_t)
-        # The noise is multiplied by nothing; drawing it keeps the generator where the published one is.
+        # The noise has no effect; drawing it keeps the generator in step with the reference.
         return self.update(i, from_eps(x_t, eps, alpha, sigma), noise(x_t))

@@ -9,7 +9,7 @@ ignored.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -17,90 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.diffusion.cond import Cond
 from ldm.diffusion.guidance import ClassifierFreeGuidance
-from ldm.diffusion.prediction import Denoise, Prediction, denoiser, from_eps
+from ldm.diffusion.prediction import Denoise, Prediction, from_eps
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InputError
 from ldm.samplers import DDIM, DDIMInversion, Sampler, Step, make_sampler, sample_loop
-from ldm.samplers.base import Noise
+from ldm.samplers.base import Noise, batch_of
 from ldm.samplers.loop import gaussian
+from ldm.samplers.published_cond import Conditioning, Published, PublishedGuidance, SeparateCalls
 
 logger = logging.getLogger(__name__)
 
 Intermediates = dict[str, list[Tensor]]
-Conditioning = Cond | Tensor | list[Any] | dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Published:
-    """A conditioning in the caller's own form, which the model gets unchanged: a tensor, list or dict.
-
-    It has what ClassifierFreeGuidance needs: the methods of Cond.
-    """
-
-    value: Any
-
-    @classmethod
-    def of(cls, value: Conditioning) -> "Cond | Published":
-        return value if isinstance(value, Cond) else cls(value)
-
-    def count(self) -> int | None:
-        """Return the number of samples that its tensors describe; None without tensors.
-
-        Raises: InputError where they disagree.
-        """
-        sizes = {len(x) for x in _tensors(self.value)}
-        if len(sizes) > 1:
-            raise InputError(
-                f"the parts of a conditioning describe {sorted(sizes)} samples: expected one number"
-            )
-        return sizes.pop() if sizes else None
-
-    def join(self, other: "Published") -> "Published | None":
-        """Return both along the batch; None where c_concat is None in one alone, as in guess mode.
-
-        Raises: InputError where their forms differ.
-        """
-        first, second = self.value, other.value
-        if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
-            if (first.get("c_concat") is None) != (second.get("c_concat") is None):
-                return None
-        return Published(_join(first, second, "conditioning"))
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return [x for part in parts for x in _tensors(part)]
-
-
-def _join(first: Any, second: Any, where: str) -> Any:
-    """Join two values of the same form along the batch; `where` names the part in an InputError."""
-    if first is None and second is None:
-        return None
-    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
-        return {name: _join(first[name], second[name], f"{where}[{name!r}]") for name in second}
-    lists = isinstance(first, (list, tuple)) and isinstance(second, (list, tuple))
-    if lists and len(first) == len(second):
-        pairs = zip(first, second, strict=True)
-        return [_join(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(pairs)]
-    both = isinstance(first, Tensor) and isinstance(second, Tensor)
-    if not both or first.shape[1:] != second.shape[1:]:
-        raise InputError(
-            f"{where}: the unconditional part is {_form(first)}, the conditional part {_form(second)}; "
-            "expected the same names, lengths and shapes"
-        )
-    return torch.cat([first, second])
-
-
-def _form(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"a dict of {sorted(value)}"
-    if isinstance(value, (list, tuple)):
-        return f"a list of {len(value)}"
-    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 def _check_batch(cond: Conditioning, size: int, name: str) -> None:
@@ -145,10 +73,29 @@ def _with_scales(
             yield next(steps)
 
 
+@dataclass(frozen=True)
+class _How:
+    """What each step is passed next to x_t and t: keywords of `p_sample_ddim`, by their reference names."""
+
+    quantize_denoised: bool = False
+    temperature: float = 1.0
+    noise_dropout: float = 0.0
+    score_corrector: Any = None
+    corrector_kwargs: dict[str, Any] | None = None
+    unconditional_guidance_scale: float = 1.0
+    unconditional_conditioning: Conditioning = None
+    dynamic_threshold: float | None = None
+
+    def keywords(self) -> dict[str, Any]:
+        """Return the fields by name; `dataclasses.asdict` would copy the tensors."""
+        return dict(vars(self))
+
+
 class _PublishedSampler:
     """What the three published classes have in common."""
 
     name: str
+    guidance: type[PublishedGuidance] = PublishedGuidance
 
     def __init__(self, model: Any, schedule: str = "linear", device: torch.device | str | None = None):
         """Wrap a model.
@@ -167,6 +114,7 @@ class _PublishedSampler:
         where = device if device is not None else getattr(model, "device", None)
         self.device = torch.device(where if where is not None else model.alphas_cumprod.device)
         self.sampler: Sampler | None = None
+        self._every_step: DDIM | None = None
 
     @torch.no_grad()
     def sample(
@@ -213,29 +161,86 @@ class _PublishedSampler:
         """
         _check_batch(conditioning, batch_size, "conditioning")
         _check_batch(unconditional_conditioning, batch_size, "unconditional_conditioning")
-        correct_x_0 = self._correction(quantize_x0, dynamic_threshold)
-        sampler = self._make(S, eta, correct_x_0=correct_x_0, **self._options(temperature, noise_dropout))
-        _check_scales(ucg_schedule, len(sampler), unconditional_conditioning)
+        sampler = self._make(S, eta)
         if verbose:
             logger.info("%s: %d steps, shape %s", type(self).__name__, len(sampler), (batch_size, *shape))
-        noise = gaussian if normals_sequence is None else _replay(normals_sequence)
-        x_t = noise(torch.empty(batch_size, *shape, device=self.device)) if x_T is None else x_T
-        guided = self._guided(unconditional_conditioning, unconditional_guidance_scale)
-        denoise = self._corrected(guided, score_corrector, corrector_kwargs)
-        cond = Published.of(conditioning)
-        steps = sample_loop(sampler, denoise, x_t, cond, noise=noise, keep_mask=mask, keep_x_0=x0)
+        return self._sampling(
+            conditioning,
+            (batch_size, *shape),
+            noise=gaussian if normals_sequence is None else _replay(normals_sequence),
+            x_T=x_T,
+            callback=callback,
+            img_callback=img_callback,
+            quantize_denoised=quantize_x0,
+            mask=mask,
+            x0=x0,
+            log_every_t=log_every_t,
+            temperature=temperature,
+            noise_dropout=noise_dropout,
+            score_corrector=score_corrector,
+            corrector_kwargs=corrector_kwargs,
+            unconditional_guidance_scale=unconditional_guidance_scale,
+            unconditional_conditioning=unconditional_conditioning,
+            dynamic_threshold=dynamic_threshold,
+            ucg_schedule=ucg_schedule,
+        )
+
+    def _sampling(
+        self,
+        cond: Conditioning,
+        shape: Sequence[int],
+        *,
+        noise: Noise,
+        x_T: Tensor | None = None,
+        all_times: bool = False,
+        num_left: int | None = None,
+        mask: Tensor | None = None,
+        x0: Tensor | None = None,
+        callback: Callable[[int], None] | None = None,
+        img_callback: Callable[[Tensor, int], None] | None = None,
+        log_every_t: int = 100,
+        ucg_schedule: Sequence[float] | None = None,
+        **how: Any,
+    ) -> tuple[Tensor, Intermediates]:
+        """Run the steps that were chosen, or the last `num_left`, and keep what callers look at."""
+        how = _How(**how)
+        total = len(self._steps(all_times))
+        start = 0 if num_left is None else total - num_left
+        _check_scales(ucg_schedule, total - start, how.unconditional_conditioning)
+        x_t = noise(torch.empty(*shape, device=self.device)) if x_T is None else x_T
         intermediates: Intermediates = {"x_inter": [x_t], "pred_x0": [x_t]}
-        for step in _with_scales(steps, guided, ucg_schedule):
+        loop = {"noise": noise, "keep_mask": mask, "keep_x_0": x0, "start": start}
+        for step in self._loop(all_times, cond, x_t, how, ucg_schedule, **loop):
             x_t = step.x_t
             if callback:
-                callback(step.i)
+                callback(step.i - start)
             if img_callback:
-                img_callback(step.x_0, step.i)
-            index = len(sampler) - 1 - step.i
-            if index % log_every_t == 0 or step.i == 0:
+                img_callback(step.x_0, step.i - start)
+            if (total - 1 - step.i) % log_every_t == 0 or step.i == start:
                 intermediates["x_inter"].append(x_t)
                 intermediates["pred_x0"].append(step.x_0)
         return x_t, intermediates
+
+    def _loop(
+        self,
+        all_times: bool,
+        cond: Conditioning,
+        x_t: Tensor,
+        how: _How,
+        scales: Sequence[float] | None = None,
+        **loop: Any,
+    ) -> Iterator[Step]:
+        """Return the steps from `start` on; `loop` holds keywords of `sample_loop`."""
+        sampler = self._steps(all_times)
+        if how.temperature != 1 or how.noise_dropout != 0:
+            raise InputError(
+                f"temperature {how.temperature} and noise_dropout {how.noise_dropout} change the noise of "
+                f"steps, and {self.name} adds none: expected 1 and 0 (DDIM takes others)"
+            )
+        sampler.correct_x_0 = self._correction(how.quantize_denoised, how.dynamic_threshold)
+        guided = self._guided(how.unconditional_conditioning, how.unconditional_guidance_scale)
+        denoise = self._corrected(guided, how.score_corrector, how.corrector_kwargs)
+        return _with_scales(sample_loop(sampler, denoise, x_t, cond, **loop), guided, scales)
 
     @torch.no_grad()
     def stochastic_encode(
@@ -260,11 +265,13 @@ class _PublishedSampler:
         callback: Callable[[int], None] | None = None,
     ) -> Tensor:
         """Run the last `t_start` steps, of the table or, one by one, of all training times."""
-        sampler = self._steps(use_original_steps)
-        start = sampler.start_index(int(t_start))
-        guided = self._guided(unconditional_conditioning, unconditional_guidance_scale)
+        start = self._steps(use_original_steps).start_index(int(t_start))
+        how = _How(
+            unconditional_guidance_scale=unconditional_guidance_scale,
+            unconditional_conditioning=unconditional_conditioning,
+        )
         x_t = x_latent
-        for step in sample_loop(sampler, guided, x_latent, Published.of(cond), start=start):
+        for step in self._loop(use_original_steps, cond, x_latent, how, start=start):
             x_t = step.x_t
             if callback:
                 callback(step.i - start)
@@ -273,32 +280,24 @@ class _PublishedSampler:
     def _make(self, num_steps: int, eta: float, **options: Any) -> Sampler:
         """Build the sampler and keep it for encoding and decoding."""
         self.sampler = make_sampler(self.name, self.schedule, num_steps, eta=eta, **options)
+        self._every_step = None     # it shares eta
         return self.sampler
 
     def _steps(self, all_times: bool = False) -> Sampler:
-        if all_times:
-            return DDIM(self.schedule, self.ddpm_num_timesteps, published="all")
-        if self.sampler is None:
-            raise InputError("no steps have been chosen: call make_schedule(num_steps) or sample first")
-        return self.sampler
-
-    def _options(self, temperature: float, noise_dropout: float) -> dict[str, float]:
-        """Return what the sampler's class takes of these; samplers without added noise take neither."""
-        if temperature != 1 or noise_dropout != 0:
-            raise InputError(
-                f"temperature {temperature} and noise_dropout {noise_dropout} change the noise of steps, "
-                f"and {self.name} adds none: expected 1 and 0 (DDIM takes others)"
-            )
-        return {}
+        """Return the steps that were chosen, or those of all training times, with the same eta."""
+        if not all_times:
+            if self.sampler is None:
+                raise InputError("no steps have been chosen: call make_schedule(num_steps) or sample first")
+            return self.sampler
+        if self._every_step is None:
+            eta = getattr(self.sampler, "eta", 0.0)
+            self._every_step = DDIM(self.schedule, self.ddpm_num_timesteps, published="all", eta=eta)
+        return self._every_step
 
     def _guided(self, uncond: Conditioning, scale: float) -> ClassifierFreeGuidance:
         if uncond is None and scale != 1:
             raise InputError(f"guidance scale {scale} needs unconditional_conditioning, or must be 1")
-        denoise = denoiser(self._apply_model, self.schedule, self.model.parameterization)
-        return ClassifierFreeGuidance(denoise, None if uncond is None else Published.of(uncond), scale)
-
-    def _apply_model(self, x_t: Tensor, t: Tensor, cond: Cond | Published) -> Tensor:
-        return self.model.apply_model(x_t, t, cond.value if isinstance(cond, Published) else cond)
+        return self.guidance(self.model, self.schedule, uncond, scale)
 
     def _corrected(self, denoise: Denoise, corrector: Any, kwargs: dict[str, Any] | None) -> Denoise:
         """Let a published score corrector change the guided noise."""
@@ -309,8 +308,7 @@ class _PublishedSampler:
 
         def corrected(x_t: Tensor, t: Tensor, cond: Any) -> Prediction:
             eps = denoise(x_t, t, cond).eps
-            given = cond.value if isinstance(cond, Published) else cond
-            eps = corrector.modify_score(self.model, eps, x_t, t, given, **(kwargs or {}))
+            eps = corrector.modify_score(self.model, eps, x_t, t, cond, **(kwargs or {}))
             return from_eps(x_t, eps, *self.schedule.alpha_sigma(t, x_t))
 
         return corrected
@@ -351,6 +349,9 @@ class _TableSampler(_PublishedSampler):
     def _make(self, num_steps: int, eta: float, **options: Any) -> Sampler:
         sampler = super()._make(num_steps, eta, **options)
         abar, prev, sigmas = sampler.table
+        for name, buffer in self.schedule.published_buffers().items():
+            if not name.startswith("posterior"):
+                setattr(self, name, buffer.to(self.device))
         self.ddim_timesteps = np.array(sampler.timesteps[::-1])
         self.ddim_alphas = torch.from_numpy(abar).float().to(self.device)
         self.ddim_alphas_prev = prev
@@ -358,14 +359,159 @@ class _TableSampler(_PublishedSampler):
         self.ddim_sqrt_one_minus_alphas = (1 - self.ddim_alphas).sqrt()
         return sampler
 
+    @property
+    def ddim_sigmas_for_original_num_steps(self) -> Tensor:
+        """The noise that steps through all training times add, (N,) float32."""
+        return torch.from_numpy(self._steps(all_times=True).table.eta_sigmas).float().to(self.device)
+
+
+class _Overridable(Sampler):
+    """The steps of a table, each taken by a function: `take(i, x_t) -> (x_prev, x_0)`."""
+
+    def __init__(self, table: Sampler, take: Callable[[int, Tensor], tuple[Tensor, Tensor]]):
+        super().__init__(table.schedule, table.timesteps)
+        self.take = take
+
+    def step(self, i: int, x_t: Tensor, denoise: Any, noise: Noise) -> tuple[Tensor, Tensor]:
+        return self.take(i, x_t)
+
 
 class DDIMSampler(_TableSampler):
-    """DDIM by its published name."""
+    """DDIM by its reference name.
+
+    `sample` runs `ddim_sampling`, and that and `decode` take each step by `p_sample_ddim`: a subclass may
+    override either.
+    """
 
     name = "ddim"
+    inversion_times = "index"
+    """what the reference's `encode` passes the network as the time, see DDIMInversion"""
+    _noise: Noise = staticmethod(gaussian)
 
-    def _options(self, temperature: float, noise_dropout: float) -> dict[str, float]:
-        return {"temperature": temperature, "noise_dropout": noise_dropout}
+    def _sampling(self, cond: Conditioning, shape: Sequence[int], *, noise: Noise, **how: Any) -> Any:
+        self._noise = noise
+        try:
+            return self.ddim_sampling(cond, shape, **how)
+        finally:
+            del self._noise
+
+    @torch.no_grad()
+    def ddim_sampling(
+        self,
+        cond: Conditioning,
+        shape: Sequence[int],
+        x_T: Tensor | None = None,
+        ddim_use_original_steps: bool = False,
+        callback: Callable[[int], None] | None = None,
+        timesteps: int | None = None,
+        quantize_denoised: bool = False,
+        mask: Tensor | None = None,
+        x0: Tensor | None = None,
+        img_callback: Callable[[Tensor, int], None] | None = None,
+        log_every_t: int = 100,
+        temperature: float = 1.0,
+        noise_dropout: float = 0.0,
+        score_corrector: Any = None,
+        corrector_kwargs: dict[str, Any] | None = None,
+        unconditional_guidance_scale: float = 1.0,
+        unconditional_conditioning: Conditioning = None,
+        dynamic_threshold: float | None = None,
+        ucg_schedule: Sequence[float] | None = None,
+    ) -> tuple[Tensor, Intermediates]:
+        """Sample latents of `shape` (b, c, h, w) in the steps of `make_schedule`; arguments as `sample`.
+
+        Args:
+            ddim_use_original_steps: take every training time instead.
+            timesteps: run the last steps only: of K steps min(timesteps, K) - 1, one less than the number
+                says, as in the reference; of all training times exactly `timesteps`.
+        """
+        if timesteps is not None:
+            total = len(self._steps(ddim_use_original_steps))
+            timesteps = min(timesteps, total) - (not ddim_use_original_steps)
+            if timesteps < 0:
+                raise InputError("timesteps is below 1: expected a number of steps")
+        return super()._sampling(
+            cond,
+            shape,
+            noise=self._noise,
+            x_T=x_T,
+            all_times=ddim_use_original_steps,
+            num_left=timesteps,
+            mask=mask,
+            x0=x0,
+            callback=callback,
+            img_callback=img_callback,
+            log_every_t=log_every_t,
+            ucg_schedule=ucg_schedule,
+            quantize_denoised=quantize_denoised,
+            temperature=temperature,
+            noise_dropout=noise_dropout,
+            score_corrector=score_corrector,
+            corrector_kwargs=corrector_kwargs,
+            unconditional_guidance_scale=unconditional_guidance_scale,
+            unconditional_conditioning=unconditional_conditioning,
+            dynamic_threshold=dynamic_threshold,
+        )
+
+    def _loop(
+        self,
+        all_times: bool,
+        cond: Conditioning,
+        x_t: Tensor,
+        how: _How,
+        scales: Sequence[float] | None = None,
+        start: int = 0,
+        **loop: Any,
+    ) -> Iterator[Step]:
+        """Return the steps from `start` on, each taken by `p_sample_ddim`."""
+        table = self._steps(all_times)
+
+        def take(i: int, x_t: Tensor) -> tuple[Tensor, Tensor]:
+            scale = how.unconditional_guidance_scale if scales is None else scales[i - start]
+            keywords = replace(how, unconditional_guidance_scale=scale).keywords()
+            t, index = batch_of(table.timesteps[i], x_t), len(table) - 1 - i
+            return self.p_sample_ddim(x_t, cond, t, index=index, use_original_steps=all_times, **keywords)
+
+        unused = self._guided(None, 1.0)      # the step calls the network itself
+        return sample_loop(_Overridable(table, take), unused, x_t, cond, start=start, **loop)
+
+    @torch.no_grad()
+    def p_sample_ddim(
+        self,
+        x: Tensor,
+        c: Conditioning,
+        t: Tensor,
+        index: int,
+        repeat_noise: bool = False,
+        use_original_steps: bool = False,
+        quantize_denoised: bool = False,
+        temperature: float = 1.0,
+        noise_dropout: float = 0.0,
+        score_corrector: Any = None,
+        corrector_kwargs: dict[str, Any] | None = None,
+        unconditional_guidance_scale: float = 1.0,
+        unconditional_conditioning: Conditioning = None,
+        dynamic_threshold: float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Take one step from x (b, c, h, w), latents at row `index` of the table; return (x_prev, x_0).
+
+        Args:
+            t: (b,) what the network is passed as the time, `ddim_timesteps[index]` in sampling.
+            index: row, counted from the least noisy; of all training times with `use_original_steps`.
+            repeat_noise: add the same noise to all samples.
+            temperature: factor of the added noise.
+            noise_dropout: part of the added noise that is left out.
+        """
+        table, index = self._steps(use_original_steps), int(index)
+        guided = self._guided(unconditional_conditioning, unconditional_guidance_scale)
+        prediction = self._corrected(guided, score_corrector, corrector_kwargs)(x, t, c)
+        if self.model.parameterization == "eps":    # x_0 by the row's noise, whatever `t` is
+            abar = float(table.table.alphas_cumprod[index])
+            prediction = from_eps(x, prediction.eps, abar**0.5, (1 - abar) ** 0.5)
+        table.correct_x_0 = self._correction(quantize_denoised, dynamic_threshold)
+        table.temperature, table.noise_dropout = temperature, noise_dropout
+        noise = self._noise(x[:1]).expand_as(x) if repeat_noise else self._noise(x)
+        return table.update(len(table) - 1 - index, prediction, noise)
 
     @torch.no_grad()
     def encode(
@@ -378,21 +524,29 @@ class DDIMSampler(_TableSampler):
         unconditional_guidance_scale: float = 1.0,
         unconditional_conditioning: Conditioning = None,
         callback: Callable[[int], None] | None = None,
+        times: str | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Invert `t_enc` steps: from clean latents to the noise they came from.
+
+        Args:
+            times: "reference" passes the network the times that the reference passes it, which are not those
+                of the latents; "exact" passes it those, and comes back nearer to `x0` in `decode`. None is
+                "reference" for a model that predicts eps, and "exact" for others, which the reference
+                cannot invert.
 
         Returns:
             The noisy latents, and {"x_encoded", "intermediate_steps"} with, when `return_intermediates` is a
             number of them, "intermediates".
         """
         table = self._steps(use_original_steps)
-        inversion = DDIMInversion(self.schedule, table.num_steps, published=table.published)
+        asked = self._inversion_times(times)
+        inversion = DDIMInversion(self.schedule, table.num_steps, published=table.published, asked=asked)
         if not 0 <= t_enc <= len(inversion):
             raise InputError(f"t_enc is {t_enc}: expected 0 to {len(inversion)} sampling steps")
         every = max(1, t_enc // return_intermediates) if return_intermediates else 0
         guided = self._guided(unconditional_conditioning, unconditional_guidance_scale)
         x_t, kept, at = x0, [], []
-        for step in islice(sample_loop(inversion, guided, x0, Published.of(c)), t_enc):
+        for step in islice(sample_loop(inversion, guided, x0, c), t_enc):
             x_t = step.x_t
             if every and (step.i % every == 0 or step.i >= t_enc - 2):
                 kept.append(x_t)
@@ -401,6 +555,24 @@ class DDIMSampler(_TableSampler):
                 callback(step.i)
         out: dict[str, Any] = {"x_encoded": x_t, "intermediate_steps": at}
         return x_t, out | ({"intermediates": kept} if return_intermediates else {})
+
+    def _inversion_times(self, times: str | None) -> str:
+        predicts_eps = self.model.parameterization == "eps"
+        if times not in (None, "reference", "exact"):
+            raise InputError(f"times {times!r}: expected reference or exact")
+        if times == "reference" and not predicts_eps:
+            raise InputError(
+                f"times 'reference' with a model that predicts {self.model.parameterization}: the reference "
+                "takes its output for eps; expected 'exact'"
+            )
+        return self.inversion_times if predicts_eps and times != "exact" else "before"
+
+
+class ControlDDIMSampler(DDIMSampler):
+    """DDIM as ControlNet's `cldm.ddim_hacked` has it: guidance in two calls, and other times in `encode`."""
+
+    inversion_times = "row"
+    guidance = SeparateCalls
 
 
 class PLMSSampler(_TableSampler):

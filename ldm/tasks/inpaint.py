@@ -8,7 +8,7 @@ Two kinds of model can:
                                            its resampling)
 
 The model sees a mask of yes and no, at the size of the latents. The image itself takes what was repainted by
-the mask's own pixels and greys, after the colours at its border were matched (`ldm.imaging.spread`); `raw`
+the mask's own pixels and greys, after the colours at its border were matched (`ldm.imaging.pull_push`); `raw`
 outputs the decoded image as it is, as the reference does.
 
 Noise is drawn in this order: the posterior of what is left of the image, or of the image for latent masking;
@@ -31,7 +31,7 @@ from ldm.imaging.colour import from_uint8
 from ldm.imaging.masks import Box
 from ldm.imaging.padding import Frame
 from ldm.imaging.paste import Paste, opaque
-from ldm.imaging.spread import RING, match_border
+from ldm.imaging.pull_push import RING, match_border
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.latent_inpaint import LatentInpaintDiffusion
 from ldm.requests import Inpaint
@@ -53,7 +53,7 @@ def inpaint(run: Run, request: Inpaint) -> Iterator[Batch]:
     image, mask, size = request.init_img.values, request.mask.values, run.model.training_size
     region = Region.of(image, mask, request.only_masked, size)
     region.log(size)
-    paste = None if request.raw else Paste(image, masks.weight(mask, request.mask_blur))
+    paste = None if request.raw else Paste(image, masks.feather(mask, request.mask_blur))
     matched = not (request.raw or request.no_match_border)
     frame = run.frame(*region.size)
     steps = run.steps_of(request.strength) if request.strength < 1 else None
@@ -95,7 +95,7 @@ class Region:
 
     def log(self, model_size: int) -> None:
         """Log what a user may not expect."""
-        hard = masks.hard(self.mask)
+        hard = masks.binarize(self.mask)
         if hard.all():
             logger.info("the mask is all white: the whole image is repainted")
         if (own := (self.box.height, self.box.width)) != self.size:
@@ -138,7 +138,7 @@ class Region:
         """Match the colours at the mask's border, in the part around it that this needs."""
         mask = self.mask[self.box.part]
         rows, columns = masks.box(mask, 2 * RING).part
-        distance = torch.from_numpy(masks.distance(~masks.hard(mask[rows, columns]), RING))
+        distance = torch.from_numpy(masks.distance(~masks.binarize(mask[rows, columns]), RING))
         original = from_uint8(opaque(self.image[self.box.part][rows, columns]))
         result = part.clone()
         result[..., rows, columns] = match_border(part[..., rows, columns], original, distance)

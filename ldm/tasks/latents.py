@@ -107,7 +107,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
     Raises: InputError, CheckpointError in one line.
     """
-    from ldm.checkpoint.opened import one_line_errors
+    from ldm.checkpoint.one_file import one_line_errors
     from ldm.checkpoint.safetensors_file import checked_header
     from ldm.checkpoint.sniff import Container, sniff
 
@@ -133,12 +133,12 @@ def read_latents(path: str | Path) -> LatentsFile:
 
     Raises: InputError, CheckpointError in one line.
     """
-    from ldm.checkpoint.opened import one_line_errors
+    from ldm.checkpoint.one_file import one_line_errors
     from ldm.checkpoint.safetensors_file import read
 
     path, record = Path(path), read_record(path)
     with one_line_errors(path):
-        tensors = read(path)
+        tensors, _ = read(path)
     latents = tensors.get("latents", next(iter(tensors.values())) if len(tensors) == 1 else None)
     if latents is None or not latents.is_floating_point() or latents.dim() not in (3, 4):
         raise InputError(

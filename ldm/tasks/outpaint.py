@@ -2,7 +2,7 @@
 
 The new part is painted in windows of about the model's own size (`ldm.imaging.canvas`), each of which sees
 known pixels: those of the image, or painted before. In a window the new part is first filled by spreading
-what is known (`ldm.imaging.spread`), so that any model begins with the colours around it, noised by
+what is known (`ldm.imaging.pull_push`), so that any model begins with the colours around it, noised by
 `strength`; then it is inpainted (`ldm.tasks.inpaint`), and its colours are matched at the border.
 
 The noise of window k is that of inpainting at a stage of its own, `stage_of(k)`. If a run is interrupted, the
@@ -24,7 +24,7 @@ from ldm.imaging.canvas import Margins, Window
 from ldm.imaging.colour import from_uint8
 from ldm.imaging.padding import Frame
 from ldm.imaging.paste import Paste, opaque
-from ldm.imaging.spread import RING, match_border, spread
+from ldm.imaging.pull_push import RING, match_border, pull_push
 from ldm.requests import Outpaint
 from ldm.tasks.batch import Batch
 from ldm.tasks.inpaint import inpainter_of
@@ -73,7 +73,7 @@ class OutpaintWindow:
 
     def pixels(self) -> Tensor:
         """Return the images with the new part filled by what is known, (n, 3, h, w)."""
-        return spread(self.image, ~self.new[None, None])
+        return pull_push(self.image, ~self.new[None, None])
 
     def shown_mask(self) -> Tensor:
         """Return the mask (1, 1, h, w), 1 where to paint: every latent that stands for any new pixel."""

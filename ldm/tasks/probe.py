@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.diffusion.cond import Cond
-from ldm.errors import BadPictureError
+from ldm.errors import BadImageError
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.networks import are_finite, networks_of
 
@@ -73,7 +73,7 @@ def probe_prediction(model: LatentDiffusion, dtype: torch.dtype = torch.float32)
         x_t, t = alpha * x_0 + sigma * eps, t.to(model.device)
         while not are_finite(output := networks.unet(x_t, t, cond).float()):
             networks.upcast("UNet", "detecting eps or v", output)
-    except BadPictureError:
+    except BadImageError:
         return Verdict(None, 0.0, 0.0)
     v = alpha * eps - sigma * x_0
     return judge(_correlation(output, eps), _correlation(output, v), float(alpha.mean()))

@@ -183,7 +183,7 @@ class Run:
     def decode(self, latents: Tensor, frame: Frame) -> Tensor:
         """Return images (b, 3, height, width) in float32 on the CPU, all of them finite.
 
-        Raises: BadPictureError where they are not in float32 either.
+        Raises: BadImageError where they are not in float32 either.
         """
         tile = self.tiling.decoder_tile
         parts = [self.networks.decode(latents[rows], tile) for rows in self._together(len(latents))]

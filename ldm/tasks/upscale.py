@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ldm.diffusion.cond import Cond
 from ldm.errors import InputError
+from ldm.imaging.back_projection import back_project
 from ldm.imaging.colour import from_uint8
-from ldm.imaging.faithful import made_faithful
 from ldm.imaging.padding import Frame
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.latent_upscale import LatentUpscaleDiffusion, LatentUpscaleFinetuneDiffusion
@@ -58,7 +58,7 @@ def upscale(run: Run, request: Upscale) -> Iterator[Batch]:
 
         latents = batch.denoise(x_t, batch.cond(conditioning))
         images = batch.decode(latents)
-        yield batch.done(latents, made_faithful(images, image) if faithful else images)
+        yield batch.done(latents, back_project(images, image) if faithful else images)
 
 
 def check_upscaler(model: LatentDiffusion) -> None:

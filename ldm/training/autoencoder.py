@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.loading import load_part
 from ldm.training.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss
 from ldm.training.ema import LitEma
 from ldm.training.exporting import export_config, export_weights
-from ldm.training.loading import load_part
 from ldm.training.module import TrainingModule, averaged
 from ldm.training.options import AutoencoderOptions, TrainOptions
 from ldm.training.seeding import generator
@@ -52,7 +52,7 @@ class AutoencoderTraining(TrainingModule):
         self.options = options
         self.autoencoder = model
         if options.ckpt:
-            load_part(model, options.ckpt, "first_stage_model.")
+            load_part(nn.ModuleDict({"first_stage_model": model}), options.ckpt)
         self.loss_parameters = nn.ParameterDict(
             {"logvar": nn.Parameter(torch.tensor(options.logvar_init), requires_grad=options.learn_logvar)}
         )

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ldm.clip_files import architecture
 from ldm.errors import ConfigError
+from ldm.loading import load_part
 from ldm.models.image_clip import CLIPModel
 from ldm.models.text_openclip import FrozenOpenCLIPEmbedder
 from ldm.training.exporting import export_config, export_weights
-from ldm.training.loading import load_part
 from ldm.training.module import TrainingModule
 from ldm.training.options import ClipOptions, TrainOptions
 from ldm.training.seeding import generator

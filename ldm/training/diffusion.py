@@ -23,12 +23,12 @@ from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.loss import diffusion_loss, offset_noise
 from ldm.diffusion.prediction import add_noise, denoiser
 from ldm.errors import ConfigError
+from ldm.loading import load_part
 from ldm.samplers import make_sampler, sample_loop
 from ldm.training.cache import LatentCache, build_cache, fingerprint, load_cache, save_cache
 from ldm.training.ema import LitEma
 from ldm.training.exporting import export_config, export_weights
 from ldm.training.hints import hints_for
-from ldm.training.loading import load_part
 from ldm.training.module import TrainingModule, averaged
 from ldm.training.options import DiffusionOptions, TrainOptions
 from ldm.training.seeding import generator
@@ -346,14 +346,15 @@ def load_parts(model: nn.Module, options: DiffusionOptions) -> None:
             "diffusion.ckpt is a complete checkpoint; leave first_stage_ckpt and cond_stage_ckpt out"
         )
     if options.ckpt:
-        load_part(model, options.ckpt, "", options.grow_inputs, options.new_tensors)
+        grown = {"grow_inputs": options.grow_inputs, "new_tensors": options.new_tensors}
+        load_part(model, options.ckpt, "", **grown)
     elif options.grow_inputs or options.new_tensors:
         raise ConfigError("diffusion.grow_inputs and new_tensors are about diffusion.ckpt; give it")
     if options.cond_stage_ckpt and model.cond_stage_model is None:
         raise ConfigError("diffusion.cond_stage_ckpt: the model has no text encoder (cond_stage_config)")
     if options.embedder_ckpt:
-        load_part(model.embedder.model, options.embedder_ckpt, "embedder.model.")
+        load_part(model, options.embedder_ckpt, "embedder.model")
     if options.first_stage_ckpt:
-        load_part(model.first_stage_model, options.first_stage_ckpt, "first_stage_model.")
+        load_part(model, options.first_stage_ckpt)
     if options.cond_stage_ckpt:
-        load_part(model.cond_stage_model, options.cond_stage_ckpt, "cond_stage_model.")
+        load_part(model, options.cond_stage_ckpt, "cond_stage_model")

@@ -1,4 +1,4 @@
-"""Write what was trained as users load it: model.safetensors, in the published layout, and model.yaml."""
+"""Write what was trained as users load it: model.safetensors, with LDM key names, and model.yaml."""
 
 import json
 import platform
@@ -6,24 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
 import ldm
 from ldm.config import FILE_KEYS
 from ldm.files.atomic import atomic_write
-
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
+from ldm.yaml_file import to_yaml
 
 
 def export_weights(path: Path, tensors: dict[str, Tensor], dtype: str, metadata: dict[str, Any]) -> None:
-    """Write tensors under published names; floating ones are cast to `dtype`, metadata becomes strings."""
+    """Write tensors under LDM key names; floating-point ones are cast to `dtype`, metadata to strings."""
+    to = getattr(torch, dtype)
     cast = {
-        key: (value.detach().to("cpu", DTYPES[dtype]) if value.is_floating_point() else value.detach().cpu())
-        .contiguous()
-        .clone()
-        for key, value in tensors.items()
+        key: x.detach().to("cpu", to if x.is_floating_point() else x.dtype).contiguous().clone()
+        for key, x in tensors.items()
     }
     about = {"format": "pt", "made_with": f"ldm {ldm.__version__}, torch {torch.__version__}", "dtype": dtype}
     about |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
@@ -31,9 +28,9 @@ def export_weights(path: Path, tensors: dict[str, Tensor], dtype: str, metadata:
 
 
 def export_config(path: Path, model: dict[str, Any], heading: str) -> None:
-    """Write the YAML that `ldm.load_model` takes for these weights, and the files that it names."""
+    """Write the YAML that `ldm.load_model` takes with these weights, and the files that it names."""
     model = copy_files_beside(model, path.parent)
-    text = f"# {heading}\n" + OmegaConf.to_yaml(OmegaConf.create({"model": model}))
+    text = f"# {heading}\n" + to_yaml({"model": model})
     atomic_write(path, lambda temporary: temporary.write_text(text))
 
 

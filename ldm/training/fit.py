@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf
 
 from ldm.backends.meta import on_meta
-from ldm.config import instantiate
+from ldm.config import instantiate, plain
 from ldm.errors import ConfigError, TrainingError
 from ldm.training.callbacks import Clock, Keeper
 from ldm.training.exporting import versions
@@ -45,9 +44,7 @@ def resolve_config(config: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: a section or key that does not exist, a wrong type, or a limit that the schedule needs.
     """
-    method = method_of(config)
-    train = read_options(TrainOptions, config.get("train"), "train")
-    options = read_options(METHODS[method], config.get(method), method)
+    method, train, options = read_sections(config)
     for section in ("model", "data"):
         if "target" not in (config.get(section) or {}):
             raise ConfigError(f"{section}: missing; expected target and params")
@@ -60,18 +57,18 @@ def resolve_config(config: dict[str, Any]) -> dict[str, Any]:
     return resolved | {"train": dataclasses.asdict(train), method: dataclasses.asdict(options)}
 
 
-def plain(config: Any) -> dict[str, Any]:
-    """Return an OmegaConf node as nested dicts and lists."""
-    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+def read_sections(config: dict[str, Any]) -> tuple[str, TrainOptions, Any]:
+    """Return the method's name, the `train` section and the method's own, with types and choices checked."""
+    method = method_of(config)
+    train = read_options(TrainOptions, config.get("train"), "train")
+    return method, train, read_options(METHODS[method], config.get(method), method)
 
 
 def build_module(config: dict[str, Any]) -> TrainingModule:
     """Build the model and the method that trains it; weights are drawn from train.seed."""
-    method = method_of(config)
-    train = read_options(TrainOptions, config["train"], "train")
-    options = read_options(METHODS[method], config[method], method)
+    method, train, options = read_sections(config)
     torch.manual_seed(train.seed)
-    model = instantiate(OmegaConf.create(config["model"]), "model")
+    model = instantiate(config["model"], "model")
     if method == "autoencoder":
         from ldm.training.autoencoder import AutoencoderTraining as Method
     elif method == "diffusion":
@@ -83,7 +80,7 @@ def build_module(config: dict[str, Any]) -> TrainingModule:
 
 def build_data(config: dict[str, Any], section: str) -> Any:
     """Build a data set and check that it offers `batch`."""
-    data = instantiate(OmegaConf.create(config[section]), section)
+    data = instantiate(config[section], section)
     if not hasattr(data, "batch"):
         raise ConfigError(f"{section}: {type(data).__name__} has no batch(generator, batch_size)")
     return data
@@ -123,20 +120,20 @@ def train(
     deadline: float = 0.0,
     started: float | None = None,
 ) -> Result:
-    """Train as `config` says, in `folder`.
+    """Train what `config` describes, in `folder`.
 
     Args:
         config: sections as in ldm.training.options, resolved or not.
-        resume: None starts anew, "auto" goes on where there is something, else the folder to go on with.
+        resume: None starts a new run, "auto" resumes the newest one if any, else the folder to resume.
         deadline: seconds after which this process ends, 0 for none.
         started: `time.monotonic()` from which the deadline counts.
 
     Raises:
-        TrainingError: not a finite gradient, or a tensor that training does not reach.
+        TrainingError: a gradient that is not finite, or a tensor that training does not reach.
     """
     started = time.monotonic() if started is None else started
     config = resolve_config(plain(config))
-    options = read_options(TrainOptions, config["train"], "train")
+    _, options, _ = read_sections(config)
     if options.num_threads:
         torch.set_num_threads(options.num_threads)
     folder, resuming = shared_folder(folder, resume)
@@ -178,23 +175,22 @@ def train(
 
 def describe(config: dict[str, Any]) -> str:
     """Return one line on what this configuration trains; the networks are built without weights."""
-    method = method_of(config)
-    options = read_options(TrainOptions, config["train"], "train")
+    method, options, own = read_sections(config)
     with on_meta():
-        model = instantiate(OmegaConf.create(config["model"]), "model")
+        model = instantiate(config["model"], "model")
     trained, parameters = model, list(model.parameters())
     if method == "diffusion":
         from ldm.training.diffusion import trained_parameters
 
         trained = model.model
-        parameters = [p for _, p in trained_parameters(model, config[method]["only"])]
+        parameters = [p for _, p in trained_parameters(model, own.only)]
     count = sum(p.numel() for p in parameters)
-    # Weights, gradients, Adam's two moments, and the average where there is one; float32 each.
-    copies = 5 if config[method].get("ema_decay") else 4
+    # Weights, gradients, Adam's two moments, and the EMA if there is one; float32 each.
+    copies = 5 if getattr(own, "ema_decay", 0) else 4
     per_step = options.batch_size * options.accumulate * options.devices
     return (
-        f"{method}: {count / 1e6:.1f} M parameters in {type(trained).__name__}, {per_step} pictures a step, "
-        f"{count * 4 * copies / 2**30:.2f} GiB for weights and optimizer beside activations"
+        f"{method}: {count / 1e6:.1f} M parameters in {type(trained).__name__}, {per_step} images a step, "
+        f"{count * 4 * copies / 2**30:.2f} GiB for weights and optimizer, without activations"
     )
 
 
@@ -204,10 +200,10 @@ def count_trained(module: TrainingModule) -> int:
 
 
 def shared_folder(folder: Path, resume: str | None) -> tuple[Path, bool]:
-    """Choose the run folder once; the other processes of a DDP run are told by the environment."""
-    told = os.environ.get(FOLDER_VARIABLE)
-    if told and int(os.environ.get("LOCAL_RANK", 0)) > 0:
-        path, resuming = told.rsplit("|", 1)
+    """Choose the run folder once; the other processes of a DDP run read it from the environment."""
+    chosen = os.environ.get(FOLDER_VARIABLE)
+    if chosen and int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        path, resuming = chosen.rsplit("|", 1)
         return Path(path), resuming == "True"
     folder, resuming = choose_folder(folder, resume)
     if resuming and not (folder / "checkpoints").is_dir():

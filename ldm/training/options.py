@@ -10,11 +10,10 @@ No torch here, so that `--help` and `--dry-run` stay quick. Times are given in s
 """
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, nearest
 
 Options = TypeVar("Options")
 
@@ -121,12 +120,6 @@ CHOICES = {
 }
 
 
-def nearest(name: str, known: Any) -> str:
-    """Return " (did you mean X?)" for the known name closest to `name`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
 def parse_duration(text: str | int | float) -> float:
     """Return seconds of "90", "01:30" (minutes) or "01:30:00"; an empty text is 0.
 
@@ -151,9 +144,9 @@ def method_of(config: dict[str, Any]) -> str:
     """Return the name of the one method section in the configuration."""
     unknown = [key for key in config if key not in SECTIONS]
     if unknown:
-        hint = nearest(unknown[0], SECTIONS)
         known = ", ".join(SECTIONS)
-        raise ConfigError(f"{unknown[0]}: not a section of a training config{hint}; known: {known}")
+        hint = nearest(unknown[0], SECTIONS)
+        raise ConfigError(f"{unknown[0]}: not a section of a training config (known: {known}){hint}")
     present = [name for name in METHODS if name in config]
     if len(present) != 1:
         known = ", ".join(METHODS)

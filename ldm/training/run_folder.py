@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
 from ldm.files.atomic import atomic_write
 from ldm.training.state import has_state
+from ldm.yaml_file import to_yaml
 
 
 def choose_folder(wanted: Path, resume: str | None) -> tuple[Path, bool]:
@@ -57,9 +57,7 @@ def numbered(wanted: Path) -> list[Path]:
 def write_start(folder: Path, config: dict[str, Any], versions: dict[str, str]) -> None:
     """Write the configuration, and add an entry to versions.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(
-        folder / "config.yaml", lambda path: path.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
-    )
+    atomic_write(folder / "config.yaml", lambda path: path.write_text(to_yaml(config)))
     record = folder / "versions.json"
     starts = json.loads(record.read_text()) if record.exists() else []
     starts.append({"command": sys.argv, **versions})

@@ -70,6 +70,7 @@ def is_on_gpu(x: torch.Tensor, *shape: int) -> bool:
     return str(x.device) == GPU and tuple(x.shape) == shape
 
 
+@pytest.mark.few(1)
 def test_the_networks_agree_on_device_and_dtype(tiny, dtype):
     tokens = tiny.cond_stage_model.tokenize(["a", "b"])
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -93,6 +94,7 @@ def test_the_text_encoder_of_sd_1_agrees_on_device_and_dtype(dtype, layer):
         assert is_on_gpu(context, 2, 1 if layer == "pooled" else 77, 32)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name, options", [("ddim", {"eta": 0.5}), ("plms", {}), ("dpm", {})])
 def test_samplers_stay_on_the_gpu(tiny, dtype, name, options):
     sampler = make_sampler(name, tiny.schedule, 4, **options)
@@ -107,6 +109,7 @@ def test_samplers_stay_on_the_gpu(tiny, dtype, name, options):
         assert all(is_on_gpu(s.x_t, *x.shape) and s.x_t.dtype == torch.float32 for s in steps)
 
 
+@pytest.mark.few(1)
 def test_ancestral_sampling_and_the_loss_stay_on_the_gpu(tiny, dtype):
     sampler = DDPM(tiny.schedule, 2)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -190,6 +193,7 @@ def control():
     return model, lambda context: model.conditioning(context, torch.rand(1, 3, 64, 64, device=GPU))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("made", [inpainting, depth, upscaling, unclip, control])
 def test_conditional_models_agree_on_device_and_dtype(made, dtype):
     model, conditioning = made()

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from golden_cases import cases
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,6 +19,7 @@ def run(name: str, *arguments: str) -> list[list[str]]:
     return [line.split() for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_startup_times_every_script_and_the_demo_model():
     *scripts, model = run("startup.py", "--repeats", "1", "--limit", "60")
     assert [line[0] for line in scripts] == sorted(path.name for path in (ROOT / "scripts").glob("[!_]*.py"))
@@ -24,6 +27,7 @@ def test_startup_times_every_script_and_the_demo_model():
     assert model[:3] == ["the", "demo", "model"] and float(model[3]) > 0
 
 
+@pytest.mark.slow
 def test_loading_measures_every_layout(tmp_path: Path):
     config = str(cases("e2e_txt2img")[0].files["config"])
     arguments = ["--config", config, "--folder", str(tmp_path), "--dtypes", "float16"]
@@ -33,6 +37,7 @@ def test_loading_measures_every_layout(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [], "the files are gone"
 
 
+@pytest.mark.slow
 def test_unet_speed_compares_networks_that_compute_the_same():
     config = str(cases("e2e_txt2img")[0].files["config"])
     arguments = ["--config", config, "--size", "64", "--repeats", "1", "--dtypes", "float32"]
@@ -40,6 +45,7 @@ def test_unet_speed_compares_networks_that_compute_the_same():
     assert row[0] == "float32" and float(row[4]) < 1e-4
 
 
+@pytest.mark.slow
 def test_looking_for_nan_costs_less_than_a_hundredth_of_a_step():
     *_, row = run("guard.py", "--config", str(ROOT / "configs/demo/emoji.yaml"), "--size", "128")
     assert row[0] == "float32" and float(row[3].rstrip("%")) < 1

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from ldm.samplers import SAMPLERS
@@ -11,6 +12,7 @@ from ldm.samplers import SAMPLERS
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_the_errors_of_all_samplers_are_printed_and_drawn(tmp_path: Path):
     picture = tmp_path / "samplers.png"
     command = [sys.executable, str(ROOT / "benchmarks" / "samplers.py"), "--out", str(picture)]
@@ -32,7 +34,7 @@ def test_the_page_lists_every_sampler_with_its_defaults():
     table = {row[0].strip("`"): row for row in rows if row[0] != "`--sampler`"}
     assert set(table) == set(SAMPLERS)
     for name, row in SAMPLERS.items():
-        spacing = row.cls.default_spacing or row.cls.exact_spacing
+        spacing = row.cls.default_spacing or row.cls.count_exact_spacing
         assert spacing is None or table[name][4] == f"`{spacing}`"
         eta = row.cls.default_eta
         assert table[name][3] == ("noisy" if name in ("ddpm", "lcm") else "-" if eta is None else f"{eta:g}")

@@ -223,6 +223,7 @@ NESTED = b"K\x01K\x01\x86q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"K\x01"
 GROWING = b"X\x04\x00\x00\x00abcdq\x00" + b"c_codecs\nencode\nh\x00X\x03\x00\x00\x00hex\x86Rq\x00" * 40
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("write", [zip_with, legacy_with])
 @pytest.mark.parametrize(
     "pickled, error_class, expected",

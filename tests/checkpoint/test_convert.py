@@ -16,11 +16,12 @@ from tiny_models import TASKS, WIDTH, tiny_config, tiny_model
 from torch import Tensor, nn
 
 from ldm.checkpoint import identify
-from ldm.checkpoint.conversion import Wishes, _Described, convert
-from ldm.checkpoint.convert import CONFIGS, OF_TRANSFORMERS, Converted
+from ldm.checkpoint.conversion import ConvertOptions, _Described, convert
+from ldm.checkpoint.convert import CONFIGS, Converted
 from ldm.checkpoint.identity import Identity
-from ldm.checkpoint.layouts import PARTS, UNUSED, published_to_parts
+from ldm.checkpoint.layouts import UNUSED, ldm_to_parts
 from ldm.checkpoint.layouts.renaming import below
+from ldm.checkpoint.parts import PARTS
 from ldm.config import instantiate, load_config
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.prediction import add_noise, denoiser
@@ -65,7 +66,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
         model = tiny_model(config)
         file = home / "model.safetensors"
         save_file({name: x.contiguous() for name, x in model.state_dict().items()}, file)
-        done = convert(file, home / "folder", Wishes(config=str(config)))
+        done = convert(file, home / "folder", ConvertOptions(config=str(config)))
         return Case(task, config, model, file, home / "folder", done)
 
     return make
@@ -77,6 +78,7 @@ def same(got: dict[str, Tensor], want: dict[str, Tensor]) -> bool:
     )
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("task", TASKS)
 def test_a_file_comes_back_bit_by_bit(case, task: str, tmp_path: Path):
     convert(case(task).folder, tmp_path / "back.safetensors")
@@ -182,6 +184,7 @@ def theirs(pipeline: Any, task: str) -> Tensor:
     ).images
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("task", TASKS)
 def test_diffusers_gives_the_same_latents(case, task: str):
     made = case(task)
@@ -197,6 +200,7 @@ def test_diffusers_gives_the_same_latents_from_a_picture(case):
     torch.testing.assert_close(theirs(pipeline, "img2img"), expected, **CLOSE)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "depth"])
 def test_what_diffusers_saves_is_loaded(case, task: str, tmp_path: Path):
     """Such a folder lacks what is unused; the model is the same in all else, so its latents are."""
@@ -234,6 +238,7 @@ DISTINCT = ["v1-inference", "v2-inference", "v2-inpainting-inference", "v2-midas
 DISTINCT += ["v2-1-stable-unclip-h-inference", "v2-1-stable-unclip-l-inference", "cldm_v15", "cldm_v21"]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", DISTINCT)
 def test_the_descriptions_fit_at_full_size(name: str):
     """The classes of diffusers and transformers that config.json describes have the tensors of the file."""
@@ -243,11 +248,11 @@ def test_the_descriptions_fit_at_full_size(name: str):
     folder = "controlnet" if name.startswith("cldm") else "stable-diffusion"
     node = OmegaConf.to_container(load_config(f"configs/{folder}/{name}.yaml").model, resolve=True)
     with torch.device("meta"):
-        parts = published_to_parts(instantiate(node).state_dict())
+        parts = ldm_to_parts(instantiate(node).state_dict())
         parts.pop(UNUSED)
         for part, tensors in parts.items():
             said = CONFIGS[part](node["params"])
-            if part in OF_TRANSFORMERS:
+            if PARTS[part].of_transformers:
                 built = getattr(transformers, said["architectures"][0])
                 theirs = built(transformers.AutoConfig.for_model(**said)).state_dict()
             else:
@@ -287,32 +292,33 @@ def training_file(case, tmp_path: Path) -> Path:
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
-    ("wishes", "scale", "copies", "said"),
+    ("options", "scale", "copies", "said"),
     [
-        (Wishes(), 1, True, "raw+ema"),
-        (Wishes(weights="both"), 1, True, "raw+ema"),
-        (Wishes(weights="raw"), 1, False, "raw"),
-        (Wishes(weights="ema"), 2, False, "ema"),
-        (Wishes(prune=True), 1, False, "raw"),
-        (Wishes(prune=True, weights="ema"), 2, False, "ema"),
+        (ConvertOptions(), 1, True, "raw+ema"),
+        (ConvertOptions(weights="both"), 1, True, "raw+ema"),
+        (ConvertOptions(weights="raw"), 1, False, "raw"),
+        (ConvertOptions(weights="ema"), 2, False, "ema"),
+        (ConvertOptions(prune=True), 1, False, "raw"),
+        (ConvertOptions(prune=True, weights="ema"), 2, False, "ema"),
     ],
 )
 def test_the_copy_asked_for_becomes_the_weights(
-    case, training_file: Path, tmp_path: Path, wishes: Wishes, scale: int, copies: bool, said: str
+    case, training_file: Path, tmp_path: Path, options: ConvertOptions, scale: int, copies: bool, said: str
 ):
-    done = convert(training_file, tmp_path / "out.safetensors", wishes)
+    done = convert(training_file, tmp_path / "out.safetensors", options)
     got, raw = load_file(tmp_path / "out.safetensors"), load_file(case("sd1").file)
     assert torch.equal(got[FIRST], scale * raw[FIRST])
     assert any(name.startswith("model_ema.") for name in got) == copies
-    assert ("first_stage_model.loss.logvar" in got) == (not wishes.prune)
+    assert ("first_stage_model.loss.logvar" in got) == (not options.prune)
     assert done.metadata["sd.weights"] == said == metadata(tmp_path / "out.safetensors")["sd.weights"]
     untouched = {name for name in raw if not name.startswith("model.")}
     assert all(torch.equal(got[name], raw[name]) for name in untouched)
 
 
 def test_a_training_file_comes_back_from_its_folder(case, training_file: Path, tmp_path: Path):
-    convert(training_file, tmp_path / "folder", Wishes(config=str(case("sd1").config)))
+    convert(training_file, tmp_path / "folder", ConvertOptions(config=str(case("sd1").config)))
     convert(tmp_path / "folder", tmp_path / "back.safetensors")
     assert same(load_file(tmp_path / "back.safetensors"), averaged(case("sd1").file))
     assert metadata(tmp_path / "back.safetensors")["sd.weights"] == "raw+ema"
@@ -323,9 +329,9 @@ def test_a_file_with_the_averaged_copy_alone(case, tmp_path: Path):
     alone = {name: x for name, x in copy.items() if not name.startswith("model.")}
     save_file(alone, tmp_path / "in.safetensors")
     with pytest.raises(WrongModelError, match="--weights ema"):
-        convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", Wishes(weights="raw"))
-    wishes = Wishes(prune=True, config=str(case("sd1").config))
-    done = convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", wishes)
+        convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", ConvertOptions(weights="raw"))
+    options = ConvertOptions(prune=True, config=str(case("sd1").config))
+    done = convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", options)
     assert done.metadata["sd.weights"] == "ema"
     assert torch.equal(load_file(tmp_path / "out.safetensors")[FIRST], 2 * load_file(case("sd1").file)[FIRST])
 
@@ -338,17 +344,17 @@ def metadata(file: Path) -> dict[str, str]:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_are_cast_and_tables_are_not(case, tmp_path: Path, dtype: torch.dtype):
     made = case("unclip-h")
-    convert(made.file, tmp_path / "half.safetensors", Wishes(dtype=dtype))
+    convert(made.file, tmp_path / "half.safetensors", ConvertOptions(dtype=dtype))
     tables = ("alphas_cumprod", "noise_augmentor.betas", "low_scale_model.sqrt_recipm1_alphas_cumprod")
     before, after = load_file(made.file), load_file(tmp_path / "half.safetensors")
     assert all(after[name].dtype == torch.float32 for name in tables if name in before)
     weights = [name for name in before if name.split(".")[0] in ("model", "first_stage_model", "embedder")]
     assert all(torch.equal(after[name], before[name].to(dtype)) for name in weights)
-    wishes = Wishes(dtype=dtype, variant="fp16", config=str(made.config))
-    convert(made.file, tmp_path / "folder", wishes)
+    options = ConvertOptions(dtype=dtype, variant="fp16", config=str(made.config))
+    convert(made.file, tmp_path / "folder", options)
     assert (tmp_path / "folder/unet/diffusion_pytorch_model.fp16.safetensors").is_file()
     assert (tmp_path / "folder/text_encoder/model.fp16.safetensors").is_file()
-    convert(tmp_path / "folder", tmp_path / "back.safetensors", Wishes(variant="fp16"))
+    convert(tmp_path / "folder", tmp_path / "back.safetensors", ConvertOptions(variant="fp16"))
     assert same(load_file(tmp_path / "back.safetensors"), after)
 
 
@@ -357,7 +363,8 @@ def test_values_that_do_not_fit_are_refused(case, tmp_path: Path):
     tensors[FIRST][0, 0, 0, 0] = 1e5
     save_file(tensors, tmp_path / "large.safetensors")
     with pytest.raises(BadValuesError, match="input_blocks"):
-        convert(tmp_path / "large.safetensors", tmp_path / "half.safetensors", Wishes(dtype=torch.float16))
+        half = ConvertOptions(dtype=torch.float16)
+        convert(tmp_path / "large.safetensors", tmp_path / "half.safetensors", half)
     assert [path.name for path in tmp_path.iterdir()] == ["large.safetensors"]
 
 
@@ -368,7 +375,7 @@ def test_the_result_says_what_it_is(case, tmp_path: Path):
     convert(made.folder, tmp_path / "back.safetensors")
     assert said.items() <= metadata(tmp_path / "back.safetensors").items()
     assert identify(tmp_path / "back.safetensors").prediction == identify(made.folder).prediction == "v"
-    convert(made.file, tmp_path / "stated.safetensors", Wishes(prediction="v"))
+    convert(made.file, tmp_path / "stated.safetensors", ConvertOptions(prediction="v"))
     assert identify(tmp_path / "stated.safetensors").prediction_source == "metadata"
 
 
@@ -382,7 +389,7 @@ def test_only_what_is_known_of_this_file_is_stated(case, tmp_path: Path):
     assert "sd.prediction" not in convert(tmp_path / "usual.safetensors", out).metadata
     marked = load_file(made.file) | {"v_pred": torch.zeros(0)}
     save_file(marked, tmp_path / "v.safetensors", {"modelspec.prediction_type": "v", "modelspec.title": "x"})
-    done = convert(tmp_path / "v.safetensors", out, Wishes(prediction="eps", overwrite=True))
+    done = convert(tmp_path / "v.safetensors", out, ConvertOptions(prediction="eps", overwrite=True))
     assert "modelspec.prediction_type" not in done.metadata and done.metadata["modelspec.title"] == "x"
     assert identify(out).prediction == "eps" and "v_pred" not in load_file(out)
 
@@ -394,13 +401,13 @@ def _sd1(prediction: str, source: str) -> Identity:
 
 def test_a_file_that_says_what_it_predicts_is_believed_over_what_is_usual(case, tmp_path: Path):
     """The one published YAML of SD 1.x says eps."""
-    described = _Described.by(Wishes(), _sd1("v", "metadata"))
+    described = _Described.by(ConvertOptions(), _sd1("v", "metadata"))
     assert described.prediction == "v"
-    assert _Described.by(Wishes(), _sd1("eps", "family")).prediction == "eps"
+    assert _Described.by(ConvertOptions(), _sd1("eps", "family")).prediction == "eps"
     made = case("sd2-v")
     save_file(load_file(made.file), tmp_path / "eps.safetensors", {"sd.prediction": "eps"})
     with pytest.raises(WrongModelError, match="predicts eps, but .* says parameterization: v"):
-        convert(tmp_path / "eps.safetensors", tmp_path / "folder", Wishes(config=str(made.config)))
+        convert(tmp_path / "eps.safetensors", tmp_path / "folder", ConvertOptions(config=str(made.config)))
     assert not (tmp_path / "folder").exists()
 
 
@@ -410,7 +417,7 @@ def test_a_part_alone_becomes_the_folder_of_the_part(case, tmp_path: Path, part:
     made = case("sd2" if part == "text_encoder" else "controlnet")
     tensors = below(PARTS[part].prefix, load_file(made.file))
     save_file(tensors, tmp_path / "part.safetensors")
-    convert(tmp_path / "part.safetensors", tmp_path / part, Wishes(config=str(made.config)))
+    convert(tmp_path / "part.safetensors", tmp_path / part, ConvertOptions(config=str(made.config)))
     assert identify(tmp_path / part).kind == part
     convert(tmp_path / part, tmp_path / "back.safetensors")
     assert same(below(PARTS[part].prefix, load_file(tmp_path / "back.safetensors")), tensors)
@@ -429,43 +436,43 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_nothing_is_overwritten_unless_asked(case, tmp_path: Path):
     made = case("sd2")
-    wishes = Wishes(config=str(made.config))
-    convert(made.file, tmp_path / "folder", wishes)
+    options = ConvertOptions(config=str(made.config))
+    convert(made.file, tmp_path / "folder", options)
     before = contents(tmp_path)
     with pytest.raises(InputError, match="--overwrite"):
-        convert(made.file, tmp_path / "folder", wishes)
+        convert(made.file, tmp_path / "folder", options)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.txt").write_text("mine")
     with pytest.raises(InputError, match="no diffusers folder"):
-        convert(made.file, tmp_path / "photos", replace(wishes, overwrite=True))
+        convert(made.file, tmp_path / "photos", replace(options, overwrite=True))
     (tmp_path / "photos" / "cat.txt").unlink()
     assert contents(tmp_path) == before
     (tmp_path / "folder" / "stray").write_text("of before")
-    convert(made.file, tmp_path / "folder", replace(wishes, overwrite=True))
+    convert(made.file, tmp_path / "folder", replace(options, overwrite=True))
     assert contents(tmp_path) == before
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "photos"}
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "wishes", "error", "text"),
+    ("source", "target", "options", "error", "text"),
     [
-        ("folder", "other", Wishes(), InputError, "ends in .safetensors"),
-        ("model.safetensors", "out", Wishes(), ConfigError, "give --config YAML"),
-        ("model.safetensors", "out", Wishes(config="sd1.yaml"), WrongModelError, "does not fit"),
-        ("model.safetensors", "out", Wishes("sd2.yaml", "v"), ConfigError, "parameterization"),
-        ("model.safetensors", "a/b/out", Wishes(config="sd2.yaml"), InputError, "there is no folder"),
-        ("model.safetensors", "out.safetensors", Wishes(weights="ema"), WrongModelError, "averaged"),
-        ("folder", "out.safetensors", Wishes(variant="fp16"), CheckpointError, "variant"),
+        ("folder", "other", ConvertOptions(), InputError, "ends in .safetensors"),
+        ("model.safetensors", "out", ConvertOptions(), ConfigError, "give --config YAML"),
+        ("model.safetensors", "out", ConvertOptions(config="sd1.yaml"), WrongModelError, "does not fit"),
+        ("model.safetensors", "out", ConvertOptions("sd2.yaml", "v"), ConfigError, "parameterization"),
+        ("model.safetensors", "a/b/out", ConvertOptions(config="sd2.yaml"), InputError, "there is no folder"),
+        ("model.safetensors", "out.safetensors", ConvertOptions(weights="ema"), WrongModelError, "averaged"),
+        ("folder", "out.safetensors", ConvertOptions(variant="fp16"), CheckpointError, "variant"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
-    case, tmp_path: Path, source: str, target: str, wishes: Wishes, error: type, text: str
+    case, tmp_path: Path, source: str, target: str, options: ConvertOptions, error: type, text: str
 ):
-    if wishes.config:
-        wishes = replace(wishes, config=str(tiny_config(wishes.config.removesuffix(".yaml"), tmp_path)))
+    if options.config:
+        options = replace(options, config=str(tiny_config(options.config.removesuffix(".yaml"), tmp_path)))
     before = contents(tmp_path)
     with pytest.raises(error, match=text):
-        convert(case("sd2").file.parent / source, tmp_path / target, wishes)
+        convert(case("sd2").file.parent / source, tmp_path / target, options)
     assert contents(tmp_path) == before
 
 
@@ -475,5 +482,5 @@ def test_what_diffusers_cannot_express_is_refused(case, tmp_path: Path):
     node["model"]["params"]["cond_stage_config"]["params"]["layer"] = "last"
     (tmp_path / "last.yaml").write_text(json.dumps(node))
     with pytest.raises(ConfigError, match="layer is 'last', which diffusers cannot express"):
-        convert(made.file, tmp_path / "folder", Wishes(config=str(tmp_path / "last.yaml")))
+        convert(made.file, tmp_path / "folder", ConvertOptions(config=str(tmp_path / "last.yaml")))
     assert not (tmp_path / "folder").exists()

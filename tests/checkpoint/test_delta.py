@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from checkpoint_files import is_mapped
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config, tiny_model
@@ -13,7 +14,6 @@ from ldm.checkpoint.conversion import convert
 from ldm.checkpoint.delta import base_of, completed, description, difference
 from ldm.checkpoint.merge import read_source
 from ldm.checkpoint.opened import open_weights
-from ldm.checkpoint.pages import is_mapped
 from ldm.errors import CheckpointError, WrongModelError
 from ldm.loading import load_model, load_part
 

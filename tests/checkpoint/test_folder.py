@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from golden_cases import case
 from ldm.checkpoint import load_checkpoint
-from ldm.checkpoint.layouts import UNUSED, published_to_parts, to_published
+from ldm.checkpoint.layouts import UNUSED, ldm_to_parts, to_ldm
 from ldm.checkpoint.opened import open_weights
 from ldm.checkpoint.sniff import Container
 from ldm.config import instantiate, load_config
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError, UnsafeCheckpointError
-from ldm.loading import load_model, match
+from ldm.loading import load_model
+from ldm.loading.match import match_keys
 
 YAML = case("e2e_txt2img_ddim").files["config"]
 SAVED = {
@@ -290,6 +291,7 @@ def test_a_pickle_in_a_folder_is_not_run(copied, tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [
     "v1-inference", "v2-inference-v", "v2-inpainting-inference", "v2-midas-inference", "x4-upscaling",
     "v2-1-stable-unclip-h-inference", "v2-1-stable-unclip-l-inference",
@@ -299,9 +301,9 @@ def test_a_folder_lacks_nothing_that_a_published_model_uses(name):
     config = load_config(f"configs/stable-diffusion/{name}.yaml")
     with torch.device("meta"):
         model = instantiate(config.model)
-    parts = published_to_parts(model.state_dict())
+    parts = ldm_to_parts(model.state_dict())
     unused = parts.pop(UNUSED)
-    weights = to_published(parts, {"text_encoder": {"hidden_act": "quick_gelu" if "v1" in name else "gelu"}})
-    fit = match(model, weights)
+    weights = to_ldm(parts, {"text_encoder": {"hidden_act": "quick_gelu" if "v1" in name else "gelu"}})
+    fit = match_keys(model, weights)
     assert fit.is_good, fit.report()
     assert set(fit.zeros) <= unused.keys() and len(fit.matched) == len(weights)

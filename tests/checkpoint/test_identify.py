@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from golden_cases import cases, manifest
 from ldm.checkpoint import identify
-from ldm.checkpoint.classify import choose_config, classify
-from ldm.checkpoint.layouts import published_to_parts
+from ldm.checkpoint.classify import classify, config_for
+from ldm.checkpoint.layouts import ldm_to_parts
 from ldm.config import find_config, load_config
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError, UnsafeCheckpointError
 
@@ -64,7 +64,7 @@ def test_published_layouts(layout):
 def test_the_published_yaml_is_chosen_and_says_the_same(layout):
     *_, config, _ = PUBLISHED[layout]
     says = load_config(find_config(config)).model.params.get("parameterization", "eps")
-    assert choose_config(classify(shapes(layout)), says) == config
+    assert config_for(classify(shapes(layout)), says) == config
     if PUBLISHED[layout][2]:
         assert classify(shapes(layout)).config == config and says == PUBLISHED[layout][2]
     else:
@@ -108,6 +108,7 @@ def test_missing_parts_are_named(layout):
     assert classify(alone).kind == "unet" and classify(alone).family == PUBLISHED[layout][0]
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("prefix", ["", "diffusion_model."])
 @pytest.mark.parametrize("layout", PUBLISHED)
 def test_parts_alone(layout, prefix):
@@ -123,7 +124,7 @@ def test_parts_alone(layout, prefix):
     trained = classify(vae | copy | {"loss.logvar": ("float32", ()), "loss.net.0.weight": ("float32", (9,))})
     assert (trained.kind, trained.layout) == ("vae", "bare")
     assert trained.parameters == {
-        "VAE": alone.parameters["VAE"], "averaged copy": alone.parameters["VAE"], "discriminator": 10,
+        "VAE": alone.parameters["VAE"], "EMA weights": alone.parameters["VAE"], "discriminator": 10,
     }  # fmt: skip
     text = classify(below("cond_stage_model."))
     assert (text.kind, text.family) == ("text_encoder", PUBLISHED[layout][0])
@@ -142,12 +143,13 @@ def test_controlnet_files(layout):
     assert difference.variant == "difference" and difference.sentence().endswith("as a difference")
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("layout", PUBLISHED)
 def test_diffusers_folders_of_full_size(layout):
     """The same model in diffusers' names is recognised as the same."""
     with torch.device("meta"):
         tensors = {n: torch.empty(s, dtype=getattr(torch, k)) for n, (s, k) in manifest(layout).items()}
-    parts = published_to_parts(tensors)
+    parts = ldm_to_parts(tensors)
     parts.pop("unused", None)
     held = {
         f"{part}/{name}": (str(x.dtype).removeprefix("torch."), tuple(x.shape))

@@ -9,9 +9,11 @@ from safetensors.torch import load_file, save_file
 import ldm
 from golden_cases import case
 from ldm.checkpoint.classify import classify
+from ldm.checkpoint.layouts.averaged import averaged_names
 from ldm.config import instantiate, load_config
 from ldm.errors import BackendUnavailable, BadValuesError, ConfigError, LdmError, WrongModelError
-from ldm.loading import COMPUTED, SURPLUS, UNUSED, averaged_names, load_model, load_part, match
+from ldm.loading import load_model, load_part
+from ldm.loading.match import COMPUTED, SURPLUS, UNUSED, match_keys
 
 BASE = case("e2e_txt2img_ddim").files
 YAML = BASE["config"]
@@ -88,18 +90,18 @@ def test_a_file_that_lacks_one_tensor_is_refused(stored, on_meta):
     assert len(needed) > 400
     for name in needed[::5]:
         x = stored.pop(name)
-        assert match(on_meta, stored).missing == [name]
+        assert match_keys(on_meta, stored).missing == [name]
         stored[name] = x
-    assert match(on_meta, stored).is_good
+    assert match_keys(on_meta, stored).is_good
 
 
 def test_a_tensor_of_another_shape_kind_or_name_is_refused(stored, on_meta):
     for name in [name for name in stored if not name.startswith(SKIPPED)][::10]:
         for wrong in (stored[name][None], stored[name].to(torch.int64)):
-            fit = match(on_meta, stored | {name: wrong})
+            fit = match_keys(on_meta, stored | {name: wrong})
             assert len(fit.misshapen) == 1 and name in fit.misshapen[0]
-    assert match(on_meta, stored | {"model.diffusion_model.extra": torch.zeros(1)}).unexpected
-    assert match(on_meta, stored | {"first_stage_model.lossy": torch.zeros(1)}).unexpected
+    assert match_keys(on_meta, stored | {"model.diffusion_model.extra": torch.zeros(1)}).unexpected
+    assert match_keys(on_meta, stored | {"first_stage_model.lossy": torch.zeros(1)}).unexpected
 
 
 def test_the_refusal_counts_groups_and_guesses(tmp_path, stored):
@@ -110,7 +112,7 @@ def test_the_refusal_counts_groups_and_guesses(tmp_path, stored):
     fails(
         kept, tmp_path,
         f"{lacking} missing, 1 misshapen; 1 unexpected",
-        f"missing {lacking} of the autoencoder (first_stage_model.",
+        f"missing {lacking} of the VAE (first_stage_model.",
         f"misshapen 1 of the UNet ({FIRST_CONV} (32, 9, 3, 3) instead of (32, 4, 3, 3))",
         "unexpected 1 of no known part (strange)",
         "model.safetensors is a model of context width 8 for inpainting (9 input channels) without VAE, but "
@@ -167,7 +169,7 @@ def test_marks_of_what_was_trained_for_are_heeded(tmp_path, stored, caplog):
 
 @pytest.fixture(scope="module")
 def with_average(stored, on_meta):
-    names = averaged_names(on_meta)
+    names = averaged_names(name for name, _ in on_meta.named_parameters())
     assert names["model_ema.diffusion_modelinput_blocks00weight"] == FIRST_CONV
     return stored | {averaged: stored[raw] + 1 for averaged, raw in names.items()}
 
@@ -178,7 +180,7 @@ def test_averaged_weights_are_used_where_the_configuration_says_so(tmp_path, sto
     assert torch.equal(raw[FIRST_CONV], stored[FIRST_CONV].float()) and "raw ones are used" in caplog.text
     config = load_config(YAML, ["model.params.use_ema=true"])
     averaged = load(with_average, tmp_path, config=config).state_dict()
-    assert "averaged (EMA) weights are used" in caplog.text
+    assert "EMA weights are used" in caplog.text
     for name, x in averaged.items():
         if name.startswith("model.diffusion_model."):
             assert torch.equal(x, (stored[name] + 1).float())
@@ -191,7 +193,7 @@ def test_half_an_average_is_not_used(tmp_path, stored, with_average, caplog):
     del partial["model_ema.diffusion_modelinput_blocks00weight"]
     config = load_config(YAML, ["model.params.use_ema=true"])
     model = load(partial, tmp_path, config=config)
-    assert "lacks 1 of its averaged weights" in caplog.text
+    assert "lacks 1 of its EMA weights" in caplog.text
     assert torch.equal(model.state_dict()[FIRST_CONV], stored[FIRST_CONV].float())
 
 
@@ -203,10 +205,10 @@ def test_the_weights_asked_for_are_used_or_missed(tmp_path, stored, with_average
     assert torch.equal(model.state_dict()[FIRST_CONV], averaged) and "are used (as asked)" in caplog.text
     model = load(with_average, tmp_path, weights="raw", config=use_ema)
     assert torch.equal(model.state_dict()[FIRST_CONV], stored[FIRST_CONV].float())
-    fails(stored, tmp_path, "has no averaged (EMA) weights; leave --weights ema out", weights="ema")
+    fails(stored, tmp_path, "has no EMA weights; leave --weights ema out", weights="ema")
     partial = dict(with_average)
     del partial["model_ema.diffusion_modelinput_blocks00weight"]
-    fails(partial, tmp_path, "lacks 1 of its averaged (EMA) weights", weights="ema")
+    fails(partial, tmp_path, "lacks 1 of its EMA weights", weights="ema")
     with pytest.raises(ConfigError, match="'best'; expected one of auto, ema, raw"):
         load(stored, tmp_path, weights="best")
 
@@ -218,7 +220,7 @@ def test_a_file_with_nothing_but_the_average(tmp_path, stored, with_average, cap
         model = load(only, tmp_path, weights=choice).state_dict()
         assert torch.equal(model[FIRST_CONV], (stored[FIRST_CONV] + 1).float())
     assert "are used (the file has no others)" in caplog.text
-    fails(only, tmp_path, "holds only averaged (EMA) weights; leave --weights raw out", weights="raw")
+    fails(only, tmp_path, "holds only EMA weights; leave --weights raw out", weights="raw")
     del only["model_ema.diffusion_modelinput_blocks00weight"]
     fails(only, tmp_path, "model.safetensors is a model of context width 8", "(EMA) copy alone, but")
 
@@ -227,10 +229,11 @@ def test_a_file_may_say_which_weights_it_holds(tmp_path, stored):
     for mark, choice in (("ema", "auto"), ("ema", "ema"), ("raw", "raw"), ("raw", "auto")):
         model = load(stored, tmp_path, {"sd.weights": mark}, weights=choice)
         assert torch.equal(model.state_dict()[FIRST_CONV], stored[FIRST_CONV].float())
-    fails(stored, tmp_path, "holds only averaged", metadata={"sd.weights": "ema"}, weights="raw")
-    fails(stored, tmp_path, "has no averaged", metadata={"sd.weights": "raw"}, weights="ema")
+    fails(stored, tmp_path, "holds only EMA", metadata={"sd.weights": "ema"}, weights="raw")
+    fails(stored, tmp_path, "has no EMA", metadata={"sd.weights": "raw"}, weights="ema")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("key, value", [
     ("sd.prediction", "v"), ("modelspec.prediction_type", "v"), ("modelspec.prediction_type", "v_prediction"),
 ])
@@ -257,10 +260,10 @@ def test_a_part_is_no_model(prefix, tmp_path, stored):
         prefix + name.removeprefix("first_stage_model."): x
         for name, x in stored.items() if name.startswith("first_stage_model.")
     }
-    fails(vae, tmp_path, f"model.safetensors is the autoencoder alone, but {YAML} asks for a model of",
+    fails(vae, tmp_path, f"model.safetensors is the VAE alone, but {YAML} asks for a model of",
           "give the whole model with --ckpt and this file with --vae")
     unet = {name: x for name, x in stored.items() if name.startswith("model.diffusion_model.")}
-    fails(unet, tmp_path, "model.safetensors is the UNet alone, but ", "missing ", " of the autoencoder (")
+    fails(unet, tmp_path, "model.safetensors is the UNet alone, but ", "missing ", " of the VAE (")
 
 
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
@@ -283,10 +286,10 @@ def test_a_part_of_a_loaded_model_is_replaced(prefix, tmp_path, stored):
     name, x = other.popitem()
     for broken in (other, other | {name: x[None]}, other | {name: x, prefix + "decoder.more": x + 1}):
         save_file(broken, file)
-        with pytest.raises(WrongModelError, match="does not fit the autoencoder of the model: "):
+        with pytest.raises(WrongModelError, match="does not fit the VAE: "):
             load_part(model, file)
     save_file({FIRST_CONV: stored[FIRST_CONV]}, file)
-    with pytest.raises(WrongModelError, match="holds no weights of the autoencoder: it is the UNet alone"):
+    with pytest.raises(WrongModelError, match="holds no weights of the VAE: it is the UNet alone"):
         load_part(model, file)
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
@@ -318,8 +321,9 @@ def test_a_file_may_hold_buffers_that_published_ones_lack():
             self.register_buffer("mean", torch.zeros(1, 3), persistent=False)
 
     part = Tables()
-    assert match(part, {}).is_good and match(part, {"mean": torch.ones(1, 3)}).matched == ["mean"]
-    assert match(part, {"mean": torch.ones(3)}).misshapen and match(part, {"std": torch.ones(3)}).unexpected
+    assert match_keys(part, {}).is_good and match_keys(part, {"mean": torch.ones(1, 3)}).matched == ["mean"]
+    assert match_keys(part, {"mean": torch.ones(3)}).misshapen
+    assert match_keys(part, {"std": torch.ones(3)}).unexpected
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

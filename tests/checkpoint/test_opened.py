@@ -4,11 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from checkpoint_files import same, saved, weights
+from checkpoint_files import is_mapped, same, saved, weights
 from safetensors.torch import save_file
 
 from ldm.checkpoint.opened import open_weights
-from ldm.checkpoint.pages import is_mapped
 from ldm.checkpoint.sniff import Container
 from ldm.errors import CheckpointError, DamagedCheckpointError
 
@@ -51,7 +50,7 @@ def test_a_shard_is_no_model(tmp_path):
 
 def test_a_file_has_no_variants(tmp_path):
     save_file(weights(), tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="is one file, and variant 'fp16' is asked for"):
+    with pytest.raises(CheckpointError, match="is one file, so it has no variant 'fp16'"):
         open_weights(tmp_path / "a.safetensors", variant="fp16")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from checkpoint_files import call, legacy_with, pretended_class, saved, stored, weights, zip_with
 
-from ldm.checkpoint.stand_ins import Inert, refused
+from ldm.checkpoint.pickle_stubs import Inert, refused
 from ldm.errors import CheckpointError, NotACheckpointError, UnsafeCheckpointError
 
 PAYLOADS = """
@@ -154,7 +154,7 @@ def test_a_pickle_that_hides_its_names_from_the_scan_meets_torchs_own_gate(tmp_p
     from ldm.checkpoint import pickle_file
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pickle_file.Rehearsal, "go_through", lambda self, file: None)
+    monkeypatch.setattr(pickle_file.SymbolicUnpickler, "load", lambda self, file: None)
     path = zip_with(b"\x80\x02" + call("os", "system", CANARY) + b".", tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError):
         stored(path)

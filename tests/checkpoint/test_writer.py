@@ -21,11 +21,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ldm.checkpoint import writer
-from ldm.checkpoint.opened import open_weights
-from ldm.checkpoint.writer import DTYPE_NAMES, Entry, entry_of, write_safetensors
+from ldm.checkpoint.stored import PLAIN
+from ldm.checkpoint.writer import Entry, entry_of, write_safetensors
 from ldm.errors import InputError
 
-DTYPES = list(DTYPE_NAMES)
+DTYPES = [getattr(torch, name) for name in PLAIN]
 
 
 def bits(tensor):
@@ -60,7 +60,7 @@ def no_waiting_for_the_disk(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_waiting_for_the_disk")
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tensors, st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3))
 def test_what_is_written_is_read_bit_for_bit(tmp_path, recipe, metadata):
     path = tmp_path / "a.safetensors"
@@ -102,20 +102,6 @@ def test_views_and_casts_are_written_as_they_look(tmp_path):
     assert torch.equal(read["half"], x.half())
     assert torch.equal(read["count"], count)
     assert torch.equal(read["slice"], x[1:5:2, ::2])
-
-
-def test_what_was_written_is_still_there(tmp_path):
-    """Only pages of files are handed back; memory shared with numpy looks mapped and has no copy."""
-    own = torch.randn(100, 1000)
-    shared = torch.from_numpy(own.numpy().copy())
-    before = own.clone()
-    path = tmp_path / "a.safetensors"
-    write_safetensors(path, [entry_of(name, own) for name in "ab"] + [entry_of("c", shared)], {})
-    assert torch.equal(own, before) and torch.equal(shared, before)
-    mapped = open_weights(path).parts[""]
-    for _ in range(2):  # released and read again
-        write_safetensors(tmp_path / "b.safetensors", [entry_of(*item) for item in mapped.items()], {})
-        assert all(torch.equal(x, before) for x in load_file(tmp_path / "b.safetensors").values())
 
 
 def test_progress_counts_bytes_to_the_end(tmp_path):
@@ -245,17 +231,21 @@ def test_killed_at_any_moment_the_old_or_the_new_file_is_there(tmp_path):
 
 
 PEAK = """
-import resource, sys, torch
+import sys, torch
 from ldm.checkpoint.opened import open_weights
 from ldm.checkpoint.writer import entry_of, write_safetensors
 torch.set_num_threads(1)
+seen = []
+def own_kilobytes():  # without pages of mapped files, which the system takes back when it needs them
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon:"))
 def copy(source, target):
     entries = [entry_of(name, x, torch.float16) for name, x in open_weights(source).parts[""].items()]
-    write_safetensors(target, entries, {}, sources=[source])
+    write_safetensors(target, entries, {}, sources=[source], progress=lambda *_: seen.append(own_kilobytes()))
 copy(sys.argv[1], sys.argv[3])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = max(seen)
 copy(sys.argv[2], sys.argv[3])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(max(seen) - before)
 """
 
 

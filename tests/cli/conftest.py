@@ -1,15 +1,15 @@
 """Run the scripts as a user does: in this process where that will do, else in their own, without network."""
 
-import logging
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from script_files import REPOSITORY, load_script
+from script_files import REPOSITORY, run_script
 
 OFFLINE = REPOSITORY / "tests" / "cli" / "offline.py"
 
@@ -34,22 +34,38 @@ def _ctrl_c_is_heard():
 @pytest.fixture
 def run(capsys, monkeypatch, tmp_path) -> Callable[..., Outcome]:
     """Run a script in this process, in an empty folder: run("txt2img.py", "--seed", 1)."""
-    from ldm.cli import app
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / "cache"))
     monkeypatch.chdir(tmp_path)
-    logger = logging.getLogger("ldm")
-    before = logger.handlers, logger.propagate, logger.level
 
     def run(script: str, *args: object) -> Outcome:
-        module = load_script(script)
         capsys.readouterr()
-        code = app.exit_code(module.make_parser(), module.main, [str(arg) for arg in args])
-        return Outcome(code, *capsys.readouterr())
+        return Outcome(run_script(script, *args), *capsys.readouterr())
 
-    yield run
-    logger.handlers, logger.propagate, level = before
-    logger.setLevel(level)
+    return run
+
+
+@pytest.fixture
+def stop_at(monkeypatch) -> Callable[..., None]:
+    """Send this process a signal at a step, counted over all batches of the runs; None: no longer."""
+    from ldm.cli.progress import Bars
+
+    original = Bars.steps
+
+    def arrange(step: int | None, number: int = signal.SIGINT, times: int = 1) -> None:
+        seen = 0
+
+        def steps(self, *args):
+            nonlocal seen
+            for each in original(self, *args):
+                seen += 1
+                for _ in range(times if seen == step else 0):
+                    os.kill(os.getpid(), number)
+                    time.sleep(0.01)
+                yield each
+
+        monkeypatch.setattr(Bars, "steps", steps)
+
+    return arrange
 
 
 @pytest.fixture

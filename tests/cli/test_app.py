@@ -5,18 +5,10 @@ import logging
 
 import pytest
 
-from ldm.cli import app, options
+from ldm.cli import app
+from ldm.cli.parser import Parser, add_messages
 from ldm.cli.progress import bar
 from ldm.errors import CheckpointError, InputError
-
-
-@pytest.fixture(autouse=True)
-def _restore_log():
-    logger = logging.getLogger("ldm")
-    before = logger.handlers, logger.propagate, logger.level
-    yield
-    logger.handlers, logger.propagate, level = before
-    logger.setLevel(level)
 
 
 def outcome(capsys, error: BaseException | None, *argv: str):
@@ -24,8 +16,8 @@ def outcome(capsys, error: BaseException | None, *argv: str):
         if error is not None:
             raise error
 
-    parser = app.Parser()
-    options.common(parser)
+    parser = Parser()
+    add_messages(parser)
     return app.exit_code(parser, main, list(argv)), *capsys.readouterr()
 
 

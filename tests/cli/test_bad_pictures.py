@@ -14,6 +14,8 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 from tiny_models import tiny_config, tiny_model
 
+from ldm.jobs import opening
+
 HEIGHT, WIDTH = 21, 34  # of all good pictures, upright
 QUICK = ("--prompt", "a", "--steps", 2, "--n_samples", 1, "--scale", 1, "--no-grid", "--precision", "full")
 
@@ -63,12 +65,12 @@ def opened():
 
 @pytest.fixture(autouse=True)
 def _once(monkeypatch, opened):
-    from ldm.cli import run
+    original = opening.Models.open
 
-    original = run.open_model
-    monkeypatch.setattr(
-        run, "open_model", lambda args: opened.get(args.ckpt) or opened.setdefault(args.ckpt, original(args))
-    )
+    def open_once(self, request, watch):
+        return opened.get(request.ckpt) or opened.setdefault(request.ckpt, original(self, request, watch))
+
+    monkeypatch.setattr(opening.Models, "open", open_once)
 
 
 @pytest.fixture(autouse=True)
@@ -200,6 +202,7 @@ def size_of(path: Path) -> tuple[int, int]:
         return image.size[::-1]
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("name", GOOD)
 @pytest.mark.parametrize("reader", [name for name in READERS if name != "depth2img --depth"])  # grey only
 def test_all_kinds_of_pictures_are_taken_at_their_size(run, tmp_path, weights, reader, name):
@@ -213,6 +216,7 @@ def test_all_kinds_of_pictures_are_taken_at_their_size(run, tmp_path, weights, r
     assert size_of(tmp_path / "o/samples/00000.png") == size(HEIGHT, WIDTH)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1)])
 @pytest.mark.parametrize("reader", READERS)
 def test_a_side_of_one_pixel_will_do(run, tmp_path, weights, reader, shape):

@@ -5,53 +5,33 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from script_files import REPOSITORY, load_script
+from script_files import REPOSITORY
 
 from golden_cases import cases
-from ldm.cli import stopping
+from ldm.cli.flags import parser_of
 from ldm.imaging import metadata
+from ldm.jobs import signals
+from ldm.jobs.opening import hint_at_size
+from ldm.requests import Txt2Img
+from ldm.requests.resolving import ModelFacts
 
 FILES = cases("e2e_txt2img")[0].files
 MODEL = "--config", FILES["config"], "--ckpt", FILES["checkpoint"], "--precision", "full"
 RUN = *MODEL, "--prompt", "a", "--H", 16, "--W", 16, "--n_samples", 2, "--n_iter", 2, "--no-grid"
 
 
-@pytest.fixture
-def stop_at(monkeypatch):
-    """Send this process a signal when step `step` of the whole run is watched."""
-    from ldm.cli import watching
-
-    def arrange(step: int, number: int = signal.SIGINT, times: int = 1) -> None:
-        seen = 0
-        original = watching.step_bar
-
-        def bar(what, quiet):
-            def track(steps, total):
-                nonlocal seen
-                for each in original(what, quiet)(steps, total):
-                    seen += 1
-                    for _ in range(times if seen == step else 0):
-                        os.kill(os.getpid(), number)
-                        time.sleep(0.01)
-                    yield each
-
-            return track
-
-        monkeypatch.setattr(watching, "step_bar", bar)
-
-    return arrange
-
-
 def pictures(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "samples").glob("*.png"))}
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("number", "step", "kept"),
     [(signal.SIGINT, 2, 0), (signal.SIGINT, 4, 2), (signal.SIGTERM, 7, 2), (signal.SIGUSR1, 1, 0)],
@@ -66,7 +46,7 @@ def test_a_signal_saves_where_the_run_stands_and_it_goes_on_exactly(
     outcome = run("txt2img.py", *flags, "--outdir", "o")
     assert outcome.code == 75, outcome.err
     assert len(pictures(tmp_path / "o")) == kept if kept else not (tmp_path / "o" / "samples").exists()
-    assert f"stopped before step {step % 4 + 1}" in outcome.err and "to go on exactly: " in outcome.err
+    assert f"stopped before step {step % 4 + 1}" in outcome.err and "to resume: " in outcome.err
     assert "--latents o/interrupted-00000.safetensors" in outcome.err and "error" not in outcome.err
     outcome = run("txt2img.py", "--latents", "o/interrupted-00000.safetensors")
     assert outcome.code == 0, outcome.err
@@ -77,7 +57,7 @@ def test_a_second_signal_stops_at_once(run, tmp_path, stop_at):
     stop_at(2, times=2)
     outcome = run("txt2img.py", *RUN, "--steps", 4, "--outdir", "o")
     assert outcome.code == 130 and outcome.err.endswith("interrupted\n")
-    assert not (tmp_path / "o").exists() and not stopping.stop_asked()
+    assert not (tmp_path / "o").exists() and not signals.stop_asked()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -112,11 +92,11 @@ def test_a_stopped_run_of_img2img_with_given_noise_and_of_hires(run, tmp_path, s
         ("txt2img.py", txt2img, 6),
         ("txt2img.py", txt2img, 9),
     ):
-        stop_at(-1)
+        stop_at(None)
         assert run(script, *flags, "--outdir", f"whole-{step}-{script}").code == 0
         stop_at(step)
         assert run(script, *flags, "--outdir", f"o-{step}-{script}").code == 75
-        stop_at(-1)
+        stop_at(None)
         outcome = run(script, "--latents", f"o-{step}-{script}/interrupted-00000.safetensors")
         assert outcome.code == 0, outcome.err
         assert pictures(tmp_path / f"o-{step}-{script}") == pictures(tmp_path / f"whole-{step}-{script}")
@@ -127,19 +107,19 @@ def test_a_stopped_run_goes_on_from_another_folder(run, tmp_path, stop_at, monke
     flags = *MODEL, "--init-img=i.png", "--prompt", "i.png", "--ddim_steps", 4, "--no-grid", "--outdir", "o"
     stop_at(2)
     assert run("img2img.py", *flags).code == 75
-    stop_at(-1)
+    stop_at(None)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     outcome = run("img2img.py", "--latents", "../o/interrupted-00000.safetensors", "--outdir", "o")
     assert outcome.code == 0, outcome.err
     record = metadata.read_record(tmp_path / "elsewhere" / "o" / "samples" / "00000.png")
-    assert record["prompt"] == "i.png" and record["init_image"]["file"] == "i.png"
+    assert record["prompt"] == "i.png" and record["inputs"]["init_img"]["file"] == "i.png"
 
 
 def test_flags_beside_a_stopped_run(run, tmp_path, stop_at):
     stop_at(2)
     assert run("txt2img.py", *RUN, "--steps", 4, "--outdir", "o").code == 75
-    stop_at(-1)
+    stop_at(None)
     file = "--latents", "o/interrupted-00000.safetensors"
     outcome = run("txt2img.py", *file, "--steps", 5)
     assert outcome.code == 2
@@ -182,7 +162,8 @@ def test_latents_are_kept_beside_each_picture_and_decode_to_it(run, tmp_path):
     assert run("txt2img.py", "--latents", beside, "--outdir", "q").code == 0
     assert (tmp_path / "q/samples/00000.png").read_bytes() == pictures(tmp_path / "p")["00002.png"]
     record = metadata.read_record(tmp_path / "p/samples/00000.png")
-    assert record["latents"]["file"] == "00003.latents.safetensors" and len(record["latents"]["sha256"]) == 64
+    latents = record["inputs"]["latents"]
+    assert latents["file"] == "00003.latents.safetensors" and len(latents["sha256"]) == 64
 
 
 def test_wrong_latents_are_one_line(run, tmp_path):
@@ -198,7 +179,7 @@ def test_wrong_latents_are_one_line(run, tmp_path):
 
 
 def test_previews_follow_the_run_and_cost_no_evaluation(run, tmp_path, monkeypatch):
-    from ldm.cli.watching import Preview
+    from ldm.jobs.preview import Preview
 
     shown, original = [], Preview.show
     monkeypatch.setattr(Preview, "show", lambda self, step: (shown.append(step.i), original(self, step)))
@@ -218,7 +199,7 @@ def test_previews_follow_the_run_and_cost_no_evaluation(run, tmp_path, monkeypat
 def test_a_preview_that_cannot_be_written_does_not_end_the_run(run, tmp_path):
     (tmp_path / "o" / "preview.png").mkdir(parents=True)
     outcome = run("txt2img.py", *RUN, "--steps", 2, "--outdir", "o", "--preview-every", 1)
-    assert outcome.code == 0 and outcome.err.count("going on without") == 1
+    assert outcome.code == 0 and outcome.err.count("continuing without") == 1
     assert len(pictures(tmp_path / "o")) == 4
 
 
@@ -228,8 +209,10 @@ def test_hires_is_recorded_and_made_again_from_its_record(run, tmp_path):
     assert outcome.code == 0, outcome.err
     path = tmp_path / "o/samples/00001.png"
     record = metadata.read_record(path)
-    expected = {"scale": 1.5, "mode": "latent", "strength": 0.65, "num_steps": 6, "first_pass": [16, 16]}
-    assert record["hires"] == expected and (record["width"], record["height"]) == (24, 24)
+    asked = {"hires": 1.5, "hires_mode": "latent", "hires_steps": 6, "height": 16, "width": 16}
+    assert asked.items() <= record["request"].items()
+    assert record["resolved"].items() >= (asked | {"hires_strength": 0.65}).items()
+    assert (record["width"], record["height"]) == (24, 24)
     with Image.open(path) as image:
         assert "Denoising strength: 0.65, Hires upscale: 1.5, Hires steps: 6" in image.text["parameters"]
     again = run("txt2img.py", "--latents", "o/samples/00001.latents.safetensors", "--outdir", "p")
@@ -245,11 +228,11 @@ def test_wrong_numbers_are_refused(run, flags):
 
 
 def test_abbreviations_that_always_worked_keep_their_meaning():
-    parser = load_script("txt2img.py").make_parser()
+    parser = parser_of(Txt2Img, "")
     assert parser.parse_args(["--pre", "full", "--outd", "x"]).precision == "full"
     with pytest.raises(SystemExit):
         parser.parse_args(["--h"])
-    assert parser.given(["--steps=50", "--pl"]) == {"steps", "plms"}
+    assert vars(parser.parse_args(["--steps=50", "--pl"])) == {"steps": 50, "plms": True}
 
 
 @pytest.mark.parametrize(
@@ -265,23 +248,23 @@ def test_abbreviations_that_always_worked_keep_their_meaning():
     ],
 )
 def test_a_hint_where_the_size_is_far_from_what_was_trained_on(caplog, size, words):
-    from ldm.cli.model import _hint_at_size
-
+    facts = ModelFacts(native_size=512, training_size=512, latent_channels=4, latent_factor=8)
+    opened = SimpleNamespace(facts=facts, knows_size=True, model=SimpleNamespace(size_multiple=64))
     with caplog.at_level("INFO", logger="ldm"):
-        _hint_at_size(*size, 512, hires=True)
+        hint_at_size(Txt2Img(height=size[0], width=size[1]), opened)
     assert caplog.text.strip().endswith(words) if words else not caplog.text
 
 
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with stopping.heeding_signals():
+        with signals.heeding_signals():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
-            assert not stopping.stop_asked()
+            assert not signals.stop_asked()
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
-            assert stopping.stop_asked()
+            assert signals.stop_asked()
     finally:
         signal.signal(signal.SIGINT, before)
-    assert not stopping.stop_asked()
+    assert not signals.stop_asked()

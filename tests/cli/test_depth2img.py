@@ -1,10 +1,7 @@
 """scripts/depth2img.py as a command: its flags, its files, and wrong input."""
 
 import json
-import os
 import shlex
-import signal
-import time
 
 import numpy as np
 import pytest
@@ -14,7 +11,6 @@ from safetensors.torch import save_file
 from tiny_models import tiny_config, tiny_model
 
 from golden_cases import GOLDEN, cases
-from ldm.cli import watching
 from ldm.imaging import metadata
 from ldm.models.midas import MiDaSInference
 
@@ -77,9 +73,10 @@ def test_a_picture_and_its_map_give_pictures_of_its_size_from_another_folder(run
     assert sorted(p.name for p in (scene / "o").iterdir()) == ["samples"]
     assert picture(scene, 1).shape == (ROWS, COLUMNS, 3)
     record = metadata.read_record(scene / "o" / "samples" / "00001.png")
-    assert record["task"] == "depth2img" and record["strength"] == 0.9
-    assert record["init_image"]["file"] == "room.png" and record["depth"]["file"] == "depth.png"
-    assert len(record["depth"]["sha256"]) == 64 and record["depth"]["invert"] is None
+    assert record["task"] == "depth2img" and record["resolved"]["strength"] == 0.9
+    inputs = record["inputs"]
+    assert inputs["init_img"]["file"] == "room.png" and inputs["depth"]["file"] == "depth.png"
+    assert len(inputs["depth"]["sha256"]) == 64 and "depth_invert" not in record["request"]
 
 
 @pytest.mark.parametrize("case", complete_cases("e2e_depth"), ids=lambda case: case.name)
@@ -131,7 +128,9 @@ def test_kinds_of_files_and_directions_agree(run, scene, weights):
     assert np.abs(made[4] - made[0]).max() > 1 and np.abs(made[5] - made[0]).max() > 1
     assert np.array_equal(made[5], made[6]), "at strength 1 nothing of the picture counts"
     assert made[7].shape == (80, 112, 3)
-    assert "init_image" not in metadata.read_record(scene / "o" / "samples" / "00006.png")
+    records = [metadata.read_record(scene / "o" / "samples" / f"{i:05d}.png") for i in (3, 6)]
+    assert records[0]["request"]["depth_invert"] == "reciprocal"
+    assert "init_img" in records[0]["inputs"] and "init_img" not in records[1]["inputs"]
 
 
 def test_a_map_that_was_saved_gives_the_same_picture(run, scene, weights):
@@ -162,7 +161,8 @@ def test_an_outline_stands_for_depth(run, scene, weights):
     assert run("depth2img.py", *flags).code == 0
     levels = pixels(scene / "o" / "depth" / "00000.png")
     assert levels[20, 28] == 65535 and levels[0, 0] == 0
-    assert metadata.read_record(scene / "o" / "samples" / "00000.png")["depth"] == {"from": "alpha"}
+    record = metadata.read_record(scene / "o" / "samples" / "00000.png")
+    assert record["request"]["depth_from"] == "alpha" and record["inputs"]["depth"]["file"] is None
 
 
 def test_the_depth_network_comes_from_its_own_file(run, scene, weights, tmp_path):
@@ -183,39 +183,27 @@ def test_the_depth_network_comes_from_its_own_file(run, scene, weights, tmp_path
         "depth2img.py", *seeing, *QUICK, "--init-img", "room.png", "--depth-ckpt", "midas.pt", "--save-depth"
     )
     assert outcome.code == 0, outcome.err
-    assert metadata.read_record(scene / "o" / "samples" / "00000.png")["depth"]["file"] == "midas.pt"
+    record = metadata.read_record(scene / "o" / "samples" / "00000.png")
+    assert record["request"]["depth_ckpt"] == "midas.pt" and "depth" not in record["inputs"]
     assert pixels(scene / "o" / "depth" / "00000.png").shape == (288, 384)
     outcome = run("depth2img.py", *seeing, *QUICK, "--init-img", "room.png", "--depth-ckpt", weights[3])
     assert outcome.code == 2 and "holds no weights of the depth estimator" in outcome.err
 
 
-def stopping_after_two(what, quiet):
-    """Stand for the progress bar, and press Ctrl-C in the second step."""
-
-    def track(steps, total):
-        for i, step in enumerate(steps):
-            if i == 1:
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.01)
-            yield step
-
-    return track
-
-
-def test_a_stopped_run_goes_on_and_not_with_another_map(run, scene, weights, monkeypatch):
+def test_a_stopped_run_goes_on_and_not_with_another_map(run, scene, weights, stop_at):
     flags = ("--steps", 6, *QUICK[2:], "--init-img", "room.png", "--depth", "depth.npy")
-    with monkeypatch.context() as patch:
-        patch.setattr(watching, "step_bar", stopping_after_two)
-        outcome = run("depth2img.py", *weights, *flags)
+    stop_at(2)
+    outcome = run("depth2img.py", *weights, *flags)
     assert outcome.code == 75, outcome.err
-    command = shlex.split(outcome.err.split("to go on exactly: ")[1].splitlines()[0])
+    stop_at(None)
+    command = shlex.split(outcome.err.split("to resume: ")[1].splitlines()[0])
     latents = command[command.index("--latents") + 1]
     assert run("depth2img.py", "--latents", latents).code == 0
     assert run("depth2img.py", *weights, *flags).code == 0
     assert np.array_equal(picture(scene, 0), picture(scene, 1))
     np.save(scene / "depth.npy", DEPTH[::-1].copy())
     outcome = run("depth2img.py", "--latents", latents)
-    assert outcome.code == 2 and "another depth map" in outcome.err
+    assert outcome.code == 2 and "--depth depth.npy has changed since" in outcome.err
 
 
 WRONG = [

@@ -1,45 +1,59 @@
 """The published flags with their published defaults, and what they mean together."""
 
 import re
-from argparse import Namespace
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from script_files import load_script
 
 from golden_cases import cases
-from ldm.cli import inputs
+from ldm.cli.flags import parser_of
+from ldm.cli.reference_flags import folded
+from ldm.config import load_config
 from ldm.errors import InputError
 from ldm.imaging import metadata
+from ldm.jobs import opening
+from ldm.jobs.inputs import read_prompts
+from ldm.requests import NAMES, Img2Img, Request, Txt2Img, build, find
+from ldm.requests.resolving import ModelFacts, resolved, sampler_options
+
+SD = ModelFacts(native_size=512, training_size=512, latent_channels=4, latent_factor=8)
+
+
+def parsed(cls: type[Request], *words: object) -> Request:
+    """Return the request of a command line."""
+    args = parser_of(cls, "").parse_args([str(word) for word in words])
+    return build(cls, folded(cls, vars(args)))
+
 
 PUBLISHED = {
-    "txt2img.py": {
+    Txt2Img: {
         "prompt": "a professional photograph of an astronaut riding a triceratops",
         "outdir": "outputs/txt2img-samples",
         "steps": 50,
-        "plms": False,
-        "dpm": False,
         "fixed_code": False,
-        "ddim_eta": 0.0,
+        "sampler": "ddim",
+        "schedule": "reference",
+        "eta": 0.0,
         "n_iter": 3,
         "n_samples": 3,
         "n_rows": 0,
         "scale": 9.0,
         "from_file": None,
         "seed": 42,
-        "precision": "autocast",
+        "dtype": "auto",
         "repeat": 1,
-        "torchscript": False,
-        "ipex": False,
-        "bf16": False,
     },
-    "img2img.py": {
+    Img2Img: {
         "prompt": "a painting of a virus monster playing guitar",
         "init_img": None,
         "outdir": "outputs/img2img-samples",
         "steps": 50,
         "fixed_code": False,
-        "ddim_eta": 0.0,
+        "sampler": "ddim",
+        "schedule": "reference",
+        "eta": 0.0,
         "n_iter": 1,
         "n_samples": 2,
         "n_rows": 0,
@@ -47,7 +61,7 @@ PUBLISHED = {
         "strength": 0.8,
         "from_file": None,
         "seed": 42,
-        "precision": "autocast",
+        "dtype": "auto",
     },
 }
 SHARED = (
@@ -55,27 +69,27 @@ SHARED = (
     "--scale 7.5 --from-file f --config c --ckpt k --seed 1 --precision full "
 )
 COMMAND_LINES = {
-    "txt2img.py": SHARED
+    Txt2Img: SHARED
     + "--steps 20 --plms --dpm --H 64 --W 64 --repeat 2 --device cpu --torchscript --ipex --bf16",
-    "img2img.py": SHARED + "--ddim_steps 20 --init-img i --strength 0.5",
+    Img2Img: SHARED + "--ddim_steps 20 --init-img i --strength 0.5",
 }
 
 
-@pytest.mark.parametrize("script", PUBLISHED)
-def test_defaults_are_the_published_ones(script):
-    args = vars(load_script(script).make_parser().parse_args([]))
-    assert {name: args[name] for name in PUBLISHED[script]} == PUBLISHED[script]
+@pytest.mark.parametrize("cls", PUBLISHED)
+def test_defaults_are_the_published_ones(cls):
+    request = resolved(parsed(cls), SD)
+    assert {name: getattr(request, name) for name in PUBLISHED[cls]} == PUBLISHED[cls]
 
 
-@pytest.mark.parametrize("script", COMMAND_LINES)
-def test_every_published_flag_is_taken(script):
-    args = load_script(script).make_parser().parse_args(COMMAND_LINES[script].split())
-    assert (args.steps, args.C, args.f, args.scale, args.precision) == (20, 4, 8, 7.5, "full")
+@pytest.mark.parametrize("cls", COMMAND_LINES)
+def test_every_published_flag_is_taken(cls):
+    args = vars(parser_of(cls, "").parse_args(COMMAND_LINES[cls].split()))
+    expected = {"steps": 20, "latent_channels": 4, "latent_factor": 8, "scale": 7.5, "precision": "full"}
+    assert {name: args[name] for name in expected} == expected
 
 
 def test_published_abbreviations_still_work():
-    parser = load_script("txt2img.py").make_parser()
-    args = parser.parse_args(
+    args = parser_of(Txt2Img, "").parse_args(
         "--prom x --out o --st 5 --sc 2 --se 3 --fr f --co c --ck k --rep 2 --dev cpu --tor --dp --dd 1"
         .split()
     )
@@ -84,16 +98,14 @@ def test_published_abbreviations_still_work():
     assert args.dpm and args.ddim_eta == 1
 
 
-@pytest.mark.parametrize("script", PUBLISHED)
-def test_guidance_is_off_unless_asked_for(script):
-    parser = load_script(script).make_parser()
-    args = parser.parse_args([])
-    assert (args.guidance_rescale, args.guidance_interval, args.dynamic_threshold) == (0, None, None)
-    args = parser.parse_args(
-        "--guidance-rescale 0.7 --guidance-interval 0.07,0.81 --dynamic-threshold 0.995".split()
-    )
-    assert args.guidance_rescale == 0.7 and args.dynamic_threshold == 0.995
-    assert args.guidance_interval == (0.07, 0.81)
+@pytest.mark.parametrize("cls", PUBLISHED)
+def test_guidance_is_off_unless_asked_for(cls):
+    request = parsed(cls)
+    assert (request.guidance_rescale, request.guidance_interval, request.dynamic_threshold) == (0, None, None)
+    flags = "--guidance-rescale 0.7 --guidance-interval 0.07,0.81 --dynamic-threshold 0.995".split()
+    request = parsed(cls, *flags)
+    assert request.guidance_rescale == 0.7 and request.dynamic_threshold == 0.995
+    assert request.guidance_interval == (0.07, 0.81)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +128,7 @@ def test_guidance_is_off_unless_asked_for(script):
 )
 def test_impossible_guidance_says_what_is_possible(flag, text, says):
     with pytest.raises(InputError, match=re.escape(says)):
-        load_script("txt2img.py").make_parser().parse_args([flag, text])
+        parser_of(Txt2Img, "").parse_args([flag, text])
 
 
 @pytest.mark.parametrize(
@@ -130,19 +142,18 @@ def test_impossible_guidance_says_what_is_possible(flag, text, says):
         ({"sampler": "plms", "plms": True}, "plms"),
         ({"sampler": "ddim", "plms": True}, None),
         ({"sampler": "eulr"}, None),
+        ({"sampler": "eulr", "dpm": True}, None),
         ({"ddim_eta": 0.5}, "ddim"),
         ({"ddim_eta": 0.5, "plms": True}, None),
         ({"ddim_eta": 0.5, "sampler": "dpm"}, None),
     ],
 )
 def test_sampler(flags, expected):
-    unset = {"sampler": None, "schedule": None, "plms": False, "dpm": False, "ddim_eta": 0.0}
-    args = Namespace(**unset | flags)
     if expected:
-        assert inputs.chosen_sampler(args) == expected
+        assert sampler_options(build(Txt2Img, folded(Txt2Img, flags)))["sampler"] == expected
     else:
         with pytest.raises(InputError):
-            inputs.chosen_sampler(args)
+            sampler_options(build(Txt2Img, folded(Txt2Img, flags)))
 
 
 @pytest.mark.parametrize(
@@ -158,16 +169,11 @@ def test_sampler(flags, expected):
     ],
 )
 def test_dtype(flags, expected):
-    args = Namespace(**{"dtype": "auto", "precision": "autocast", "bf16": False, **flags})
     if expected:
-        assert inputs.chosen_dtype(args) == expected
+        assert build(Txt2Img, folded(Txt2Img, flags)).dtype == expected
     else:
         with pytest.raises(InputError, match="contradict"):
-            inputs.chosen_dtype(args)
-
-
-def parsed(*words: object) -> Namespace:
-    return load_script("txt2img.py").make_parser().parse_args([str(word) for word in words])
+            folded(Txt2Img, flags)
 
 
 @pytest.mark.parametrize(
@@ -183,28 +189,28 @@ def parsed(*words: object) -> Namespace:
 )
 def test_prompt_files(tmp_path, content, prompts):
     (tmp_path / "prompts.txt").write_bytes(content)
-    args = parsed("--from-file", tmp_path / "prompts.txt")
-    assert inputs.read_prompts(args) == prompts
-    args.repeat = 2
-    assert inputs.read_prompts(args) == [prompt for prompt in prompts for _ in range(2)]
+    file = "--from-file", tmp_path / "prompts.txt"
+    assert read_prompts(parsed(Txt2Img, *file)) == prompts
+    twice = [prompt for prompt in prompts for _ in range(2)]
+    assert read_prompts(parsed(Txt2Img, *file, "--repeat", 2)) == twice
 
 
 def test_one_prompt_fills_a_batch():
-    assert inputs.read_prompts(parsed("--prompt", "x", "--n_samples", 3)) == ["x"] * 3
+    assert read_prompts(parsed(Txt2Img, "--prompt", "x", "--n_samples", 3)) == ["x"] * 3
 
 
 @pytest.mark.parametrize(("content", "says"), [(b"a\nb\n\xff\n", "line 3"), (b"", "empty")])
 def test_bad_prompt_files_are_named_with_the_line(tmp_path, content, says):
     (tmp_path / "prompts.txt").write_bytes(content)
     with pytest.raises(InputError, match=says):
-        inputs.read_prompts(parsed("--from-file", tmp_path / "prompts.txt"))
+        read_prompts(parsed(Txt2Img, "--from-file", tmp_path / "prompts.txt"))
 
 
 def test_the_table_of_samplers_lists_every_one(capsys):
     from ldm.samplers import SAMPLERS
 
     with pytest.raises(SystemExit, match="0"):
-        load_script("txt2img.py").make_parser().parse_args(["--list-samplers"])
+        parser_of(Txt2Img, "").parse_args(["--list-samplers"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["name", *SAMPLERS]
 
@@ -212,47 +218,61 @@ def test_the_table_of_samplers_lists_every_one(capsys):
 @pytest.mark.parametrize(
     ("schedule", "sampler", "expected"),
     [
-        (None, None, None),  # the published flags: the published times
+        (None, None, "reference"),  # the reference flags: the reference times
         (None, "ddim", "uniform"),
         (None, "plms", "uniform"),
-        (None, "dpm", None),  # which are exact
+        (None, "dpm", "reference"),  # which are exact
         (None, "unipc", "karras"),
         ("karras", None, "karras"),
         ("trailing", "plms", "trailing"),
+        ("reference", "plms", "reference"),
     ],
 )
 def test_only_the_published_flags_give_the_published_step_counts(schedule, sampler, expected):
-    args = Namespace(schedule=schedule, sampler=sampler)
-    assert inputs.chosen_spacing(args, sampler or "ddim") == expected
+    assert sampler_options(Txt2Img(schedule=schedule, sampler=sampler))["schedule"] == expected
 
 
-def test_an_unknown_schedule_names_the_nearest():
+def test_a_sampler_that_the_reference_does_not_have_has_no_reference_times():
+    with pytest.raises(InputError, match="the reference has no unipc; use it with ddim, plms or dpm"):
+        sampler_options(Txt2Img(schedule="reference", sampler="unipc"))
+
+
+@pytest.mark.parametrize("sampler", [None, "ddim", "euler"])
+def test_an_unknown_schedule_names_the_nearest(sampler):
     with pytest.raises(InputError, match="did you mean 'karras'"):
-        inputs.chosen_spacing(Namespace(schedule="karas", sampler=None), "ddim")
+        sampler_options(Txt2Img(schedule="karas", sampler=sampler))
 
 
 def test_both_scripts_take_both_names_of_the_steps_and_old_abbreviations_keep_their_meaning():
-    args = load_script("img2img.py").make_parser().parse_args("--steps 7 --st 0.5".split())
-    assert (args.steps, args.strength) == (7, 0.5)
-    args = load_script("txt2img.py").make_parser().parse_args("--ddim_steps 7 --ddim 0.5".split())
-    assert (args.steps, args.ddim_eta) == (7, 0.5)
-
-
-def test_a_wrong_schedule_is_refused_with_the_sampler():
-    args = Namespace(plms=False, dpm=False, sampler=None, ddim_eta=0.0, schedule="karas")
-    with pytest.raises(InputError, match="did you mean 'karras'"):
-        inputs.chosen_sampler(args)
+    request = parsed(Img2Img, *"--steps 7 --st 0.5".split())
+    assert (request.steps, request.strength) == (7, 0.5)
+    request = parsed(Txt2Img, *"--ddim_steps 7 --ddim 0.5".split())
+    assert (request.steps, request.eta) == (7, 0.5)
 
 
 def test_the_demonstration_model_has_a_scale_of_its_own_unless_one_is_given(run, tmp_path, monkeypatch):
-    from ldm.cli import model
-
-    case = cases("e2e_txt2img")[0]
-    files = Path(case.files["config"]), Path(case.files["checkpoint"])
-    monkeypatch.setattr(model, "demo_files", lambda name: files)
+    config, checkpoint = (cases("e2e_txt2img")[0].files[name] for name in ("config", "checkpoint"))
+    shutil.copytree(Path(config).parent, tmp_path / "model")
+    own = tmp_path / "model" / Path(config).name
+    own.write_text(own.read_text() + "\ndefaults: {txt2img: {scale: 4}}\n")
+    monkeypatch.setattr(opening, "demo_files", lambda name: (own, Path(checkpoint)))
     quick = ("--steps", 1, "--n_iter", 1, "--n_samples", 1, "--no-grid", "--outdir", "o")
     assert run("txt2img.py", *quick).code == 0
     assert run("txt2img.py", *quick, "--scale", 9).code == 0
-    assert run("txt2img.py", *quick, "--ckpt", files[1], "--config", files[0]).code == 0
+    assert run("txt2img.py", *quick, "--ckpt", checkpoint, "--config", config).code == 0
     records = [metadata.read_record(tmp_path / "o" / "samples" / f"0000{i}.png") for i in range(3)]
-    assert [record["guidance_scale"] for record in records] == [4.0, 9.0, 9.0]
+    assert [record["resolved"]["scale"] for record in records] == [4.0, 9.0, 9.0]
+    assert ["scale" in record["request"] for record in records] == [False, True, False]
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_each_demonstration_model_has_what_suits_it_unless_told_otherwise(task):
+    cls = find(task)
+    defaults = load_config(opening.demo_files(cls.DEMO)[0]).get("defaults", {})
+    facts = replace(SD, native_size=128, defaults=defaults)
+    own = {"sample": {"scale": 1}, "unclip": {"scale": 3}, "upscale": {"scale": 1, "steps": 10}}
+    usual, asked = resolved(cls(), SD), resolved(cls(), facts)
+    expected = {"scale": usual.scale, "steps": usual.steps} | own.get(task, {"scale": 4})
+    assert (asked.scale, asked.steps) == (expected["scale"], expected["steps"])
+    asked = resolved(cls(scale=usual.scale, steps=usual.steps), facts)
+    assert (asked.scale, asked.steps) == (usual.scale, usual.steps)

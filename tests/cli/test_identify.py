@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from golden_cases import cases, manifest
 from ldm.config import find_config, load_config
+from ldm.jobs.opening import hint_at_size
+from ldm.requests import Sample
+from ldm.requests.resolving import ModelFacts
 from ldm.tasks import probe
 from ldm.tasks.probe import Verdict
 
@@ -203,6 +207,7 @@ def pretend(monkeypatch, tmp_path):
     return pretend
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("layout", "verdict", "metadata", "flags", "config", "predicts"),
     [
@@ -299,11 +304,14 @@ def test_nan_weights_are_refused_unless_allowed(run, tmp_path):
 
 
 def test_a_size_far_from_training_is_hinted_at(caplog):
-    from ldm.cli.model import _hint_at_size
+    def hint(height, width, trained, known=True):
+        facts = ModelFacts(native_size=trained, training_size=trained, latent_channels=4, latent_factor=8)
+        opened = SimpleNamespace(facts=facts, knows_size=known)
+        hint_at_size(Sample(height=height, width=width), opened)
 
     with caplog.at_level("INFO", "ldm"):
-        for size, trained in (((512, 512), 512), ((512, 768), 512), ((768, 512), 768), ((64, 64), None)):
-            _hint_at_size(*size, trained)
+        for size in ((512, 512, 512), (512, 768, 512), (768, 512, 768), (64, 64, 512, False)):
+            hint(*size)
         assert not caplog.records
-        _hint_at_size(512, 512, 768)
+        hint(512, 512, 768)
         assert "768x768 that this model was trained at: try --H 768 --W 768" in caplog.text

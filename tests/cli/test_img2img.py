@@ -28,6 +28,7 @@ def picture(tmp_path):
     return image
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("flags", "size", "fit"),
     [
@@ -47,7 +48,7 @@ def test_the_size_is_that_asked_for_and_remembered(run, tmp_path, picture, flags
     assert outcome.code == 0, outcome.err
     assert pixels(tmp_path / "o/samples/00000.png").shape == (*size, 3)
     record = metadata.read_record(tmp_path / "o/samples/00000.png")
-    assert record["fit"] == fit and (record["height"], record["width"]) == size
+    assert record["resolved"]["fit"] == fit and (record["height"], record["width"]) == size
 
 
 def test_stretch_is_the_published_script_on_a_picture_that_is_no_multiple(run, tmp_path, picture):
@@ -84,28 +85,12 @@ def test_latents_cannot_be_fitted(run, tmp_path, flags):
     assert not (tmp_path / "o").exists()
 
 
-def test_a_stopped_run_goes_on_with_the_picture_fitted_as_before(run, tmp_path, picture, monkeypatch):
-    from ldm.cli import pictures
-
+def test_a_stopped_run_goes_on_with_the_picture_fitted_as_before(run, tmp_path, picture, stop_at):
     flags = *RUN, "--init-img", "i.png", "--H", 20, "--fit", "pad", "--n_iter", 2, "--ddim_steps", 5
     assert run("img2img.py", *flags, "--outdir", "whole").code == 0
-    watched, seen = pictures.watched, []
-
-    def stopping(*args):
-        track = watched(*args)
-
-        def stop(steps, total):
-            for step in track(steps, total):
-                yield step
-                seen.append(step)
-                if len(seen) == 6:
-                    return
-
-        return stop
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pictures, "watched", stopping)
-        assert run("img2img.py", *flags, "--outdir", "o").code == 75
+    stop_at(6)
+    assert run("img2img.py", *flags, "--outdir", "o").code == 75
+    stop_at(None)
     stopped = "--latents", "o/interrupted-00000.safetensors"
     refused = run("img2img.py", *stopped, "--fit", "crop")
     assert refused.code == 2 and "--fit crop contradicts" in refused.err

@@ -1,18 +1,18 @@
 """scripts/inpaint.py as a user meets it."""
 
-import os
-import signal
-
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
-from script_files import load_script
 from tiny_models import tiny_config, tiny_model
 
-from ldm.cli import watching
-from ldm.cli.inputs import chosen_eta, chosen_sampler
+from ldm.cli.flags import parser_of
+from ldm.cli.reference_flags import folded
 from ldm.imaging import metadata
+from ldm.requests import Inpaint, build
+from ldm.requests.resolving import ModelFacts, resolved
+
+SD = ModelFacts(native_size=512, training_size=512, latent_channels=4, latent_factor=8)
 
 
 @pytest.fixture(scope="module")
@@ -96,22 +96,23 @@ def test_grown_blurred_and_only_masked(run, tmp_path, models, files):
     changed = (saved(tmp_path / "o") != pixels[..., :3]).any(2)
     assert changed[~mask].any() and not changed[~grown].any()
     record = metadata.read_record(tmp_path / "o/samples/00000.png")
-    assert record["mask_blur"] == 2 and record["only_masked"] == 4 and record["flags"]["mask_grow"] == 3
-    assert record["mask"]["file"] == "mask.png" and len(record["mask"]["sha256"]) == 64
+    assert {"mask_blur": 2, "only_masked": 4, "mask_grow": 3}.items() <= record["resolved"].items()
+    mask = record["inputs"]["mask"]
+    assert mask["file"] == "mask.png" and len(mask["sha256"]) == 64
 
 
 def test_the_defaults_are_the_published_pages(run, files):
-    parser = load_script("inpaint.py").make_parser()
-    args = parser.parse_args([])
-    assert (args.steps, args.scale, args.n_samples, args.n_iter, args.strength) == (45, 10, 4, 1, 1)
+    request = resolved(Inpaint(), SD)
+    assert (request.steps, request.scale) == (45, 10)
+    assert (request.n_samples, request.n_iter, request.strength) == (4, 1, 1)
     etas = {
-        (): 1, ("--ddim_eta", 0): None, ("--eta", 0.5): 0.5, ("--sampler", "euler"): None,
-        ("--sampler", "DDIM"): 1,
+        (): 1, ("--ddim_eta", 0): 0, ("--eta", 0.5): 0.5, ("--sampler", "euler"): 0,
+        ("--sampler", "euler_a"): 1, ("--sampler", "euler", "--ddim_eta", 1): 0, ("--sampler", "DDIM"): 1,
+        ("--sampler", "DDIM", "--ddim_eta", 0): 0, ("--ddim_eta", 1, "--eta", 0.5): 0.5,
     }  # fmt: skip
     for flags, eta in etas.items():
-        args = parser.parse_args([str(flag) for flag in flags])
-        chosen_sampler(args)
-        assert chosen_eta(args) == eta, "None is the sampler's own, DDIM's 0"
+        args = parser_of(Inpaint, "").parse_args([str(flag) for flag in flags])
+        assert resolved(build(Inpaint, folded(Inpaint, vars(args))), SD).eta == eta, flags
     outcome = run("inpaint.py", *RUN, "--eta", 0.5, "--ddim_eta", 0.2)
     assert outcome.code == 2 and "contradict" in outcome.err
 
@@ -119,17 +120,17 @@ def test_the_defaults_are_the_published_pages(run, files):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--mask", "mask.png"), "--init-img needs a picture"),
-        (("--init-img", "rgb.png"), "Give --mask FILE, white there, or a picture that is transparent there"),
+        (("--mask", "mask.png"), "--init-img is missing: give the image to repaint"),
+        (("--init-img", "rgb.png"), "Give --mask FILE, white there, or an image that is transparent there"),
         ((*GIVEN, "small.png"), "the mask is 56x39 and the picture 56x40"),
         ((*GIVEN, "black.png"), "nothing to paint"),
         ((*GIVEN, "mask.png", "--mask-grow", "-9"), "nothing to paint"),
         ((*GIVEN, "none.png"), "none.png: no such file"),
         ((*GIVEN, "text.png"), "text.png: not a picture"),
         ((*GIVEN, "mask.png", "--strength", "1.5"), "expected a number from 0 to 1"),
-        ((*GIVEN, "mask.png", "--raw", "--only-masked", "3"), "or --only-masked"),
-        ((*GIVEN, "mask.png", "--raw", "--mask-blur", "3"), "or --mask-blur"),
-        ((*GIVEN, "mask.png", "--only-masked", "3", "--save-latents"), "of a part"),
+        ((*GIVEN, "mask.png", "--raw", "--only-masked", "3"), "cannot be combined with --only-masked"),
+        ((*GIVEN, "mask.png", "--raw", "--mask-blur", "3"), "cannot be combined with --mask-blur"),
+        ((*GIVEN, "mask.png", "--only-masked", "3", "--save-latents"), "cannot be combined with --only-m"),
         ((*GIVEN, "mask.png", "--mask-blur", "-1"), "expected a whole number"),
     ],
 )
@@ -147,6 +148,7 @@ def test_a_model_of_another_task_is_sent_to_its_script(run, tmp_path, models, fi
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("kind", "rng", "flags", "step"),
     [
@@ -155,36 +157,21 @@ def test_a_model_of_another_task_is_sent_to_its_script(run, tmp_path, models, fi
         ("inpaint", "per-image", ("--only-masked", 4), 2),
     ],
 )
-def test_a_stopped_run_goes_on_exactly(run, tmp_path, models, files, monkeypatch, kind, rng, flags, step):
+def test_a_stopped_run_goes_on_exactly(run, tmp_path, models, files, stop_at, kind, rng, flags, step):
     """In its first batch and in its second; every draw is where it would have been."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    bar, seen = watching.step_bar, []
-
-    def stopping_bar(what, quiet):
-        def track(steps, total):
-            for each in bar(what, quiet)(steps, total):
-                seen.append(each)
-                if len(seen) == step:
-                    os.kill(os.getpid(), signal.SIGINT)
-                yield each
-
-        return track
-
     flags = *models[kind], *RUN, "--steps", 4, "--n_samples", 2, "--n_iter", 2, "--rng", rng, *flags
-    try:
-        assert run("inpaint.py", *flags, "--outdir", "whole").code == 0
-        monkeypatch.setattr(watching, "step_bar", stopping_bar)
-        assert run("inpaint.py", *flags, "--outdir", "o").code == 75
-        files_of = {"--latents": "o/interrupted-00000.safetensors"}
-        original = (tmp_path / "mask.png").read_bytes()
-        Image.fromarray(np.full((40, 56), 255, np.uint8)).save(tmp_path / "mask.png")
-        outcome = run("inpaint.py", *sum(files_of.items(), ()))
-        assert outcome.code == 2 and "--mask mask.png is another picture than" in outcome.err
-        (tmp_path / "mask.png").write_bytes(original)
-        outcome = run("inpaint.py", *sum(files_of.items(), ()))
-        assert outcome.code == 0, outcome.err
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert run("inpaint.py", *flags, "--outdir", "whole").code == 0
+    stop_at(step)
+    assert run("inpaint.py", *flags, "--outdir", "o").code == 75
+    stop_at(None)
+    stopped = "--latents", "o/interrupted-00000.safetensors"
+    original = (tmp_path / "mask.png").read_bytes()
+    Image.fromarray(np.full((40, 56), 255, np.uint8)).save(tmp_path / "mask.png")
+    outcome = run("inpaint.py", *stopped)
+    assert outcome.code == 2 and f"--mask mask.png has changed since {stopped[1]}" in outcome.err
+    (tmp_path / "mask.png").write_bytes(original)
+    outcome = run("inpaint.py", *stopped)
+    assert outcome.code == 0, outcome.err
     whole = sorted((tmp_path / "whole/samples").glob("*.png"))
     assert len(whole) == 4
     for path in whole:

@@ -46,6 +46,7 @@ def check(outcome, folder):
     assert bool(saved(folder)) == (outcome.code == 0)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("layer", [RESIDUAL, TEXT, DECODER])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_weights_that_overflow_give_a_picture(run, tmp_path, spoilt, layer, dtype):
@@ -73,6 +74,7 @@ def test_in_its_own_process(run_alone, tmp_path, spoilt):
     assert "warning: step 1 of 3: float16 gave NaN" in outcome.err
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layer, where", [(RESIDUAL, "step 1"), (TEXT, "prompts"), (DECODER, "decoding")])
 def test_where_float32_overflows_nothing_is_saved(run, tmp_path, spoilt, dtype, layer, where):
@@ -123,7 +125,7 @@ def test_black_pictures_are_not_saved(run, tmp_path, decode_to, black):
     assert outcome.code == 4
     assert [p.name for p in saved(tmp_path / "out")] == ["grid-0000.png", "00000.png", "00001.png"]
     *_, last = outcome.err.strip().splitlines()
-    said = "error: pictures that came out all black or NaN and were not saved: 1 ('a red apple')"
+    said = "error: images that came out all black or NaN and were not saved: 1 ('a red apple')"
     assert last.startswith(said)
 
 

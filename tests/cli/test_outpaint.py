@@ -35,9 +35,9 @@ def test_it_grows_and_keeps_every_byte(run, tmp_path, image):
         assert result.shape == (32, 54, 4) and np.array_equal(result[1:, 5:34], image)
     assert not np.array_equal(saved(folder, 0), saved(folder, 1))
     record = metadata.read_record(folder / "samples" / "00000.png")
-    assert record["task"] == "outpaint" and record["init_image"]["file"] == "i.png"
-    assert (record["left"], record["right"], record["up"], record["down"]) == (5, 20, 1, 0)
-    assert (record["window"], record["strength"], record["width"]) == (32, 1.0, 54)
+    assert record["task"] == "outpaint" and record["inputs"]["init_img"]["file"] == "i.png"
+    expected = {"left": 5, "right": 20, "up": 1, "down": 0, "window": 32, "strength": 1.0}
+    assert expected.items() <= record["resolved"].items() and record["width"] == 54
 
 
 def test_a_large_picture_carries_the_watermark_in_the_new_part_alone(run, tmp_path):
@@ -48,16 +48,13 @@ def test_a_large_picture_carries_the_watermark_in_the_new_part_alone(run, tmp_pa
     assert np.array_equal(saved(tmp_path / "outputs/outpaint-samples")[:, :260], pixels)
 
 
-def test_a_run_stopped_in_a_window_goes_on(run, tmp_path, monkeypatch):
-    from ldm.cli import watching
-
+def test_a_run_stopped_in_a_window_goes_on(run, tmp_path, stop_at):
     flags = *RUN, "--right", 48, "--n_samples", 2, "--n_iter", 2, "--sampler", "euler_a", "--no-grid"
     assert run("outpaint.py", *flags, "--outdir", "whole").code == 0
-    asked, looks = watching.stop_asked, iter(range(1000))
-    monkeypatch.setattr(watching, "stop_asked", lambda: next(looks) >= 5)  # 3 looks a window of 2 steps
+    stop_at(4)  # of 2 steps a window
     outcome = run("outpaint.py", *flags, "--outdir", "o")
     assert outcome.code == 75 and not (tmp_path / "o" / "samples").exists(), outcome.err
-    monkeypatch.setattr(watching, "stop_asked", asked)
+    stop_at(None)
     outcome = run("outpaint.py", "--latents", "o/interrupted-00000.safetensors")
     assert outcome.code == 0, outcome.err
     for number in range(4):
@@ -65,16 +62,12 @@ def test_a_run_stopped_in_a_window_goes_on(run, tmp_path, monkeypatch):
         assert (tmp_path / "o" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_another_picture_is_no_going_on(run, tmp_path, monkeypatch):
-    from ldm.cli import watching
-
-    looks = iter(range(1000))
-    with monkeypatch.context() as patch:
-        patch.setattr(watching, "stop_asked", lambda: next(looks) >= 1)
-        assert run("outpaint.py", *RUN, "--right", 8, "--outdir", "o").code == 75
+def test_another_picture_is_no_going_on(run, tmp_path, stop_at):
+    stop_at(1)
+    assert run("outpaint.py", *RUN, "--right", 8, "--outdir", "o").code == 75
     Image.new("RGB", (29, 31)).save(tmp_path / "i.png")
     outcome = run("outpaint.py", "--latents", "o/interrupted-00000.safetensors")
-    assert outcome.code == 2 and "is another picture than" in outcome.err
+    assert outcome.code == 2 and "has changed since" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -83,10 +76,11 @@ def test_another_picture_is_no_going_on(run, tmp_path, monkeypatch):
         ((), "nothing to add: give --left, --right, --up or --down PIXELS"),
         (("--left", -5), "got '-5', expected a whole number from 0"),
         (("--left", 16_385), "expected a whole number from 0 to 16384"),
-        (("--left", 16_384), "29x31 to 16413x31: at most 16384 a side and 64 megapixels"),
-        (("--left", 9000, "--up", 9000), "megapixels are made; add less"),
+        (("--left", 16_384), "29x31 to 16413x31: at most 16384 pixels per side and 64 megapixels"),
+        (("--left", 9000, "--up", 9000), "megapixels are possible; add fewer pixels"),
         (("--right", 8, "--window", 15), "expected a whole number from 16"),
-        (("--right", 8, "--init-img"), "--init-img needs a picture to enlarge"),
+        (("--right", 8, "--init-img"), "--init-img: expected one argument"),
+        (("--right", 8, "--init-img", ""), "--init-img is missing: give the image to extend"),
         (("--right", 8, "--init-img", "nowhere.png"), "nowhere.png"),
         (("--right", 8, "--strength", 2), "expected a number from 0 to 1"),
         (("--right", 8, "--save-latents"), "unrecognized arguments: --save-latents"),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from script_files import run_script
 
 from ldm.config import load_config
 from ldm.imaging import metadata
@@ -25,16 +26,11 @@ SMALL = (
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder of a run of configs/training/unconditional.yaml, of two steps of a smaller model."""
-    from script_files import load_script
-
-    from ldm.cli import app
-
     folder = tmp_path_factory.mktemp("training") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER_VARIABLE, "")
-        script = load_script("train.py")
-        command = ["--config", "configs/training/unconditional.yaml", "--run", str(folder), *SMALL]
-        assert app.exit_code(script.make_parser(), script.main, command) == 0
+        config = "--config", "configs/training/unconditional.yaml"
+        assert run_script("train.py", *config, "--run", folder, *SMALL) == 0
     return folder
 
 
@@ -52,7 +48,7 @@ def test_train_then_sample(run, tmp_path, trained):
         assert picture.size == (128, 128)
         pixels = np.asarray(picture)
     record = metadata.read_record(folder / "samples" / "00000.png")
-    assert (record["task"], record["prompt"], record["guidance_scale"]) == ("sample", "", 1.0)
+    assert (record["task"], record["prompt"], record["resolved"]["scale"]) == ("sample", "", 1.0)
     latents = folder / "samples" / "00000.latents.safetensors"
     outcome = run("sample.py", "--latents", latents, "--outdir", "again")
     assert outcome.code == 0, outcome.err
@@ -87,30 +83,14 @@ def test_the_demo_model_by_the_empty_prompt(run, tmp_path):
             assert picture.size == (131, 67)
 
 
-def test_a_stopped_run_goes_on(run, tmp_path, monkeypatch):
-    from ldm.cli import watching
-
-    flags = (
-        "--steps",
-        3,
-        "--sampler",
-        "euler_a",
-        "--n_samples",
-        2,
-        "--n_iter",
-        2,
-        "--no-grid",
-        "--H",
-        64,
-        "--W",
-        64,
-    )
+def test_a_stopped_run_goes_on(run, tmp_path, stop_at):
+    flags = "--steps", 3, "--sampler", "euler_a", "--n_samples", 2, "--n_iter", 2, "--no-grid"
+    flags += "--H", 64, "--W", 64
     assert run("sample.py", *flags, "--outdir", "whole").code == 0
-    asked, taken = watching.stop_asked, iter(range(100))
-    monkeypatch.setattr(watching, "stop_asked", lambda: next(taken) >= 6)
+    stop_at(5)
     outcome = run("sample.py", *flags, "--outdir", "o")
     assert outcome.code == 75, outcome.err
-    monkeypatch.setattr(watching, "stop_asked", asked)
+    stop_at(None)
     outcome = run("sample.py", "--latents", "o/interrupted-00000.safetensors")
     assert outcome.code == 0, outcome.err
     whole, ours = (sorted((tmp_path / name / "samples").glob("*.png")) for name in ("whole", "o"))

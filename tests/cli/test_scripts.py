@@ -1,6 +1,7 @@
 """scripts/txt2img.py and scripts/img2img.py as commands: files, pictures, metadata, wrong input."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from golden_cases import cases, names
 from ldm.imaging import metadata
+from ldm.jobs import opening
 
 TXT2IMG, IMG2IMG = cases("e2e_txt2img"), cases("e2e_img2img")
 QUICK = ("--steps", 2, "--H", 16, "--W", 16, "--n_iter", 1, "--n_samples", 1, "--precision", "full")
@@ -53,6 +55,7 @@ def check_files(case, outdir):
     assert sorted(p.name for p in outdir.iterdir()) == ["grid-0000.png", "samples"]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("case", TXT2IMG, ids=names("e2e_txt2img"))
 def test_txt2img_gives_the_reference_picture(run, tmp_path, case):
     outcome = run("txt2img.py", *txt2img_flags(case), "--outdir", tmp_path / "out")
@@ -133,18 +136,16 @@ def test_metadata_says_how_to_make_it_again(run, tmp_path):
     flags = *weights(), *QUICK, "--outdir", "o", "--from-file", "p.txt", "--n_samples", 2, "--sampler", "dpm"
     assert run("txt2img.py", *flags, "--negative-prompt", "blurry").code == 0
     record = metadata.read_record(tmp_path / "o" / "samples" / "00002.png")
-    expected = {"prompt": "three", "negative_prompt": "blurry", "seed": 42, "sampler": "dpm", "steps": 2}
-    expected |= {"iteration": 0, "batch": 1, "index_in_batch": 0, "batch_size": 2, "width": 16, "height": 16}
-    expected |= {
-        "guidance_scale": 9.0,
-        "dtype": "float32",
-        "device": "cpu",
-        "watermark": None,
-        "task": "txt2img",
-    }
-    assert {name: record[name] for name in expected} == expected
+    expected = {"prompt": "three", "seed": 42, "task": "txt2img", "format": 2}
+    expected |= {"iteration": 0, "batch": 1, "index_in_batch": 0, "width": 16, "height": 16}
+    expected |= {"dtype": "float32", "device": "cpu", "watermark": None}
+    assert expected.items() <= record.items()
+    options = {"negative_prompt": "blurry", "seed": 42, "sampler": "dpm", "steps": 2, "scale": 9.0}
+    options |= {"n_samples": 2, "width": 16, "height": 16, "fixed_code": False}
+    assert options.items() <= record["resolved"].items()
     assert record["torch"] == torch.__version__ and len(record["model"]["sha256"]) == 64
-    assert record["flags"]["from_file"] == "p.txt" and record["flags"]["fixed_code"] is False
+    assert record["request"]["from_file"] == "p.txt" and record["request"]["steps"] == 2
+    assert not {"seed", "scale", "fixed_code"} & record["request"].keys(), "as it was given"
     with Image.open(tmp_path / "o" / "samples" / "00002.png") as image:
         assert image.text["parameters"].startswith(
             "three\nNegative prompt: blurry\nSteps: 2, Sampler: DPM++ 2M, CFG scale"
@@ -152,23 +153,24 @@ def test_metadata_says_how_to_make_it_again(run, tmp_path):
     assert metadata.read_record(tmp_path / "o" / "grid-0000.png")["prompt"] == "one\ntwo\nthree"
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("flags", "schedule", "eta"),
     [
-        ((), "published", 0.0),
-        (("--plms",), "published", None),
-        (("--sampler", "plms"), "uniform", None),
+        ((), "reference", 0.0),
+        (("--plms",), "reference", 0.0),
+        (("--sampler", "plms"), "uniform", 0.0),
         (("--sampler", "euler_a"), "linspace", 1.0),
-        (("--sampler", "unipc"), "karras", None),
-        (("--sampler", "unipc", "--schedule", "quad"), "quad", None),
-        (("--ddim_eta", 0.5), "published", 0.5),
+        (("--sampler", "unipc"), "karras", 0.0),
+        (("--sampler", "unipc", "--schedule", "quad"), "quad", 0.0),
+        (("--ddim_eta", 0.5), "reference", 0.5),
         (("--sampler", "euler_a", "--eta", 0), "linspace", 0.0),
     ],
 )
 def test_metadata_names_the_times_and_the_noise_that_were_taken(run, tmp_path, flags, schedule, eta):
     assert run("txt2img.py", *weights(), *QUICK, "--outdir", "o", *flags).code == 0
     record = metadata.read_record(tmp_path / "o" / "samples" / "00000.png")
-    assert (record["schedule"], record["eta"]) == (schedule, eta)
+    assert (record["resolved"]["schedule"], record["resolved"]["eta"]) == (schedule, eta)
 
 
 def test_no_metadata_means_none(run, tmp_path):
@@ -209,7 +211,7 @@ def test_img2img_keeps_an_odd_size_and_undoes_exif(run, tmp_path):
     assert outcome.code == 0, outcome.err
     assert picture(tmp_path / "o" / "samples" / "00000.png").shape == (37, 29, 3)
     record = metadata.read_record(tmp_path / "o" / "samples" / "00000.png")
-    assert record["strength"] == 0.8 and record["init_image"]["file"] == "odd.png"
+    assert record["resolved"]["strength"] == 0.8 and record["inputs"]["init_img"]["file"] == "odd.png"
 
 
 def test_published_intel_flags_work_and_explain_themselves(run, tmp_path):
@@ -226,9 +228,7 @@ def test_quiet_says_nothing(run):
 
 
 def test_without_weights_the_demo_model_is_used_at_its_own_size_and_said_so(run, tmp_path, monkeypatch):
-    from ldm.cli import model
-
-    monkeypatch.setattr(model, "demo_files", lambda name: weights()[1::2])
+    monkeypatch.setattr(opening, "demo_files", lambda name: tuple(map(Path, weights()[1::2])))
     outcome = run("txt2img.py", "--steps", 2, "--n_iter", 1, "--n_samples", 1, "--outdir", "o")
     assert outcome.code == 0, outcome.err
     assert outcome.out.count("demo model") == 1 and "64 pixels" in outcome.out
@@ -236,9 +236,7 @@ def test_without_weights_the_demo_model_is_used_at_its_own_size_and_said_so(run,
 
 
 def test_without_weights_and_without_demo_model_it_says_what_to_give(run, monkeypatch):
-    from ldm.cli import model
-
-    monkeypatch.setattr(model, "DEMO", "configs/nowhere")
+    monkeypatch.setattr(opening, "DEMO", "configs/nowhere")
     outcome = run("txt2img.py")
     assert outcome.code == 2 and "--ckpt" in outcome.err and outcome.err.count("\n") == 1
 

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from tiny_models import tiny_config, tiny_model
 
 from golden_cases import cases
-from ldm.cli import watching
 from ldm.imaging import metadata
 from ldm.loading import load_model
+from ldm.requests import Unclip
+from ldm.requests.resolving import ModelFacts, resolved
 
 TEXT_TO_IMAGE = cases("e2e_txt2img")[0].files
 PUBLISHED_STATISTICS = "checkpoints/karlo_models/ViT-L-14_stats.th"
@@ -53,6 +54,7 @@ def saved(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted((folder / "samples").glob("*.png"))]
 
 
+@pytest.mark.few(1)
 def test_a_variation_and_a_mix_of_pictures(run, model, pictures, tmp_path):
     flags = "--image-weights", 2, -0.5, 1, "--noise-level", 0, 100, 999, "--mix-noise-level", 20
     outcome = run("unclip.py", *model, *QUICK, "--init-img", *pictures, *flags, "--outdir", "mix")
@@ -61,17 +63,16 @@ def test_a_variation_and_a_mix_of_pictures(run, model, pictures, tmp_path):
     with Image.open(made) as image:
         assert image.size == (48, 33)
     record = metadata.read_record(made)
-    assert record["task"] == "unclip" and record["mix_noise_level"] == 20
-    for told, path, weight, level in zip(
-        record["init_images"], pictures, (2, -0.5, 1), (0, 100, 999), strict=True
-    ):
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        assert told == {"file": path.name, "sha256": digest, "weight": weight, "noise_level": level}
+    mix = {"mix_noise_level": 20, "image_weights": [2, -0.5, 1], "noise_level": [0, 100, 999]}
+    assert record["task"] == "unclip" and mix.items() <= record["resolved"].items()
+    for about, path in zip(record["inputs"]["init_img"], pictures, strict=True):
+        assert about == {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     outcome = run("unclip.py", *model, *QUICK, "--init-img", pictures[0], "--outdir", "one")
     assert outcome.code == 0, outcome.err
     record = metadata.read_record(tmp_path / "one" / "samples" / "00000.png")
-    assert record["mix_noise_level"] is None and [told["weight"] for told in record["init_images"]] == [1.0]
-    assert (record["steps"], record["flags"]["scale"]) == (2, 10.0)
+    assert not {"mix_noise_level", "image_weights"} & record["request"].keys()
+    assert len(record["inputs"]["init_img"]) == 1
+    assert (record["resolved"]["steps"], record["resolved"]["scale"]) == (2, 10.0)
 
 
 def test_the_mix_is_noised_as_published_unless_said_otherwise(run, files, pictures, tmp_path):
@@ -85,24 +86,24 @@ def test_the_mix_is_noised_as_published_unless_said_otherwise(run, files, pictur
     assert usual == explicit != off
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rng", ["reference", "per-image"])
 def test_a_stopped_run_goes_on_exactly_with_the_same_pictures_only(
-    run, files, pictures, tmp_path, monkeypatch, rng
+    run, files, pictures, tmp_path, stop_at, rng
 ):
     config, weights = files["unclip-l"]
     flags = "--config", config, "--ckpt", weights, "--init-img", *pictures[1:], "--rng", rng, "--steps", 3
     flags += "--sampler", "euler_a", "--n_samples", 2, "--n_iter", 2, "--no-grid", "--H", 32, "--W", 32
     assert run("unclip.py", *flags, "--outdir", "whole").code == 0
-    asked, taken = watching.stop_asked, iter(range(100))
-    monkeypatch.setattr(watching, "stop_asked", lambda: next(taken) >= 5)
+    stop_at(4)
     outcome = run("unclip.py", *flags, "--outdir", "o")
     assert outcome.code == 75, outcome.err
-    monkeypatch.setattr(watching, "stop_asked", asked)
+    stop_at(None)
     file = "--latents", "o/interrupted-00000.safetensors"
     before = pictures[1].read_bytes()
     Image.new("RGB", (70, 20)).save(pictures[1])
     outcome = run("unclip.py", *file)
-    assert outcome.code == 2 and "clear.png is another picture than o/interrupted" in outcome.err
+    assert outcome.code == 2 and "clear.png has changed since o/interrupted" in outcome.err
     outcome = run("unclip.py", *file, "--image-weights", 1, 2)
     assert outcome.code == 2 and "contradicts" in outcome.err
     pictures[1].write_bytes(before)
@@ -119,7 +120,7 @@ def test_noise_may_be_given_and_finished_latents_are_not_noise(run, files, pictu
     assert outcome.code == 0, outcome.err
     finished = "outputs/unclip-samples/samples/00000.latents.safetensors"
     outcome = run("unclip.py", *model, "--latents", finished)
-    assert outcome.code == 2 and "of a finished picture" in outcome.err
+    assert outcome.code == 2 and "of a finished image" in outcome.err
 
 
 def with_statistics_named(files, folder: Path) -> tuple[Path, Path]:
@@ -149,6 +150,7 @@ def test_missing_statistics_are_one_line_and_beside_the_weights_they_do(run, fil
     assert outcome.code == 0, outcome.err
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("suffix", [".th", ".pt", ".npz", ".safetensors"])
 @pytest.mark.parametrize("beside", ["", "karlo_models"])
 def test_statistics_of_every_kind_are_found(files, tmp_path, suffix, beside):
@@ -170,7 +172,7 @@ def test_statistics_of_every_kind_are_found(files, tmp_path, suffix, beside):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ((), "--init-img needs a picture"),
+        ((), "--init-img is missing: give the image to vary, or several"),
         (("--init-img",), "expected at least one argument"),
         (("--init-img", "nowhere.png"), "nowhere.png: no such file"),
         (("--init-img", "photo.png", "text.txt"), "text.txt: not a picture"),
@@ -180,7 +182,7 @@ def test_statistics_of_every_kind_are_found(files, tmp_path, suffix, beside):
         (("--init-img", "photo.png", "--noise-level", 1, 2), "2 noise levels for 1 pictures"),
         (("--init-img", "photo.png", "--noise-level", 1000), "from 0 to 999"),
         (("--init-img", "photo.png", "--noise-level", -1), "from 0 to 999"),
-        (("--init-img", "photo.png", "--mix-noise-level", 50), "there is one --init-img"),
+        (("--init-img", "photo.png", "--mix-noise-level", 50), "needs more than one --init-img"),
         (("--init-img", "photo.png", "one.png", "--mix-noise-level", "on"), "from 0 to 999, or off"),
     ],
 )
@@ -207,10 +209,9 @@ def test_without_weights_the_demonstration_model_makes_its_own_size(run, picture
         assert image.size == (128, 128)
 
 
-def test_the_defaults_are_those_of_the_published_page(run):
-    from script_files import load_script
-
-    args = load_script("unclip.py").make_parser().parse_args([])
-    assert (args.steps, args.scale, args.ddim_eta, args.seed, args.noise_level) == (20, 10.0, 0.0, 42, [0])
-    assert args.prompt == "", "where the page has words that say nothing of the picture"
-    assert (args.tasks, args.demo) == (("unclip-h", "unclip-l"), "emoji_unclip")
+def test_the_defaults_are_those_of_the_published_page():
+    request = resolved(Unclip(), ModelFacts(768, 768, 4, 8))
+    assert (request.steps, request.scale, request.eta, request.seed) == (20, 10.0, 0.0, 42)
+    assert request.noise_level == (0,)
+    assert request.prompt == "", "where the page has words that say nothing of the image"
+    assert (request.TASKS, request.DEMO) == (("unclip-h", "unclip-l"), "emoji_unclip")

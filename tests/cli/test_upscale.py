@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
-from script_files import load_script
 from tiny_models import tiny_config, tiny_model
 
-from ldm.cli.options import size_in_bytes
+from ldm.requests import Upscale
+from ldm.requests.readers import size_in_bytes
+from ldm.requests.resolving import ModelFacts, resolved
 
 QUICK = ("--steps", 2, "--no-grid", "--device", "cpu", "--precision", "full", "--outdir", "out")
 
@@ -31,10 +32,11 @@ def small(tmp_path):
 
 
 def test_the_defaults_are_those_of_the_published_page():
-    args = load_script("upscale.py").make_parser().parse_args([])
-    assert (args.steps, args.scale, args.n_samples, args.n_iter, args.ddim_eta) == (75, 10.0, 1, 1, 0.0)
-    assert args.prompt == "a high quality professional photograph"
-    assert args.tasks == ("upscale",) and args.demo == "emoji_upscale"
+    request = resolved(Upscale(), ModelFacts(512, 512, 4, 4))
+    assert (request.steps, request.scale, request.eta) == (75, 10.0, 0.0)
+    assert (request.n_samples, request.n_iter) == (1, 1)
+    assert request.prompt == "a high quality professional photograph"
+    assert request.TASKS == ("upscale",) and request.DEMO == "emoji_upscale"
 
 
 def test_tiles_of_any_size_are_made_and_remembered(run, small, weights, tmp_path):
@@ -50,8 +52,8 @@ def test_tiles_of_any_size_are_made_and_remembered(run, small, weights, tmp_path
     [
         (("--noise-level", 351), "noise level is 351; expected 0 to 350"),
         (("--max-memory", "1MB"), "--max-memory 1 MB: the smallest tiles need about"),
-        (("--tile", 4), "tile is 4; expected 16 or more"),
-        (("--overlap", 4), "overlap 4 is of tiles; give --tile too"),
+        (("--tile", 4), "--tile 4: expected 16 or more"),
+        (("--overlap", 4), "--overlap 4 requires --tile"),
         (("--max-memory", "lots"), "expected auto or a size such as 8GB"),
     ],
 )
@@ -64,7 +66,7 @@ def test_what_cannot_be_is_refused_in_one_line(run, small, weights, tmp_path, fl
 def test_pictures_are_refused_before_the_model_is_loaded(run, tmp_path):
     Image.new("1", (10_000, 10_000)).save(tmp_path / "bomb.png")
     for flags, says in (
-        ((), "--init-img needs a picture"),
+        ((), "--init-img is missing: give the image to enlarge"),
         (("--init-img", "none.png"), "no such file"),
         (("--init-img", "bomb.png"), "at most 64 megapixels"),
     ):
@@ -72,26 +74,24 @@ def test_pictures_are_refused_before_the_model_is_loaded(run, tmp_path):
         assert outcome.code == 2 and says in outcome.err, outcome.err
 
 
-def test_a_run_that_was_stopped_goes_on_with_its_own_tiles(run, small, weights, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_with_its_own_tiles(
+    run, small, weights, tmp_path, monkeypatch, stop_at
+):
     """Whatever memory is free by then."""
     from ldm.tasks import memory_plan
 
     flags = "--init-img", small, *QUICK, *weights, "--sampler", "euler_a", "--tile", 20
     assert run("upscale.py", *flags).code == 0
-    with monkeypatch.context() as patch:
-        patch.setattr("ldm.cli.pictures.watched", lambda *_: stop_after_one)
-        outcome = run("upscale.py", *flags)
+    stop_at(1)
+    outcome = run("upscale.py", *flags)
     assert outcome.code == 75, outcome.err
+    stop_at(None)
     (file,) = (tmp_path / "out").glob("interrupted-*.safetensors")
     monkeypatch.setattr(memory_plan, "free_bytes", lambda _: 1)  # now nothing would fit
     outcome = run("upscale.py", "--latents", file)
     assert outcome.code == 0, outcome.err
     pictures = [np.asarray(Image.open(tmp_path / f"out/samples/0000{i}.png")) for i in (0, 1)]
     assert np.array_equal(*pictures)
-
-
-def stop_after_one(steps, total):
-    yield next(iter(steps))
 
 
 def test_sizes_of_memory_are_read():

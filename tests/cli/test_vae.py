@@ -33,5 +33,5 @@ def test_a_file_without_one_is_refused(run, tmp_path):
     file = tmp_path / "unet.safetensors"
     save_file({"model.diffusion_model.out.2.bias": torch.zeros(4)}, file)
     outcome = run("txt2img.py", *QUICK, *WEIGHTS, "--vae", file, "--outdir", tmp_path / "o")
-    assert outcome.code == 2 and "holds no weights of the autoencoder" in outcome.err
+    assert outcome.code == 2 and "holds no weights of the VAE" in outcome.err
     assert not (tmp_path / "o").exists()

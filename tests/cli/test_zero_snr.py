@@ -33,7 +33,7 @@ def test_pictures_start_from_pure_noise_and_remember_it(run, tmp_path, config):
         assert outcome.code == 0, outcome.err
         path = tmp_path / folder / "samples" / "00000.png"
         pictures[folder] = path.read_bytes()
-        assert metadata.read_record(path).get("zero_snr", False) == (folder == "zero")
+        assert metadata.read_record(path)["resolved"]["zero_snr"] == (folder == "zero")
     assert pictures["zero"] != pictures["plain"]
 
 

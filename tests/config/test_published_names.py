@@ -1,12 +1,16 @@
 """Old dotted names: one table, importable, lazy, and never in the way of a real module."""
 
 import importlib
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ldm.published_names import PUBLISHED, install_import_finder, resolve
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("old, new", PUBLISHED.items(), ids=PUBLISHED)
@@ -80,6 +84,56 @@ def test_as_notebooks_write_it():
     assert dir(openaimodel).count("UNetModel") == 1
 
 
+def test_models_are_of_the_references_base_class():
+    from ldm.models.diffusion.ddpm import DDPM, LatentDiffusion, LatentUpscaleDiffusion
+    from ldm.modules.attention import CrossAttention, MemoryEfficientCrossAttention
+
+    assert issubclass(LatentUpscaleDiffusion, LatentDiffusion) and issubclass(LatentDiffusion, DDPM)
+    assert isinstance(CrossAttention(32, heads=2, dim_head=16), MemoryEfficientCrossAttention)
+
+
+def test_noise_like_repeats_the_noise_of_one_sample():
+    import torch
+
+    from ldm.modules.diffusionmodules.util import noise_like
+
+    torch.manual_seed(1)
+    plain, repeated = (noise_like((3, 4, 2, 2), "cpu", repeat) for repeat in (False, True))
+    torch.manual_seed(1)
+    assert torch.equal(plain, torch.randn(3, 4, 2, 2))
+    assert torch.equal(repeated, torch.randn(1, 4, 2, 2).expand(3, -1, -1, -1))
+
+
+# The first line of scripts that do not import ldm before.
+FIRST_LINES = [
+    "import cldm.model; cldm.model.create_model",
+    "from cldm.model import create_model, load_state_dict",
+    "from cldm.hack import disable_verbosity, enable_sliced_attention",
+    "from cldm.ddim_hacked import DDIMSampler",
+    "from cldm.cldm import ControlLDM, ControlNet",
+    "from scripts.txt2img import put_watermark, load_model_from_config, chunk",
+    "from scripts.img2img import load_img, load_model_from_config",
+]
+
+
+@pytest.mark.parametrize("line", FIRST_LINES)
+def test_first_lines_of_other_scripts(tmp_path, line):
+    """Run from another folder, with the checkout on the path."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", line], check=True, cwd=tmp_path, env=environment)
+
+
+def test_a_folder_named_scripts_of_ones_own_is_left_alone(tmp_path):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "mine.py").write_text("answer = 42\n")
+    code = (
+        f"import sys; sys.path.insert(1, {str(ROOT)!r}); import ldm; del sys.path[1]\n"
+        "from scripts.mine import answer; assert answer == 42\n"
+        "from scripts.txt2img import put_watermark"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
 def test_what_was_never_there_is_an_import_error():
     with pytest.raises(ImportError):
         importlib.import_module("ldm.models.diffusion.no_such_module")
@@ -102,8 +156,9 @@ def test_installing_twice_adds_nothing():
 def test_importing_the_package_and_reading_a_config_load_no_torch(tmp_path):
     (tmp_path / "a.yaml").write_text("a: 1\n")
     code = (
-        "import sys, ldm, ldm.config, ldm.errors, ldm.util, ldm.models.diffusion.ddim\n"
+        "import sys, ldm, ldm.config, ldm.errors, ldm.util, ldm.models.diffusion.ddim, cldm.model\n"
+        "import scripts.txt2img, scripts.img2img, ldm.reference_scripts\n"
         f"ldm.config.load_config({str(tmp_path / 'a.yaml')!r})\n"
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -7,10 +7,6 @@ import pytest
 from ldm.config import load_config
 from ldm.errors import ConfigError
 
-ALIAS_BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-)
-
 REFUSED = {
     "resolver": ("a: 1\nb: ${oc.env:SECRET}\n", ":2:"),
     "resolver in text": ("a: x${oc.env:SECRET,none}y\n", ":1:"),
@@ -18,10 +14,10 @@ REFUSED = {
     "python object": ("a: 1\nb: 2\nc: !!python/object/apply:os.system ['touch canary']\n", ":3:"),
     "own tag": ("a: !thing 1\n", ":1:"),
     "repeated key": ("a: 1\nb:\n  c: 1\n  c: 2\n", ":4:"),
-    "alias bomb": (ALIAS_BOMB, "aliases written out"),
-    "alias in itself": ("a: &a\n  b: *a\n", ":2:"),
-    "alias of nothing": ("a: *b\n", ":1:"),
-    "deep nesting": ("a: " + "[" * 3000 + "]" * 3000, "deep"),
+    "anchor": ("a: 1\nb: &x {c: 1}\n", ":2: anchors"),
+    "alias of nothing": ("a: *b\n", ":1: anchors"),
+    "deep nesting": ("a: " + "[" * 100 + "]" * 100, "levels deep"),
+    "deeper than the parser": ("a: " + "[" * 3000 + "]" * 3000, ":1:"),
     "large": ("a: " + "x" * 2_000_000, "too large"),
     "many values": ("a: [" + "1," * 200_000 + "]", "more than 10000"),
     "empty": ("", "is empty"),
@@ -32,18 +28,10 @@ REFUSED = {
     "list as a key": ("a: 1\n? [b]\n: 2\n", ":2:"),
     "unclosed": ("a: [1, 2\nb: 3\n", ":2:"),
     "tab": ("a:\n\tb: 1\n", ":2:"),
-    "two documents": ("a: 1\n---\nb: 2\n", "document"),
+    "two documents": ("a: 1\n---\nb: 2\n", ":2:"),
     "control character": ("a: \x07\n", "is not YAML"),
     "impossible date": ("a: !!int x\n", "is not YAML"),
-    "reference to nothing": ("a: ${b.c}\n", "'b'"),
-    "references in a circle": ("a: ${b}\nb: ${c}\nc: ${a}\n", "b -> c -> a -> b"),
-    "reference to its own parent": ("a:\n  b: ${a}\n", "circle"),
-    "values multiplied by references": (
-        "".join(f"a{i}:\n" + f"- ${{a{i + 1}}}\n" * 10 for i in range(9)) + "a9: 1\n", "multiply"
-    ),
-    "text multiplied by references": (
-        "".join(f"a{i}: {f'${{a{i + 1}}}' * 10}\n" for i in range(9)) + "a9: abc\n", "multiply"
-    ),
+    "reference": ("a: 1\nb: ${a}\n", ":2: references"),
 }
 
 
@@ -80,16 +68,10 @@ def test_binary_file_is_refused(tmp_path):
         ("a: 1e", "1e"),
         ("a: 10", 10),
         ("a: 2024-01-31", "2024-01-31"),
-        ("b: 7\na: ${b}", 7),
-        ("b: {c: [3, 4]}\na: ${b.c.1}", 4),
-        ("b: {c: '${d}'}\nd: 5\na: n=${b.c}!", "n=5!"),
-        ("b: &x {c: 1}\na: *x", {"c": 1}),
-        ("b: &x {c: 1}\na: {<<: *x, d: 2}", {"c": 1, "d": 2}),
         ("\ufeffa: [1, 2]", [1, 2]),
-        ("a: {b: \"${c}\"}\nc: {d: [1]}", {"b": {"d": [1]}}),
     ],
 )
-def test_plain_values_and_references_are_read(text, value, tmp_path):
+def test_plain_values_are_read(text, value, tmp_path):
     path = tmp_path / "model.yaml"
     path.write_text(text, encoding="utf-8")
     read = load_config(path).a

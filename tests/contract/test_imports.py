@@ -10,11 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 # What each part may import of the others. Parts on one line do not import each other.
-#   scripts -> cli -> jobs, tasks, training -> samplers, adapters, backends -> models -> diffusion -> torch
+#   scripts -> cli -> jobs -> tasks, training -> networks -> samplers, adapters, backends -> models
+#   -> diffusion -> torch
 LAYERS = [
     ["scripts"],
     ["cli"],
-    ["jobs", "tasks", "training"],
+    ["jobs"],
+    ["tasks", "training"],
+    ["networks"],
     ["samplers", "adapters", "backends"],
     ["models"],
     ["diffusion", "prompts"],
@@ -25,25 +28,28 @@ FOR_ALL = {"config", "errors", "files", "published_names", "yaml_file", "clip_fi
 # Beside the chain: what they may import, whatever the layer.
 OTHERS = {
     "imaging": set(),
+    "requests": {"samplers", "diffusion", "prompts"},
     "checkpoint": {"backends", "loading", "prompts"},
     "data": {"imaging", "checkpoint", "diffusion"},
     "loading": {"checkpoint", "backends", "models", "diffusion"},
+    "reference_scripts": {"checkpoint", "imaging", "loading"},
 }
-# What the chain may import of those: pictures, files, data and loading are used from the tasks upwards.
-USED_FROM = {"imaging": "training", "checkpoint": "training", "data": "training", "loading": "training"}
+# From where on the chain uses those: from the tasks upwards.
+USED_FROM = dict.fromkeys(("requests", "imaging", "checkpoint", "data", "loading"), "training")
+USED_FROM["reference_scripts"] = "scripts"
 
 # Samplers see only `denoise`.
 NARROW = {"samplers": {"diffusion"}, "diffusion": set(), "prompts": set(), "imaging": set()}
 
 
 def python_files() -> list[Path]:
-    return sorted([*(ROOT / "ldm").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])
+    return sorted(path for folder in ("ldm", "scripts", "demo") for path in (ROOT / folder).rglob("*.py"))
 
 
 def part_of(path: Path) -> str:
     """Return the part a file belongs to: `samplers` for ldm/samplers/ddim.py, `config` for ldm/config.py."""
     relative = path.relative_to(ROOT)
-    if relative.parts[0] == "scripts":
+    if relative.parts[0] in ("scripts", "demo"):
         return "scripts"
     if relative.name == "__init__.py" and len(relative.parts) == 2:
         return "ldm"
@@ -85,7 +91,7 @@ def allowed(importer: str, imported: str) -> bool:
     if importer in NARROW:
         return imported in NARROW[importer]
     if importer in FOR_ALL:  # `ldm` hands out load_model; config and errors stand alone
-        return importer == "ldm" and imported == "loading"
+        return importer == "ldm" and imported in ("loading", "jobs")
     if importer in OTHERS:
         return imported in OTHERS[importer]
     if imported in OTHERS:
@@ -108,6 +114,45 @@ def test_the_rule_can_refuse():
     assert not allowed("config", "models")
     assert not allowed("tasks", "training")
     assert allowed("tasks", "samplers") and allowed("scripts", "cli") and allowed("training", "data")
+
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (ROOT / "ldm").rglob("*.py")
+}
+
+
+def module_of(name: str) -> str:
+    """Return the module that an imported name is, or is in."""
+    return name if name in MODULES else module_of(name.rpartition(".")[0])
+
+
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """Return modules of which each imports the next and the last the first; [] if there is no circle."""
+    done: set[str] = set()
+
+    def visit(module: str, trail: list[str]) -> list[str]:
+        if module in trail:
+            return trail[trail.index(module) :]
+        if module in done:
+            return []
+        for imported in sorted(imports[module]):
+            if found := visit(imported, [*trail, module]):
+                return found
+        done.add(module)
+        return []
+
+    return next((found for module in imports if (found := visit(module, []))), [])
+
+
+def test_no_module_imports_itself_through_others():
+    imports = {module: set(map(module_of, imported_names(path))) for module, path in MODULES.items()}
+    assert circle(imports) == []
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 def loaded_modules(statement: str) -> set[str]:

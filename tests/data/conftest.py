@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.data.emoji_source import LICENCES, Concept, manifest_entries
+from demo.source import LICENCES, Concept, manifest_entries
 
 # label, code point, emojibase group, tags
 ENTRIES = [

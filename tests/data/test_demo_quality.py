@@ -23,8 +23,8 @@ from benchmarks.quality import (
     single_requests,
     summary,
 )
+from demo.scenes import EmojiScenes
 from golden_cases import cases
-from ldm.data.emoji import EmojiScenes
 from ldm.errors import InputError
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldm.data.emoji_captions import (
+from demo.captions import (
     BACKGROUNDS,
     WHITE,
     article,
@@ -18,7 +18,7 @@ from ldm.data.emoji_captions import (
     is_plural,
     noun_phrase,
 )
-from ldm.data.emoji_source import read_labels
+from demo.source import read_labels
 
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz", min_size=2, max_size=12)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ldm.data.emoji import EmojiScenes
-from ldm.data.emoji_captions import BACKGROUNDS
+from demo.captions import BACKGROUNDS
+from demo.scenes import EmojiScenes
 from ldm.errors import InputError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.data.emoji_source import (
+from demo.source import (
     choose,
     core_concepts,
     cut_bpe,
@@ -130,7 +130,7 @@ def test_shipped_merges_are_those_of_open_clip(repository_root, tmp_path):
 
 def test_the_script_makes_data_and_reports_mistakes_in_one_line(npm_folder, repository_root, tmp_path):
     pytest.importorskip("resvg_py")
-    script = [sys.executable, str(repository_root / "scripts" / "data" / "make_emoji.py")]
+    script = [sys.executable, str(repository_root / "demo" / "make_emoji.py")]
     common = ["--packages", str(npm_folder), "--size", "32", "--out", str(tmp_path)]
     everything = [*script, *common, "--concepts", "all"]
     done = subprocess.run(everything, capture_output=True, text=True, cwd=tmp_path)

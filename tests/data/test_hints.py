@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm.data.emoji import EmojiScenes
+from demo.scenes import EmojiScenes
 from ldm.data.hints import inflated, make_hint, random_masks, shrunk
 from ldm.errors import InputError
 

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-SCRIPT = Path(__file__).parents[2] / "scripts/data/ship_demo.py"
+SCRIPT = Path(__file__).parents[2] / "demo/ship_demo.py"
 
 
 def ship(*arguments: object) -> subprocess.CompletedProcess:

@@ -1,16 +1,16 @@
 """The demonstration models that ship: each loads by itself, says what it is, and is on the card."""
 
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 
 from ldm.checkpoint import identify
-from ldm.cli.choice import choose
 from ldm.config import find_config, load_config
 from ldm.errors import InputError
+from ldm.jobs.choosing import choose_config
 from ldm.loading import load_model
+from ldm.requests import NAMES, Request, find
 
 DEMO = Path(__file__).parents[2] / "configs/demo"
 TASKS = {
@@ -23,8 +23,9 @@ TASKS = {
 ROOM = 60e6  # bytes, of all that is beside the base model
 
 
-def given(**flags: object) -> Namespace:
-    return Namespace(**{"config": None, "sha256": None, "prediction": "auto", "tasks": None, **flags})
+def request_for(name: str, **options: object) -> Request:
+    """Return a request of the task whose scripts use a model by default."""
+    return next(cls for cls in map(find, NAMES) if cls.DEMO == name)(**options)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -38,13 +39,13 @@ def test_a_shipped_model_loads_and_says_what_it_is(name):
     assert type(model).__name__ == kind and model.parameterization == "v"
     assert len(model.get_learned_conditioning(["3d emoji of a cat"])) == 1
     assert all(torch.isfinite(x).all() for x in model.parameters())
-    assert choose(given(config=str(config)), weights).config == config
+    assert choose_config(request_for(name, config=str(config)), weights).config == config
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_without_its_configuration_a_shipped_model_is_refused_in_a_line_that_names_it(name):
     with pytest.raises(InputError, match=rf"give --config .*{name}\.yaml") as caught:
-        choose(given(), DEMO / f"{name}.safetensors")
+        choose_config(request_for(name), DEMO / f"{name}.safetensors")
     assert "\n" not in str(caught.value)
 
 

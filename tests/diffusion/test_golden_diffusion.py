@@ -10,14 +10,14 @@ from torch import nn
 from bare_model import bare_model, schedule_of
 from golden_cases import Case, cases
 from ldm.diffusion.loss import diffusion_loss
-from ldm.diffusion.prediction import add_noise, from_eps, from_v, velocity
+from ldm.diffusion.prediction import add_noise, from_eps
 from ldm.diffusion.published import (
     make_beta_schedule,
     make_ddim_sampling_parameters,
     make_ddim_timesteps,
-    predict_start_from_noise,
 )
 from ldm.diffusion.timesteps import timestep_embedding
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.samplers import DPMSolver
 from ldm.training.ema import LitEma
 
@@ -73,27 +73,37 @@ def test_timestep_embedding(case: Case):
         case.check(f"dim{dim}", timestep_embedding(case.inputs["t"], dim, case.config["max_period"]))
 
 
+def diffusion_of(config, unet: nn.Module | None = None, **params) -> LatentDiffusion:
+    """Return a model of a case, whose methods are the reference's."""
+    for name in ("beta_schedule", "timesteps", "linear_start", "linear_end", "parameterization"):
+        params[name] = config.get(name, params.get(name, "linear"))
+    key = "crossattn" if unet else None
+    return LatentDiffusion(unet or nn.Identity(), nn.Identity(), conditioning_key=key, **params)
+
+
 @by_name("diffusion_math")
 def test_diffusion_math(case: Case):
     schedule = schedule_of(case.config)
+    model = diffusion_of(case.config)
     x_0, x_t, t, n = (case.inputs[name] for name in ("x0", "x_t", "t", "noise_or_pred"))
     alpha, sigma = schedule.alpha_sigma(t, x_t)
     x_0_from_eps = from_eps(x_t, n, alpha, sigma).x_0  # as samplers compute it: other last digits
     torch.testing.assert_close(x_0_from_eps, case.expected["x0_from_eps"], atol=3e-5, rtol=1e-6)
-    mean, variance, log_variance = schedule.posterior(x_0, x_t, t)
+    q_mean, q_variance, q_log_variance = model.q_mean_variance(x_0, t)
+    mean, variance, log_variance = model.q_posterior(x_start=x_0, x_t=x_t, t=t)
     case.check_all(
         {
-            "q_sample": add_noise(schedule, x_0, n, t),
-            "v": velocity(schedule, x_0, n, t),
-            "x0_from_eps": predict_start_from_noise(schedule, x_t, t, n),
-            "x0_from_v": from_v(x_t, n, alpha, sigma).x_0,
-            "eps_from_v": from_v(x_t, n, alpha, sigma).eps,
+            "q_sample": model.q_sample(x_start=x_0, t=t, noise=n),
+            "v": model.get_v(x_0, n, t),
+            "x0_from_eps": model.predict_start_from_noise(x_t, t=t, noise=n),
+            "x0_from_v": model.predict_start_from_z_and_v(x_t, t, n),
+            "eps_from_v": model.predict_eps_from_z_and_v(x_t, t, n),
             "post_mean": mean,
             "post_var": variance,
             "post_logvar_clipped": log_variance,
-            "q_mean": alpha * x_0,
-            "q_var": sigma**2,
-            "q_logvar": (sigma**2).log(),
+            "q_mean": q_mean,
+            "q_var": q_variance,
+            "q_logvar": q_log_variance,
             "lvlb_weights": schedule.lvlb_weights(case.config["parameterization"]),
         }
     )
@@ -123,6 +133,20 @@ def test_loss(case: Case):
     case.check_all(
         {"loss": loss.total[None], "loss_simple": loss.simple[None], "loss_vlb": loss.vlb[None]}
     )
+
+
+@by_name("loss")
+@pytest.mark.parametrize("mode", ["train", "val"])
+def test_p_losses_gives_the_losses_of_the_reference(case: Case, mode: str):
+    names = ("loss_type", "l_simple_weight", "original_elbo_weight", "logvar_init")
+    unet = bare_model(case).unet
+    model = diffusion_of(case.config, unet, **{name: case.config[name] for name in names})
+    model.train(mode == "train")
+    given = case.inputs
+    loss, parts = model.p_losses(given["x0"], given["c"], given["t"], noise=given["noise"])
+    assert parts.keys() == {f"{mode}/loss", f"{mode}/loss_simple", f"{mode}/loss_vlb"}
+    assert torch.equal(parts[f"{mode}/loss"], loss)
+    case.check_all({name.partition("/")[2]: value[None] for name, value in parts.items()})
 
 
 @by_name("loss_grad")

@@ -1,4 +1,4 @@
-"""Windows of a growing picture: all is painted, once, from something known."""
+"""Windows of an image that is extended: every new pixel is painted once, next to known ones."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_every_new_pixel_is_painted_once_by_a_window_that_sees_enough(height, wi
         assert 0 <= box.top < box.bottom <= tall and 0 <= box.left < box.right <= wide
         assert max(box.height, box.width) <= side and new.shape == (box.height, box.width)
         assert new.any() and np.array_equal(painted[box.part] == 0, new), "what is not new is known"
-        # Across the new strip at least half a window is known, or all that there is of the picture.
+        # Across the new strip at least half a window is known, or all of the image.
         known = ~new
         rows, columns = known.any(1).sum(), known.any(0).sum()
         assert rows >= min(side - side // 2, height) and columns >= min(side - side // 2, width)
@@ -70,7 +70,7 @@ def test_windows_along_a_side_overlap_by_a_quarter_at_least():
     [
         ((8, 8), Margins(), 64, "left 0, right 0, up 0, down 0; expected pixels to add, 0 or more, not all"),
         ((8, 8), Margins(left=9, down=-1), 64, "down -1; expected pixels to add, 0 or more"),
-        ((8, 8), Margins(left=16_377), 64, "8x8 to 16385x8: at most 16384 a side and 64 megapixels"),
+        ((8, 8), Margins(left=16_377), 64, "8x8 to 16385x8: at most 16384 pixels per side and 64 megapixels"),
         ((8000, 7000), Margins(left=1001), 64, "8001x8000"),
         ((8, 8), Margins(left=8), 15, "a window of 15 pixels; expected 16 or more"),
     ],

@@ -27,7 +27,7 @@ def test_there_and_back_is_at_most_one_step_lower():
     assert lost.min() >= 0 and lost.max() <= 1
 
 
-def test_half_precision_pictures_are_converted_in_float32():
+def test_half_precision_images_are_converted_in_float32():
     half = torch.linspace(-1, 1, 999, dtype=torch.float16).reshape(1, 1, 1, 999).expand(1, 3, 1, 999)
     assert np.array_equal(to_uint8(half), to_uint8(half.float()))
 
@@ -46,6 +46,6 @@ def test_black_is_what_no_eye_tells_from_it():
     [np.zeros((4, 5), np.uint8), np.zeros((4, 5, 4), np.uint8), np.zeros((4, 5, 3), np.float32)],
     ids=["grey", "alpha", "float"],
 )
-def test_what_is_no_picture_of_8_bit_rgb_is_refused(image):
+def test_what_is_no_image_of_8_bit_rgb_is_refused(image):
     with pytest.raises(InputError, match=r"expected \(height, width, 3\) uint8"):
         from_uint8(image)

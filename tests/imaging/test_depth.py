@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ldm.errors import BackendUnavailable, InputError
-from ldm.imaging.depth import as_levels, inverse_depth, png_of, read_depth
+from ldm.imaging.depth import as_levels, depth_png, inverse_depth, read_depth
 
 VALUES = np.arange(5 * 7).reshape(5, 7)
 HOLES = np.array([[1.0, np.nan, 3.0], [np.inf, 4.0, -np.inf]], np.float32)
@@ -73,7 +73,7 @@ def test_arrays_of_any_real_numbers(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("shape", [(1, 5, 7), (5, 7, 1), (1, 1, 5, 7), (1, 5, 7, 1), (1, 7), (7, 1)])
-def test_axes_of_one_are_left_out_but_not_those_of_the_picture(tmp_path, shape):
+def test_axes_of_one_are_left_out_but_not_those_of_the_image(tmp_path, shape):
     values = VALUES.reshape(shape) if VALUES.size == np.prod(shape) else VALUES[:1].reshape(shape)
     np.save(tmp_path / "a.npy", values)
     assert read_depth(tmp_path / "a.npy").shape == (shape if len(shape) == 2 else (5, 7))
@@ -160,7 +160,7 @@ def test_what_is_no_depth_map_is_refused_in_one_line(tmp_path, name):
     assert words in str(error.value) and "\n" not in str(error.value) and name in str(error.value)
 
 
-def test_a_huge_picture_is_refused_by_its_header(tmp_path):
+def test_a_huge_image_is_refused_by_its_header(tmp_path):
     Image.new("1", (9000, 9000)).save(tmp_path / "a.png")
     with pytest.raises(InputError, match="megapixels"):
         read_depth(tmp_path / "a.png")
@@ -233,7 +233,7 @@ def test_a_map_of_nothing_is_refused(values, words):
 
 def test_levels_span_the_range_and_are_read_back(tmp_path):
     depth = np.random.default_rng(0).normal(3, 40, (21, 33)).astype(np.float32)
-    (tmp_path / "a.png").write_bytes(png_of(depth))
+    (tmp_path / "a.png").write_bytes(depth_png(depth))
     read = read_depth(tmp_path / "a.png")
     assert read.min() == 0 and read.max() == 65535
     share = (depth - depth.min()) / (depth.max() - depth.min())

@@ -1,4 +1,4 @@
-"""Opening pictures: every mode becomes the right RGB, everything else one clear error."""
+"""Opening images: every mode becomes the right RGB, and anything else is one clear error."""
 
 import logging
 import struct
@@ -26,7 +26,7 @@ UPRIGHT = {
 }
 
 
-def saved(tmp_path, image: Image.Image, name: str = "picture.png", **options):
+def saved(tmp_path, image: Image.Image, name: str = "image.png", **options):
     image.save(tmp_path / name, **options)
     return tmp_path / name
 
@@ -73,7 +73,7 @@ def test_a_transparent_colour_becomes_white(tmp_path, image, transparent):
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path, suffix):
     grey = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
-    path = saved(tmp_path, Image.fromarray(grey), f"picture.{suffix}")
+    path = saved(tmp_path, Image.fromarray(grey), f"image.{suffix}")
     assert pixels(path)[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
 
 
@@ -133,7 +133,7 @@ def test_alpha_is_kept_where_it_is_asked_for(tmp_path, mode, colour, options, ex
     assert image.mode == "RGBA" and np.asarray(image).tolist() == [[expected, expected]]
 
 
-def test_a_picture_with_alpha_is_turned_upright_with_it(tmp_path):
+def test_an_image_with_alpha_is_turned_upright_with_it(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     alpha = Image.fromarray(CORNERS)
@@ -147,20 +147,20 @@ def test_a_picture_with_alpha_is_turned_upright_with_it(tmp_path):
 )
 def test_other_modes_become_rgb(tmp_path, mode, colour, expected):
     suffix = "tif" if mode == "CMYK" else "png"
-    assert pixels(saved(tmp_path, Image.new(mode, (1, 1), colour), f"picture.{suffix}")).tolist() == [
+    assert pixels(saved(tmp_path, Image.new(mode, (1, 1), colour), f"image.{suffix}")).tolist() == [
         [expected]
     ]
 
 
 def test_cmyk_jpeg_is_not_inverted(tmp_path):
-    path = saved(tmp_path, Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "picture.jpg", quality=100)
+    path = saved(tmp_path, Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "image.jpg", quality=100)
     red, green, blue = pixels(path)[4, 4].astype(int)
     assert red < 10 < 245 < min(green, blue)
 
 
 def test_the_first_frame_is_used_and_said_so(tmp_path, caplog):
     frames = [Image.new("L", (2, 2), 0), Image.new("L", (2, 2), 255)]
-    path = saved(tmp_path, frames[0], "picture.gif", save_all=True, append_images=frames[1:])
+    path = saved(tmp_path, frames[0], "image.gif", save_all=True, append_images=frames[1:])
     with caplog.at_level(logging.INFO, logger="ldm"):
         assert pixels(path).max() == 0
     assert "2 frames" in caplog.text
@@ -186,10 +186,10 @@ def truncated(tmp_path, suffix: str) -> bytes:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "not a picture"),
-        (b"<html>not found</html>", "not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a picture"),
-        (b"8BPS\0\1" + b"\0" * 64, "not a picture"),
+        (b"", "not an image"),
+        (b"<html>not found</html>", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
+        (b"8BPS\0\1" + b"\0" * 64, "not an image"),
         (png(12_000, 12_000), "make it smaller"),
         (png(2**31 - 1, 1), "cannot open"),
         (png(0, 5), "cannot open"),
@@ -197,11 +197,11 @@ def truncated(tmp_path, suffix: str) -> bytes:
     ],
     ids=["empty", "html", "eps", "psd", "144-megapixels", "2-billion-wide", "no-pixels", "too-little-data"],
 )
-def test_what_is_no_usable_picture_is_refused_in_one_line(tmp_path, content, says):
-    (tmp_path / "picture.png").write_bytes(content)
+def test_what_is_no_usable_image_is_refused_in_one_line(tmp_path, content, says):
+    (tmp_path / "image.png").write_bytes(content)
     with pytest.raises(InputError, match=says) as error:
-        open_image(tmp_path / "picture.png")
-    assert "\n" not in str(error.value) and "picture.png" in str(error.value)
+        open_image(tmp_path / "image.png")
+    assert "\n" not in str(error.value) and "image.png" in str(error.value)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp"])

@@ -1,4 +1,4 @@
-"""The four ways to bring a picture to a size: sizes for any picture, pixels where they are known."""
+"""The four ways to fit an image to a size: sizes for any image, pixels where they are known."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
 
 
 def target(height: int = 60, width: int = 80) -> np.ndarray:
-    """A picture whose red is the row and green the column, so that its geometry can be read off."""
+    """An image whose red is the row and green the column, which shows its geometry."""
     image = np.zeros((height, width, 3), np.uint8)
     image[:, :, 0], image[:, :, 1] = np.mgrid[:height, :width]
     return image
@@ -47,7 +47,7 @@ def test_without_a_size_it_is_the_next_that_the_model_takes(height, width, multi
 
 
 @pytest.mark.parametrize("mode", FITS)
-def test_a_picture_of_the_right_size_is_left_alone(mode):
+def test_an_image_of_the_right_size_is_left_alone(mode):
     image = noise(64, 128)
     assert np.array_equal(choose_fit(image, mode).of(image, 64), image)
     assert np.array_equal(choose_fit(image, mode, 64, 128).of(image, 16), image)
@@ -55,7 +55,7 @@ def test_a_picture_of_the_right_size_is_left_alone(mode):
 
 @QUICK
 @given(sides, sides, st.sampled_from(["crop", "pad", "stretch"]))
-def test_a_constant_picture_stays_constant(height, width, mode):
+def test_a_constant_image_stays_constant(height, width, mode):
     image = np.full((13, 29, 3), (10, 130, 250), np.uint8)
     assert np.unique(choose_fit(image, mode, height, width).of(image, 8).reshape(-1, 3), axis=0).tolist() == [
         [10, 130, 250]
@@ -63,7 +63,7 @@ def test_a_constant_picture_stays_constant(height, width, mode):
 
 
 @pytest.mark.parametrize("size", [(191, 127), (127, 191), (512, 768), (450, 1000), (64, 65)])
-def test_stretch_is_what_the_published_script_does(size):
+def test_stretch_is_what_the_reference_script_does(size):
     """Its words: w, h = map(lambda x: x - x % 64, (w, h)); image.resize((w, h), Lanczos)."""
     height, width = size
     image = noise(height, width)
@@ -86,7 +86,7 @@ def test_crop_cuts_the_middle_and_keeps_the_shape_of_things():
     assert abs(half[:, :, 1].mean() - 39.5) < 0.5 and abs(half[:, :, 0].mean() - 29.5) < 0.5
 
 
-def test_pad_keeps_all_of_the_picture_and_mirrors_the_rest():
+def test_pad_keeps_all_of_the_image_and_mirrors_the_rest():
     image = noise(20, 40)
     padded = choose_fit(image, "pad", 40, 40).of(image, 64)
     assert np.array_equal(padded[10:30], image)

@@ -1,4 +1,4 @@
-"""The sheet of all pictures, beside torchvision's."""
+"""The grid of all images, against torchvision's."""
 
 import numpy as np
 import pytest
@@ -18,5 +18,5 @@ def test_grid_is_that_of_torchvision(count, columns):
     assert np.array_equal(make_grid(list(images), columns), expected.permute(1, 2, 0).numpy())
 
 
-def test_four_pictures_of_256_pixels_make_518():
+def test_four_images_of_256_pixels_make_518():
     assert make_grid([np.zeros((256, 256, 3), np.uint8)] * 4, 2).shape == (518, 518, 3)

@@ -33,7 +33,7 @@ def test_growing_takes_the_highest_within_a_disc_and_shrinking_the_lowest(height
     mask, near = soft(height, width), squared_distances(height, width) <= pixels**2
     assert np.array_equal(masks.grown(mask, pixels), np.where(near, mask, 0).max((2, 3)))
     lowest = 1 - np.where(near, 1 - mask, 0).max((2, 3))
-    assert np.array_equal(masks.grown(mask, -pixels), lowest), "the picture's own border moves nothing"
+    assert np.array_equal(masks.grown(mask, -pixels), lowest), "the image's own border moves nothing"
 
 
 @settings(max_examples=40, deadline=None)
@@ -49,28 +49,28 @@ def test_the_distance_is_euclids(height, width, pixels):
 def test_a_blur_fades_inwards_evenly_and_never_reaches_outside():
     mask = np.zeros((40, 60), np.float32)
     mask[8:32, 10:50] = 1
-    weight = masks.weight(mask, 5)
+    weight = masks.feather(mask, 5)
     assert (weight[mask == 0] == 0).all() and (weight <= mask).all()
     assert (weight[mask == 1] > 0).all(), "nothing of the mask is lost"
     np.testing.assert_allclose(weight[20, 10:17], [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 1], rtol=1e-6)
-    assert masks.weight(mask, 0) is mask
+    assert masks.feather(mask, 0) is mask
     whole = np.ones((5, 7), np.float32)
-    assert np.array_equal(masks.weight(whole, 9), whole), "the picture's border is no border of the mask"
+    assert np.array_equal(masks.feather(whole, 9), whole), "the border of the image is not one of the mask"
 
 
 def test_a_half_grey_mask_stays_half_grey():
     mask = np.full((9, 9), 0.5, np.float32)
-    assert masks.hard(mask).all() and np.array_equal(masks.weight(mask, 3), mask)
+    assert masks.binarize(mask).all() and np.array_equal(masks.feather(mask, 3), mask)
 
 
 def test_white_is_painted_whatever_holds_it():
-    picture = np.array(
+    image = np.array(
         [[[255, 255, 255, 255], [0, 0, 0, 255], [255, 255, 255, 0], [128, 128, 128, 255]]], np.uint8
     )
-    mask = masks.from_picture(picture)
-    assert mask.dtype == np.float32 and mask[0, :3].tolist() == [1, 0, 0] and masks.hard(mask)[0, 3]
-    assert masks.from_picture(picture[..., :3])[0, 2] == 1
-    assert masks.from_alpha(picture)[0].tolist() == [0, 0, 1, 0]
+    mask = masks.from_image(image)
+    assert mask.dtype == np.float32 and mask[0, :3].tolist() == [1, 0, 0] and masks.binarize(mask)[0, 3]
+    assert masks.from_image(image[..., :3])[0, 2] == 1
+    assert masks.from_alpha(image)[0].tolist() == [0, 0, 1, 0]
     assert masks.prepared(mask, invert=True)[0].tolist() == [0, 1, 1, 1 - mask[0, 3]]
 
 
@@ -87,20 +87,20 @@ def test_masks_of_every_kind_of_file_mean_the_same(tmp_path, mode):
         image = image.convert(mode)
     file = tmp_path / ("mask.tif" if mode == "CMYK" else "mask.png")
     image.save(file)
-    mask = masks.from_picture(np.asarray(open_image(file, alpha=True)))
+    mask = masks.from_image(np.asarray(open_image(file, alpha=True)))
     assert np.array_equal(mask, (grey / 255).astype(np.float32))
 
 
-def test_what_is_no_mask_of_the_picture_is_refused():
-    with pytest.raises(InputError, match="the mask is 5x4 and the picture 4x5"):
+def test_what_is_no_mask_of_the_image_is_refused():
+    with pytest.raises(InputError, match="the mask is 5x4 and the image is 4x5"):
         masks.check(np.zeros((4, 5), np.float32), 5, 4)
     with pytest.raises(InputError, match=r"outside 0\.\.1"):
         masks.check(np.full((4, 5), 255, np.float32), 4, 5)
     with pytest.raises(InputError, match=r"outside 0\.\.1"):
         masks.check(np.full((4, 5), np.nan, np.float32), 4, 5)
-    with pytest.raises(InputError, match="nothing to paint.*--invert-mask"):
+    with pytest.raises(InputError, match="nothing to repaint.*--invert-mask"):
         masks.check_paints(np.zeros((4, 5), np.float32))
-    with pytest.raises(InputError, match="nothing to paint.*at most 49 %"):
+    with pytest.raises(InputError, match="nothing to repaint.*maximum is 49 %"):
         masks.check_paints(np.full((4, 5), 0.49, np.float32))
     with pytest.raises(InputError, match="at most 1024"):
         masks.grown(np.zeros((4, 5), np.float32), 1025)
@@ -115,5 +115,5 @@ def test_boxes():
     square = masks.squarer(box, 30, 50)
     assert square == Box(0, 3, 24, 27)
     assert masks.squarer(Box(0, 0, 30, 50), 30, 50) == Box(0, 0, 30, 50)
-    assert masks.squarer(Box(25, 0, 30, 40), 30, 50) == Box(0, 0, 30, 40), "as far as the picture goes"
+    assert masks.squarer(Box(25, 0, 30, 40), 30, 50) == Box(0, 0, 30, 40), "as far as the image goes"
     assert mask[box.part].shape == (13, 24)

@@ -1,4 +1,4 @@
-"""What a picture remembers can be read back, by this toolkit and by those who read `parameters`."""
+"""The metadata of an image can be read back, by this toolkit and by those who read `parameters`."""
 
 import json
 import re
@@ -14,17 +14,19 @@ from ldm.imaging import metadata
 RECORD = {
     "version": "1.2.3",
     "prompt": "a lighthouse, stormy sea",
-    "negative_prompt": "blurry: yes, very",
     "seed": 42,
-    "sampler": "dpm",
-    "steps": 20,
-    "eta": 0.0,
-    "guidance_scale": 7.5,
     "width": 640,
     "height": 427,
-    "strength": 0.8,
-    "batch_size": 3,
     "index_in_batch": 1,
+    "resolved": {
+        "negative_prompt": "blurry: yes, very",
+        "sampler": "dpm",
+        "steps": 20,
+        "eta": 0.0,
+        "scale": 7.5,
+        "strength": 0.8,
+        "n_samples": 3,
+    },
     "model": {"checkpoint": "my, model.safetensors", "sha256": "0123456789abcdef" * 4},
 }
 
@@ -40,8 +42,8 @@ def parse_parameters(text: str) -> dict[str, str]:
 
 
 def written(tmp_path, record):
-    Image.new("RGB", (4, 4)).save(tmp_path / "picture.png", pnginfo=metadata.png_chunks(record))
-    return tmp_path / "picture.png"
+    Image.new("RGB", (4, 4)).save(tmp_path / "image.png", pnginfo=metadata.png_chunks(record))
+    return tmp_path / "image.png"
 
 
 def test_parameters_parse_back(tmp_path):
@@ -69,12 +71,13 @@ def test_parameters_parse_back(tmp_path):
     [
         ("dpmpp_2m", "karras", {"Sampler": "DPM++ 2M", "Schedule type": "Karras", "Eta": "0.5"}),
         ("euler_a", "linspace", {"Sampler": "Euler a", "Eta": "0.5"}),
-        ("ddim", "published", {"Sampler": "DDIM", "Eta DDIM": "0.5"}),
+        ("ddim", "reference", {"Sampler": "DDIM", "Eta DDIM": "0.5"}),
         ("deis", "exponential", {"Sampler": "deis", "Schedule type": "Exponential", "Eta": "0.5"}),
     ],
 )
 def test_parameters_name_samplers_and_schedules_as_their_readers_do(tmp_path, sampler, schedule, fields):
-    record = RECORD | {"sampler": sampler, "schedule": schedule, "eta": 0.5}
+    options = RECORD["resolved"] | {"sampler": sampler, "schedule": schedule, "eta": 0.5}
+    record = RECORD | {"resolved": options}
     with Image.open(written(tmp_path, record)) as image:
         got = parse_parameters(image.text["parameters"])
     assert {name: got.get(name) for name in ("Sampler", "Schedule type", "Eta", "Eta DDIM")} == {
@@ -96,7 +99,7 @@ def test_any_prompt_survives_in_the_record(tmp_path_factory, prompt):
         assert "\0" not in image.text["parameters"]
 
 
-def test_a_picture_without_record_is_an_error(tmp_path):
+def test_an_image_without_metadata_is_an_error(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
-    with pytest.raises(InputError, match="no record"):
+    with pytest.raises(InputError, match="no metadata"):
         metadata.read_record(tmp_path / "plain.png")

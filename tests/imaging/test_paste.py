@@ -7,12 +7,12 @@ from ldm.imaging.paste import Paste
 RANDOM = np.random.default_rng(0)
 
 
-def picture(channels: int) -> np.ndarray:
+def image(channels: int) -> np.ndarray:
     return RANDOM.integers(0, 256, (7, 5, channels), dtype=np.uint8)
 
 
 def test_bytes_come_back_where_the_weight_is_0_and_go_where_it_is_1():
-    original, painted = picture(3), picture(3)
+    original, painted = image(3), image(3)
     weight = (RANDOM.random((7, 5)) > 0.5).astype(np.float32)
     result = Paste(original, weight).onto(painted)
     assert result.dtype == np.uint8
@@ -26,7 +26,7 @@ def test_between_them_is_a_mixture():
 
 
 def test_alpha_stays_and_paint_is_opaque():
-    original, painted = picture(4), picture(3)
+    original, painted = image(4), image(3)
     weight = np.zeros((7, 5), np.float32)
     weight[2:4] = 1
     result = Paste(original, weight).onto(painted)
@@ -35,7 +35,7 @@ def test_alpha_stays_and_paint_is_opaque():
 
 
 def test_a_cut_out_with_soft_edges_painted_where_it_is_transparent_becomes_opaque():
-    original, painted = picture(4), picture(3)
+    original, painted = image(4), image(3)
     weight = 1 - original[:, :, 3].astype(np.float32) / 255
     result = Paste(original, weight).onto(painted)
     expected = weight[:, :, None] * painted + (1 - weight[:, :, None]) * original[:, :, :3]

@@ -11,16 +11,16 @@ from safetensors.torch import load_file
 from ldm.config import find_config, load_config
 from ldm.errors import InputError
 from ldm.imaging.colour import from_uint8, to_uint8
-from ldm.imaging.preview import SD, LatentToRGB, fitted, guessed, load_map
+from ldm.imaging.preview import SD, LatentToRGB, fit_map, grey_map, load_map
 from ldm.util import instantiate_from_config
 
 
 def test_the_map_is_a_matrix_and_a_bias():
     latents = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0)) / 2
-    picture = SD.pictures(latents)
-    assert picture.shape == (2, 3, 5, 3) and picture.dtype == np.uint8
+    image = SD.images(latents)
+    assert image.shape == (2, 3, 5, 3) and image.dtype == np.uint8
     rgb = latents[1, :, 2, 4].numpy() @ np.array(SD.factors) + np.array(SD.bias)
-    assert np.abs(picture[1, 2, 4] - 255 * np.clip((rgb + 1) / 2, 0, 1)).max() <= 1
+    assert np.abs(image[1, 2, 4] - 255 * np.clip((rgb + 1) / 2, 0, 1)).max() <= 1
 
 
 def test_a_linear_decoder_is_found_exactly():
@@ -32,7 +32,7 @@ def test_a_linear_decoder_is_found_exactly():
     rgb = torch.einsum("bchw,cr->brhw", latents, torch.tensor(true.factors))
     rgb = rgb + torch.tensor(true.bias)[:, None, None]
     images = rgb.repeat_interleave(8, -1).repeat_interleave(8, -2)
-    found, explained = fitted(latents, images)
+    found, explained = fit_map(latents, images)
     assert explained > 0.999999
     assert np.allclose(found.factors, true.factors, atol=1e-4) and np.allclose(
         found.bias, true.bias, atol=1e-4
@@ -41,16 +41,16 @@ def test_a_linear_decoder_is_found_exactly():
 
 def test_values_that_are_not_finite_and_half_precision_do_no_harm():
     latents = torch.full((1, 4, 2, 2), torch.nan, dtype=torch.float16)
-    assert SD.pictures(latents).shape == (1, 2, 2, 3)
+    assert SD.images(latents).shape == (1, 2, 2, 3)
 
 
 def test_a_guess_is_grey_and_takes_any_number_of_channels():
-    picture = guessed(7).pictures(torch.randn(1, 7, 4, 4, generator=torch.Generator().manual_seed(0)))
-    assert (picture == picture[..., :1]).all() and picture.std() > 10
+    image = grey_map(7).images(torch.randn(1, 7, 4, 4, generator=torch.Generator().manual_seed(0)))
+    assert (image == image[..., :1]).all() and image.std() > 10
 
 
 def test_the_demo_models_map_fits_its_autoencoder():
-    """Coloured shapes are seen in their colours; after new weights scripts/data/fit_preview.py is due."""
+    """Coloured shapes are seen in their colours; after new weights demo/fit_preview.py is due."""
     params = load_config(find_config("configs/demo/emoji.yaml"))["model"]["params"]
     autoencoder = instantiate_from_config(params["first_stage_config"]).eval()
     weights = load_file(find_config("configs/demo/emoji.safetensors"))
@@ -64,11 +64,11 @@ def test_the_demo_models_map_fits_its_autoencoder():
     images = from_uint8(np.asarray(canvas))
     with torch.no_grad():
         latents = autoencoder.encode(images).mode() * params["scale_factor"]
-    seen = load_map(find_config("configs/demo/emoji_preview.json")).pictures(latents).astype(float)
+    seen = load_map(find_config("configs/demo/emoji_preview.json")).images(latents).astype(float)
     small = to_uint8(torch.nn.functional.interpolate(images, (16, 16), mode="area")).astype(float)
     assert np.corrcoef(seen.ravel(), small.ravel())[0, 1] > 0.8
     assert np.abs(seen - small).mean() < 40
-    assert np.abs(guessed(4).pictures(latents) - small).mean() > np.abs(seen - small).mean()
+    assert np.abs(grey_map(4).images(latents) - small).mean() > np.abs(seen - small).mean()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"factors": [[1, 2]], "bias": [0, 0, 0]}', '{"factors": 3}'])

@@ -56,6 +56,7 @@ def decode() -> torch.Tensor:
     return AutoencoderKL(ddconfig, embed_dim=4).eval().decode(torch.randn(1, 4, SIDE, SIDE))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "compute",
     [

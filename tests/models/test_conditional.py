@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm import load_model
-from ldm.checkpoint.layouts import published_to_parts
+from ldm.checkpoint.layouts import ldm_to_parts
 from ldm.config import instantiate
 from ldm.errors import CheckpointError, ConfigError, InputError
 from ldm.models.controlnet import ControlLDM, ControlledUnetModel, ControlNet
@@ -62,7 +62,7 @@ def randomised(module: nn.Module) -> nn.Module:
 def given_to(theirs: nn.Module, part: str, prefix: str, ours: nn.Module) -> nn.Module:
     """Give diffusers' module the weights of ours."""
     weights = {prefix + name: x.clone() for name, x in ours.state_dict().items()}
-    theirs.load_state_dict(published_to_parts(weights)[part], strict=True)
+    theirs.load_state_dict(ldm_to_parts(weights)[part], strict=True)
     return theirs.eval()
 
 
@@ -76,6 +76,7 @@ def diffusers_unet(ours: UNetModel, **settings) -> nn.Module:
     return given_to(theirs, "unet", "model.diffusion_model.", ours)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("label", "settings", "theirs"),
     [
@@ -114,6 +115,7 @@ X_T, T, CONTEXT = torch.randn(2, 4, 8, 16), torch.tensor([1, 981]), torch.randn(
 HINT = torch.rand(2, 3, 64, 128)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("pooling", [False, True])
 @pytest.mark.parametrize("guess_mode", [False, True])
 def test_controlnet_equals_diffusers(guess_mode: bool, pooling: bool):

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint.layouts import PARTS, published_to_parts
+from ldm.checkpoint.layouts import ldm_to_parts
+from ldm.checkpoint.parts import PARTS
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.controlnet import ControlNet
 from ldm.models.text_clip import FrozenCLIPEmbedder
@@ -87,9 +88,10 @@ def randomised(module: nn.Module) -> nn.Module:
 def converted(module: nn.Module, part: str) -> dict[str, Tensor]:
     """Return the weights of one of our modules under diffusers' names."""
     prefix = PARTS[part].prefix
-    return published_to_parts({prefix + name: x for name, x in module.state_dict().items()})[part]
+    return ldm_to_parts({prefix + name: x for name, x in module.state_dict().items()})[part]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("variant", UNETS)
 def test_unet_equals_diffusers(variant: str):
     settings, theirs_settings = UNETS[variant]
@@ -156,8 +158,26 @@ def test_clip_text_encoder_equals_transformers():
     load_text(theirs, converted(ours, "text_encoder"))
 
     ids = torch.randint(0, 498, (2, 77))
+    ids[:, 20] = 499
+    seen = torch.ones_like(ids)
+    seen[:, 30:40] = 0
+    order = torch.arange(77).flip(0)[None]
     with torch.no_grad():
         torch.testing.assert_close(ours.encode_tokens(ids), theirs(ids).last_hidden_state, **CLOSE)
+        for options in ({}, {"attention_mask": seen}, {"position_ids": order}):
+            options |= {"input_ids": ids, "output_hidden_states": True}
+            got, expected = ours.transformer(**options), theirs(**options)
+            torch.testing.assert_close(got.last_hidden_state, expected.last_hidden_state, **CLOSE)
+            torch.testing.assert_close(got.pooler_output, expected.pooler_output, **CLOSE)
+            assert len(got.hidden_states) == len(expected.hidden_states) == 4
+            for a, b in zip(got.hidden_states, expected.hidden_states, strict=True):
+                torch.testing.assert_close(a, b, **CLOSE)
+            assert got[0] is got["last_hidden_state"] is got.last_hidden_state
+            assert got[1] is got.pooler_output and got[2] is got.hidden_states
+        plain = ours.transformer(input_ids=ids)
+        assert plain.hidden_states is None
+        last, pooled = ours.transformer(ids, return_dict=False)
+        assert torch.equal(last, plain.last_hidden_state) and torch.equal(pooled, plain[1])
 
 
 def test_openclip_text_encoder_equals_transformers(tmp_path: Path):

@@ -111,7 +111,7 @@ def test_clip_text_encoder(case: Case):
     encoder = FrozenCLIPEmbedder(text_config=case.config["clip_text_config"])
     loaded(encoder.transformer, case)
     ids = case.inputs["input_ids"]
-    hidden = encoder.transformer.text_model(ids)
+    hidden = encoder.transformer(input_ids=ids, output_hidden_states=True).hidden_states
     case.check_all(
         {
             "last_hidden_state": encoder.encode_tokens(ids),

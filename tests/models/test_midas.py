@@ -56,7 +56,7 @@ def both(scale: Callable[[str], float] = lambda name: 1.0) -> tuple[MiDaSInferen
         weights["head.head.4.bias"] += 2                     # else half of the depths are cut off at 0
     theirs.load_state_dict(weights)
     head = {name: x for name, x in ours.state_dict().items() if ".model.head." in name}
-    ours.load_state_dict(names.to_published(weights) | head)
+    ours.load_state_dict(names.to_ldm(weights) | head)
     return ours, theirs
 
 
@@ -164,6 +164,27 @@ def if_there(kind: str) -> list[Case]:
         return cases(kind)
     except LookupError:
         return []
+
+
+@pytest.mark.parametrize("make", [torch.from_numpy, lambda image: image])
+def test_the_reference_adds_the_networks_input_to_a_sample(make):
+    """As its depth script does, with a tensor, and as its data loaders do."""
+    from ldm.data.util import AddMiDaS
+    from ldm.modules.midas.api import MiDaSInference, load_midas_transform
+
+    image = np.random.default_rng(0).random((480, 641, 3), dtype=np.float32) * 2 - 1
+    batch = {"jpg": make(image), "txt": ["a room"]}
+    assert AddMiDaS(model_type="dpt_hybrid")(batch) is batch
+    assert batch.keys() == {"jpg", "txt", "midas_in"} and isinstance(batch["midas_in"], np.ndarray)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    midas_in = torch.from_numpy(batch["midas_in"][None, ...])
+    torch.testing.assert_close(midas_in, preprocess(pixels), atol=1e-6, rtol=0)
+    alone = load_midas_transform("dpt_hybrid")({"image": (image + 1) / 2, "other": 1})
+    assert np.array_equal(alone["image"], batch["midas_in"]) and alone["other"] == 1
+    model = MiDaSInference(sizes=NARROW)
+    assert torch.equal(model(midas_in), model.depth(pixels))
+    with pytest.raises(ConfigError, match="midas_v21"):
+        load_midas_transform("midas_v21")
 
 
 @pytest.mark.parametrize("case", if_there("midas_transform"), ids=lambda case: case.name)

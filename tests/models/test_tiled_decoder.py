@@ -26,6 +26,7 @@ def latents(batch: int, height: int, width: int) -> torch.Tensor:
     return torch.randn(batch, 4, height, width, generator=torch.Generator().manual_seed(1)) + slope
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("tile", [4, 7, 16])
 @pytest.mark.parametrize("size", [(17, 13), (1, 30), (23, 8)])
 def test_tiles_give_what_the_whole_gives(size, tile):

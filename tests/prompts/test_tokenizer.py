@@ -93,7 +93,7 @@ def test_any_merges_are_applied_as_by_open_clip(tmp_path_factory, merges, text):
     assert Tokenizer(path).encode(text) == SimpleTokenizer(str(path)).encode(text)
 
 
-def test_remembered_words_are_bounded_and_travel(monkeypatch):
+def test_cached_words_are_bounded_and_travel(monkeypatch):
     monkeypatch.setattr(module, "MAX_CACHED", 5)
     tokenizer = Tokenizer(DEMO)
     text = "one two three four five six seven <start_of_text> eight nine ten"

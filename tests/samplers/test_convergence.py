@@ -66,6 +66,7 @@ def test_every_deterministic_sampler_has_its_order_asserted():
     assert set(ORDERS) == set(SAMPLERS) - {"ddpm", "lcm"}
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", ORDERS)
 @pytest.mark.parametrize("data", DATA)
 def test_order_of_convergence(name: str, data: str):
@@ -80,6 +81,7 @@ def test_order_of_convergence(name: str, data: str):
     assert errors[-1] < 0.05 / 10 ** (ORDERS[name] - 1) ** 1.2
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(
     ("cls", "options", "kept", "order"),
     [
@@ -120,6 +122,7 @@ def test_order_of_multistep_formulas_with_an_exact_past(cls, options: dict, kept
     assert order_of(errors) < order + 0.3 or order == 4, errors  # those of 4 differ by data: 4 to 5
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", ORDERS)
 @pytest.mark.parametrize("data", DATA)
 def test_the_last_step_ends_at_the_clean_solution(name: str, data: str):
@@ -154,7 +157,7 @@ def test_the_exact_solution_of_the_mixture_solves_the_ode():
 @pytest.mark.parametrize(
     ("cls", "steps", "order"), [(DDIM, (50, 100, 200), 1), (DPMSolver, (400, 800, 1600), 2)]
 )
-def test_order_of_convergence_at_the_published_times(cls, steps: tuple[int, ...], order: int):
+def test_order_of_convergence_at_the_reference_times(cls, steps: tuple[int, ...], order: int):
     errors = [error(cls(SCHEDULE, n)) for n in steps]
     for coarse, fine in zip(errors, errors[1:], strict=False):
         assert 2**order * 0.85 < coarse / fine < 2**order * 1.25, errors
@@ -212,6 +215,7 @@ def assert_distributed_as_the_mixture(samples):
     assert distance < 1.8 / len(quantiles) ** 0.5  # 0.3 % of fair samples are further off
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("name", "eta"),
     [

@@ -5,9 +5,8 @@ import torch
 
 from bare_model import bare_model, conditionings, schedule_of
 from golden_cases import Case, cases
-from ldm.diffusion.prediction import Prediction, denoiser
-from ldm.samplers import DDPM, DDIMInversion, sample_loop
-from ldm.samplers.loop import batch_of
+from ldm.diffusion.prediction import add_noise, denoiser
+from ldm.samplers import DDPM, sample_loop
 from ldm.samplers.published import DDIMSampler, DPMSolverSampler, PLMSSampler
 
 
@@ -39,6 +38,7 @@ def run(sampler, case: Case):
     )
 
 
+@pytest.mark.few(5)
 @by_name("sampler_ddim", "sampler_plms")
 def test_table_samplers_give_every_intermediate_of_the_reference(case: Case):
     cls = DDIMSampler if case.kind == "sampler_ddim" else PLMSSampler
@@ -51,6 +51,7 @@ def test_table_samplers_give_every_intermediate_of_the_reference(case: Case):
     case.check("final", final)
 
 
+@pytest.mark.few(2)
 @by_name("sampler_dpm")
 def test_dpm_solver_asks_the_network_what_the_reference_asks(case: Case):
     model = bare_model(case)
@@ -89,22 +90,55 @@ def test_image_to_image_starts_one_row_above_its_first_step(case: Case):
     case.check("final", steps[-1].x_t)
 
 
-@by_name("sampler_invert")
-def test_inversion_equals_the_reference_where_the_network_is_told_the_loop_index(case: Case):
-    """The reference tells the network 0, 1, 2, ... instead of the time; all else is the same."""
-    config = case.config
+SHORTEST = sorted(cases("sampler_ddim"), key=lambda case: case.config["steps"])[:6]
+
+
+@pytest.mark.parametrize("case", SHORTEST, ids=lambda case: case.name)
+def test_p_sample_ddim_takes_the_steps_of_the_reference(case: Case):
+    """The loop that third-party code writes around it."""
+    config, given = case.config, case.inputs
     model = bare_model(case)
-    inversion = DDIMInversion(schedule_of(config), config["steps"])
-    index = {t: i for i, t in reversed(list(enumerate(inversion.timesteps)))}
+    sampler = DDIMSampler(model)
+    sampler.make_schedule(config["steps"], ddim_eta=config["eta"], verbose=False)
+    cond, uncond = conditionings(case)
+    scales = config.get("ucg_schedule", [config["scale"]] * len(sampler.ddim_timesteps))
+    draws = iter(case.draws)
+    torch.manual_seed(case.seed)
+    x = given["x_T"] if "x_T" in given else next(draws, None)
+    x = torch.randn(config["batch_size"], *config["shape"]) if x is None else x
+    sampler._noise = lambda x: next(draws) if case.draws else torch.randn(x.shape)
+    inter, clean = [x], [x]
+    for scale, index in zip(scales, reversed(range(len(sampler.ddim_timesteps))), strict=True):
+        t = torch.full((len(x),), int(sampler.ddim_timesteps[index]))
+        if "mask" in given:
+            kept = add_noise(sampler.schedule, given["x0"], sampler._noise(given["x0"]), t)
+            x = given["mask"] * kept + (1 - given["mask"]) * x
+        x, x_0 = sampler.p_sample_ddim(
+            x, cond, t, index=index, temperature=config.get("temperature", 1.0),
+            unconditional_guidance_scale=scale, unconditional_conditioning=uncond,
+        )  # fmt: skip
+        inter.append(x)
+        clean.append(x_0)
+    at = case.expected["inter_index"].tolist()
+    case.check("x_inter", torch.stack([inter[i] for i in at]))
+    case.check("pred_x0", torch.stack([clean[i] for i in at]))
+    case.check("final", x)
 
-    def denoise(x_t, t, cond):
-        return Prediction(x_t, model.apply_model(x_t, batch_of(index[int(t[0])], x_t), cond))
 
-    cond, _ = conditionings(case)
-    steps = sample_loop(inversion, denoise, case.inputs["x0"], cond)
-    for _ in range(config["t_enc"]):
-        step = next(steps)
-    case.check("x_encoded", step.x_t)
+@by_name("sampler_invert")
+def test_inversion_equals_the_reference(case: Case):
+    config = case.config
+    sampler = DDIMSampler(bare_model(case))
+    sampler.make_schedule(config["steps"], verbose=False)
+    cond, uncond = conditionings(case)
+    x_t, _ = sampler.encode(
+        case.inputs["x0"],
+        cond,
+        config["t_enc"],
+        unconditional_guidance_scale=config["scale"],
+        unconditional_conditioning=None if config["scale"] == 1 else uncond,
+    )
+    case.check("x_encoded", x_t)
 
 
 @by_name("sampler_ddpm")

@@ -1,4 +1,4 @@
-"""Every sampler, step by step, beside its twin in diffusers or k-diffusion, at the same noise levels.
+"""Every sampler, step by step, against its counterpart in diffusers or k-diffusion, at the same noise levels.
 
 The network is a smooth function, the twins' tables are replaced by ours in float64, and random numbers are
 handed to both. What differs by design is said where it is compared.
@@ -127,7 +127,7 @@ def test_plms():
 
 
 @pytest.mark.parametrize("steps", [3, 10, 20])
-def test_dpm_at_the_published_times(steps):
+def test_dpm_at_the_reference_times(steps):
     twin = scheduler("DPMSolverMultistep", final_sigmas_type="sigma_min")
     ours = DPMSolver(SCHEDULE, steps)
     assert_same(trajectory(ours), run(at_our_nodes(twin, ours)), tolerance=1e-6)

@@ -1,4 +1,4 @@
-"""The published sampler classes as third-party code calls them."""
+"""The reference sampler classes as third-party code calls them."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ import torch
 
 from gaussian_data import SCHEDULE, exact, network
 from ldm.errors import InputError
-from ldm.samplers.published import DDIMSampler, DPMSolverSampler, PLMSSampler
+from ldm.samplers.published import ControlDDIMSampler, DDIMSampler, DPMSolverSampler, PLMSSampler
 
 ALL = pytest.mark.parametrize("cls", [DDIMSampler, PLMSSampler, DPMSolverSampler])
 SHAPE = (3, 4, 4)
@@ -37,7 +37,7 @@ def shifted(x, t, cond):
 
 @ALL
 @pytest.mark.parametrize("parameterization", ["eps", "v", "x0"])
-def test_the_exact_picture_comes_out(cls, parameterization: str):
+def test_the_exact_image_comes_out(cls, parameterization: str):
     x_T = torch.randn(2, *SHAPE, dtype=torch.float64)
     sampler = cls(model(parameterization))
     samples, intermediates = sampler.sample(100, 2, SHAPE, x_T=x_T, log_every_t=10)
@@ -133,7 +133,7 @@ def test_a_score_corrector_changes_the_noise(cls):
     torch.testing.assert_close(corrected, cls(biased).sample(4, 1, SHAPE, x_T=x_T)[0])
 
 
-def test_the_table_is_readable_by_its_published_names():
+def test_the_table_is_readable_by_its_reference_names():
     sampler = DDIMSampler(model())
     sampler.make_schedule(ddim_num_steps=50, ddim_eta=1.0, verbose=False)
     assert isinstance(sampler.ddim_timesteps, np.ndarray)
@@ -144,6 +144,14 @@ def test_the_table_is_readable_by_its_published_names():
     assert float(sampler.ddim_sigmas[49]) == pytest.approx(0.45446329, abs=1e-7)
     torch.testing.assert_close(sampler.ddim_alphas + sampler.ddim_sqrt_one_minus_alphas**2, torch.ones(50))
     assert sampler.ddpm_num_timesteps == 1000
+    buffers = SCHEDULE.published_buffers()
+    for name in ("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod",
+                 "sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod",
+                 "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"):  # fmt: skip
+        torch.testing.assert_close(getattr(sampler, name), buffers[name], rtol=1e-4, atol=1e-6)
+    abar, prev = sampler.alphas_cumprod.double(), sampler.alphas_cumprod_prev.double()
+    sigmas = ((1 - prev) / (1 - abar) * (1 - abar / prev)).sqrt().float()
+    torch.testing.assert_close(sampler.ddim_sigmas_for_original_num_steps, sigmas, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("cls", [DDIMSampler, PLMSSampler, DPMSolverSampler])
@@ -167,13 +175,160 @@ def test_inversion_and_back(parameterization: str):
     x0 = torch.randn(1, *SHAPE, dtype=torch.float64)
     sampler = DDIMSampler(model(parameterization))
     sampler.make_schedule(200, verbose=False)
-    z, out = sampler.encode(x0, None, 150, return_intermediates=3)
+    z, out = sampler.encode(x0, None, 150, return_intermediates=3, times="exact")
     assert (z - exact(x0, 0, sampler.ddim_timesteps[149])).abs().max() < 0.1
     assert torch.equal(out["x_encoded"], z) and torch.equal(out["intermediates"][-1], z)
     assert out["intermediate_steps"] == [0, 50, 100, 148, 149]
     assert (sampler.decode(z, None, 150) - x0).abs().max() < 0.1
-    z, _ = sampler.encode(x0, None, 100, use_original_steps=True)
+    z, _ = sampler.encode(x0, None, 100, use_original_steps=True, times="exact")
     assert (z - exact(x0, 0, 99)).abs().max() < 0.02
+
+
+def reference_inversion(sampler, asked, x, t_enc, all_times=False):
+    """Return x after steps from abar a to b: sqrt(b/a) x + sqrt(b) (sqrt(1/b - 1) - sqrt(1/a - 1)) eps."""
+    rows = slice(None) if all_times else torch.from_numpy(sampler.ddim_timesteps)
+    after = SCHEDULE.alphas_cumprod[rows]
+    first = torch.ones(1, dtype=torch.float64) if all_times else SCHEDULE.alphas_cumprod[:1]
+    before = torch.cat([first, after[:-1]])
+    for t, a, b in zip(asked[:t_enc], before, after, strict=False):
+        eps = network("eps")(x, torch.full((len(x),), int(t)))
+        x = (b / a).sqrt() * x + b.sqrt() * ((1 / b - 1).sqrt() - (1 / a - 1).sqrt()) * eps
+    return x
+
+
+@pytest.mark.parametrize("all_times", [False, True])
+@pytest.mark.parametrize("cls", [DDIMSampler, ControlDDIMSampler])
+def test_encode_passes_the_network_the_times_of_its_own_reference(cls, all_times):
+    """The loop index in Stability's code, the time of the row in ControlNet's."""
+    x0 = torch.randn(2, *SHAPE, dtype=torch.float64)
+    seen = []
+
+    def spied(x, t, cond):
+        seen.append(int(t[0]))
+        return network("eps")(x, t)
+
+    sampler = cls(model(apply_model=spied))
+    sampler.make_schedule(20, verbose=False)
+    encoded, _ = sampler.encode(x0, None, 12, use_original_steps=all_times)
+    by_index = all_times or cls is DDIMSampler
+    assert seen == (list(range(12)) if by_index else sampler.ddim_timesteps[:12].tolist())
+    expected = reference_inversion(sampler, seen, x0, 12, all_times)
+    torch.testing.assert_close(encoded, expected, rtol=1e-5, atol=1e-5)
+    seen.clear()
+    again, _ = sampler.encode(x0, None, 12, use_original_steps=all_times, times="reference")
+    assert torch.equal(again, encoded)
+    seen.clear()
+    sampler.encode(x0, None, 12, use_original_steps=all_times, times="exact")
+    assert seen == [0, *(range(11) if all_times else sampler.ddim_timesteps[:11].tolist())]
+
+
+def test_a_model_that_predicts_v_is_inverted_at_the_exact_times():
+    x0 = torch.randn(1, *SHAPE)
+    sampler = DDIMSampler(model("v"))
+    sampler.make_schedule(20, verbose=False)
+    assert torch.equal(sampler.encode(x0, None, 9)[0], sampler.encode(x0, None, 9, times="exact")[0])
+    with pytest.raises(InputError, match="predicts v: the reference takes its output for eps"):
+        sampler.encode(x0, None, 9, times="reference")
+    with pytest.raises(InputError, match="times 'better': expected reference or exact"):
+        sampler.encode(x0, None, 9, times="better")
+
+
+def test_ddim_sampling_runs_the_steps_of_make_schedule():
+    x_T = torch.randn(2, *SHAPE)
+    sampler = DDIMSampler(model())
+    whole, kept = sampler.sample(10, 2, SHAPE, x_T=x_T, eta=0.0, log_every_t=1, verbose=False)
+    again, _ = sampler.ddim_sampling(None, (2, *SHAPE), x_T=x_T)
+    assert torch.equal(whole, again)
+    # Of K steps the reference runs one less than asked for; the last ones.
+    last, _ = sampler.ddim_sampling(None, (2, *SHAPE), x_T=kept["x_inter"][-4], timesteps=4)
+    assert torch.equal(last, whole)
+    seen = []
+    every, _ = sampler.ddim_sampling(
+        None, (2, *SHAPE), x_T=x_T, timesteps=5, ddim_use_original_steps=True, callback=seen.append
+    )
+    assert seen == [0, 1, 2, 3, 4]
+    assert torch.equal(every, sampler.decode(x_T, None, 5, use_original_steps=True))
+    torch.manual_seed(3)
+    drawn, _ = sampler.ddim_sampling(None, (2, *SHAPE))
+    torch.manual_seed(3)
+    assert torch.equal(drawn, sampler.ddim_sampling(None, (2, *SHAPE), x_T=torch.randn(2, *SHAPE))[0])
+    with pytest.raises(InputError, match="timesteps is below 1"):
+        sampler.ddim_sampling(None, (2, *SHAPE), timesteps=0)
+    with pytest.raises(InputError, match="call make_schedule"):
+        DDIMSampler(model()).ddim_sampling(None, (2, *SHAPE))
+
+
+def test_p_sample_ddim_adds_the_noise_that_its_arguments_say():
+    x = torch.randn(2, *SHAPE)
+    sampler = DDIMSampler(model())
+    sampler.make_schedule(10, ddim_eta=1.0, verbose=False)
+    t = torch.full((2,), int(sampler.ddim_timesteps[6]))
+
+    def step(**more):
+        torch.manual_seed(1)
+        return sampler.p_sample_ddim(x, None, t, 6, **more)
+
+    (full, x_0), (none, _) = step(), step(temperature=0.0)
+    torch.manual_seed(1)
+    n = torch.randn(2, *SHAPE)
+    torch.testing.assert_close(full - none, sampler.ddim_sigmas[6] * n, rtol=1e-4, atol=1e-5)
+    alpha = sampler.ddim_alphas[6].sqrt()
+    eps = network("eps")(x, t)
+    torch.testing.assert_close(x_0, (x - sampler.ddim_sqrt_one_minus_alphas[6] * eps) / alpha)
+    same, _ = step(repeat_noise=True)
+    torch.testing.assert_close((same - none)[0], (same - none)[1], rtol=1e-4, atol=1e-5)
+    assert 0 < ((step(noise_dropout=0.5)[0] - none).abs() < 1e-6).float().mean() < 1
+    original, _ = sampler.p_sample_ddim(x, None, t, int(t[0]), use_original_steps=True, temperature=0.0)
+    abar, prev = sampler.alphas_cumprod[t[0]], sampler.alphas_cumprod_prev[t[0]]
+    sigma = sampler.ddim_sigmas_for_original_num_steps[t[0]]
+    x_0 = (x - (1 - abar).sqrt() * eps) / abar.sqrt()
+    torch.testing.assert_close(original, prev.sqrt() * x_0 + (1 - prev - sigma**2).sqrt() * eps)
+
+
+@pytest.mark.parametrize("way", ["sample", "decode"])
+def test_a_subclass_changes_the_steps_by_overriding_them(way):
+    """As attention and colour guidance are written: the step of the reference, and something after it."""
+    seen = []
+
+    class Shifted(DDIMSampler):
+        def p_sample_ddim(self, x, c, t, index, repeat_noise=False, use_original_steps=False,
+                          quantize_denoised=False, temperature=1., noise_dropout=0., score_corrector=None,
+                          corrector_kwargs=None, unconditional_guidance_scale=1.,
+                          unconditional_conditioning=None, dynamic_threshold=None):  # fmt: skip
+            seen.append((index, int(t[0])))
+            x_prev, x_0 = super().p_sample_ddim(
+                x, c, t, index, unconditional_guidance_scale=unconditional_guidance_scale,
+                unconditional_conditioning=unconditional_conditioning,
+            )  # fmt: skip
+            return x_prev + 0.1, x_0
+
+    x_T, c, u = torch.randn(1, *SHAPE), torch.ones(1), torch.zeros(1)
+    guided = {"unconditional_guidance_scale": 3.0, "unconditional_conditioning": u}
+    results = []
+    for cls in (Shifted, DDIMSampler):
+        sampler = cls(model(apply_model=shifted))
+        sampler.make_schedule(5, verbose=False)
+        if way == "sample":
+            results.append(sampler.sample(5, 1, SHAPE, c, x_T=x_T, verbose=False, **guided)[0])
+        else:
+            results.append(sampler.decode(x_T, c, 5, **guided))
+    assert seen == [(4, 801), (3, 601), (2, 401), (1, 201), (0, 1)]
+    assert (results[0] - results[1]).mean() > 0.1
+
+
+def test_controlnets_sampler_asks_for_the_conditional_half_first_and_alone():
+    seen = []
+
+    def spied(x, t, cond):
+        seen.append((len(x), float(cond[0])))
+        return shifted(x, t, cond)
+
+    x_T, c, u = torch.randn(1, *SHAPE), torch.ones(1), torch.zeros(1)
+    options = {"x_T": x_T, "unconditional_guidance_scale": 4.0, "unconditional_conditioning": u}
+    separate, _ = ControlDDIMSampler(model(apply_model=spied)).sample(2, 1, SHAPE, c, **options)
+    assert seen == [(1, 1.0), (1, 0.0)] * 2
+    joined, _ = DDIMSampler(model(apply_model=shifted)).sample(2, 1, SHAPE, c, **options)
+    torch.testing.assert_close(separate, joined)
 
 
 def test_given_noise_is_used_in_order_and_must_suffice():

@@ -31,6 +31,7 @@ def run(sampler):
     return steps, calls
 
 
+@pytest.mark.few(42)
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 8, 9])
@@ -45,6 +46,7 @@ def test_it_is_finite_and_exactly_as_long_or_names_trailing(name: str, spacing: 
     assert all(torch.isfinite(step.x_t).all() and torch.isfinite(step.x_0).all() for step in taken)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"ddpm", "lcm"}))
 @pytest.mark.parametrize("spacing", ["trailing", "linspace"])
 def test_pure_noise_is_carried_to_the_exact_solution(name: str, spacing: str):
@@ -59,7 +61,7 @@ def test_pure_noise_is_carried_to_the_exact_solution(name: str, spacing: str):
 
 @pytest.mark.parametrize("name", ["ddim", "plms", "dpm"])
 @pytest.mark.parametrize("steps", [27, 50, 1000])
-def test_published_times_work_too(name: str, steps: int):
+def test_reference_times_work_too(name: str, steps: int):
     *_, end = run(make_sampler(name, ZERO, steps))[0]
     assert torch.isfinite(end.x_t).all()
 

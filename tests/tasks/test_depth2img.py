@@ -81,15 +81,17 @@ def made(model, image=IMAGE, prompts=PROMPTS[:1], **options):
     )
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_sees_depth_and_prompt(model, sampler):
-    settings = dict(sampler=sampler, steps=3, schedule=SAMPLERS[sampler].cls.exact_spacing)
+    settings = dict(sampler=sampler, steps=3, schedule=SAMPLERS[sampler].cls.count_exact_spacing)
     first = made(model, settings=settings)
     assert first.shape == (1, 3, 40, 56) and bool(first.isfinite().all())
     assert not torch.equal(first, made(model, settings=settings, depth=DEPTH[:, ::-1]))
     assert not torch.equal(first, made(model, settings=settings, prompts=["z"]))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("size", [(1, 1), (1, 67), (31, 32), (33, 61), (64, 64), (97, 13), (101, 103)])
 def test_any_size_comes_out_exactly(model, seeing, size):
     image = RNG.integers(0, 256, (*size, 3), np.uint8)
@@ -100,6 +102,7 @@ def test_any_size_comes_out_exactly(model, seeing, size):
     assert made(model, None, depth=depth).shape == (1, 3, *size)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rng", ["per-image", "gpu-philox"])
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 def test_a_picture_is_the_same_alone_and_in_a_batch(model, rng, strength):
@@ -110,6 +113,7 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(model, rng, strength):
         assert torch.equal(together[k : k + 1], alone)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "rng, image, stop", [("reference", IMAGE, 5), ("reference", None, 1), ("per-image", IMAGE, 1)]
 )

@@ -22,7 +22,7 @@ def kind() -> list:
 def test_upscaling_is_that_of_the_reference(case):
     c = case.config
     model = load_model(case.files["config"], case.files["checkpoint"], device="cpu", dtype="float32")
-    settings = dict(sampler=c["sampler"], steps=c["steps"], eta=c["eta"], scale=c["scale"], negative_prompt=c["negative_prompt"])  # fmt: skip
+    settings = {name: c[name] for name in ("sampler", "steps", "eta", "scale", "negative_prompt")}
     count = c["num_samples"]
     (batch,) = make_images(
         model,

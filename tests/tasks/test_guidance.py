@@ -35,6 +35,7 @@ def latents(model, settings: dict, prompts=("a", "b"), **options) -> torch.Tenso
     return batch.latents
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_makes_a_picture_with_all_of_it(tiny_model, calls, sampler):
     spaced = dict(sampler=sampler, steps=4, scale=15.0, schedule="trailing", **ALL)
@@ -54,6 +55,7 @@ def test_pictures_from_pictures_take_all_of_it(tiny_model, calls):
     assert [size for size, _ in calls] == [2, 2, 1]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("sampler", ["ddim", "plms", "dpm", "heun"])
 def test_what_is_off_changes_no_bit(tiny_model, sampler):
     plain = latents(tiny_model, dict(sampler=sampler, steps=3))

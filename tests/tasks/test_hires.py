@@ -36,6 +36,7 @@ def test_the_final_size_is_the_first_times_the_scale(tiny_model, mode, size, sca
     assert batch.images.shape[-2:] == expected and torch.isfinite(batch.images).all()
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("sampler", "rng"),
     [(sampler, "reference") for sampler in SAMPLERS] + [("euler_a", "per-image"), ("ddpm", "gpu-philox")],

@@ -53,6 +53,7 @@ def clean_latents(model, seed: int = 1) -> torch.Tensor:
     return model.get_first_stage_encoding(posterior, eps)
 
 
+@pytest.mark.few(14)
 @pytest.mark.parametrize("strength", [0.0, 0.01, 0.5, 1.0])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_takes_every_strength(tiny_model, sampler, strength):
@@ -63,6 +64,7 @@ def test_every_sampler_takes_every_strength(tiny_model, sampler, strength):
     assert taken == list(range(len(steps)))[len(steps) - len(taken) :], "the last ones"
 
 
+@pytest.mark.few(7)
 @pytest.mark.parametrize("spacing", [None, "trailing"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_strength_zero_is_the_round_trip_with_the_least_noise(tiny_model, sampler, spacing):
@@ -73,6 +75,7 @@ def test_strength_zero_is_the_round_trip_with_the_least_noise(tiny_model, sample
     assert (batch.latents - x_0).pow(2).mean().sqrt() < 1.2 * LEAST
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_stronger_the_further_from_the_picture(gaussian, sampler):
     x_0 = torch.randn(1, 4, 16, 16)

@@ -60,6 +60,7 @@ def check_kept(result: np.ndarray, image: np.ndarray, mask: np.ndarray) -> None:
     assert not np.array_equal(result[mask == 1], image[mask == 1]), "the mask is painted"
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_bytes_outside_the_mask_stay_for_every_sampler(models, kind, sampler):
@@ -68,6 +69,7 @@ def test_bytes_outside_the_mask_stay_for_every_sampler(models, kind, sampler):
     check_kept(painted(models[kind], image, mask, settings=settings)[0], image, mask)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("kind", "size", "channels", "dtype", "options"),
     [
@@ -276,8 +278,8 @@ def test_transparency_is_shown_on_white(models):
         ({"strength": float("nan")}, "strength: got nan"),
         ({"raw": True, "only_masked": 8}, "cannot be combined with --only-masked"),
         ({"raw": True, "mask_blur": 8}, "cannot be combined with --mask-blur"),
-        ({"mask": np.zeros((32, 32), np.float32)}, "nothing to paint"),
-        ({"mask": np.ones((32, 31), np.float32)}, "the mask is 31x32 and the picture 32x32"),
+        ({"mask": np.zeros((32, 32), np.float32)}, "nothing to repaint"),
+        ({"mask": np.ones((32, 31), np.float32)}, "the mask is 31x32 and the image is 32x32"),
     ],
 )
 def test_what_makes_no_sense_is_refused_at_once(models, options, message):

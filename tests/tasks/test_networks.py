@@ -20,7 +20,7 @@ from ldm.backends.compiled import Compiled
 from ldm.diffusion.cond import Cond
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.prediction import denoiser
-from ldm.errors import BadPictureError, OutOfMemory
+from ldm.errors import BadImageError, OutOfMemory
 from ldm.models import attention, autoencoder
 from ldm.networks import Networks, are_finite, networks_of
 from ldm.requests import Img2Img, Txt2Img
@@ -130,6 +130,7 @@ CASES = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("spoil, network, where", CASES.values(), ids=CASES)
 def test_naive_float16_overflows_and_is_done_again(tiny, naive, warnings, spoil, network, where):
     spoil(tiny)
@@ -155,6 +156,7 @@ def test_by_the_policy_nothing_overflows_to_begin_with(tiny, warnings, spoil):
     assert made.computed_in == {"text encoder": "float16", "UNet": "float16", "autoencoder": "float32"}
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("spoil, network, where", CASES.values(), ids=CASES)
 def test_bfloat16_reaches_as_far_as_float32(tiny, naive, warnings, spoil, network, where):
     spoil(tiny)
@@ -218,6 +220,7 @@ class Replayed:
         return lambda x: next(again)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_goes_on_from_its_last_good_latents(tiny, warnings, name):
     """As if it had been started there in float32: the same memory, the same noise."""
@@ -263,6 +266,7 @@ def spoil_call(model, monkeypatch, bad, by):
     return calls
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("bad", [0, 2, STEPS - 1], ids=["first", "third", "last"])
 def test_nan_in_one_step(tiny, monkeypatch, warnings, dtype, bad):
@@ -331,12 +335,13 @@ SPOILT = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize("network", SPOILT)
 def test_where_float32_fails_too_there_is_no_picture(tiny, dtype, network):
     layer, where = SPOILT[network]
     layer(tiny).weight.data.fill_(3e38)
-    with pytest.raises(BadPictureError) as caught:
+    with pytest.raises(BadImageError) as caught:
         picture(tiny, dtype)
     message = str(caught.value)
     assert message.startswith(where) and f"the {network} gave" in message and "in float32" in message

@@ -248,6 +248,7 @@ def one_by_one(model, settings: dict) -> dict:
     return {name: torch.cat([run[name] for run in runs]) for name in ("latents", "images")}
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_picture_is_the_same_alone_and_in_a_batch(tiny_model, sampler):
     """Bit for bit with one sample at a time; batched kernels may round differently."""
@@ -263,6 +264,7 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(tiny_model, sampler):
     torch.testing.assert_close(loose["images"], alone["images"], rtol=0, atol=5e-5)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rng", KEYED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_batch_size_changes_a_bit(tiny_model, rng, dtype):
@@ -273,6 +275,7 @@ def test_no_batch_size_changes_a_bit(tiny_model, rng, dtype):
         assert same(made(make_images(tiny_model, Txt2Img, prompts=PROMPTS, **run)), alone)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("rng", KEYED)
 def test_img2img_gives_the_same_picture_alone_and_in_a_batch(tiny_model, sampler, rng):
@@ -348,6 +351,7 @@ def test_masked_sampling_is_the_same_alone_and_in_a_batch(tiny_model, sampler):
         assert torch.equal(last(7 + k, 1), together[k : k + 1])
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("rng", RNGS)
 def test_a_resumed_run_draws_what_an_unbroken_one_does(tiny_model, sampler, rng):

@@ -40,6 +40,7 @@ def make(model, image, settings=None, prompts=("a",), **options):
     )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("size", "channels", "margins", "window"),
     [
@@ -61,6 +62,7 @@ def test_the_size_is_exact_and_the_pictures_bytes_come_back(model, size, channel
         assert (result[:, :, 3] == 255).all(), "what is painted is opaque"
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_in_several_windows(models, sampler):
     image = picture(40, 32)
@@ -91,6 +93,7 @@ def test_one_window_is_inpainting_of_the_filled_canvas(model):
     assert torch.allclose(ours.latents, theirs.latents, atol=1e-3)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("level", [0, 90, 255])
 @pytest.mark.parametrize(
     "settings", [dict(sampler="ddim", steps=4, scale=1.0), dict(sampler="dpmpp_2m_sde", steps=4)]
@@ -140,6 +143,7 @@ def test_a_latent_with_any_new_pixel_is_painted():
     assert (seen[..., 36:] == 1).all() and (seen[..., :36] == 0).all()  # (12 + 37) // 8 * 8 - 12
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rng", ["per-image", "gpu-philox"])
 def test_a_picture_of_several_windows_is_the_same_alone_and_in_a_batch(model, rng):
     settings = dict(sampler="euler_a", steps=2, rng=rng, exact=True)
@@ -168,6 +172,7 @@ def test_no_two_windows_begin_with_the_same_noise(models, rng):
         assert not torch.allclose(one, other, atol=1e-2)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("rng", ["reference", "per-image"])
 @pytest.mark.parametrize("stop", [2, 8, 9, 17])
 def test_a_run_stopped_in_any_window_goes_on_exactly(model, tmp_path, rng, stop):
@@ -226,7 +231,7 @@ def test_going_on_needs_the_canvas(models, tmp_path):
     [
         ({}, "nothing to add"),
         ({"left": -1, "right": 8}, "left: got -1"),
-        ({"down": 16_384}, "at most 16384 a side"),
+        ({"down": 16_384}, "at most 16384 pixels per side"),
         ({"right": 8, "strength": 1.5}, "strength: got 1.5"),
         ({"right": 8, "window": 8}, "window: got 8"),
     ],

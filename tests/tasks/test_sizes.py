@@ -26,7 +26,7 @@ from ldm.models.gaussian import DiagonalGaussianDistribution
 from ldm.requests import Depth2Img, Img2Img, Inpaint, Outpaint, Sample, Txt2Img, Unclip, Upscale
 from ldm.tasks.batch import Batch
 
-QUICK = {"seed": 3, **dict(sampler="euler", steps=2, scale=1.0)}
+QUICK = {"seed": 3, "sampler": "euler", "steps": 2, "scale": 1.0}
 COLOUR = (230, 90, 30)
 FEW = profile(
     max_examples=4, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck),
@@ -69,27 +69,49 @@ def size_of(image: np.ndarray) -> dict:
     return dict(zip(("height", "width"), image.shape, strict=False))
 
 
+def request(cls: type, given: Callable = lambda x: {}) -> Callable:
+    """Return what makes the images of a request for an image x; `given` are its options of x."""
+    return lambda model, x: make_images(model, cls, **{"prompts": ["a"]} | given(x) | QUICK)
+
+
+def image_of(x: np.ndarray, **more) -> dict:
+    return {"init_img": x, **more}
+
+
+def masked(x: np.ndarray, **more) -> dict:
+    return image_of(x, mask=half(x), **more)
+
+
 TASKS = {
-    "txt2img": Task("sd2", lambda m, x: make_images(m, Txt2Img, prompts=["a"], **size_of(x), **QUICK)),
-    "sample": Task("sd2", lambda m, x: make_images(m, Sample, prompts=[""] * 1, **size_of(x), **QUICK)),
-    "img2img": Task("sd2", lambda m, x: make_images(m, Img2Img, init_img=x, prompts=["a"], strength=1.0, **QUICK)),
-    "inpaint": Task("inpaint", lambda m, x: make_images(m, Inpaint, init_img=x, mask=half(x), prompts=["a"], **QUICK), kept=outside),
-    "inpaint, plain model": Task("sd2", lambda m, x: make_images(m, Inpaint, init_img=x, mask=half(x), prompts=["a"], **QUICK), kept=outside),
+    "txt2img": Task("sd2", request(Txt2Img, size_of)),
+    "sample": Task("sd2", request(Sample, lambda x: {"prompts": [""], **size_of(x)})),
+    "img2img": Task("sd2", request(Img2Img, lambda x: image_of(x, strength=1.0))),
+    "inpaint": Task("inpaint", request(Inpaint, masked), kept=outside),
+    "inpaint, plain model": Task("sd2", request(Inpaint, masked), kept=outside),
     "inpaint, only masked": Task(
-        "inpaint", lambda m, x: make_images(m, Inpaint, init_img=x, mask=half(x), prompts=["a"], only_masked=3, **QUICK), kept=outside
+        "inpaint", request(Inpaint, lambda x: masked(x, only_masked=3)), kept=outside
     ),
-    "outpaint": Task("inpaint", lambda m, x: make_images(m, Outpaint, init_img=x, prompts=["a"], left=3, up=5, right=17, **QUICK),
-                     lambda h, w: (h + 5, w + 20), middle),
-    "outpaint, plain model": Task("sd2", lambda m, x: make_images(m, Outpaint, init_img=x, prompts=["a"], left=3, up=5, down=1, **QUICK),
-                                  lambda h, w: (h + 6, w + 3), middle),
-    "depth2img": Task("depth", lambda m, x: make_images(m, Depth2Img, init_img=x, prompts=["a"], depth=ramp(x), **QUICK)),
-    "upscale": Task("upscale", lambda m, x: make_images(m, Upscale, init_img=x, prompts=["a"], **QUICK), lambda h, w: (8 * h, 8 * w)),
+    "outpaint": Task(
+        "inpaint",
+        request(Outpaint, lambda x: image_of(x, left=3, up=5, right=17)),
+        lambda h, w: (h + 5, w + 20),
+        middle,
+    ),
+    "outpaint, plain model": Task(
+        "sd2",
+        request(Outpaint, lambda x: image_of(x, left=3, up=5, down=1)),
+        lambda h, w: (h + 6, w + 3),
+        middle,
+    ),
+    "depth2img": Task("depth", request(Depth2Img, lambda x: image_of(x, depth=ramp(x)))),
+    "upscale": Task("upscale", request(Upscale, image_of), lambda h, w: (8 * h, 8 * w)),
     "upscale, tiled": Task(
-        "upscale", lambda m, x: make_images(m, Upscale, init_img=x, prompts=["a"], tile=16, overlap=4, **QUICK),
+        "upscale",
+        request(Upscale, lambda x: image_of(x, tile=16, overlap=4, faithful="off")),
         lambda h, w: (8 * h, 8 * w),
     ),
-    "unclip": Task("unclip-h", lambda m, x: make_images(m, Unclip, init_img=[x], prompts=["a"], **size_of(x), **QUICK)),
-}  # fmt: skip
+    "unclip": Task("unclip-h", request(Unclip, lambda x: {"init_img": [x], **size_of(x)})),
+}
 """The tiny upscaler's decoder enlarges 8 times, the published one 4."""
 
 
@@ -104,6 +126,7 @@ def only(batches) -> Batch:
     return batch
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
 @FEW
 @given(SIDES, SIDES, st.integers(0, 99))

@@ -124,8 +124,13 @@ def test_k_diffusions_trajectory_is_that_of_ddim(tiny, wrapped, k_diffusion, nam
     options = {"noise_sampler": lambda *_: next(left_k)} if eta else {}
     theirs = []
     last = getattr(k_diffusion.sampling, f"sample_{name}")(
-        wrapped, x / alphas[0], sigmas, extra_args={"cond": cond}, disable=True,
-        callback=lambda step: theirs.append(step["x"]), **options,
+        wrapped,
+        x / alphas[0],
+        sigmas,
+        extra_args={"cond": cond},
+        disable=True,
+        callback=lambda step: theirs.append(step["x"]),
+        **options,
     )
     theirs = [*theirs[1:], last]
     assert len(ours) == len(theirs) == 8
@@ -153,8 +158,12 @@ def test_k_diffusions_dpm_solver_with_guidance_is_ours(tiny, wrapped, k_diffusio
     alphas = (1 + sigmas**2) ** -0.5
     theirs = []
     last = k_diffusion.sampling.sample_dpmpp_2m(
-        Guided(), x / alphas[0], sigmas, extra_args={"cond": cond, "uncond": uncond},
-        disable=True, callback=lambda step: theirs.append(step["x"]),
+        Guided(),
+        x / alphas[0],
+        sigmas,
+        extra_args={"cond": cond, "uncond": uncond},
+        disable=True,
+        callback=lambda step: theirs.append(step["x"]),
     )
     for x_t, x_k, alpha in zip(ours, [*theirs[1:], last], alphas[1:], strict=True):
         assert close(x_k * alpha, x_t)

@@ -10,7 +10,7 @@ from requesting import make_images
 from safetensors.torch import save_file
 from tiny_models import WIDTH, tiny_config, tiny_model
 
-from ldm.errors import BadPictureError, InputError
+from ldm.errors import BadImageError, InputError
 from ldm.imaging.colour import from_uint8
 from ldm.requests import Unclip
 from ldm.samplers import SAMPLERS
@@ -119,11 +119,11 @@ def test_the_mix_itself_where_it_is_not_noised_again(models, asked):
 def test_diffusers_gives_the_same_latents_for_the_same_seed(configs, models, task, tmp_path):
     import diffusers
 
-    from ldm.checkpoint.conversion import Wishes, convert
+    from ldm.checkpoint.conversion import ConvertOptions, convert
 
     file, model = tmp_path / "model.safetensors", models[task]
     save_file({name: x.contiguous() for name, x in model.state_dict().items()}, file)
-    convert(file, tmp_path / "folder", Wishes(config=str(configs[task])))
+    convert(file, tmp_path / "folder", ConvertOptions(config=str(configs[task])))
     theirs = diffusers.StableUnCLIPImg2ImgPipeline.from_pretrained(tmp_path / "folder", local_files_only=True)
     theirs.set_progress_bar_config(disable=True)
     expected = theirs(
@@ -247,7 +247,7 @@ def test_bfloat16_gives_about_the_same_picture(models):
 def test_an_encoder_that_gives_nan_is_an_error_of_one_line(models, monkeypatch):
     nan = torch.full((1, WIDTH), torch.nan)
     monkeypatch.setattr(models["unclip-h"].embedder, "forward", lambda images: nan)
-    with pytest.raises(BadPictureError, match="image encoder gave NaN"):
+    with pytest.raises(BadImageError, match="image encoder gave NaN"):
         made(models["unclip-h"])
 
 

@@ -3,7 +3,7 @@
 import pytest
 from script_files import REPOSITORY
 
-from ldm.config import load_config
+from ldm.config import read_config
 from ldm.errors import ConfigError
 from ldm.training.options import (
     METHODS,
@@ -61,15 +61,15 @@ def test_exactly_one_method():
         method_of({"model": {}, "clip": {}, "diffusion": {}})
     with pytest.raises(ConfigError, match="exactly one"):
         method_of({"model": {}})
-    with pytest.raises(ConfigError, match="modle.*did you mean model"):
+    with pytest.raises(ConfigError, match="modle.*did you mean 'model'"):
         method_of({"modle": {}, "clip": {}})
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configurations_are_valid(path):
-    from ldm.training.fit import plain, resolve_config
+    from ldm.training.fit import resolve_config
 
-    resolved = resolve_config(plain(load_config(path)))
+    resolved = resolve_config(read_config(path))
     method = method_of(resolved)
     assert set(resolved["train"]) == set(TrainOptions.__dataclass_fields__)
     assert set(resolved[method]) == set(METHODS[method].__dataclass_fields__)

@@ -1,7 +1,6 @@
 """scripts/train.py: the real command, for every method, stopped in every way."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors import safe_open
-from script_files import REPOSITORY, load_script
+from script_files import REPOSITORY
 
 import ldm
 from ldm.training import callbacks
@@ -22,28 +21,23 @@ from ldm.training.fit import FOLDER_VARIABLE
 @pytest.fixture
 def train(monkeypatch, tmp_path, capsys):
     """Run scripts/train.py in this process: train(config, "--dry-run") -> exit code and output."""
-    from ldm.cli import app
+    from ldm.cli import train
 
-    logger = logging.getLogger("ldm")
-    before = logger.handlers, logger.propagate, logger.level
     monkeypatch.chdir(tmp_path)
 
     def run(config: dict | None, *args: str) -> tuple[int, str, str]:
         monkeypatch.setenv(FOLDER_VARIABLE, "")
-        script = load_script("train.py")
         if config is not None:
             path = tmp_path / "tiny.yaml"
             path.write_text(yaml.safe_dump(config))
             args = ("--config", str(path), *args)
         try:
-            code = app.exit_code(script.make_parser(), script.main, list(args))
+            code = train.main(None, list(args))
         except SystemExit as error:
             code = error.code
         return code, *capsys.readouterr()
 
-    yield run
-    logger.handlers, logger.propagate, level = before
-    logger.setLevel(level)
+    return run
 
 
 def state(folder) -> dict:
@@ -133,7 +127,7 @@ def test_a_signal_saves_and_says_how_to_go_on(train, config, tmp_path, monkeypat
     handlers = signal.getsignal(signal.SIGTERM)
     kill_self(getattr(signal, name), 2, monkeypatch)
     code, out, err = train(config("autoencoder"), "--run", "run")
-    assert code == 75 and f"stopped by {name}" in out and "--resume" in out
+    assert code == 75 and f"stopped by {name}" in err and "--resume" in err
     assert state(tmp_path / "run")["step"] == 2
     assert signal.getsignal(signal.SIGTERM) == handlers
     monkeypatch.undo()
@@ -260,11 +254,8 @@ def then_compare(self, trainer, module):
     assert len(everywhere) == 2 and torch.equal(everywhere[0], everywhere[1]), "the ranks' weights differ"
     end(self, trainer, module)
 callbacks.Keeper.on_train_end = then_compare
-sys.path.insert(0, {repository!r} + "/tests")
-from ldm.cli import app
-from script_files import load_script
-script = load_script("train.py")
-app.run(script.make_parser(), script.main)      # not runpy: the second process must run this file too
+from ldm.cli import train
+sys.exit(train.main(None))      # not runpy: the second process must run this file too
 """
 
 

@@ -7,15 +7,15 @@ hold no dot. That cannot be undone without a list of the names that may have bee
 from collections.abc import Iterable
 
 from ldm.checkpoint.layouts.renaming import Tensors
+from ldm.checkpoint.parts import EMA
 
-PREFIX = "model_ema."
 WRAPPER = "model."                      # what is averaged lies below it
-COUNTERS = (PREFIX + "decay", PREFIX + "num_updates")
+COUNTERS = (EMA + "decay", EMA + "num_updates")
 
 
 def averaged_name(raw_name: str) -> str:
     """Return the name of the averaged copy of `model.X`."""
-    return PREFIX + raw_name.removeprefix(WRAPPER).replace(".", "")
+    return EMA + raw_name.removeprefix(WRAPPER).replace(".", "")
 
 
 def averaged_names(raw_names: Iterable[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from ldm.checkpoint.layouts.renaming import Pairs, Tensors, backward, count, for
 WHAT = "the ControlNet"
 
 
-def to_published(tensors: Tensors) -> Tensors:
+def to_ldm(tensors: Tensors) -> Tensors:
     """Rename diffusers' names to those below `control_model.`."""
     plan = unet.plan_of_diffusers(tensors)
     hint_convs = 2 + _count(r"controlnet_cond_embedding\.blocks\.(\d\d?)\.", tensors)
@@ -24,7 +24,7 @@ def to_published(tensors: Tensors) -> Tensors:
 
 def to_diffusers(tensors: Tensors) -> Tensors:
     """Rename the names below `control_model.` to diffusers'."""
-    plan = unet.plan_of_published(tensors)
+    plan = unet.plan_of_ldm(tensors)
     hint_convs = 1 + (_count(r"input_hint_block\.(\d\d?)\.", tensors) - 1) // 2
     return renamed(tensors, backward(unet.OUTSIDE + unet.pairs(plan) + _control(plan, hint_convs)), WHAT)
 

@@ -61,7 +61,7 @@ JOINED = re.compile(r"model\.pretrained\.model\.blocks\.(\d+)\.attn\.qkv\.(weigh
 THIRD = re.compile(r"dpt\.encoder\.layer\.(\d+)\.attention\.attention\.(?:query|key|value)\.(weight|bias)")
 
 
-def to_published(tensors: Tensors) -> Tensors:
+def to_ldm(tensors: Tensors) -> Tensors:
     """Rename transformers' names to those below `depth_model.`; q, k and v are copied into one."""
     import torch
 

@@ -22,7 +22,7 @@ OUTSIDE = {
 }
 
 
-def to_published(tensors: Tensors) -> Tensors:
+def to_ldm(tensors: Tensors) -> Tensors:
     """Rename transformers' names to those below `embedder.`; q, k and v are copied into one."""
     tower = {name.removeprefix(TOWER): x for name, x in tensors.items() if name != THEIR_PROJECTION}
     visual = openclip_names(tower, OUTSIDE, "the image encoder")

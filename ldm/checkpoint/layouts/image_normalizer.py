@@ -9,7 +9,7 @@ PAIRS = [("data_mean", "mean"), ("data_std", "std")]       # (1, width of the em
 WHAT = "the image normalizer"
 
 
-def to_published(tensors: Tensors) -> Tensors:
+def to_ldm(tensors: Tensors) -> Tensors:
     """Rename `mean` and `std` to the names below `noise_augmentor.`."""
     return renamed(tensors, forward(PAIRS), WHAT)
 

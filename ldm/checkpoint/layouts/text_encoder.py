@@ -43,7 +43,7 @@ RESBLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.([\w.]+?)[._](weight|bias
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.([\w.]+)\.(weight|bias)")
 
 
-def to_published(tensors: Tensors, config: Mapping[str, Any] | None = None) -> Tensors:
+def to_ldm(tensors: Tensors, config: Mapping[str, Any] | None = None) -> Tensors:
     """Rename transformers' names, with or without `text_model.`, to those below `cond_stage_model.`.
 
     Args:

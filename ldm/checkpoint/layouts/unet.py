@@ -52,14 +52,14 @@ class Plan:
     up: list[Level]
 
 
-def to_published(tensors: Tensors) -> Tensors:
+def to_ldm(tensors: Tensors) -> Tensors:
     """Rename diffusers' names to those below `model.diffusion_model.`."""
     return renamed(tensors, forward(OUTSIDE + pairs(plan_of_diffusers(tensors))), WHAT)
 
 
 def to_diffusers(tensors: Tensors) -> Tensors:
     """Rename the names below `model.diffusion_model.` to diffusers'."""
-    return renamed(tensors, backward(OUTSIDE + pairs(plan_of_published(tensors))), WHAT)
+    return renamed(tensors, backward(OUTSIDE + pairs(plan_of_ldm(tensors))), WHAT)
 
 
 def pairs(plan: Plan) -> Pairs:
@@ -123,7 +123,7 @@ def _level(indices: dict[str, set[int]]) -> Level:
     return [index in attending for index in range(count(indices.get("resnets", ())))]
 
 
-def plan_of_published(names: Iterable[str]) -> Plan:
+def plan_of_ldm(names: Iterable[str]) -> Plan:
     """Read the plan off the published names."""
     layers: dict[str, dict[int, dict[int, str]]] = {}       # side -> block -> layer -> its first module
     for name in names:

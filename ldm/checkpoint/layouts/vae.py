@@ -28,7 +28,7 @@ MIDDLE = [("block_1", "resnets.0"), ("attn_1", "attentions.0"), ("block_2", "res
 PROJECTION = re.compile(r"\.attn(_1|\.\d+)\.(q|k|v|proj_out)\.weight")     # the end of a published name
 
 
-def to_published(tensors: Tensors) -> Tensors:
+def to_ldm(tensors: Tensors) -> Tensors:
     """Rename diffusers' names to those below `first_stage_model.`."""
     names = renamed(dict.fromkeys(tensors), forward(_pairs(_shape_of_diffusers(tensors))), WHAT)
     return {
@@ -43,7 +43,7 @@ def to_diffusers(tensors: Tensors) -> Tensors:
         name: x.reshape(x.shape[:2]) if PROJECTION.search(name) and x.ndim == 4 else x
         for name, x in tensors.items()
     }
-    return renamed(linear, backward(_pairs(_shape_of_published(tensors))), WHAT)
+    return renamed(linear, backward(_pairs(_shape_of_ldm(tensors))), WHAT)
 
 
 def is_of_diffusers(name: str) -> bool:
@@ -76,7 +76,7 @@ def _inside(published: str, diffusers: str) -> Pairs:
     return [(f"{published}.{ours}", f"{diffusers}.{theirs}") for ours, theirs in inner]
 
 
-def _shape_of_published(names: Iterable[str]) -> Shape:
+def _shape_of_ldm(names: Iterable[str]) -> Shape:
     return _counted(r"(encoder|decoder)\.(?:down|up)\.(\d\d?)\.block\.(\d\d?)\.", names)
 
 

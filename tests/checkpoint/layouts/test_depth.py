@@ -5,7 +5,8 @@ import torch
 from diffusers_models import noise, same, shapes
 
 from golden_cases import manifest
-from ldm.checkpoint.layouts import PARTS, UNUSED, part_to_published, published_to_parts, to_published
+from ldm.checkpoint.layouts import UNUSED, ldm_to_parts, part_to_ldm, to_ldm
+from ldm.checkpoint.parts import PARTS
 from ldm.errors import WrongModelError
 from ldm.models.midas import MiDaSInference
 
@@ -40,26 +41,26 @@ def published() -> dict[str, torch.Tensor]:
 def test_transformers_names_are_the_published_ones_but_for_the_head():
     layout = {name: shape for name, (shape, _) in manifest("v2-midas").items() if name.startswith(PREFIX)}
     theirs = transformers_state()
-    ours = shapes(part_to_published("depth_estimator", theirs))
+    ours = shapes(part_to_ldm("depth_estimator", theirs))
     head = PREFIX + "model.pretrained.model.head."
     assert layout == ours | {head + "weight": (1000, 768), head + "bias": (1000,)}
     with torch.device("meta"):
         file = {name: torch.empty(shape) for name, shape in layout.items()}
-    parts = published_to_parts(file)
+    parts = ldm_to_parts(file)
     assert shapes(parts["depth_estimator"]) == shapes(theirs)
     assert list(parts[UNUSED]) == [head + "weight", head + "bias"]
 
 
 def test_there_and_back():
     file = published()
-    parts = published_to_parts(file)
+    parts = ldm_to_parts(file)
     assert set(parts) == {"depth_estimator", UNUSED}
-    assert same(to_published(parts), file)
+    assert same(to_ldm(parts), file)
 
 
 def test_query_key_and_value_are_the_rows_of_one_matrix():
     file = published()
-    theirs = published_to_parts(file)["depth_estimator"]
+    theirs = ldm_to_parts(file)["depth_estimator"]
     rows = file[PREFIX + "model.pretrained.model.blocks.1.attn.qkv.weight"]
     for i, part in enumerate(("query", "key", "value")):
         got = theirs[f"dpt.encoder.layer.1.attention.attention.{part}.weight"]
@@ -69,31 +70,31 @@ def test_query_key_and_value_are_the_rows_of_one_matrix():
 def test_a_file_of_its_own_gets_its_prefix():
     file = published()
     bare = {name.removeprefix("depth_model.model."): x for name, x in file.items()}
-    assert same(to_published({"": bare}), file)
-    theirs = published_to_parts(file)["depth_estimator"]
+    assert same(to_ldm({"": bare}), file)
+    theirs = ldm_to_parts(file)["depth_estimator"]
     without_head = {name: x for name, x in file.items() if ".model.head." not in name}
-    assert same(to_published({"": theirs}), without_head)
+    assert same(to_ldm({"": theirs}), without_head)
 
 
 def test_the_pooler_of_old_files_is_left_out():
-    theirs = published_to_parts(published())["depth_estimator"]
+    theirs = ldm_to_parts(published())["depth_estimator"]
     pooler = {"dpt.pooler.dense.weight": torch.ones(2, 2), "dpt.pooler.dense.bias": torch.ones(2)}
-    want = part_to_published("depth_estimator", theirs)
-    assert same(part_to_published("depth_estimator", theirs | pooler), want)
+    want = part_to_ldm("depth_estimator", theirs)
+    assert same(part_to_ldm("depth_estimator", theirs | pooler), want)
 
 
 @pytest.mark.parametrize("name", ["dpt.embeddings.patch_embeddings.projection.weight", "neck.convs.4.weight"])
 def test_other_networks_are_refused(name: str):
-    theirs = published_to_parts(published())["depth_estimator"] | {name: torch.ones(1)}
+    theirs = ldm_to_parts(published())["depth_estimator"] | {name: torch.ones(1)}
     with pytest.raises(WrongModelError, match=name):
-        part_to_published("depth_estimator", theirs)
+        part_to_ldm("depth_estimator", theirs)
 
 
 def test_an_incomplete_attention_is_refused():
-    theirs = published_to_parts(published())["depth_estimator"]
+    theirs = ldm_to_parts(published())["depth_estimator"]
     del theirs["dpt.encoder.layer.0.attention.attention.key.bias"]
     with pytest.raises(WrongModelError, match="lacks .*key.bias"):
-        part_to_published("depth_estimator", theirs)
+        part_to_ldm("depth_estimator", theirs)
 
 
 def test_the_part_has_its_folder_and_prefix():

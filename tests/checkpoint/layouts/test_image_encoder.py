@@ -9,7 +9,7 @@ from diffusers_models import noise, same, shapes
 from torch import Tensor
 
 from golden_cases import manifest
-from ldm.checkpoint.layouts import UNUSED, part_to_published, published_to_parts, to_published
+from ldm.checkpoint.layouts import UNUSED, ldm_to_parts, part_to_ldm, to_ldm
 from ldm.errors import WrongModelError
 from ldm.models.image_clip import ClipImageEmbedder, FrozenOpenCLIPImageEmbedder
 
@@ -60,8 +60,8 @@ def test_transformers_names_are_the_published_ones_of_the_image_tower(variant: s
         theirs = with_tower(transformers_model(variant, **SIZES[variant]).state_dict())
         file = {name: torch.empty(shape) for name, shape in layout.items()}
     visual = {name: shape for name, shape in layout.items() if ".visual." in name}
-    assert shapes(part_to_published("image_encoder", theirs)) == visual
-    parts = published_to_parts(file)
+    assert shapes(part_to_ldm("image_encoder", theirs)) == visual
+    parts = ldm_to_parts(file)
     assert shapes(parts["image_encoder"]) == shapes(theirs)
     assert parts[UNUSED].keys() == layout.keys() - visual.keys()
 
@@ -76,7 +76,7 @@ def test_transformers_gives_our_embedding(variant: str, tmp_path: Path):
         image_size=28, projection_dim=24,
     )  # fmt: skip
     published = {PREFIX + name: x for name, x in ours.state_dict().items()}
-    renamed = published_to_parts(published)["image_encoder"]
+    renamed = ldm_to_parts(published)["image_encoder"]
     expected_names = theirs.state_dict().keys()
     theirs.load_state_dict(
         {name: renamed[name if name in renamed else "vision_model." + name] for name in expected_names}
@@ -90,22 +90,22 @@ def test_transformers_gives_our_embedding(variant: str, tmp_path: Path):
 @pytest.mark.parametrize("variant", SIZES)
 def test_there_and_back(variant: str, tmp_path: Path):
     file = noise(embedder(variant, tmp_path), PREFIX)
-    parts = published_to_parts(file)
+    parts = ldm_to_parts(file)
     assert set(parts) == {"image_encoder", UNUSED}
     assert any("token_embedding" in name for name in parts[UNUSED])
-    assert same(to_published(parts), file)
+    assert same(to_ldm(parts), file)
     visual = {name: x for name, x in file.items() if ".visual." in name}
-    assert same(to_published({"": parts["image_encoder"]}), visual)
+    assert same(to_ldm({"": parts["image_encoder"]}), visual)
 
 
 def test_position_ids_of_old_files_are_left_out(tmp_path: Path):
-    theirs = published_to_parts(noise(embedder("h", tmp_path), PREFIX))["image_encoder"]
+    theirs = ldm_to_parts(noise(embedder("h", tmp_path), PREFIX))["image_encoder"]
     old = theirs | {"vision_model.embeddings.position_ids": torch.arange(5)[None]}
-    assert same(part_to_published("image_encoder", old), part_to_published("image_encoder", theirs))
+    assert same(part_to_ldm("image_encoder", old), part_to_ldm("image_encoder", theirs))
 
 
 def test_other_networks_are_refused(tmp_path: Path):
-    theirs = published_to_parts(noise(embedder("h", tmp_path), PREFIX))["image_encoder"]
+    theirs = ldm_to_parts(noise(embedder("h", tmp_path), PREFIX))["image_encoder"]
     other = theirs | {"vision_model.head.probe": torch.ones(1)}
     with pytest.raises(WrongModelError, match="the image encoder has .*head.probe"):
-        part_to_published("image_encoder", other)
+        part_to_ldm("image_encoder", other)

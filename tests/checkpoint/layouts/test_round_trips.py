@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ldm.checkpoint.layouts import UNUSED, part_to_published, published_to_parts, to_published
+from ldm.checkpoint.layouts import UNUSED, ldm_to_parts, part_to_ldm, to_ldm
 from ldm.checkpoint.layouts import text_encoder as text_module
 from ldm.errors import NotACheckpointError, WrongModelError
 from ldm.models.autoencoder import AutoencoderKL
@@ -58,9 +58,9 @@ VAE = dict(widths=(32, 64), layers_per_block=1)
 @pytest.mark.parametrize("variant", UNETS)
 def test_unet(variant: str):
     tensors = noise(unet(UNETS[variant]))
-    file = part_to_published("unet", tensors)
+    file = part_to_ldm("unet", tensors)
     assert all(name.startswith("model.diffusion_model.") for name in file)
-    parts = published_to_parts(file)
+    parts = ldm_to_parts(file)
     assert parts.pop(UNUSED) == {}
     assert same(parts.pop("unet"), tensors) and not parts
 
@@ -68,8 +68,8 @@ def test_unet(variant: str):
 @pytest.mark.parametrize("config", [VAE, dict(VAE, mid_block_add_attention=False), dict(widths=(32, 32, 64))])
 def test_vae(config: dict):
     tensors = noise(vae(**config))
-    file = part_to_published("vae", tensors)
-    assert same(published_to_parts(file)["vae"], tensors)
+    file = part_to_ldm("vae", tensors)
+    assert same(ldm_to_parts(file)["vae"], tensors)
     assert all(x.data_ptr() == y.data_ptr() for x, y in zip(file.values(), tensors.values(), strict=True))
 
 
@@ -82,19 +82,19 @@ def test_the_old_names_of_the_vae_attention():
         new = next((new for new in old if path.endswith("." + new)), None)
         aged[path.removesuffix(new) + old[new] + "." + leaf if new else name] = x
     assert aged.keys() != tensors.keys()
-    assert same(part_to_published("vae", aged), part_to_published("vae", tensors))
+    assert same(part_to_ldm("vae", aged), part_to_ldm("vae", tensors))
 
 
 def test_vae_training_file_keeps_its_discriminator_and_averages():
     tensors = noise(vae(**VAE))
     bare = {
-        name.removeprefix("first_stage_model."): x for name, x in part_to_published("vae", tensors).items()
+        name.removeprefix("first_stage_model."): x for name, x in part_to_ldm("vae", tensors).items()
     }
     bare |= {"loss.logvar": torch.zeros(()), "model_ema.decay": torch.ones(())}
     bare |= {"model_ema.encoderconv_inbias": torch.ones(32)}
-    file = to_published({"": bare})
+    file = to_ldm({"": bare})
     assert file.keys() == {"first_stage_model." + name for name in bare}
-    parts = published_to_parts(file)
+    parts = ldm_to_parts(file)
     assert same(parts["vae"], tensors)
     assert set(parts[UNUSED]) == {
         "first_stage_model.loss.logvar",
@@ -112,37 +112,37 @@ def test_controlnet(linear: bool):
             conditioning_embedding_out_channels=(4, 8, 12),
         )
     ))  # fmt: skip
-    file = part_to_published("controlnet", tensors)
+    file = part_to_ldm("controlnet", tensors)
     assert all(name.startswith("control_model.") for name in file)
-    assert same(published_to_parts(file)["controlnet"], tensors)
-    assert same(to_published({"": tensors}), file)
+    assert same(ldm_to_parts(file)["controlnet"], tensors)
+    assert same(to_ldm({"": tensors}), file)
     bare = {name.removeprefix("control_model."): x for name, x in file.items()}
-    assert same(to_published({"": bare}), file)
+    assert same(to_ldm({"": bare}), file)
 
 
 def test_clip_text_encoder_by_all_its_names():
     tensors = text_names(noise(text_encoder(TEXT)))
-    file = part_to_published("text_encoder", tensors)
+    file = part_to_ldm("text_encoder", tensors)
     assert all(name.startswith("cond_stage_model.transformer.text_model.") for name in file)
-    assert same(published_to_parts(file)["text_encoder"], tensors)
+    assert same(ldm_to_parts(file)["text_encoder"], tensors)
     shallow = {name.removeprefix("text_model."): x for name, x in tensors.items()}
-    assert same(to_published({"text_encoder": shallow}), file)
+    assert same(to_ldm({"text_encoder": shallow}), file)
     for prefix in ("", "transformer.", "cond_stage_model.transformer."):
         for names in (tensors, shallow):
-            assert same(to_published({"": {prefix + name: x for name, x in names.items()}}), file)
+            assert same(to_ldm({"": {prefix + name: x for name, x in names.items()}}), file)
 
 
 def test_position_ids_go_where_they_have_a_place():
     position_ids = torch.arange(77)[None]
     tensors = text_names(noise(text_encoder(TEXT))) | {"text_model.embeddings.position_ids": position_ids}
-    file = part_to_published("text_encoder", tensors)
+    file = part_to_ldm("text_encoder", tensors)
     stored = "cond_stage_model.transformer.text_model.embeddings.position_ids"
     assert file[stored] is position_ids
-    parts = published_to_parts(file)
+    parts = ldm_to_parts(file)
     assert list(parts[UNUSED]) == [stored]
     assert "text_model.embeddings.position_ids" not in parts["text_encoder"]
-    assert same(to_published(parts), file)
-    assert "position_ids" not in " ".join(part_to_published("text_encoder", tensors, {"hidden_act": "gelu"}))
+    assert same(to_ldm(parts), file)
+    assert "position_ids" not in " ".join(part_to_ldm("text_encoder", tensors, {"hidden_act": "gelu"}))
 
 
 def openclip_tower(tmp_path: Path) -> dict[str, Tensor]:
@@ -155,23 +155,23 @@ def openclip_tower(tmp_path: Path) -> dict[str, Tensor]:
 
 def test_openclip_text_encoder(tmp_path: Path):
     file = openclip_tower(tmp_path)
-    parts = published_to_parts(file)
+    parts = ldm_to_parts(file)
     want = text_names(text_encoder(TEXT).state_dict())      # one block less than the tower
     assert shapes(parts["text_encoder"]) == shapes(want)
     assert sorted(name for name in parts[UNUSED] if "resblocks" not in name) == [
         "cond_stage_model.model.logit_scale", "cond_stage_model.model.text_projection",
     ]  # fmt: skip
     assert all("resblocks.2." in name for name in parts[UNUSED] if "resblocks" in name)
-    assert same(to_published(parts), file), "what is kept aside tells the family"
+    assert same(to_ldm(parts), file), "what is kept aside tells the family"
     del parts[UNUSED]
-    back = to_published(parts, {"text_encoder": {"hidden_act": "gelu"}})
+    back = to_ldm(parts, {"text_encoder": {"hidden_act": "gelu"}})
     assert same(back, {name: x for name, x in file.items() if name in back})
     assert len(back) == len(file) - 12 - 2
 
 
 def test_the_parts_of_in_proj_are_views(tmp_path: Path):
     file = openclip_tower(tmp_path)
-    text = published_to_parts(file)["text_encoder"]
+    text = ldm_to_parts(file)["text_encoder"]
     q, k, v = (text[f"text_model.encoder.layers.1.self_attn.{p}_proj.weight"] for p in "qkv")
     stored = file["cond_stage_model.model.transformer.resblocks.1.attn.in_proj_weight"]
     assert torch.equal(torch.cat([q, k, v]), stored)
@@ -180,10 +180,10 @@ def test_the_parts_of_in_proj_are_views(tmp_path: Path):
 
 def test_a_projected_text_encoder_gives_its_projection_back(tmp_path: Path):
     file = openclip_tower(tmp_path)
-    text = published_to_parts(file)["text_encoder"]
+    text = ldm_to_parts(file)["text_encoder"]
     projection = file["cond_stage_model.model.text_projection"]         # x @ projection; transformers: W x
     projected = text | {"text_projection.weight": projection.T}
-    got = part_to_published("text_encoder", projected, {"hidden_act": "gelu"})
+    got = part_to_ldm("text_encoder", projected, {"hidden_act": "gelu"})
     assert torch.equal(got["cond_stage_model.model.text_projection"], projection)
 
 
@@ -191,7 +191,7 @@ def test_a_bare_openclip_tower_gets_its_prefix(tmp_path: Path):
     file = openclip_tower(tmp_path)
     for prefix in ("model.", ""):
         bare = {prefix + name.removeprefix("cond_stage_model.model."): x for name, x in file.items()}
-        assert same(to_published({"": bare | {prefix + "visual.proj": torch.ones(2)}}), file)
+        assert same(to_ldm({"": bare | {prefix + "visual.proj": torch.ones(2)}}), file)
 
 
 def test_the_tower_of_openais_clip_is_the_text_encoder_of_sd1():
@@ -200,48 +200,48 @@ def test_the_tower_of_openais_clip_is_the_text_encoder_of_sd1():
         want = text_names(text_encoder(sizes).state_dict())
     tower = text_module.openclip_names({name.removeprefix("text_model."): x for name, x in want.items()})
     extra = {"logit_scale": torch.ones(()), "visual.proj": torch.ones(2), "context_length": torch.tensor(77)}
-    file = to_published({"": tower | extra})
+    file = to_ldm({"": tower | extra})
     prefix = "cond_stage_model.transformer."
     assert shapes(file) == {prefix + name: shape for name, shape in shapes(want).items()}
 
 
 def test_the_unclip_image_encoder():
     tensors = noise(image_encoder(VISION))
-    file = part_to_published("image_encoder", tensors)
+    file = part_to_ldm("image_encoder", tensors)
     assert all(name.startswith("embedder.model.visual.") for name in file)
-    assert same(published_to_parts(file)["image_encoder"], tensors)
-    assert same(to_published({"": tensors}), file)
+    assert same(ldm_to_parts(file)["image_encoder"], tensors)
+    assert same(to_ldm({"": tensors}), file)
 
 
 def test_midas_own_file_gets_its_prefix():
     tensors = {"pretrained.model.cls_token": torch.ones(1, 1, 8), "scratch.output_conv.4.bias": torch.ones(1)}
-    file = to_published({"": tensors})
+    file = to_ldm({"": tensors})
     assert same(file, {"depth_model.model." + name: x for name, x in tensors.items()})
 
 
 def test_image_normalizer():
     tensors = {"mean": torch.randn(1, 8), "std": torch.randn(1, 8)}
-    file = to_published({"": tensors})
+    file = to_ldm({"": tensors})
     assert list(file) == ["noise_augmentor.data_mean", "noise_augmentor.data_std"]
     betas = {"noise_augmentor.betas": torch.ones(4)}
-    parts = published_to_parts(file | betas)
+    parts = ldm_to_parts(file | betas)
     assert same(parts["image_normalizer"], tensors) and same(parts[UNUSED], betas)
 
 
 @pytest.mark.parametrize("prefix", ["", "diffusion_model."])
 def test_a_bare_unet_gets_its_prefix(prefix: str):
-    file = part_to_published("unet", noise(unet(UNETS["sd1"])))
+    file = part_to_ldm("unet", noise(unet(UNETS["sd1"])))
     bare = {prefix + name.removeprefix("model.diffusion_model."): x for name, x in file.items()}
-    assert same(to_published({"": bare}), file)
-    assert same(to_published({"": file}), file), "published names pass"
+    assert same(to_ldm({"": bare}), file)
+    assert same(to_ldm({"": file}), file), "published names pass"
 
 
 def test_a_pipeline_becomes_one_file_and_its_other_parts_are_left_out():
     parts = {"unet": noise(unet(UNETS["sd1"])), "vae": noise(vae(**VAE))}
     parts["text_encoder"] = noise(text_encoder(TEXT))
-    file = to_published(parts | {"safety_checker": {"x": torch.ones(1)}})
+    file = to_ldm(parts | {"safety_checker": {"x": torch.ones(1)}})
     assert len(file) == sum(len(tensors) for tensors in parts.values())
-    back = published_to_parts(file)
+    back = ldm_to_parts(file)
     assert same(back["unet"], parts["unet"]) and same(back["vae"], parts["vae"]) and back[UNUSED] == {}
 
 
@@ -267,29 +267,29 @@ def test_a_pipeline_becomes_one_file_and_its_other_parts_are_left_out():
 def test_what_is_no_stable_diffusion_is_refused_in_a_sentence(names: list[str], error: type, what: str):
     tensors = {name: torch.ones(2, 1024) for name in names}
     with pytest.raises(error, match=f"^some.file: .*{what}") as caught:
-        to_published({"": tensors}, source="some.file")
+        to_ldm({"": tensors}, source="some.file")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("part", ["text_encoder_2", "transformer", "vqvae"])
 def test_a_pipeline_of_another_kind_is_refused(part: str):
     with pytest.raises(WrongModelError, match="pipeline|vqvae"):
-        to_published({"unet": noise(unet(UNETS["sd1"])), part: {"x": torch.ones(1)}})
+        to_ldm({"unet": noise(unet(UNETS["sd1"])), part: {"x": torch.ones(1)}})
 
 
 def test_a_layer_that_diffusers_has_not_is_refused_by_name():
     with pytest.raises(WrongModelError, match="qkv.weight"):
-        published_to_parts({"model.diffusion_model.middle_block.1.qkv.weight": torch.ones(1)})
+        ldm_to_parts({"model.diffusion_model.middle_block.1.qkv.weight": torch.ones(1)})
 
 
 def test_a_misshapen_attention_is_refused():
     block = "cond_stage_model.model.transformer.resblocks"
     file = {f"{block}.0.attn.in_proj_weight": torch.ones(4, 2), f"{block}.1.ln_1.bias": torch.ones(2)}
     with pytest.raises(WrongModelError, match=r"in_proj_weight' is \(4, 2\)"):
-        published_to_parts(file)
+        ldm_to_parts(file)
     tower = {f"encoder.layers.0.self_attn.{part}_proj.bias": torch.ones(2 + (part == "k")) for part in "qkv"}
     with pytest.raises(WrongModelError, match="misshapen"):
-        part_to_published("text_encoder", tower, {"hidden_act": "gelu"})
+        part_to_ldm("text_encoder", tower, {"hidden_act": "gelu"})
 
 
 def test_absurd_numbers_of_blocks_cost_nothing():
@@ -297,7 +297,7 @@ def test_absurd_numbers_of_blocks_cost_nothing():
     names = [f"down_blocks.{many}.resnets.0.norm1.bias", f"encoder.down_blocks.0.resnets.{many}.conv1.bias"]
     for name in names:
         with pytest.raises(WrongModelError):
-            to_published({"": {name: torch.ones(1)}})
+            to_ldm({"": {name: torch.ones(1)}})
 
 
 @st.composite
@@ -337,9 +337,9 @@ def test_any_unet_has_the_names_and_shapes_of_diffusers(architecture: tuple[dict
     with torch.device("meta"):
         file = {"model.diffusion_model." + n: x for n, x in UNetModel(**ours).state_dict().items()}
         want = unet(theirs).state_dict()
-    got = published_to_parts(file)["unet"]
+    got = ldm_to_parts(file)["unet"]
     assert shapes(got) == shapes(want)
-    back = part_to_published("unet", got)
+    back = part_to_ldm("unet", got)
     assert back.keys() == file.keys() and all(back[name] is file[name] for name in file)
 
 
@@ -358,6 +358,6 @@ def test_any_autoencoder_has_the_names_and_shapes_of_diffusers(
         ours = AutoencoderKL(ddconfig, embed_dim=4).state_dict()
         want = vae(tuple(widths), layers_per_block=resnets, mid_block_add_attention=attention).state_dict()
     file = {"first_stage_model." + name: x for name, x in ours.items()}
-    got = published_to_parts(file)["vae"]
+    got = ldm_to_parts(file)["vae"]
     assert shapes(got) == shapes(want)
-    assert shapes(part_to_published("vae", got)) == shapes(file)
+    assert shapes(part_to_ldm("vae", got)) == shapes(file)

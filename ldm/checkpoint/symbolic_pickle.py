@@ -6,7 +6,7 @@ its own result again and again; and the hash of a tuple of tuples that share the
 doubles with each. So the opcodes are first gone through with symbols in place of values, and only what
 torch.save writes passes.
 
-The stack holds texts, numbers and None as themselves, and for all else a `_Name`, `_Tuple` or `_Box`.
+The stack holds texts, numbers and None as themselves, and for all else a `_Name`, `_Tuple` or `Symbol`.
 """
 
 import pickle
@@ -19,7 +19,7 @@ from struct import Struct
 from typing import Any
 
 from ldm.checkpoint.globals_in_pickle import find_names, todays_name
-from ldm.checkpoint.header import pickled
+from ldm.checkpoint.stored import OF_STORAGES, Stored
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError
 
 MAX_OPCODES = 300_000           # a training file with averaged weights and Adam's state has 150,000
@@ -27,11 +27,6 @@ MAX_TUPLE_DEPTH = 32
 MAX_KEYS = 12                   # from the outermost dict to a tensor
 MAX_HASHED = 2_000_000          # leaves of all the keys
 
-ITEM_BYTES = {
-    "torch.DoubleStorage": 8, "torch.FloatStorage": 4, "torch.HalfStorage": 2, "torch.BFloat16Storage": 2,
-    "torch.LongStorage": 8, "torch.IntStorage": 4, "torch.ShortStorage": 2, "torch.CharStorage": 1,
-    "torch.ByteStorage": 1, "torch.BoolStorage": 1,
-}
 DICTS = ("builtins.dict", "collections.defaultdict")
 TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 BYTE, COUNT = Struct("B"), Struct("<I")
@@ -67,7 +62,7 @@ class _Tuple:
             raise DamagedCheckpointError("has tuples nested too deep")
 
 
-class _Box:
+class Symbol:
     """A dict, list, tensor, storage or any other object."""
 
     __slots__ = ("kind", "weight", "numel", "content")
@@ -88,8 +83,8 @@ def _weight(value: Any) -> int:
 
 
 @dataclass
-class Rehearsal:
-    """What the pickles gone through so far name and claim."""
+class SymbolicUnpickler:
+    """Reads pickles with symbols in place of values; keeps what they name and claim."""
 
     names: set[str] = field(default_factory=set)
     storages: dict[str, int] = field(default_factory=dict)      # key -> bytes
@@ -102,8 +97,8 @@ class Rehearsal:
         """What the file holds: of a file in the old format the fourth of its pickles."""
         return self.results[min(3, len(self.results) - 1)]
 
-    def go_through(self, file: BytesIO) -> None:
-        """Go through one pickle; where that fails, its names have still been collected.
+    def load(self, file: BytesIO) -> None:
+        """Read one pickle; if that fails, its names have still been collected.
 
         Raises:
             CheckpointError: its text says what is wrong, without the file's name.
@@ -177,11 +172,11 @@ class Rehearsal:
             elif code == EMPTY_TUPLE:
                 stack.append(_Tuple([]))
             elif code == EMPTY_DICT:
-                stack.append(_Box("dict", content={}))
+                stack.append(Symbol("dict", content={}))
             elif code == EMPTY_LIST:
-                stack.append(_Box("list", content=[]))
+                stack.append(Symbol("list", content=[]))
             elif code == EMPTY_SET:
-                stack.append(_Box("set"))
+                stack.append(Symbol("set"))
             elif code in (SETITEM, SETITEMS):
                 items = since_mark() if code == SETITEMS else [stack.pop(-2), stack.pop()]
                 self._hash(stack[-1], items[::2])
@@ -212,14 +207,14 @@ class Rehearsal:
         if self.hashed > MAX_HASHED:
             raise DamagedCheckpointError("has keys of too many parts")
 
-    def _storage(self, identity: Any) -> _Box:
+    def _storage(self, identity: Any) -> Symbol:
         """Take note of the data that a tensor will refer to."""
         kind, name, key, _, numel, *view = identity.items
         if kind != "storage" or type(name) is not _Name or type(key) is not str or not _is_count(numel):
             raise DamagedCheckpointError("is damaged: a reference to no data")
-        if name not in ITEM_BYTES:
+        if name not in OF_STORAGES:
             raise NotACheckpointError(f"holds data that is not plain ({str(name)[:50]!r})")
-        size = numel * ITEM_BYTES[name]
+        size = Stored(OF_STORAGES[name], (numel,)).nbytes
         if self.storages.setdefault(key, size) != size:
             raise DamagedCheckpointError(f"contradicts itself: data {key[:20]!r} has two sizes")
         if view and view[0] is not None:
@@ -227,16 +222,16 @@ class Rehearsal:
             if not (_is_count(offset) and _is_count(part) and offset + part <= numel):
                 raise DamagedCheckpointError(f"claims more than it holds: a part beyond data {key[:20]!r}")
             numel = part
-        return _Box("storage", numel=numel, content=name)
+        return Symbol("storage", numel=numel, content=name)
 
     def _made(self, name: Any, arguments: Any) -> Any:
         """Return the symbol of what calling `name` gives."""
-        if type(name) is not _Name or name in ITEM_BYTES:
+        if type(name) is not _Name or name in OF_STORAGES:
             raise DamagedCheckpointError("is damaged: it calls what cannot be called")
         items = arguments.items
         if name in TENSORS:
             _check_geometry(*items[:4])
-            return _Box("tensor", content=pickled(items[0].content, tuple(items[2].items)))
+            return Symbol("tensor", content=Stored(OF_STORAGES[items[0].content], tuple(items[2].items)))
         if name == "torch._utils._rebuild_parameter":
             return items[0]
         if name == "_codecs.encode" and items[1:] not in (["latin1"], ["latin-1"]):
@@ -248,30 +243,30 @@ class Rehearsal:
         if name == "collections.OrderedDict":
             if items:
                 raise DamagedCheckpointError("has a dict in a form that torch.save does not write")
-            return _Box("dict", content={})
-        return _Box("dtype" if name == "numpy.dtype" else "object", content={} if name in DICTS else None)
+            return Symbol("dict", content={})
+        return Symbol("dtype" if name == "numpy.dtype" else "object", content={} if name in DICTS else None)
 
     def _build(self, target: Any, state: Any) -> None:
         """Refuse a state that would move a tensor to other data, or bend a numpy type."""
-        if type(target) is not _Box or target.kind in ("tensor", "storage"):
+        if type(target) is not Symbol or target.kind in ("tensor", "storage"):
             raise DamagedCheckpointError("is damaged: a tensor that is changed after it was made")
         if target.kind == "dtype" and not (
             type(state) is _Tuple and all(value is None or type(value) in (int, str) for value in state.items)
         ):
             raise DamagedCheckpointError("has a numpy type that is no number")
-        if target.kind == "object" and target.content is None and type(state) is _Box:
+        if target.kind == "object" and target.content is None and type(state) is Symbol:
             target.content = state.content
 
 
-def leaves(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield (keys, leaf) of a result of `go_through`: `header.Stored` for a tensor, or a plain value.
+def walk(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield (keys, leaf) of a result of `load`: `Stored` for a tensor, or a plain value.
 
     A container that stands in several places, perhaps in itself, is entered once.
     """
     entered: set[int] = set()
 
     def enter(value: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-        items = value.items if type(value) is _Tuple else value.content if type(value) is _Box else value
+        items = value.items if type(value) is _Tuple else value.content if type(value) is Symbol else value
         if type(items) not in (dict, list):
             yield keys, items
         elif id(items) not in entered and len(keys) < MAX_KEYS:
@@ -298,7 +293,7 @@ def _is_count(value: Any) -> bool:
 
 def _check_geometry(storage: Any, offset: Any, size: Any, stride: Any) -> None:
     """Refuse a tensor that reaches beyond its data; torch would make the data larger."""
-    if type(storage) is not _Box or storage.kind != "storage":
+    if type(storage) is not Symbol or storage.kind != "storage":
         raise DamagedCheckpointError("is damaged: a tensor without data")
     sizes, strides = size.items, stride.items
     counts = [offset, *sizes, *strides]

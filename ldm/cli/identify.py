@@ -1,13 +1,14 @@
-"""Show what files are: a table for one, a line each for several, JSON for programs."""
+"""The command of scripts/identify.py: a table for one file, a line each for several, JSON for programs."""
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.app import describe
+from ldm.cli import app
+from ldm.cli.parser import Parser, add_messages
 from ldm.errors import CheckpointError, LdmError
 
 if TYPE_CHECKING:
@@ -19,43 +20,65 @@ SOURCES = {
     "metadata": "its metadata say so",
     "scheduler_config": "its scheduler_config.json says so",
     "family": "as all published models of this kind",
-    "probe": "found by one network step",
+    "probe": "found by one UNet evaluation",
 }
 WEIGHTS = {
     "raw": "one copy, as stored",
-    "ema": "averaged (EMA)",
-    "raw+ema": "two copies, raw and averaged (EMA)",
+    "ema": "EMA",
+    "raw+ema": "two copies, raw and EMA",
 }
 
 
-def identify_all(args: argparse.Namespace) -> list[Result]:
+def make_parser(description: str | None) -> Parser:
+    parser = Parser(description=description)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="weights, or a diffusers folder")
+    parser.add_argument("--json", action="store_true", help="print an object, or a list for several files")
+    parser.add_argument("--hash", action="store_true", help="compute the SHA-256, which reads the whole file")
+    parser.add_argument(
+        "--probe", action="store_true",
+        help="if the file does not say whether it predicts eps or v, load it and evaluate the UNet once",
+    )  # fmt: skip
+    add_messages(parser)
+    return parser
+
+
+def main(description: str | None, argv: Sequence[str] | None = None) -> int:
+    """Be scripts/identify.py: parse the command line, carry it out, and return the exit code."""
+    return app.exit_code(make_parser(description), _identify, argv)
+
+
+def _identify(args: argparse.Namespace) -> None:
+    show(args.json, identify_all(args.files, args.probe, args.hash))
+
+
+def identify_all(files: Sequence[str], probe: bool, compute_digest: bool) -> list[Result]:
     """Identify every file; one that fails does not keep the others from being shown."""
     from ldm.checkpoint import identify
 
     results: list[Result] = []
-    for file in args.files:
+    for file in files:
         try:
             identity = identify(file)
-            if args.probe:
+            if probe:
                 identity = _probed(identity)
-            results.append((file, replace(identity, sha256=_digest(file, args.hash))))
+            results.append((file, replace(identity, sha256=_digest(file, compute_digest))))
         except LdmError as error:
             results.append((file, error))
         except OSError as error:
-            results.append((file, CheckpointError(f"{file}: cannot be read ({describe(error)[0]})")))
+            results.append((file, CheckpointError(f"{file}: cannot be read ({app.describe(error)[0]})")))
     return results
 
 
-def show(args: argparse.Namespace, results: list[Result]) -> None:
+def show(as_json: bool, results: list[Result]) -> None:
     """Print what was found.
 
     Raises:
-        LdmError: the file's, or that of several some failed; after everything else was shown.
+        LdmError: that of the file, or that some of several failed; after everything else was printed.
     """
     failed = [(file, found) for file, found in results if isinstance(found, LdmError)]
-    if args.json:
+    if as_json:
         records = [_record(file, found) for file, found in results]
-        print(json.dumps(records if len(args.files) > 1 else records[0], indent=2))
+        print(json.dumps(records if len(results) > 1 else records[0], indent=2))
     elif len(results) == 1:
         if not failed:
             print(table(results[0][1]))
@@ -109,7 +132,7 @@ def _parameters(identity: "Identity") -> str:
     parts = {part: count for part, count in identity.parameters.items() if part}
     total = sum(identity.parameters.values())
     each = ", ".join(f"{part} {_millions(count)}" for part, count in parts.items())
-    return f"{each} ({_millions(total)} in all)" if len(parts) > 1 else each or _millions(total)
+    return f"{each} ({_millions(total)} in total)" if len(parts) > 1 else each or _millions(total)
 
 
 def _millions(count: int) -> str:
@@ -135,7 +158,7 @@ def _config(identity: "Identity") -> str | None:
     from ldm.config import yaml_beside
 
     beside = yaml_beside(identity.path)
-    return "none of the published ones" + (f"; {beside} lies beside it" if beside else "")
+    return "none of the published ones" + (f"; {beside} is next to it" if beside else "")
 
 
 def _bytes(count: int | None) -> str:
@@ -176,13 +199,13 @@ def _digest(file: str, compute: bool) -> str | None:
 
 
 def _probed(identity: "Identity") -> "Identity":
-    """Load a model and let one step of it tell what it predicts, where the file does not say."""
-    from ldm.checkpoint.classify import choose_config
-    from ldm.cli.choice import SAID_BY, check_kind, probe, recall_verdict, told_by
+    """Load a model whose file does not say what it predicts, and find out by one evaluation of the UNet."""
+    from ldm.checkpoint.classify import config_for
+    from ldm.jobs.choosing import SAID_BY, cached_verdict, check_kind, probe, with_verdict
 
     if not identity.is_model or identity.prediction_source in SAID_BY:
         return identity
-    verdict = recall_verdict(Path(identity.path))
+    verdict = cached_verdict(Path(identity.path))
     if verdict is None:
         import torch
 
@@ -190,14 +213,14 @@ def _probed(identity: "Identity") -> "Identity":
         from ldm.loading import load_model
 
         check_kind(identity, None, whole=True)
-        config = choose_config(identity, identity.prediction or "eps")
+        config = config_for(identity, identity.prediction or "eps")
         if config is None:
-            note = "no step was run: no published configuration describes it"
+            note = "it was not probed: no published configuration describes it"
             return replace(identity, notes=[*identity.notes, note])
         model = load_model(find_config(config), identity.path, dtype="float32")
         verdict = probe(model, Path(identity.path), torch.float32)
     if verdict.prediction is None:
         agreements = f"{verdict.agreement_eps:.2f} with eps, {verdict.agreement_v:.2f} with v"
-        note = f"one network step did not tell eps from v ({agreements})"
+        note = f"one UNet evaluation did not tell eps from v ({agreements})"
         return replace(identity, notes=[*identity.notes, note])
-    return told_by(verdict, identity)
+    return with_verdict(verdict, identity)

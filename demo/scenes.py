@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.data.emoji_captions import BACKGROUNDS, WHITE, caption
+from demo.captions import BACKGROUNDS, WHITE, caption
 from ldm.data.hints import check_hint, make_hint
 from ldm.errors import InputError
 
@@ -38,7 +38,7 @@ class Placed:
 
 
 class EmojiScenes:
-    """Batches of captioned scenes from the folder that scripts/data/make_emoji.py writes.
+    """Batches of captioned scenes from the folder that demo/make_emoji.py writes.
 
     path                      folder of sprites.npy and manifest.json
     split                     train: without held-out cells; held_out: only those; all
@@ -251,7 +251,7 @@ def _read(folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         sprites = np.load(folder / "sprites.npy", mmap_mode="r")
     except FileNotFoundError as error:
-        raise InputError(f"{folder}: no emoji data; run scripts/data/make_emoji.py --fetch") from error
+        raise InputError(f"{folder}: no emoji data; run demo/make_emoji.py --fetch") from error
     if len(sprites) != len(manifest["sprites"]):
         expected = len(manifest["sprites"])
         raise InputError(f"{folder}: {len(sprites)} sprites, but {expected} in the manifest; make it again")
@@ -261,7 +261,7 @@ def _read(folder: Path) -> tuple[np.ndarray, dict[str, Any]]:
 def _selection(split: str, styles: Iterable[str] | None, concepts: str | Path | Iterable[str] | None) -> Any:
     """Return wanted(entry) for the manifest's entries."""
     if isinstance(concepts, (str, Path)):
-        from ldm.data.emoji_source import read_labels
+        from demo.source import read_labels
 
         concepts = read_labels(Path(concepts))
     kept_styles = None if styles is None else set(styles)

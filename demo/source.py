@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.data.emoji_captions import STYLES, caption_tags, everyday_name, is_mirrorable, is_plural, noun_phrase
+from demo.captions import STYLES, caption_tags, everyday_name, is_mirrorable, is_plural, noun_phrase
 from ldm.errors import BackendUnavailable, InputError
 
 PACKAGES = {

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ldm.checkpoint.stored import OF_STORAGES, PICKLED
+
 REBUILDERS = {
     "collections.Counter",
     "collections.OrderedDict",
@@ -21,22 +23,6 @@ REBUILDERS = {
     "torch.device",
     "builtins.set",
 }
-STORAGES = {
-    f"torch.{kind}Storage"
-    for kind in ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
-}
-DTYPES = {
-    f"torch.{name}"
-    for name in (
-        "float64", "float32", "float16", "bfloat16", "complex32", "complex64", "complex128", "bool",
-        *(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 9)),
-        *(f"{sign}int{bits}" for sign in ("", "u") for bits in (16, 32, 64)),
-        *(f"float8_{kind}" for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu")),
-        "float4_e2m1fn_x2", "qint8", "quint8", "qint32", "quint4x2", "quint2x4",
-        *(f"bits{kind}" for kind in ("8", "16", "1x8", "2x4", "4x2")),
-    )
-}
-
 # tensors and data that are no plain dense weights; none of them is unsafe
 NOT_PLAIN = re.compile(
     r"torch\.(Complex\w*|Q\w+|storage\.Untyped)Storage|torch\.serialization\._get_layout|torch\.sparse_\w+"
@@ -119,11 +105,11 @@ def is_plain(name: str) -> bool:
 
 def refused(names: set[str]) -> list[str]:
     """Return those of `names` that a weights file has no need of, sorted."""
-    allowed = REBUILDERS | STORAGES | DTYPES | TRAINER_TYPES | NUMPY_AND_CONTAINERS.keys()
+    allowed = REBUILDERS | OF_STORAGES.keys() | PICKLED | TRAINER_TYPES | NUMPY_AND_CONTAINERS.keys()
     return sorted(name for name in names if name not in allowed and is_plain(name) and not _is_inert(name))
 
 
-def stand_ins(names: set[str]) -> list[tuple[Any, str]]:
+def stubs(names: set[str]) -> list[tuple[Any, str]]:
     """Return (object, dotted name) for those of `names` that torch itself does not know."""
     pairs = [(value, name) for name, value in NUMPY_AND_CONTAINERS.items() if name in names]
     if "numpy.dtype" in names:

@@ -1,11 +1,11 @@
 """Put a trained demonstration model where the package ships it, configs/demo/.
 
-    python scripts/data/ship_demo.py --diffusion runs/emoji_diffusion --clip runs/emoji_clip
-    python scripts/data/ship_demo.py --task inpaint --diffusion runs/emoji_inpaint
+    python demo/ship_demo.py --diffusion runs/emoji_diffusion --clip runs/emoji_clip
+    python demo/ship_demo.py --task inpaint --diffusion runs/emoji_inpaint
 
 The diffusion run's export becomes emoji.safetensors and emoji.yaml. Of the CLIP only the image tower is
 added, emoji_clip_image.safetensors: the text tower is in the model, and both together are the judge of
-benchmarks/demo_quality.py. Then fit the colours of previews to the new weights: scripts/data/fit_preview.py.
+benchmarks/demo_quality.py. Then fit the colours of previews to the new weights: demo/fit_preview.py.
 
 With --task the export becomes emoji_TASK.yaml and emoji_TASK.safetensors, which holds what differs from
 emoji.safetensors alone, and names it (ldm.checkpoint.delta).
@@ -15,10 +15,11 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a clone works without being installed
 
-from ldm.cli import app, options  # noqa: E402
+from ldm.cli import app  # noqa: E402
+from ldm.cli.parser import Parser, add_messages  # noqa: E402
 
 # what is trained -> the task that the file states, as `identify` calls it
 TASKS = {"inpaint": "inpaint", "depth": "depth", "upscale": "upscale", "unclip": "unclip-h"}
@@ -30,14 +31,14 @@ HEADING = """\
 """
 
 
-def make_parser() -> app.Parser:
-    parser = app.Parser(description=__doc__)
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
     runs = Path("runs")
     parser.add_argument("--task", choices=[*TASKS], help="ship the model of this task; default: the base")
     parser.add_argument("--diffusion", type=Path, help="run of the UNet; default runs/emoji_TASK")
     parser.add_argument("--clip", type=Path, default=runs / "emoji_clip", help="run of the CLIP")
     parser.add_argument("--out", type=Path, default=ROOT / "configs/demo", help="folder of the demo model")
-    options.common(parser)
+    add_messages(parser)
     return parser
 
 
@@ -75,14 +76,13 @@ def ship_difference(run: Path, out: Path, task: str) -> None:
 
     One that says the same as the run's, in a hand's layout, stays.
     """
-    from omegaconf import OmegaConf
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
     from ldm.checkpoint.delta import description, difference
-    from ldm.cli.choice import asked_for
     from ldm.files.atomic import atomic_write
-    from ldm.yaml_file import read_yaml
+    from ldm.jobs.choosing import asked_for
+    from ldm.yaml_file import read_yaml, to_yaml
 
     weights, config, base = run / "model.safetensors", run / "model.yaml", out / "emoji.safetensors"
     heading = out / f"emoji_{task}.yaml"
@@ -95,7 +95,7 @@ def ship_difference(run: Path, out: Path, task: str) -> None:
     described = read_yaml(config)
     if task == "unclip":  # the weights hold the statistics
         described["model"]["params"]["noise_aug_config"]["params"].pop("clip_stats_path", None)
-    text = f"{comment}\n{OmegaConf.to_yaml(OmegaConf.create(described))}"
+    text = f"{comment}\n{to_yaml(described)}"
     atomic_write(out / f"emoji_{task}.safetensors", lambda file: save_file(differing, file, metadata=about))
     if read_yaml(heading) != described:
         atomic_write(heading, lambda file: file.write_text(text))

@@ -1,7 +1,7 @@
 """Make the emoji data set: filter, draw and describe sprites from npm packages (licences: see NOTICE).
 
-    python scripts/data/make_emoji.py --packages DIR --fetch
-    python scripts/data/make_emoji.py --packages DIR --concepts all --styles 3d,flat,noto --size 256
+    python demo/make_emoji.py --packages DIR --fetch
+    python demo/make_emoji.py --packages DIR --concepts all --styles 3d,flat,noto --size 256
 """
 
 import argparse
@@ -9,12 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ldm.clip_files import merges_file  # noqa: E402
-from ldm.data.emoji_captions import STYLES  # noqa: E402
-from ldm.data.emoji_source import (  # noqa: E402
+from demo.captions import STYLES  # noqa: E402
+from demo.source import (  # noqa: E402
     PACKAGES,
     VERSIONS,
     choose,
@@ -25,6 +24,7 @@ from ldm.data.emoji_source import (  # noqa: E402
     tarball_name,
     write_dataset,
 )
+from ldm.clip_files import merges_file  # noqa: E402
 from ldm.errors import BackendUnavailable, InputError, LdmError  # noqa: E402
 
 

@@ -1,6 +1,6 @@
 """Make what the unCLIP demonstration model is built from: image tower and statistics of its embeddings.
 
-    python scripts/data/unclip_parts.py --out runs/emoji_unclip_parts
+    python demo/unclip_parts.py --out runs/emoji_unclip_parts
 
 The tower was trained on pixels x in -1..1; unCLIP's embedder hands it CLIP's normalised pixels a x + c. So
 its first layer is rewritten, exactly: W' = W / a, and the positions of patches less the sum of W' c.
@@ -14,10 +14,11 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a clone works without being installed
 
-from ldm.cli import app, options  # noqa: E402
+from ldm.cli import app  # noqa: E402
+from ldm.cli.parser import Parser, add_messages  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 DEMO = ROOT / "configs/demo"
 
 
-def make_parser() -> app.Parser:
-    parser = app.Parser(description=__doc__)
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--clip", type=Path, default=DEMO / "emoji_clip_image.safetensors", help="the image tower")
     add("--arch", type=Path, default=DEMO / "emoji_clip.json", help="its architecture")
@@ -34,7 +35,7 @@ def make_parser() -> app.Parser:
     add("--concepts", type=Path, default=DEMO / "drawn.txt", help="file of the labels to draw")
     add("--count", type=int, default=4096, help="pictures that the statistics are taken over")
     add("--out", type=Path, default=Path("runs/emoji_unclip_parts"), help="folder to write to")
-    options.common(parser)
+    add_messages(parser)
     return parser
 
 
@@ -42,7 +43,7 @@ def main(args: Namespace) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from ldm.data.emoji import EmojiScenes
+    from demo.scenes import EmojiScenes
     from ldm.files.atomic import atomic_write
     from ldm.models.image_clip import FrozenOpenCLIPImageEmbedder
 

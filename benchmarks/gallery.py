@@ -1,0 +1,133 @@
+"""Draw the gallery of README.md: run its commands with the demo models and put inputs next to outputs.
+
+    python benchmarks/gallery.py                  all rows, into docs/images/gallery/
+    python benchmarks/gallery.py img2img unclip   some of them
+    python benchmarks/gallery.py --inputs         make the input images again, before the rows
+
+A row shows the images that its command reads on the left, and those that it saves on the right. Smaller
+images are enlarged to the height of the row, pixel by pixel.
+"""
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+FOLDER = ROOT / "docs" / "images" / "gallery"
+ROW = re.compile(r"<!-- gallery: (\w+) -->\n```bash\n(.*?)```", re.DOTALL)
+INPUT_FLAGS = ("--init-img", "--mask")
+GAP, ARROW = 4, 28  # pixels between images, and between inputs and outputs
+APPLE = ("3d emoji of a red apple, blue background", 42)
+HEART = ("3d emoji of a red heart", 42)  # on white, which becomes transparent
+
+
+def rows() -> dict[str, list[str]]:
+    """Return the command of each row of README.md, by task."""
+    text = (ROOT / "README.md").read_text()
+    return {task: shlex.split(code.replace("\\\n", " ")) for task, code in ROW.findall(text)}
+
+
+def inputs_of(command: Sequence[str]) -> list[Path]:
+    """Return the images that a command reads."""
+    return [ROOT / after for flag, after in zip(command, command[1:], strict=False) if flag in INPUT_FLAGS]
+
+
+def run(command: Sequence[str]) -> list[Image.Image]:
+    """Run a command in a folder that looks like a clone and return the images that it saves."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("configs", "docs"):
+            (Path(folder) / name).symlink_to(ROOT / name)
+        _, script, *options = command
+        subprocess.run([sys.executable, str(ROOT / script), *options], cwd=folder, check=True)
+        saved = sorted(Path(folder).glob("outputs/*/samples/*.png"))
+        return [Image.open(path).copy() for path in saved]
+
+
+def strip(inputs: Sequence[Image.Image], outputs: Sequence[Image.Image]) -> Image.Image:
+    """Return inputs, an arrow and outputs side by side, on a transparent ground."""
+    height = max(image.height for image in (*inputs, *outputs))
+    left, right = ([_tile(image, height) for image in images] for images in (inputs, outputs))
+    arrow = ARROW if left else 0
+    width = sum(tile.width for tile in (*left, *right)) + GAP * max(len(left) - 1, 0)
+    sheet = Image.new("RGBA", (width + arrow + GAP * (len(right) - 1), height))
+    x = _paste(sheet, left, 0)
+    if left:
+        top, middle = height // 2 - 8, x - GAP + ARROW // 2
+        ImageDraw.Draw(sheet).polygon(
+            [(middle - 6, top), (middle - 6, top + 16), (middle + 8, top + 8)], "gray"
+        )
+        x += ARROW - GAP
+    _paste(sheet, right, x)
+    return sheet
+
+
+def _paste(sheet: Image.Image, tiles: Sequence[Image.Image], x: int) -> int:
+    for tile in tiles:
+        sheet.paste(tile, (x, 0))
+        x += tile.width + GAP
+    return x
+
+
+def _tile(image: Image.Image, height: int) -> Image.Image:
+    """Return an image in RGB, of a height, its transparent part as a checkerboard."""
+    image = image.convert("RGBA")
+    columns, lines = np.meshgrid(np.arange(image.width) // 8, np.arange(image.height) // 8)
+    squares = np.where((columns + lines) % 2, 255, 216).astype(np.uint8)
+    board = Image.fromarray(squares).convert("RGBA")
+    size = (round(image.width * height / image.height), height)
+    return Image.alpha_composite(board, image).convert("RGB").resize(size, Image.Resampling.NEAREST)
+
+
+def make_inputs() -> None:
+    """Write the images that the commands read: two of the demo model, a mask, a cut-out and a small image."""
+    apple, heart = _generated(*APPLE), _generated(*HEART)
+    apple.save(FOLDER / "apple.png", optimize=True)
+    apple.resize((64, 64), Image.Resampling.LANCZOS).save(FOLDER / "small.png", optimize=True)
+    mask = Image.new("L", apple.size)
+    ImageDraw.Draw(mask).ellipse((12, 12, 116, 116), "white")
+    mask.save(FOLDER / "mask.png", optimize=True)
+    whiteness = np.asarray(heart).min(axis=2).astype(int)  # of the weakest channel
+    opacity = np.clip((224 - whiteness) * 8, 0, 255).astype(np.uint8)
+    heart.putalpha(Image.fromarray(opacity))
+    heart.save(FOLDER / "cutout.png", optimize=True)
+
+
+def _generated(prompt: str, seed: int) -> Image.Image:
+    import ldm
+    from ldm.imaging.colour import to_uint8
+    from ldm.jobs.opening import Models
+    from ldm.requests import Txt2Img
+
+    request = Txt2Img(prompts=[prompt], seed=seed, n_iter=1, sampler="dpm", steps=20)
+    batch = next(ldm.generate(Models().open(request).model, request))
+    return Image.fromarray(to_uint8(batch.images)[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help="rows to draw (default: all)")
+    parser.add_argument("--inputs", action="store_true", help="make the input images first")
+    args = parser.parse_args()
+    found = rows()
+    if unknown := set(args.tasks) - set(found):
+        parser.error(f"README.md has no rows {', '.join(sorted(unknown))}; it has {', '.join(found)}")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    if args.inputs:
+        make_inputs()
+    for task in args.tasks or found:
+        inputs = [Image.open(path) for path in inputs_of(found[task])]
+        strip(inputs, run(found[task])).save(FOLDER / f"{task}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()

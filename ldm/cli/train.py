@@ -1,0 +1,94 @@
+"""The command of scripts/train.py."""
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ldm.cli import app
+from ldm.cli.parser import Parser, add_messages
+from ldm.config import read_config
+from ldm.errors import InputError, Stopped
+from ldm.training.options import parse_duration
+
+
+class TrainParser(Parser):
+    """A parser that takes key=value between the flags too."""
+
+    parse_args = Parser.parse_intermixed_args
+
+
+def make_parser(description: str | None) -> Parser:
+    parser = TrainParser(description=description)
+    add = parser.add_argument
+    add("--config", help="training configuration; with --resume RUN, that run's own by default")
+    add("--run", help="folder of the run; default runs/NAME, with a number added if it exists")
+    add("--resume", metavar="RUN", help='resume this run folder, or the newest one if there is any: "auto"')
+    add(
+        "--max-time", default="", metavar="TIME", help="end after so many seconds, or HH:MM:SS, of wall clock"
+    )
+    add("--dry-run", action="store_true", help="print the resolved configuration and end")
+    add("overrides", nargs="*", metavar="key=value", help="such as train.batch_size=8")
+    add_messages(parser)
+    return parser
+
+
+def main(description: str | None, argv: Sequence[str] | None = None, started: float | None = None) -> int:
+    """Be scripts/train.py: parse the command line, carry it out, and return the exit code.
+
+    Args:
+        started: `time.monotonic()` from which --max-time counts; None is now.
+    """
+    started = time.monotonic() if started is None else started
+    return app.exit_code(make_parser(description), lambda args: _train(args, started), argv)
+
+
+def _train(args: argparse.Namespace, started: float) -> None:
+    """Train, or with --dry-run print what would be trained."""
+    config, name = _configuration(args)
+    deadline = parse_duration(args.max_time)
+    if args.dry_run:
+        print_config(config)
+        return
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # it would repeat the log of the first process
+        import logging
+
+        logging.getLogger("ldm").setLevel(logging.WARNING)
+    from ldm.training.fit import train
+
+    result = train(config, Path(args.run or f"runs/{name}"), args.resume, deadline, started)
+    if result.interrupted:
+        raise Stopped(
+            f"stopped by {result.stopped_by} after step {result.step}; resume with --resume {result.folder}"
+        )
+    if result.weights is not None:
+        print(f"trained {result.step} steps: {result.weights}, {result.folder / 'model.yaml'}", flush=True)
+
+
+def _configuration(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Return the configuration with its overrides, and the name of its file."""
+    if args.config is not None:
+        return read_config(args.config, args.overrides), Path(args.config).stem
+    if args.resume in (None, "auto"):
+        raise InputError("--config: missing; expected a YAML file of configs/training")
+    folder = Path(args.resume)
+    folder = folder.parent if folder.suffix == ".ckpt" else folder
+    folder = folder.parent if folder.name == "checkpoints" else folder
+    if not (folder / "config.yaml").is_file():
+        raise InputError(
+            f"--resume {args.resume}: {folder} is no run; expected its folder, such as runs/NAME, with the "
+            "config.yaml that training writes there"
+        )
+    return read_config(folder / "config.yaml", args.overrides), folder.name
+
+
+def print_config(config: dict[str, Any]) -> None:
+    """Print every setting with its default filled in, and what would be trained."""
+    from ldm.training.fit import describe, resolve_config
+    from ldm.yaml_file import to_yaml
+
+    resolved = resolve_config(config)
+    print(to_yaml(resolved), end="")
+    print(f"# {describe(resolved)}")
