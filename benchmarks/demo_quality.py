@@ -49,7 +49,7 @@ from benchmarks.quality import (  # noqa: E402
     summary,
 )
 from demo.scenes import SINGLE_SCALES, EmojiScenes  # noqa: E402
-from ldm.backends.device import resolve_device  # noqa: E402
+from ldm.devices import resolve_device  # noqa: E402
 from ldm.errors import InputError, LdmError  # noqa: E402
 from ldm.requests import Txt2Img  # noqa: E402
 

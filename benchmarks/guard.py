@@ -20,8 +20,8 @@ from collections.abc import Callable
 import torch
 from unet_speed import random_unet
 
-from ldm.backends.device import DTYPES, autocast
-from ldm.tasks.guard import are_finite
+from ldm.devices import DTYPES, autocast
+from ldm.networks import are_finite
 
 
 def seconds(work: Callable[[], object], device: str, repeats: int) -> float:

@@ -36,9 +36,10 @@ from benchmarks.quality import (
     retrieval,
     single_requests,
 )
+from demo.hints import shrunk
 from demo.scenes import EmojiScenes
-from ldm.backends.device import resolve_device
-from ldm.data.hints import inflated, shrunk
+from ldm.data.hints import inflated
+from ldm.devices import resolve_device
 from ldm.imaging.back_projection import back_project
 from ldm.imaging.colour import from_uint8, to_uint8
 from ldm.requests import Depth2Img, Inpaint, Request, Unclip, Upscale
@@ -251,7 +252,7 @@ class TaskBenchmark:
         """Return the final images of a request, and note the time."""
         began = time.perf_counter()
         batches = ldm.generate(self.model, request)
-        made = np.stack([image for batch in batches for image in batch.pictures()])
+        made = np.stack([image for batch in batches for image in batch.to_uint8()])
         seconds = (time.perf_counter() - began) / len(made)
         self.seconds_per_picture = seconds if not self.seconds_per_picture else (
             0.9 * self.seconds_per_picture + 0.1 * seconds

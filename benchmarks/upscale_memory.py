@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ldm.backends.device import DTYPES
 from ldm.backends.memory import peak_resident_bytes, resident_bytes
 from ldm.cli.options import size_in_bytes
 from ldm.config import find_config, instantiate, load_config
+from ldm.devices import DTYPES
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.tasks import memory_plan, upscale
 from ldm.tasks.sampling import Settings
@@ -100,7 +100,7 @@ def child(side: int, budget: int, full: bool, dtype: torch.dtype) -> None:
     tiling = upscale.plan_upscale(model, (side, side), 1, settings, max_memory=budget)
     started = time.perf_counter()
     (batch,) = upscale.upscale(model, image, ["x"], seed=0, settings=settings, tiling=tiling)
-    batch.pictures()
+    batch.to_uint8()
     seconds, peak = time.perf_counter() - started, peak_resident_bytes()
     print(f"{memory_plan.described(tiling)}\t{said[0] / 1e9:.2f}\t{peak / 1e9:.2f}\t{seconds:.0f}")
 

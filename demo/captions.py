@@ -1,11 +1,11 @@
-"""The words of the emoji data: articles, plurals, tags, mirrorable pictures and the ten background colours.
+"""The words of the emoji data: articles, plurals, tags, mirrorable images and the ten background colours.
 
 Caption grammar:
 
     {style} emoji of {phrase}[ next to {phrase}][, {tag}][, {colour} background]
 
 A phrase is a label with the article that English wants: "a red apple", "an owl", "the sun", "cherries".
-Labels and tags are those of emojibase (Unicode CLDR); everyday names ("car" for "automobile") stand beside.
+Labels and tags are those of emojibase (Unicode CLDR); everyday names ("car" for "automobile") are below.
 """
 
 import re
@@ -182,7 +182,7 @@ def is_mirrorable(label: str) -> bool:
 
 
 # The tags that a caption may carry: plain words for a kind, a material or a place. The collection's others
-# are slang, moods and associations, which say little about a picture.
+# are slang, moods and associations, which say little about an image.
 _TAGS = frozenset(
     "airplane alcohol animal arctic art ball bakery balls bank beach bear bee berry berries beverage "
     "bicycle bike bird birthday boat book box bread breakfast building bunny burger cab candy car cat "

@@ -11,6 +11,7 @@ import json
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a clone works without being installed
@@ -18,6 +19,11 @@ sys.path.insert(0, str(ROOT))  # a clone works without being installed
 from ldm.cli import app  # noqa: E402
 from ldm.cli.parser import Parser, add_messages, argument_type  # noqa: E402
 from ldm.requests.fields import integer  # noqa: E402
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ldm.imaging.preview import LatentToRGB
 
 PROMPTS = (
     "3d emoji of a cat, blue background",
@@ -29,6 +35,28 @@ PROMPTS = (
     "a blue house",
     "flat emoji of a pink flower, yellow background",
 )
+
+
+def fit_map(latents: "Tensor", images: "Tensor") -> "tuple[LatentToRGB, float]":
+    """Return the least-squares map, and the share of the images' variance that it explains.
+
+    Args:
+        latents: (n, c, h, w).
+        images: (n, 3, H, W) in -1..1, the images of these latents; each latent is fitted to the mean of its
+            pixels.
+    """
+    import torch
+
+    from ldm.imaging.preview import LatentToRGB
+
+    small = torch.nn.functional.interpolate(images.double(), latents.shape[-2:], mode="area")
+    x = latents.double().movedim(1, -1).flatten(0, -2)  # (n h w, c)
+    x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+    y = small.movedim(1, -1).flatten(0, -2)  # (n h w, 3)
+    solution = torch.linalg.lstsq(x, y).solution  # (c + 1, 3)
+    explained = 1 - float((y - x @ solution).var() / y.var())
+    *factors, bias = [tuple(round(value, 4) for value in row) for row in solution.tolist()]
+    return LatentToRGB(tuple(factors), bias), explained
 
 
 def make_parser() -> Parser:
@@ -44,7 +72,6 @@ def main(args: Namespace) -> None:
     import torch
 
     from ldm import generate, load_model
-    from ldm.imaging.preview import fit_map
     from ldm.jobs.opening import demo_files
     from ldm.requests import Txt2Img
 
@@ -57,7 +84,7 @@ def main(args: Namespace) -> None:
     preview, explained = fit_map(latents, images.clamp(-1, 1))
     rows = ",\n    ".join(json.dumps(row) for row in preview.factors)
     args.out.write_text(f'{{\n  "factors": [\n    {rows}\n  ],\n  "bias": {json.dumps(preview.bias)}\n}}\n')
-    print(f"{args.out}: fitted to {len(latents)} pictures, explains {explained:.1%} of their variance")
+    print(f"{args.out}: fitted to {len(latents)} images, explains {explained:.1%} of their variance")
 
 
 if __name__ == "__main__":

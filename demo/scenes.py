@@ -1,4 +1,4 @@
-"""Scenes of emoji on a coloured ground, with captions: the demonstration model's data.
+"""Scenes of emoji on a coloured ground, with captions: the demo model's data.
 
     image = alpha * sprite + (1 - alpha) * background,   in -1..1
 
@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from demo.captions import BACKGROUNDS, WHITE, caption
-from ldm.data.hints import check_hint, make_hint
+from demo.hints import check_hint, make_hint
 from ldm.errors import InputError
 
-SINGLE_SCALES = (0.84, 0.88, 0.92)  # of the picture's side
+SINGLE_SCALES = (0.84, 0.88, 0.92)  # of the image's side
 PAIR_SCALE = 0.46
 _COLOURS = tuple(BACKGROUNDS)
 
@@ -50,7 +50,7 @@ class EmojiScenes:
     tag_fraction              captions with a tag behind the phrase
     bare_label_fraction       captions that are the label and nothing else (on white, one object)
     empty_caption_fraction    captions that are empty
-    hint                      mask, depth or small (ldm.data.hints): a batch's third part
+    hint                      mask, depth or small (demo.hints): a batch's third part
     crop                      side of a random crop of each scene; None: the whole scene
     device                    where sprites live and images are composed; the choices are drawn on the CPU
     """

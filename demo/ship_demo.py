@@ -1,4 +1,4 @@
-"""Put a trained demonstration model where the package ships it, configs/demo/.
+"""Put a trained demo model where the package ships it, configs/demo/.
 
     python demo/ship_demo.py --diffusion runs/emoji_diffusion --clip runs/emoji_clip
     python demo/ship_demo.py --task inpaint --diffusion runs/emoji_inpaint
@@ -11,9 +11,12 @@ With --task the export becomes emoji_TASK.yaml and emoji_TASK.safetensors, which
 emoji.safetensors alone, and names it (ldm.checkpoint.delta).
 """
 
+import json
 import sys
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a clone works without being installed
@@ -21,12 +24,15 @@ sys.path.insert(0, str(ROOT))  # a clone works without being installed
 from ldm.cli import app  # noqa: E402
 from ldm.cli.parser import Parser, add_messages  # noqa: E402
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 # what is trained -> the task that the file states, as `identify` calls it
 TASKS = {"inpaint": "inpaint", "depth": "depth", "upscale": "upscale", "unclip": "unclip-h"}
 HEADING = """\
 # python scripts/txt2img.py --prompt "3d emoji of a cat, blue background"
 #
-# The demonstration model: 128 x 128 emoji. What it can draw, and how well: MODEL_CARD.md.
+# The demo model: 128 x 128 emoji. What it can draw, and how well: MODEL_CARD.md.
 
 """
 
@@ -79,7 +85,6 @@ def ship_difference(run: Path, out: Path, task: str) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    from ldm.checkpoint.delta import description, difference
     from ldm.files.atomic import atomic_write
     from ldm.jobs.choosing import prediction_of
     from ldm.yaml_file import read_yaml, to_yaml
@@ -99,6 +104,28 @@ def ship_difference(run: Path, out: Path, task: str) -> None:
     atomic_write(out / f"emoji_{task}.safetensors", lambda file: save_file(differing, file, metadata=about))
     if read_yaml(heading) != described:
         atomic_write(heading, lambda file: file.write_text(text))
+
+
+def difference(
+    tuned: "Mapping[str, Tensor]", base: "Mapping[str, Tensor]"
+) -> "tuple[dict[str, Tensor], list[str]]":
+    """Return what differs from `base`, and the names that only `base` has."""
+    differing = {name: x for name, x in tuned.items() if name not in base or not same(x, base[name])}
+    return differing, sorted(set(base) - set(tuned))
+
+
+def same(one: "Tensor", other: "Tensor") -> bool:
+    import torch
+
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+
+
+def description(base: Path, absent: list[str]) -> dict[str, str]:
+    """Return the metadata of a delta from the file `base`."""
+    from ldm.checkpoint.delta import ABSENT, BASE, BASE_SHA256
+    from ldm.files.digest import sha256
+
+    return {BASE: base.name, BASE_SHA256: sha256(base), ABSENT: json.dumps(absent)}
 
 
 def check_there(*paths: Path) -> None:

@@ -239,7 +239,7 @@ def manifest_entries(concepts: list[Concept], styles: Iterable[str]) -> Iterator
     labels = {concept.label for concept in concepts}
     for concept in concepts:
         everyday = everyday_name(concept.label, concept.group)
-        if everyday in labels:  # "cat" is another picture than "cat face" where both are there
+        if everyday in labels:  # "cat" is another image than "cat face" where both are there
             everyday = None
         held_out = held_out_styles(concept.code_point, STYLES)
         for style in styles:

@@ -33,7 +33,7 @@ def make_parser() -> Parser:
     add("--arch", type=Path, default=DEMO / "emoji_clip.json", help="its architecture")
     add("--data", type=Path, default=ROOT / "data/emoji/128", help="folder of make_emoji.py")
     add("--concepts", type=Path, default=DEMO / "drawn.txt", help="file of the labels to draw")
-    add("--count", type=int, default=4096, help="pictures that the statistics are taken over")
+    add("--count", type=int, default=4096, help="images that the statistics are taken over")
     add("--out", type=Path, default=Path("runs/emoji_unclip_parts"), help="folder to write to")
     add_messages(parser)
     return parser
@@ -60,7 +60,7 @@ def main(args: Namespace) -> None:
     for name, tensors in (("tower", tower), ("stats", stats)):
         atomic_write(args.out / f"{name}.safetensors", lambda file, tensors=tensors: save_file(tensors, file))
     deviation = float(stats["std"].mean())
-    print(f"{args.out}: tower and statistics over {len(embedded)} pictures, mean deviation {deviation:.3f}")
+    print(f"{args.out}: tower and statistics over {len(embedded)} images, mean deviation {deviation:.3f}")
 
 
 def normalised_input(tower: "dict[str, Tensor]") -> "dict[str, Tensor]":

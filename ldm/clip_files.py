@@ -12,6 +12,11 @@ from typing import Any
 
 from ldm.errors import BackendUnavailable, ConfigError, nearest
 
+VIT_L_14 = {  # OpenAI's text tower, of SD 1.x, by the names of transformers
+    "vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "max_position_embeddings": 77, "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}  # fmt: skip
 MERGES = "bpe_simple_vocab_16e6.txt.gz"
 
 

@@ -11,7 +11,7 @@ import logging
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,11 @@ NONE_LITERALS = ("__is_first_stage__", "__is_unconditional__")
 # Nodes that only training reads, where its own configuration says it: not built, a class that asks gets None.
 TRAINING_NODES = ("lossconfig", "scheduler_config")
 NODE_KEYS = ("target", "params", "base_learning_rate")
-# May name a file beside the YAML; with the ending it has.
+# May name a file next to the YAML; with its ending.
 FILE_KEYS = {"arch": ".json", "bpe_path": "", "model": ".json"}
 BUILDABLE_PACKAGES = ("ldm.models.", "ldm.training.", "ldm.data.", "ldm.adapters.")
-DEMO_DATA = "demo.scenes.EmojiScenes"     # of a checkout; see docs/DEMO_DATA.md
+# Of a checkout; see docs/DEMO_DATA.md.
+DEMO_CLASSES = ("demo.scenes.EmojiScenes", "demo.discs.Discs", "demo.clip_training.ClipTraining")
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 PACKAGE = Path(__file__).resolve().parent
 
@@ -57,7 +58,7 @@ def find_config(path: str | Path) -> Path:
 
 
 def yaml_beside(weights: str | Path) -> Path | None:
-    """Return NAME.yaml beside NAME.safetensors, as training writes it, if it is there."""
+    """Return NAME.yaml next to NAME.safetensors, as training writes it, if there is one."""
     path = Path(weights).with_suffix(".yaml")
     return path if Path(weights).is_file() and path.is_file() else None
 
@@ -114,20 +115,27 @@ def _existing(parent: Any, part: str, override: str) -> Any:
     raise ConfigError(f"override {override!r}: there is no {part!r}{nearest(part, known)}")
 
 
-def _with_files_in(folder: Path, value: Any) -> Any:
-    """Return `value` with the paths of FILE_KEYS in `folder` where the file lies there."""
+def map_files(value: Any, change: Callable[[str, str], str]) -> Any:
+    """Return `value` with `change(key, path)` in place of every path of FILE_KEYS."""
     if isinstance(value, list):
-        return [_with_files_in(folder, item) for item in value]
+        return [map_files(item, change) for item in value]
     if not isinstance(value, dict):
         return value
-    found = {}
-    for key, item in value.items():
-        if key in FILE_KEYS and isinstance(item, str) and item:
-            file = folder / (item if item.endswith(FILE_KEYS[key]) else item + FILE_KEYS[key])
-            found[key] = str(file) if file.is_file() else item
-        else:
-            found[key] = _with_files_in(folder, item)
-    return found
+    return {
+        key: change(key, item) if key in FILE_KEYS and isinstance(item, str) and item
+        else map_files(item, change)
+        for key, item in value.items()
+    }  # fmt: skip
+
+
+def _with_files_in(folder: Path, value: Any) -> Any:
+    """Return `value` with the paths of FILE_KEYS in `folder` where the file lies there."""
+
+    def found(key: str, path: str) -> str:
+        file = folder / (path if path.endswith(FILE_KEYS[key]) else path + FILE_KEYS[key])
+        return str(file) if file.is_file() else path
+
+    return map_files(value, found)
 
 
 def instantiate(node: Any, path: str = "model") -> Any:
@@ -173,7 +181,7 @@ def _is_node(value: Any) -> bool:
     return isinstance(value, dict) and "target" in value
 
 
-def _find_class(target: Any) -> type:
+def find_class(target: Any) -> type:
     """Return the class a target means; nothing outside the project is imported."""
     if not isinstance(target, str) or not DOTTED_NAME.fullmatch(target):
         raise ConfigError(f"target {target!r}; expected a dotted class name")
@@ -183,9 +191,9 @@ def _find_class(target: Any) -> type:
         return Identity
     dotted = PUBLISHED.get(target, target)
     known = [*PUBLISHED, "torch.nn.Identity"]
-    if target == DEMO_DATA and not (PACKAGE.parent / "demo" / "scenes.py").is_file():
+    if target in DEMO_CLASSES and not (PACKAGE.parent / "demo" / "scenes.py").is_file():
         raise BackendUnavailable(f"target {target} is in a checkout only: clone the repository")
-    if not dotted.startswith(BUILDABLE_PACKAGES) and target not in (*PUBLISHED, DEMO_DATA):
+    if not dotted.startswith(BUILDABLE_PACKAGES) and target not in (*PUBLISHED, *DEMO_CLASSES):
         raise ConfigError(f"target {target} is not a class of this project{nearest(target, known)}")
     module, _, name = dotted.rpartition(".")
     try:
@@ -222,7 +230,7 @@ def _node_faults(node: dict[str, Any], path: str) -> Iterator[str]:
         yield f"{path}.params: expected a mapping, got {params!r}"
         return
     try:
-        cls = _find_class(node["target"])
+        cls = find_class(node["target"])
     except ConfigError as error:
         yield f"{path}: {error}"
         for key, value in (params or {}).items():
@@ -335,7 +343,7 @@ def _build(value: Any, path: str) -> Any:
         return value
     if not _is_node(value):
         return {key: _build(item, f"{path}.{key}") for key, item in value.items()}
-    cls = _find_class(value["target"])
+    cls = find_class(value["target"])
     accepted, takes_any = _parameters(cls)
     params = {}
     for key, item in (value.get("params") or {}).items():

@@ -14,88 +14,67 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-PUBLISHED: dict[str, str] = {
-    "ldm.models.diffusion.ddpm.LatentDiffusion": "ldm.models.latent_diffusion.LatentDiffusion",
-    "ldm.models.diffusion.ddpm.LatentFinetuneDiffusion":
-        "ldm.models.latent_diffusion.LatentFinetuneDiffusion",
-    "ldm.models.diffusion.ddpm.LatentInpaintDiffusion": "ldm.models.latent_inpaint.LatentInpaintDiffusion",
-    "ldm.models.diffusion.ddpm.LatentDepth2ImageDiffusion":
-        "ldm.models.latent_depth.LatentDepth2ImageDiffusion",
-    "ldm.models.diffusion.ddpm.LatentUpscaleDiffusion": "ldm.models.latent_upscale.LatentUpscaleDiffusion",
-    "ldm.models.diffusion.ddpm.LatentUpscaleFinetuneDiffusion":
-        "ldm.models.latent_upscale.LatentUpscaleFinetuneDiffusion",
-    "ldm.models.diffusion.ddpm.ImageEmbeddingConditionedLatentDiffusion":
-        "ldm.models.unclip.ImageEmbeddingConditionedLatentDiffusion",
-    "ldm.models.diffusion.ddpm.DDPM": "ldm.models.ddpm.DDPM",
-    "ldm.models.diffusion.ddpm.DiffusionWrapper": "ldm.models.latent_diffusion.DiffusionWrapper",
-    "ldm.models.diffusion.ddim.DDIMSampler": "ldm.samplers.published.DDIMSampler",
-    "ldm.models.diffusion.plms.PLMSSampler": "ldm.samplers.published.PLMSSampler",
-    "ldm.models.diffusion.dpm_solver.DPMSolverSampler": "ldm.samplers.published.DPMSolverSampler",
-    "ldm.models.diffusion.dpm_solver.sampler.DPMSolverSampler": "ldm.samplers.published.DPMSolverSampler",
-    "ldm.modules.diffusionmodules.openaimodel.UNetModel": "ldm.models.unet.UNetModel",
-    "ldm.modules.diffusionmodules.openaimodel.ResBlock": "ldm.models.unet.ResBlock",
-    "ldm.modules.diffusionmodules.openaimodel.Upsample": "ldm.models.unet.Upsample",
-    "ldm.modules.diffusionmodules.openaimodel.Downsample": "ldm.models.unet.Downsample",
-    "ldm.modules.diffusionmodules.openaimodel.AttentionBlock": "ldm.models.attention.AttentionBlock",
-    "ldm.modules.diffusionmodules.openaimodel.TimestepEmbedSequential":
-        "ldm.models.unet.TimestepEmbedSequential",
-    "ldm.modules.diffusionmodules.model.Encoder": "ldm.models.autoencoder.Encoder",
-    "ldm.modules.diffusionmodules.model.Decoder": "ldm.models.autoencoder.Decoder",
-    "ldm.modules.diffusionmodules.model.ResnetBlock": "ldm.models.autoencoder.ResnetBlock",
-    "ldm.modules.diffusionmodules.model.AttnBlock": "ldm.models.autoencoder.AttnBlock",
-    "ldm.modules.diffusionmodules.util.make_beta_schedule": "ldm.diffusion.published.make_beta_schedule",
-    "ldm.modules.diffusionmodules.util.timestep_embedding": "ldm.diffusion.timesteps.timestep_embedding",
-    "ldm.modules.diffusionmodules.util.make_ddim_timesteps": "ldm.diffusion.published.make_ddim_timesteps",
-    "ldm.modules.diffusionmodules.util.make_ddim_sampling_parameters":
-        "ldm.diffusion.published.make_ddim_sampling_parameters",
-    "ldm.modules.diffusionmodules.util.extract_into_tensor": "ldm.diffusion.published.extract_into_tensor",
-    "ldm.modules.attention.CrossAttention": "ldm.models.attention.CrossAttention",
-    "ldm.modules.attention.MemoryEfficientCrossAttention": "ldm.models.attention.CrossAttention",
-    "ldm.modules.attention.SpatialTransformer": "ldm.models.attention.SpatialTransformer",
-    "ldm.modules.attention.BasicTransformerBlock": "ldm.models.attention.BasicTransformerBlock",
-    "ldm.modules.attention.FeedForward": "ldm.models.attention.FeedForward",
-    "ldm.modules.attention.GEGLU": "ldm.models.attention.GEGLU",
-    "ldm.modules.attention.default": "ldm.util.default",
-    "ldm.modules.attention.exists": "ldm.util.exists",
-    "ldm.modules.diffusionmodules.util.noise_like": "ldm.diffusion.published.noise_like",
-    "ldm.modules.diffusionmodules.util.mean_flat": "ldm.util.mean_flat",
-    "ldm.modules.diffusionmodules.util.zero_module": "ldm.models.attention.zero_module",
-    "ldm.modules.distributions.distributions.DiagonalGaussianDistribution":
-        "ldm.models.gaussian.DiagonalGaussianDistribution",
-    "ldm.modules.ema.LitEma": "ldm.training.ema.LitEma",
-    "ldm.modules.encoders.modules.FrozenCLIPEmbedder": "ldm.models.text_clip.FrozenCLIPEmbedder",
-    "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder": "ldm.models.text_openclip.FrozenOpenCLIPEmbedder",
-    "ldm.modules.encoders.modules.FrozenOpenCLIPImageEmbedder":
-        "ldm.models.image_clip.FrozenOpenCLIPImageEmbedder",
-    "ldm.modules.encoders.modules.ClipImageEmbedder": "ldm.models.image_clip.ClipImageEmbedder",
-    "ldm.modules.midas.api.MiDaSInference": "ldm.models.midas.MiDaSInference",
-    "ldm.modules.midas.api.load_midas_transform": "ldm.models.midas.load_midas_transform",
-    "ldm.data.util.AddMiDaS": "ldm.models.midas.AddMiDaS",
-    "ldm.modules.encoders.modules.CLIPEmbeddingNoiseAugmentation":
-        "ldm.models.noise_augmentation.CLIPEmbeddingNoiseAugmentation",
-    "ldm.modules.diffusionmodules.upscaling.AbstractLowScaleModel":
-        "ldm.models.noise_augmentation.AbstractLowScaleModel",
-    "ldm.modules.diffusionmodules.upscaling.SimpleImageConcat":
-        "ldm.models.noise_augmentation.SimpleImageConcat",
-    "ldm.modules.diffusionmodules.upscaling.ImageConcatWithNoiseAugmentation":
-        "ldm.models.noise_augmentation.ImageConcatWithNoiseAugmentation",
-    "cldm.cldm.ControlLDM": "ldm.models.controlnet.ControlLDM",
-    "cldm.cldm.ControlNet": "ldm.models.controlnet.ControlNet",
-    "cldm.cldm.ControlledUnetModel": "ldm.models.controlnet.ControlledUnetModel",
-    "cldm.ddim_hacked.DDIMSampler": "ldm.samplers.published.ControlDDIMSampler",
-    "cldm.model.create_model": "ldm.reference_scripts.create_model",
-    "cldm.model.load_state_dict": "ldm.reference_scripts.load_state_dict",
-    "cldm.model.get_state_dict": "ldm.reference_scripts.get_state_dict",
-    "cldm.hack.disable_verbosity": "ldm.reference_scripts.disable_verbosity",
-    "cldm.hack.enable_sliced_attention": "ldm.reference_scripts.enable_sliced_attention",
+# Old module -> module of today -> the names that moved there.
+_MOVED = {
+    "ldm.models.diffusion.ddpm": {
+        "ldm.models.latent_diffusion": "LatentDiffusion LatentFinetuneDiffusion DiffusionWrapper",
+        "ldm.models.latent_inpaint": "LatentInpaintDiffusion",
+        "ldm.models.latent_depth": "LatentDepth2ImageDiffusion",
+        "ldm.models.latent_upscale": "LatentUpscaleDiffusion LatentUpscaleFinetuneDiffusion",
+        "ldm.models.unclip": "ImageEmbeddingConditionedLatentDiffusion",
+        "ldm.models.ddpm": "DDPM",
+    },
+    "ldm.models.diffusion.ddim": {"ldm.samplers.published": "DDIMSampler"},
+    "ldm.models.diffusion.plms": {"ldm.samplers.published": "PLMSSampler"},
+    "ldm.models.diffusion.dpm_solver": {"ldm.samplers.published": "DPMSolverSampler"},
+    "ldm.models.diffusion.dpm_solver.sampler": {"ldm.samplers.published": "DPMSolverSampler"},
+    "ldm.modules.diffusionmodules.openaimodel": {
+        "ldm.models.unet": "UNetModel ResBlock Upsample Downsample TimestepEmbedSequential",
+        "ldm.models.attention": "AttentionBlock",
+    },
+    "ldm.modules.diffusionmodules.model": {"ldm.models.autoencoder": "Encoder Decoder ResnetBlock AttnBlock"},
+    "ldm.modules.diffusionmodules.util": {
+        "ldm.diffusion.published":
+            "make_beta_schedule make_ddim_timesteps make_ddim_sampling_parameters "
+            "extract_into_tensor noise_like",
+        "ldm.diffusion.timesteps": "timestep_embedding",
+        "ldm.util": "mean_flat",
+        "ldm.models.attention": "zero_module",
+    },
+    "ldm.modules.attention": {
+        "ldm.models.attention": "CrossAttention SpatialTransformer BasicTransformerBlock FeedForward GEGLU",
+        "ldm.util": "default exists",
+    },
+    "ldm.modules.distributions.distributions": {"ldm.models.gaussian": "DiagonalGaussianDistribution"},
+    "ldm.modules.ema": {"ldm.training.ema": "LitEma"},
+    "ldm.modules.encoders.modules": {
+        "ldm.models.text_clip": "FrozenCLIPEmbedder",
+        "ldm.models.text_openclip": "FrozenOpenCLIPEmbedder",
+        "ldm.models.image_clip": "FrozenOpenCLIPImageEmbedder ClipImageEmbedder",
+        "ldm.models.noise_augmentation": "CLIPEmbeddingNoiseAugmentation",
+    },
+    "ldm.modules.midas.api": {"ldm.models.midas": "MiDaSInference load_midas_transform"},
+    "ldm.data.util": {"ldm.models.midas": "AddMiDaS"},
+    "ldm.modules.diffusionmodules.upscaling": {
+        "ldm.models.noise_augmentation":
+            "AbstractLowScaleModel SimpleImageConcat ImageConcatWithNoiseAugmentation",
+    },
+    "cldm.cldm": {"ldm.models.controlnet": "ControlLDM ControlNet ControlledUnetModel"},
+    "cldm.model": {"ldm.reference_scripts": "create_model load_state_dict get_state_dict"},
+    "cldm.hack": {"ldm.reference_scripts": "disable_verbosity enable_sliced_attention"},
     # In a checkout the scripts themselves are found first, and import the same functions.
-    "scripts.txt2img.chunk": "ldm.reference_scripts.chunk",
-    "scripts.txt2img.load_model_from_config": "ldm.reference_scripts.load_model_from_config",
-    "scripts.txt2img.put_watermark": "ldm.reference_scripts.put_watermark",
-    "scripts.img2img.chunk": "ldm.reference_scripts.chunk",
-    "scripts.img2img.load_img": "ldm.reference_scripts.load_img",
-    "scripts.img2img.load_model_from_config": "ldm.reference_scripts.load_model_from_config",
-    "ldm.lr_scheduler.LambdaLinearScheduler": "ldm.training.lr_scheduler.LambdaLinearScheduler",
+    "scripts.txt2img": {"ldm.reference_scripts": "chunk load_model_from_config put_watermark"},
+    "scripts.img2img": {"ldm.reference_scripts": "chunk load_img load_model_from_config"},
+    "ldm.lr_scheduler": {"ldm.training.lr_scheduler": "LambdaLinearScheduler"},
+}
+PUBLISHED: dict[str, str] = {
+    f"{old}.{name}": f"{new}.{name}"
+    for old, moved in _MOVED.items()
+    for new, names in moved.items()
+    for name in names.split()
+} | {
+    "ldm.modules.attention.MemoryEfficientCrossAttention": "ldm.models.attention.CrossAttention",
+    "cldm.ddim_hacked.DDIMSampler": "ldm.samplers.published.ControlDDIMSampler",
 }
 
 # Keys of published configurations that no longer matter, by the reason. A class that takes one still gets it.
@@ -114,8 +93,8 @@ _IGNORED = {
     "--device decides, for the whole model": "device to_cuda",
     "images have two dimensions": "dims",
     "belongs to training; its configuration says it":
-        "ema_decay embedding_dropout l_simple_weight learn_logvar logvar_init loss_type lossconfig monitor "
-        "original_elbo_weight reset_ema reset_num_ema_updates scheduler_config ucg_training use_checkpoint",
+        "ema_decay embedding_dropout learn_logvar lossconfig monitor reset_ema reset_num_ema_updates "
+        "scheduler_config ucg_training use_checkpoint",
     "null in every published file for inference": "finetune_keys keep_finetune_dims",
     "harmless keys of checkpoints are known by name": "ignore_keys",
     "checkpoints are matched completely": "load_only_unet",
@@ -125,7 +104,6 @@ _IGNORED = {
     "--dtype decides": "use_bf16 use_fp16",
     "says which weights of a checkpoint to read": "use_ema",
     "unused in every published file": "use_positional_encodings",
-    "affects only DDPM's posterior, which no sampler of the scripts uses": "v_posterior",
     "weights are never downloaded; the checkpoint holds them": "version",
 }
 IGNORED_PARAMS = {key: reason for reason, keys in _IGNORED.items() for key in keys.split()}

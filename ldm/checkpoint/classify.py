@@ -1,6 +1,6 @@
 """Say what a set of weights is from names, shapes and labels alone.
 
-Parts are told by the prefixes of published files (`model.diffusion_model.`, ...), by the folders of a
+Parts are recognised by the prefixes of LDM key names (`model.diffusion_model.`, ...), by the folders of a
 diffusers pipeline ("unet/...": a slash is in no tensor's name), and in files of one part by the names
 themselves. A UNet then tells the rest by three shapes:
 

@@ -7,7 +7,6 @@
 A folder needs a configuration, which is compared with the weights before anything is written.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.backends.meta import on_meta
 from ldm.checkpoint import convert as writing
 from ldm.checkpoint import identify
 from ldm.checkpoint.classify import CONFIGS, PREDICTION_KEYS, PREDICTIONS, SD, V_MARK, config_for
@@ -26,10 +24,9 @@ from ldm.checkpoint.opened import open_weights, to_ldm_names
 from ldm.checkpoint.parts import EMA, TABLE, UNET
 from ldm.checkpoint.sniff import Container
 from ldm.config import instantiate, read_config, yaml_beside
+from ldm.devices import on_meta
 from ldm.errors import ConfigError, InputError, WrongModelError
 from ldm.loading.match import match_keys
-
-logger = logging.getLogger(__name__)
 
 FILE_ENDING = ".safetensors"
 # unCLIP's statistics of image embeddings: a file may leave them out, a folder may not.

@@ -11,7 +11,6 @@ So a file comes back from its folder bit by bit. Tensors are cast, where that is
 has come; the tables of the noise schedule never are, because half precision would spoil them.
 """
 
-import logging
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -29,8 +28,6 @@ from ldm.checkpoint.parts import EMA, PARTS, UNET, part_of
 from ldm.checkpoint.writer import Entry, write_safetensors
 from ldm.errors import BadValuesError, InputError, WrongModelError
 from ldm.files.atomic import atomic_folder
-
-logger = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
 Progress = Callable[[int, int], None]           # (bytes done, bytes in all)
@@ -67,13 +64,13 @@ class Converted:
 def select(
     tensors: Tensors, copy: str, prune: bool, raw_names: Iterable[str] | None = None
 ) -> tuple[Tensors, dict[str, Amount]]:
-    """Choose between raw and averaged weights, and leave out what only training needs.
+    """Choose between raw and EMA weights, and leave out what only training needs.
 
     Args:
         tensors: by published names.
-        copy: of COPIES: which copy becomes the weights. "both" keeps the averaged copy beside the raw one;
-            "auto" is that, or with `prune` the raw weights, or the averaged ones where there are no others.
-        raw_names: published names that the averaged copy may be of, for files that hold nothing else.
+        copy: of COPIES: which copy becomes the weights. "both" keeps the EMA and the raw weights;
+            "auto" is that, or with `prune` the raw weights, or the EMA weights if there are no others.
+        raw_names: LDM key names that the EMA weights may be of, for files that hold nothing else.
 
     Returns:
         what is left, and what was dropped by reason.
@@ -87,17 +84,17 @@ def select(
     if copy == "auto":
         copy = "both" if not prune else "raw" if raw or not averaged else "ema"
     if copy == "raw" and averaged and not raw:
-        raise WrongModelError("there are only averaged (EMA) weights; give --weights ema")
+        raise WrongModelError("there are only EMA weights; give --weights ema")
     dropped: dict[str, Amount] = {}
     if copy == "ema":
         lacking = [name for name, x in raw.items() if averaged_name(name) not in averaged]
         if lacking or not averaged:
             what = f"lacks {len(lacking)} weights, such as {lacking[0]}" if averaged else "is not there"
-            raise WrongModelError(f"the averaged (EMA) copy {what}; leave --weights ema out")
-        dropped["raw weights, the averaged (EMA) ones take their place"] = amount(raw.values())
+            raise WrongModelError(f"the EMA copy {what}; leave --weights ema out")
+        dropped["raw weights, replaced by the EMA weights"] = amount(raw.values())
         tensors = with_averaged_weights(tensors, raw_names)
     elif copy == "raw":
-        dropped["averaged (EMA) copy"] = amount(copies.values())
+        dropped["EMA weights"] = amount(copies.values())
         tensors = {name: x for name, x in tensors.items() if name not in copies}
     if prune:
         training = {name: x for name, x in tensors.items() if TRAINING.fullmatch(name)}

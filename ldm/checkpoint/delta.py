@@ -3,8 +3,8 @@
     delta = {name: x for name, x in tuned if base[name] is not x, bit for bit}
     tuned = base without the absent names, with delta over it
 
-Metadata: `sd.base`, the other file's name, beside the delta; `sd.base_sha256`; `sd.absent`, a JSON list of
-the base's names that the tuned model lacks. So the digest of a delta is one of the whole model.
+Metadata: `sd.base`, the name of the other file, which is next to the delta; `sd.base_sha256`; `sd.absent`, a
+JSON list of the base's names that the tuned model lacks. So the digest of a delta is one of the whole model.
 
 Reading completes a delta (`ldm.checkpoint.opened`, `identification`), so nothing else needs to know of them.
 """
@@ -12,52 +12,30 @@ Reading completes a delta (`ldm.checkpoint.opened`, `identification`), so nothin
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from ldm.checkpoint.sniff import shown
 from ldm.errors import CheckpointError, DamagedCheckpointError
 from ldm.files.digest import sha256
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 BASE, BASE_SHA256, ABSENT = "sd.base", "sd.base_sha256", "sd.absent"
 
 T = TypeVar("T")                # a tensor, or what a header says of it
 
 
-def difference(
-    tuned: "Mapping[str, Tensor]", base: "Mapping[str, Tensor]"
-) -> "tuple[dict[str, Tensor], list[str]]":
-    """Return what differs from `base`, and the names that only `base` has."""
-    differing = {name: x for name, x in tuned.items() if name not in base or not same(x, base[name])}
-    return differing, sorted(set(base) - set(tuned))
-
-
-def same(one: "Tensor", other: "Tensor") -> bool:
-    import torch
-
-    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
-
-
-def description(base: Path, absent: list[str]) -> dict[str, str]:
-    """Return the metadata of a delta from the file `base`."""
-    return {BASE: base.name, BASE_SHA256: sha256(base), ABSENT: json.dumps(absent)}
-
-
 def base_of(path: Path, metadata: Mapping[str, str]) -> Path | None:
     """Return the file that the delta `path` is to be completed by; None where `path` is no delta.
 
     Raises:
-        CheckpointError: it is not beside the delta, or is another file than the delta was made from.
+        CheckpointError: it is not next to the delta, or is another file than the delta was made from.
     """
     if BASE not in metadata:
         return None
     base = path.parent / Path(metadata[BASE]).name
     if not base.is_file():
-        raise CheckpointError(f"{path}: is a difference from {shown(base.name)}; put that file beside it")
+        raise CheckpointError(f"{path}: is a difference from {shown(base.name)}; put that file next to it")
     if sha256(base) != metadata.get(BASE_SHA256):
-        raise CheckpointError(f"{path}: is a difference from another file than {base}; fetch both anew")
+        raise CheckpointError(f"{path}: is a difference from another file than {base}; download both again")
     return base
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from ldm.clip_files import architecture
+from ldm.clip_files import VIT_L_14, architecture
 from ldm.errors import ConfigError
 from ldm.prompts.tokenizer import Tokenizer
 
@@ -65,12 +65,6 @@ BY_EXTRA_CHANNELS = {
     0: "StableDiffusionPipeline",
     5: "StableDiffusionInpaintPipeline",
     4: "StableDiffusionInstructPix2PixPipeline",
-}
-
-CLIP_TEXT = {                     # OpenAI's ViT-L/14, the text encoder of SD 1.x
-    "vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-    "num_attention_heads": 12, "max_position_embeddings": 77, "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
 }
 
 
@@ -175,7 +169,7 @@ def text_encoder(model: Params) -> Json:
     }
     if not is_openclip(model):
         _refuse(params, "cond_stage_config", layer="last")
-        sizes = {**CLIP_TEXT, **(params.get("text_config") or {})}
+        sizes = {**VIT_L_14, **(params.get("text_config") or {})}
         return {**config, **sizes, "projection_dim": sizes["hidden_size"]}
     tower = architecture(params.get("arch", "ViT-H-14"))
     text = tower["text_cfg"]
@@ -249,17 +243,20 @@ def scheduler(model: Params) -> Json:
 
 
 def low_res_scheduler(model: Params) -> Json:
-    """Return low_res_scheduler/scheduler_config.json of the upscaler: the noise put on its picture."""
-    schedule = params_of(model, "low_scale_config").get("noise_schedule_config") or {}
-    return {"_class_name": "DDPMScheduler", **_betas(schedule), "prediction_type": "epsilon",
-            "clip_sample": True, "variance_type": "fixed_small"}
+    """Return low_res_scheduler/scheduler_config.json of the upscaler: the noise added to its image."""
+    return _ddpm(params_of(model, "low_scale_config"))
 
 
 def image_noising_scheduler(model: Params) -> Json:
     """Return image_noising_scheduler/scheduler_config.json of unCLIP: the noise put on its embedding."""
-    schedule = params_of(model, "noise_aug_config").get("noise_schedule_config") or {}
-    return {"_class_name": "DDPMScheduler", **_betas(schedule), "prediction_type": "epsilon",
-            "clip_sample": True, "variance_type": "fixed_small"}
+    return _ddpm(params_of(model, "noise_aug_config"))
+
+
+def _ddpm(params: Params) -> Json:
+    return {
+        "_class_name": "DDPMScheduler", **_betas(params.get("noise_schedule_config") or {}),
+        "prediction_type": "epsilon", "clip_sample": True, "variance_type": "fixed_small",
+    }
 
 
 def _betas(params: Params) -> Json:
@@ -307,7 +304,7 @@ def model_index(model: Params, parts: Iterable[str]) -> Json:
 
 
 def feature_extractor(model: Params) -> Json | None:
-    """Return feature_extractor/preprocessor_config.json for the models that look at a picture."""
+    """Return feature_extractor/preprocessor_config.json for the models that take an image."""
     shared = {"do_normalize": True, "do_rescale": True, "do_resize": True, "rescale_factor": 1 / 255,
               "resample": BICUBIC}
     if "embedder_config" in model:

@@ -1,6 +1,6 @@
-"""Read what a weights file says of its tensors, without the tensors and without torch: in milliseconds.
+"""Read the names, dtypes and shapes in a weights file, without the tensors and without torch.
 
-Of a .safetensors file that is its header, of a .ckpt its pickle, gone through without making a thing of it.
+Of a .safetensors file that is its header, of a .ckpt its pickle, interpreted symbolically.
 The checks are those of loading, so what is refused there is refused here.
 """
 
@@ -15,7 +15,7 @@ def read_header(path: Path, container: Container) -> tuple[dict[str, Stored], di
     """Return the tensors of one file by name, in its order, and its metadata.
 
     Of a pickled file with a `state_dict` only that counts; in others a tensor's name is the path to it, with
-    dots. Its metadata are the numbers and texts that stand beside, and as "holds" its other topmost keys.
+    dots. Its metadata are the numbers and texts next to it, and as "holds" its other topmost keys.
 
     Raises:
         CheckpointError: as loading does.
@@ -31,7 +31,7 @@ def read_header(path: Path, container: Container) -> tuple[dict[str, Stored], di
 
 
 def _sorted_out(found: list[tuple[tuple[str, ...], Any]]) -> tuple[dict[str, Stored], dict[str, str]]:
-    """Part weights from what stands beside them."""
+    """Separate weights from everything else."""
     wrapped = any(keys[0] == "state_dict" for keys, _ in found if len(keys) > 1)
     tensors: dict[str, Stored] = {}
     metadata: dict[str, str] = {}

@@ -78,11 +78,11 @@ def _notes(identity: Identity, metadata: dict[str, str]) -> list[str]:
     """Return what else a user may want to know, one sentence each."""
     notes = []
     if identity.is_model and identity.lacks:
-        notes.append(f"it has no {' and no '.join(identity.lacks)}, so it makes no pictures by itself")
+        notes.append(f"it has no {' and no '.join(identity.lacks)}, so it makes no images by itself")
     if identity.weights == "raw+ema":
-        notes.append("it holds the UNet twice, raw and averaged: --weights ema takes the averaged one")
+        notes.append("it holds raw and EMA weights of the UNet: --weights ema takes the latter")
     if metadata.get("holds"):
-        notes.append(f"beside the weights it holds {metadata['holds']}, which loading skips")
+        notes.append(f"besides the weights it holds {metadata['holds']}, which loading skips")
     if metadata.get("global_step", "").isdigit():
         notes.append(f"saved at training step {int(metadata['global_step']):,}")
     if identity.is_model:

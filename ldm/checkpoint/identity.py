@@ -8,18 +8,18 @@ TASKS = {
     "inpaint": "inpainting",
     "depth": "depth-to-image",
     "upscale": "x4 upscaling",
-    "instruct": "picture editing",
-    "unclip-h": "variations of pictures (unCLIP-H)",
-    "unclip-l": "variations of pictures (unCLIP-L)",
+    "instruct": "image editing",
+    "unclip-h": "image variations (unCLIP-H)",
+    "unclip-l": "image variations (unCLIP-L)",
     "controlnet": "text-to-image under a ControlNet",
-    "unconditional": "pictures without a prompt",
+    "unconditional": "unconditional image generation",
 }
 KINDS = {
     "model": "a model",
     "unet": "a UNet alone",
     "vae": "a VAE alone",
     "text_encoder": "a text encoder alone",
-    "image_encoder": "a picture encoder alone",
+    "image_encoder": "an image encoder alone",
     "depth_estimator": "a depth estimator alone",
     "controlnet": "a ControlNet",
     "lora": "a LoRA",
@@ -61,7 +61,7 @@ class Identity:
 
     @property
     def is_model(self) -> bool:
-        """Tell whether pictures can be made from it, with what it lacks taken from elsewhere."""
+        """Tell whether images can be made with it, if what it lacks is taken from elsewhere."""
         return self.kind in ("model", "unet") or (self.kind == "controlnet" and self.variant == "whole")
 
     @property
@@ -109,7 +109,7 @@ class Identity:
         task = TASKS.get(self.task, "an unknown task")
         channels = f" ({self.in_channels} input channels)" if self.in_channels else ""
         lacking = f" without {' and '.join(self.lacks)}" if self.lacks else ""
-        only = ", the averaged (EMA) copy alone" if self.weights == "ema" else ""
+        only = ", the EMA weights alone" if self.weights == "ema" else ""
         return f"{what} for {task}{channels}{lacking}{only}"
 
 

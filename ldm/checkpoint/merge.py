@@ -68,7 +68,7 @@ def read_source(path: str | Path, weights: str = "auto") -> Source:
     """Open a model in any layout.
 
     Args:
-        weights: "raw", "ema" (the averaged copy) or "auto": raw.
+        weights: "raw", "ema" or "auto": raw.
 
     Raises:
         CheckpointError: it cannot be read, or lacks the weights asked for.
@@ -81,15 +81,15 @@ def read_source(path: str | Path, weights: str = "auto") -> Source:
     if weights == "ema" and marked != "ema":
         lacking = [name for name in averaged if name not in tensors]
         if not averaged or len(lacking) == len(averaged):
-            raise CheckpointError(f"{path}: holds no averaged (EMA) weights; use --weights raw")
+            raise CheckpointError(f"{path}: holds no EMA weights; use --weights raw")
         if lacking:
             count = len(lacking)
-            raise CheckpointError(f"{path}: lacks {count} of its averaged (EMA) weights; use --weights raw")
+            raise CheckpointError(f"{path}: lacks {count} of its EMA weights; use --weights raw")
         tensors = with_averaged_weights(tensors)
     elif weights == "raw" and marked == "ema":
-        raise CheckpointError(f"{path}: holds only averaged (EMA) weights; use --weights ema")
+        raise CheckpointError(f"{path}: holds only EMA weights; use --weights ema")
     elif not averaged and any(name.startswith(EMA) for name in tensors):
-        raise CheckpointError(f"{path}: holds only an averaged (EMA) copy, whose names cannot be undone")
+        raise CheckpointError(f"{path}: contains only EMA weights whose parameter names cannot be recovered")
     tensors = {name: x for name, x in tensors.items() if not name.startswith(EMA)}
     kept = "ema" if weights == "ema" or marked == "ema" else "raw"
     return Source(Path(path), tensors, kept, about, opened.files)
@@ -157,7 +157,7 @@ def _check_request(sources: list[Source], alpha: float, mode: str, parts: Sequen
 
 
 def _check_predictions(sources: list[Source]) -> list[str]:
-    """Refuse eps with v; return a note where that cannot be told."""
+    """Refuse eps with v; return a note if that is unknown."""
     told = [source for source in sources if source.about.prediction]
     for a, b in pairwise(told):
         if b.about.prediction != a.about.prediction:

@@ -1,9 +1,9 @@
 """Read torch's pickled files (.ckpt, .pt, .pth) through its restricted unpickler, and never any other way.
 
-Before that the pickle is gone through without making anything of it: the names that it would import are
-compared with an allow-list of our own, shorter than torch's, and what it claims with what the file holds. A
-zip archive is checked for what a loader must not meet: compressed members (a small file that unpacks to
-gigabytes), repeated names, a second directory, bytes outside the archive.
+Before that the pickle is interpreted symbolically: the names that it would import are compared with an
+allow-list of our own, shorter than torch's, and what it claims with what the file holds. A zip archive is
+checked for what a loader must not meet: compressed members (a small file that unpacks to gigabytes), repeated
+names, a second directory, bytes outside the archive.
 """
 
 import io

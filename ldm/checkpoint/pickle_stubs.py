@@ -1,8 +1,8 @@
-"""What a pickled checkpoint may name: torch's tensors, and inert things in place of a trainer's classes.
+"""What a pickled checkpoint may name: torch's tensors, and inert stubs for a trainer's classes.
 
-A file saved by a trainer mentions its callbacks, its OmegaConf hyper-parameters and numpy scalars beside the
-weights. A stand-in takes the place of each: it is of this module, keeps the raw state, does nothing, and is
-thrown away with everything else that is no tensor. So neither pytorch_lightning nor omegaconf is imported.
+A file saved by a trainer mentions its callbacks, its OmegaConf hyper-parameters and numpy scalars besides the
+weights. A stub replaces each: it is of this module, does nothing, and is discarded with everything else that
+is no tensor. So neither pytorch_lightning nor omegaconf is imported.
 """
 
 import _codecs
@@ -75,7 +75,7 @@ class ParameterDict(dict):
 
 
 def numpy_scalar(dtype: Any, data: bytes = b"") -> int | float | bool:
-    """Read a numpy scalar as a Python number; numpy's own would take an object dtype and unpickle anew."""
+    """Read a numpy scalar as a Python number; numpy's own would take an object dtype and unpickle again."""
     if not isinstance(dtype, np.dtype) or dtype.kind not in "fiub" or len(data) != dtype.itemsize:
         raise ValueError("a numpy scalar that is no number")
     return np.frombuffer(data, dtype)[0].item()

@@ -1,9 +1,9 @@
-"""Go through a pickle without making anything of it: which names it uses, which data it claims.
+"""Interpret a pickle symbolically, without importing or calling anything: which names and data it uses.
 
 torch's restricted unpickler keeps code from running, but not a file of a few bytes from asking for gigabytes
 or for hours: a tensor may reach beyond its data, whose memory is then made larger; a codec may be applied to
 its own result again and again; and the hash of a tuple of tuples that share their parts takes time that
-doubles with each. So the opcodes are first gone through with symbols in place of values, and only what
+doubles with each. So the opcodes are first interpreted with symbols in place of values, and only what
 torch.save writes passes.
 
 The stack holds texts, numbers and None as themselves, and for all else a `_Name`, `_Tuple` or `Symbol`.
@@ -22,7 +22,7 @@ from ldm.checkpoint.globals_in_pickle import find_names, todays_name
 from ldm.checkpoint.stored import OF_STORAGES, Stored
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError
 
-MAX_OPCODES = 300_000           # a training file with averaged weights and Adam's state has 150,000
+MAX_OPCODES = 300_000           # a training file with EMA weights and Adam's state has 150,000
 MAX_TUPLE_DEPTH = 32
 MAX_KEYS = 12                   # from the outermost dict to a tensor
 MAX_HASHED = 2_000_000          # leaves of all the keys

@@ -1,65 +1,17 @@
-"""What a conditional model is shown beside x_t and the text, made from the training pictures themselves.
+"""The additional inputs of conditional models: their names in a batch, and depth from an outline.
 
-    mask     where to paint: 20 % the whole picture, 40 % a box, 40 % a broad stroke
-    depth    the picture's alpha, inflated: sqrt(1 - (1 - d / max d)^2), d the steps to its edge
-    small    the picture at a quarter of its sides
+    mask     where to paint
+    depth    the image's alpha, inflated: sqrt(1 - (1 - d / max d)^2), d the steps to its edge
+    small    the image at a quarter of its sides
 
-A data set takes `hint=NAME` and then gives {NAME: (b, c, h, w)} as the third part of a batch.
+A data set of a conditional model gives {NAME: (b, c, h, w)} as the third part of a batch.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.errors import InputError
-
 HINTS = ("mask", "depth", "small")
-SHRINK = 4
-WHOLE, BOX = 0.2, 0.6  # bounds of a uniform number: below the first the whole, below the second a box
-
-
-def check_hint(name: str | None) -> None:
-    """Raise InputError for a hint that there is not."""
-    if name is not None and name not in HINTS:
-        raise InputError(f"hint {name!r}: expected one of {', '.join(HINTS)}, or none")
-
-
-def make_hint(name: str, images: Tensor, alpha: Tensor, random: torch.Generator) -> dict[str, Tensor]:
-    """Return {name: hint} of pictures (b, 3, h, w) in -1..1 whose objects' alpha is (b, 1, h, w) in 0..1."""
-    if name == "mask":
-        return {name: random_masks(random, len(images), images.shape[-1]).to(images.device)}
-    return {name: inflated(alpha) if name == "depth" else shrunk(images)}
-
-
-def random_masks(random: torch.Generator, count: int, side: int) -> Tensor:
-    """Return masks (count, 1, side, side), 1 where to paint."""
-    draws = torch.rand(count, 14, generator=random)
-    axis = (torch.arange(side) + 0.5) / side
-    x, y = axis[None, None, :], axis[None, :, None]
-    kind = draws[:, 0, None, None]
-    mask = torch.where(kind < BOX, _boxes(draws[:, 1:5], x, y), _strokes(draws[:, 5:], x, y))
-    return torch.where(kind < WHOLE, 1.0, mask)[:, None]
-
-
-def _boxes(draws: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return boxes (n, h, w) whose sides are 0.25 to 0.75 of the picture's."""
-    sides = 0.25 + 0.5 * draws[:, :2]
-    corner = (draws[:, 2:] * (1 - sides))[:, :, None, None]
-    across, down = ((a - corner[:, i]) / sides[:, i, None, None] for i, a in enumerate((x, y)))
-    return ((across >= 0) & (across < 1) & (down >= 0) & (down < 1)).float()
-
-
-def _strokes(draws: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return what lies within 0.06 to 0.16 of a line through four random points, (n, h, w)."""
-    radius = (0.06 + 0.1 * draws[:, 0])[:, None, None]
-    points = draws[:, 1:].unflatten(1, (4, 2))[:, :, :, None, None]  # (n, 4, 2, 1, 1)
-    nearest = torch.full((len(draws), y.shape[1], x.shape[2]), torch.inf)
-    for start, end in zip(points.unbind(1)[:-1], points.unbind(1)[1:], strict=True):
-        (x_0, y_0), (dx, dy) = start.unbind(1), (end - start).unbind(1)
-        along = ((x - x_0) * dx + (y - y_0) * dy) / (dx**2 + dy**2).clamp_min(1e-6)
-        along = along.clamp(0, 1)
-        nearest = torch.minimum(nearest, (x - x_0 - along * dx) ** 2 + (y - y_0 - along * dy) ** 2)
-    return (nearest < radius**2).float()
 
 
 def inflated(alpha: Tensor) -> Tensor:
@@ -67,7 +19,7 @@ def inflated(alpha: Tensor) -> Tensor:
 
     Steps go to the 4 and the 8 neighbours in turn, so that distances grow in octagons.
     """
-    inside = F.pad((alpha >= 0.5).float(), (1, 1, 1, 1))  # beyond the picture is nothing
+    inside = F.pad((alpha >= 0.5).float(), (1, 1, 1, 1))  # outside the image is nothing
     steps, taken = torch.zeros_like(inside), 0
     while bool(inside.any()):
         steps, taken = steps + inside, taken + 1
@@ -79,16 +31,3 @@ def inflated(alpha: Tensor) -> Tensor:
     steps = steps[..., 1:-1, 1:-1]
     share = steps / steps.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1)
     return (1 - (1 - share).square()).sqrt()
-
-
-def shrunk(images: Tensor, factor: int = SHRINK) -> Tensor:
-    """Return pictures (b, 3, h, w) at 1 / factor of their sides, by antialiased bicubic interpolation.
-
-    Raises:
-        InputError: a side that `factor` does not divide.
-    """
-    height, width = images.shape[-2:]
-    if height % factor or width % factor:
-        raise InputError(f"pictures of {width} x {height} have no sides of 1/{factor}; expected multiples")
-    size = (height // factor, width // factor)
-    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)

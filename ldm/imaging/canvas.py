@@ -134,13 +134,9 @@ def _parts(amount: int, most: int) -> list[int]:
 
 
 def _grown(box: Box, name: str, by: int) -> Box:
+    added = Margins(**{name: by})
     top, left, bottom, right = box
-    return {
-        "left": Box(top, left - by, bottom, right),
-        "right": Box(top, left, bottom, right + by),
-        "up": Box(top - by, left, bottom, right),
-        "down": Box(top, left, bottom + by, right),
-    }[name]
+    return Box(top - added.up, left - added.left, bottom + added.down, right + added.right)
 
 
 def _seen(grown: Box, name: str, side: int) -> Box:

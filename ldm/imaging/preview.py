@@ -4,7 +4,7 @@
 
 A linear map works well because the latents of these autoencoders look like a small, noisy image. SD 1.x and
 2.x share their latents; their factors are those that ComfyUI publishes (comfy/latent_formats.py, SD15). Other
-models have theirs in a JSON file next to their YAML, made by `fit_map` (demo/fit_preview.py).
+models have theirs in a JSON file next to their YAML, as demo/fit_preview.py makes it.
 """
 
 import json
@@ -52,24 +52,6 @@ def grey_map(channels: int) -> LatentToRGB:
     It averages all channels; latents are about -1..1 with tails to 4.
     """
     return LatentToRGB(((0.5 / channels**0.5,) * 3,) * channels)
-
-
-def fit_map(latents: Tensor, images: Tensor) -> tuple[LatentToRGB, float]:
-    """Return the least-squares map, and the share of the images' variance that it explains.
-
-    Args:
-        latents: (n, c, h, w).
-        images: (n, 3, H, W) in -1..1, the images of these latents; each latent is fitted to the mean of its
-            pixels.
-    """
-    small = torch.nn.functional.interpolate(images.double(), latents.shape[-2:], mode="area")
-    x = latents.double().movedim(1, -1).flatten(0, -2)  # (n h w, c)
-    x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
-    y = small.movedim(1, -1).flatten(0, -2)  # (n h w, 3)
-    solution = torch.linalg.lstsq(x, y).solution  # (c + 1, 3)
-    explained = 1 - float((y - x @ solution).var() / y.var())
-    *factors, bias = [tuple(round(value, 4) for value in row) for row in solution.tolist()]
-    return LatentToRGB(tuple(factors), bias), explained
 
 
 def load_map(path: str | Path) -> LatentToRGB:

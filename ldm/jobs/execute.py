@@ -16,17 +16,17 @@ from ldm.jobs.opening import Models, OpenedModel, facts_of, hint_at_size
 from ldm.jobs.record import run_record
 from ldm.jobs.resume import Resumed, batches_left, command_to_resume, decoded_record
 from ldm.jobs.saving import Saving
-from ldm.jobs.signals import heeding_signals, stop_asked
 from ldm.jobs.watch import SILENT, Watch
 from ldm.requests import Request
 from ldm.requests.groups import Size
 from ldm.requests.resolving import resolved
+from ldm.signals import heeding_signals, stop_asked
 
 if TYPE_CHECKING:
     from ldm.models.latent_diffusion import LatentDiffusion
     from ldm.samplers.loop import Step
+    from ldm.tasks.batch import Batch
     from ldm.tasks.latents import Position
-    from ldm.tasks.sampling import Batch
 
 log = logging.getLogger(__name__)
 

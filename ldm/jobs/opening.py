@@ -79,7 +79,7 @@ def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
         choice = choose_config(request, checkpoint, any_kind)
         config = choice.config
 
-    from ldm.backends.device import resolve_device, resolve_dtype
+    from ldm.devices import resolve_device, resolve_dtype
     from ldm.files.digest import sha256_in_background
     from ldm.loading import load_model, load_part
 

@@ -19,10 +19,31 @@ from torch.utils.checkpoint import checkpoint
 
 from ldm.errors import ConfigError
 from ldm.models.attention import merge_heads, split_heads
-from ldm.models.text_clip import quick_gelu
 
 if TYPE_CHECKING:
     from typing import Self
+
+
+class FrozenEmbedder(nn.Module):
+    """What the encoders of prompts and of images have in common: their weights are not trained."""
+
+    def place(self, device: str | None) -> None:
+        """Move a module that is built with its weights to `device`; of others, loading decides."""
+        if device is not None and not next(self.parameters()).is_meta:
+            self.to(device)
+
+    def freeze(self) -> None:
+        """Set evaluation mode and disable gradients."""
+        self.eval()
+        self.requires_grad_(False)
+
+    def encode(self, inputs: Any) -> Tensor:
+        """Same as calling the module; third-party code uses this name."""
+        return self(inputs)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.clip_files import architecture
 from ldm.errors import ConfigError, InputError
-from ldm.models.clip_blocks import TextSizes, VisionSizes, VisionTower
+from ldm.models.clip_blocks import FrozenEmbedder, TextSizes, VisionSizes, VisionTower
 from ldm.models.text_openclip import TextTower
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -46,7 +46,7 @@ class CLIPModel(TextTower):
         return self(tokens)[end] @ self.text_projection
 
 
-class CLIPImageEmbedder(nn.Module):
+class CLIPImageEmbedder(FrozenEmbedder):
     """Images (b, 3, h, w) in -1..1 -> (b, embed_dim); the base of the two classes of the reference."""
 
     def __init__(self, config: dict, text_blocks: bool, antialias: bool, device: str | None) -> None:
@@ -56,13 +56,7 @@ class CLIPImageEmbedder(nn.Module):
         self.embed_dim: int = config["embed_dim"]
         self.antialias = antialias
         self.freeze()
-        if device is not None and not next(self.parameters()).is_meta:      # else loading decides
-            self.to(device)
-
-    def freeze(self) -> None:
-        """Set evaluation mode and disable gradients."""
-        self.eval()
-        self.requires_grad_(False)
+        self.place(device)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Return normalised pixels (b, 3, side, side) in float32 of images of any size, in -1..1."""
@@ -75,10 +69,6 @@ class CLIPImageEmbedder(nn.Module):
             InputError: the images have another shape.
         """
         return self.model.encode_image(self.preprocess(images)).to(images.dtype)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Same as calling the module; third-party code uses this name."""
-        return self(images)
 
 
 class FrozenOpenCLIPImageEmbedder(CLIPImageEmbedder):

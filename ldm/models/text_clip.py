@@ -14,28 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.clip_files import VIT_L_14
 from ldm.errors import ConfigError, InputError
 from ldm.models.attention import merge_heads, split_heads
+from ldm.models.clip_blocks import FrozenEmbedder, quick_gelu
 from ldm.prompts.chunks import Vocabulary
 from ldm.prompts.tokenizer import Tokenizer
 
 LAYERS = ("last", "pooled", "hidden")
-
-VIT_L_14 = {
-    "vocab_size": 49408,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
-
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
@@ -193,7 +179,25 @@ class CLIPTextModel(nn.Module):
         self.text_model.embeddings.token_embedding = value
 
 
-class FrozenCLIPEmbedder(nn.Module):
+class FrozenTextEmbedder(FrozenEmbedder):
+    """Prompts -> states (b, n, width).
+
+    A subclass has `max_length`, `tokenizer`, `tokenize`, `encode_tokens`, `padding()` and `input_device()`.
+    """
+
+    def vocabulary(self) -> Vocabulary:
+        """Return the vocabulary for splitting prompts into chunks."""
+        tokenizer = self.tokenizer
+        start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
+        return Vocabulary(tokenizer.encode, start, end, pad=self.padding(), context_length=self.max_length)
+
+    def forward(self, prompts: list[str] | str) -> Tensor:
+        """Encode prompts to (b, max_length, width)."""
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        return self.encode_tokens(self.tokenize(prompts).to(self.input_device()))
+
+
+class FrozenCLIPEmbedder(FrozenTextEmbedder):
     """Prompts -> (b, 77, 768), by CLIP's text tower.
 
     Args:
@@ -231,17 +235,18 @@ class FrozenCLIPEmbedder(nn.Module):
         self.layer_idx = layer_idx
         if freeze:
             self.freeze()
-        if device is not None and not next(self.parameters()).is_meta:      # else loading decides
-            self.to(device)
+        self.place(device)
 
-    def freeze(self) -> None:
-        """Put the tower into evaluation mode and switch off its gradients."""
-        self.transformer = self.transformer.eval()
-        self.requires_grad_(False)
+    def input_device(self) -> torch.device:
+        # Not of the token embedding, in whose place third-party code puts modules without a weight.
+        return self.transformer.text_model.final_layer_norm.weight.device
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(context_length=self.max_length)
+
+    def padding(self) -> int:
+        return self.tokenizer.eot_token_id
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Return ids (b, max_length): start, text, end tokens; a long text is cut before the end."""
@@ -253,13 +258,6 @@ class FrozenCLIPEmbedder(nn.Module):
     def check_clip_skip(self, clip_skip: int) -> None:
         """Raise InputError unless the states before the last (clip_skip - 1) blocks can be taken."""
         require_blocks(clip_skip, len(self.transformer.text_model.encoder.layers))
-
-    def vocabulary(self) -> Vocabulary:
-        """Return what cutting prompts into chunks has to know; padding is the end token."""
-        end = self.tokenizer.eot_token_id
-        return Vocabulary(
-            self.tokenizer.encode, self.tokenizer.sot_token_id, end, pad=end, context_length=self.max_length
-        )
 
     def encode_tokens(
         self, tokens: Tensor, clip_skip: int | None = None, hidden: Tensor | None = None
@@ -281,17 +279,6 @@ class FrozenCLIPEmbedder(nn.Module):
         if self.layer == "hidden":
             return output.hidden_states[self.layer_idx]
         return output.last_hidden_state if self.layer == "last" else output.pooler_output[:, None]
-
-    def forward(self, prompts: list[str] | str) -> Tensor:
-        """Encode prompts to (b, max_length, width)."""
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        # Not of the token embedding, in whose place third-party code puts modules without a weight.
-        device = self.transformer.text_model.final_layer_norm.weight.device
-        return self.encode_tokens(self.tokenize(prompts).to(device))
-
-    def encode(self, prompts: list[str] | str) -> Tensor:
-        """Do what calling the module does; third-party code uses this name."""
-        return self(prompts)
 
 
 def require_blocks(clip_skip: int, num_blocks: int) -> None:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from ldm.clip_files import architecture
 from ldm.errors import ConfigError, InputError
 from ldm.models.clip_blocks import LayerNorm, TextSizes, Transformer
-from ldm.models.text_clip import causal_mask, require_blocks
-from ldm.prompts.chunks import Vocabulary
+from ldm.models.text_clip import FrozenTextEmbedder, causal_mask, require_blocks
 from ldm.prompts.tokenizer import Tokenizer
 
 LAYERS = {"last": 0, "penultimate": 1}     # name -> number of last blocks that are left out
@@ -57,7 +56,7 @@ class TextTower(nn.Module):
         return self.ln_final(self.transformer(x, mask, causal=True, skip=skip))
 
 
-class FrozenOpenCLIPEmbedder(nn.Module):
+class FrozenOpenCLIPEmbedder(FrozenTextEmbedder):
     """Encode prompts to (b, context_length, width) with an OpenCLIP text tower.
 
     Args:
@@ -97,16 +96,11 @@ class FrozenOpenCLIPEmbedder(nn.Module):
         self.arch = arch
         self.version = version
         self.layer = layer
+        self.max_length = self.model.context_length
         self.bpe_path = bpe_path
         if freeze:
             self.freeze()
-        if device is not None and not next(self.parameters()).is_meta:      # else loading decides
-            self.to(device)
-
-    def freeze(self) -> None:
-        """Set evaluation mode and disable gradients."""
-        self.model = self.model.eval()
-        self.requires_grad_(False)
+        self.place(device)
 
     def unused_parameters(self) -> list[str]:
         """Name the parameters of the blocks that `layer` leaves out, which some layouts do not store."""
@@ -115,13 +109,19 @@ class FrozenOpenCLIPEmbedder(nn.Module):
         names = [f"{i}.{name}" for i in unused for name, _ in blocks[i].named_parameters()]
         return [f"model.transformer.resblocks.{name}" for name in names]
 
+    def input_device(self) -> torch.device:
+        return self.model.positional_embedding.device
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.bpe_path, self.model.context_length)
+        return Tokenizer(self.bpe_path, self.max_length)
+
+    def padding(self) -> int:
+        return 0
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Return ids (b, context_length): start, text, end, zeros; a long text is cut before the end."""
-        return self.tokenizer(list(prompts), self.model.context_length)
+        return self.tokenizer(list(prompts), self.max_length)
 
     def check_clip_skip(self, clip_skip: int) -> None:
         """Raise InputError if there are not that many blocks, or if the weights file lacked the block."""
@@ -132,17 +132,6 @@ class FrozenOpenCLIPEmbedder(nn.Module):
                 f"clip skip {clip_skip} needs a block of the text encoder that this weights file does not "
                 f"contain; expected {LAYERS[self.layer] + 1} or more"
             )
-
-    def vocabulary(self) -> Vocabulary:
-        """Return the vocabulary for splitting prompts into chunks; the padding token is 0."""
-        tokenizer = self.tokenizer
-        return Vocabulary(
-            tokenizer.encode,
-            tokenizer.sot_token_id,
-            tokenizer.eot_token_id,
-            pad=0,
-            context_length=self.model.context_length,
-        )
 
     def encode_tokens(
         self, tokens: Tensor, clip_skip: int | None = None, hidden: Tensor | None = None
@@ -156,12 +145,3 @@ class FrozenOpenCLIPEmbedder(nn.Module):
         """
         skip = LAYERS[self.layer] if clip_skip is None else clip_skip - 1
         return self.model(tokens, skip=skip, hidden=hidden)
-
-    def forward(self, prompts: list[str] | str) -> Tensor:
-        """Encode prompts to (b, context_length, width)."""
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        return self.encode_tokens(self.tokenize(prompts).to(self.model.positional_embedding.device))
-
-    def encode(self, prompts: list[str] | str) -> Tensor:
-        """Same as calling the module; third-party code uses this name."""
-        return self(prompts)

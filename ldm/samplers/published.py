@@ -17,15 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.diffusion.conditioning import Conditioning
-from ldm.diffusion.conditioning import batch_size as samples_in
 from ldm.diffusion.guidance import ClassifierFreeGuidance
-from ldm.diffusion.prediction import Denoise, Prediction, denoiser, from_eps
+from ldm.diffusion.prediction import Denoise, Prediction, from_eps
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InputError
 from ldm.samplers import DDIM, DDIMInversion, Sampler, Step, make_sampler, sample_loop
 from ldm.samplers.base import Noise, batch_of
 from ldm.samplers.loop import gaussian
+from ldm.samplers.published_cond import Conditioning, Published, PublishedGuidance, SeparateCalls
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +32,9 @@ Intermediates = dict[str, list[Tensor]]
 
 
 def _check_batch(cond: Conditioning, size: int, name: str) -> None:
-    if samples_in(cond) not in (None, size):
-        raise InputError(f"{name} describes {samples_in(cond)} samples: expected batch_size, {size}")
+    count = Published.of(cond).count()
+    if count not in (None, size):
+        raise InputError(f"{name} describes {count} samples: expected batch_size, {size}")
 
 
 def _check_scales(scales: Sequence[float] | None, num_steps: int, uncond: Conditioning) -> None:
@@ -75,7 +75,15 @@ def _with_scales(
 
 @dataclass(frozen=True)
 class _How:
-    """What each step is passed next to x_t and t: keywords of `p_sample_ddim`, by their reference names."""
+    """What each step is passed next to x_t and t: keywords of `p_sample_ddim`, by their reference names.
+
+    Args:
+        quantize_denoised: replace x_0 by its nearest codes (`model.first_stage_model.quantize`).
+        temperature: factor of the added noise.
+        noise_dropout: part of the added noise that is left out.
+        score_corrector: its `modify_score(model, eps, x, t, c, **corrector_kwargs)` replaces the noise.
+        dynamic_threshold: scale x_0 down to this root mean square where it is larger.
+    """
 
     quantize_denoised: bool = False
     temperature: float = 1.0
@@ -95,6 +103,7 @@ class _PublishedSampler:
     """What the three published classes have in common."""
 
     name: str
+    guidance: type[PublishedGuidance] = PublishedGuidance
 
     def __init__(self, model: Any, schedule: str = "linear", device: torch.device | str | None = None):
         """Wrap a model.
@@ -129,17 +138,9 @@ class _PublishedSampler:
         eta: float = 0.0,
         mask: Tensor | None = None,
         x0: Tensor | None = None,
-        temperature: float = 1.0,
-        noise_dropout: float = 0.0,
-        score_corrector: Any = None,
-        corrector_kwargs: dict[str, Any] | None = None,
+        *,
         verbose: bool = True,
-        x_T: Tensor | None = None,
-        log_every_t: int = 100,
-        unconditional_guidance_scale: float = 1.0,
-        unconditional_conditioning: Conditioning = None,
-        dynamic_threshold: float | None = None,
-        ucg_schedule: Sequence[float] | None = None,
+        **asked: Any,
     ) -> tuple[Tensor, Intermediates]:
         """Sample `batch_size` latents of `shape` (c, h, w) in about S steps.
 
@@ -147,19 +148,19 @@ class _PublishedSampler:
             callback: called with the index of every step.
             normals_sequence: used in turn instead of random numbers, in the order in which they are drawn.
             img_callback: called with x_0 and the index of every step.
-            quantize_x0: replace each x_0 by its nearest codes (`model.first_stage_model.quantize`).
+            quantize_x0: `quantize_denoised` of `_How`.
             mask: 1 where `x0` is to stay.
-            score_corrector: its `modify_score(model, eps, x, t, c, **corrector_kwargs)` replaces the noise.
             verbose: log the number of steps.
-            log_every_t: every how many steps the intermediates are kept; the first always is.
-            dynamic_threshold: scale each x_0 down to this root mean square where it is larger.
-            ucg_schedule: the guidance scale of each step, instead of one for all.
+            asked: x_T, the latents to start from; log_every_t, every how many steps (100) the intermediates
+                are kept, of which the first always is; ucg_schedule, the guidance scale of each step instead
+                of one for all; and the other fields of `_How`.
 
         Returns:
             The samples, and {"x_inter": [x_T, ...], "pred_x0": [x_T, ...]}.
         """
         _check_batch(conditioning, batch_size, "conditioning")
-        _check_batch(unconditional_conditioning, batch_size, "unconditional_conditioning")
+        uncond = asked.get("unconditional_conditioning")
+        _check_batch(uncond, batch_size, "unconditional_conditioning")
         sampler = self._make(S, eta)
         if verbose:
             logger.info("%s: %d steps, shape %s", type(self).__name__, len(sampler), (batch_size, *shape))
@@ -167,21 +168,12 @@ class _PublishedSampler:
             conditioning,
             (batch_size, *shape),
             noise=gaussian if normals_sequence is None else _replay(normals_sequence),
-            x_T=x_T,
             callback=callback,
             img_callback=img_callback,
             quantize_denoised=quantize_x0,
             mask=mask,
             x0=x0,
-            log_every_t=log_every_t,
-            temperature=temperature,
-            noise_dropout=noise_dropout,
-            score_corrector=score_corrector,
-            corrector_kwargs=corrector_kwargs,
-            unconditional_guidance_scale=unconditional_guidance_scale,
-            unconditional_conditioning=unconditional_conditioning,
-            dynamic_threshold=dynamic_threshold,
-            ucg_schedule=ucg_schedule,
+            **asked,
         )
 
     def _sampling(
@@ -237,8 +229,7 @@ class _PublishedSampler:
                 f"steps, and {self.name} adds none: expected 1 and 0 (DDIM takes others)"
             )
         sampler.correct_x_0 = self._correction(how.quantize_denoised, how.dynamic_threshold)
-        guided = self._guided(how.unconditional_conditioning, how.unconditional_guidance_scale)
-        denoise = self._corrected(guided, how.score_corrector, how.corrector_kwargs)
+        guided, denoise = self._denoiser(how)
         return _with_scales(sample_loop(sampler, denoise, x_t, cond, **loop), guided, scales)
 
     @torch.no_grad()
@@ -296,22 +287,22 @@ class _PublishedSampler:
     def _guided(self, uncond: Conditioning, scale: float) -> ClassifierFreeGuidance:
         if uncond is None and scale != 1:
             raise InputError(f"guidance scale {scale} needs unconditional_conditioning, or must be 1")
-        denoise = denoiser(self.model.apply_model, self.schedule, self.model.parameterization)
-        return ClassifierFreeGuidance(denoise, uncond, scale)
+        return self.guidance(self.model, self.schedule, uncond, scale)
 
-    def _corrected(self, denoise: Denoise, corrector: Any, kwargs: dict[str, Any] | None) -> Denoise:
-        """Let a published score corrector change the guided noise."""
-        if corrector is None:
-            if kwargs:
+    def _denoiser(self, how: _How) -> tuple[ClassifierFreeGuidance, Denoise]:
+        """Return the guidance, and the guidance with the score corrector, if any, around it."""
+        guided = self._guided(how.unconditional_conditioning, how.unconditional_guidance_scale)
+        if how.score_corrector is None:
+            if how.corrector_kwargs:
                 raise InputError("corrector_kwargs are given without a score_corrector")
-            return denoise
+            return guided, guided
 
         def corrected(x_t: Tensor, t: Tensor, cond: Any) -> Prediction:
-            eps = denoise(x_t, t, cond).eps
-            eps = corrector.modify_score(self.model, eps, x_t, t, cond, **(kwargs or {}))
+            eps, more = guided(x_t, t, cond).eps, how.corrector_kwargs or {}
+            eps = how.score_corrector.modify_score(self.model, eps, x_t, t, cond, **more)
             return from_eps(x_t, eps, *self.schedule.alpha_sigma(t, x_t))
 
-        return corrected
+        return guided, corrected
 
     def _correction(self, quantize: bool, threshold: float | None) -> Callable[[Tensor], Tensor] | None:
         """Return what is done to each x_0: quantized first, then thresholded."""
@@ -404,26 +395,15 @@ class DDIMSampler(_TableSampler):
         ddim_use_original_steps: bool = False,
         callback: Callable[[int], None] | None = None,
         timesteps: int | None = None,
-        quantize_denoised: bool = False,
-        mask: Tensor | None = None,
-        x0: Tensor | None = None,
-        img_callback: Callable[[Tensor, int], None] | None = None,
-        log_every_t: int = 100,
-        temperature: float = 1.0,
-        noise_dropout: float = 0.0,
-        score_corrector: Any = None,
-        corrector_kwargs: dict[str, Any] | None = None,
-        unconditional_guidance_scale: float = 1.0,
-        unconditional_conditioning: Conditioning = None,
-        dynamic_threshold: float | None = None,
-        ucg_schedule: Sequence[float] | None = None,
+        **asked: Any,
     ) -> tuple[Tensor, Intermediates]:
-        """Sample latents of `shape` (b, c, h, w) in the steps of `make_schedule`; arguments as `sample`.
+        """Sample latents of `shape` (b, c, h, w) in the steps of `make_schedule`.
 
         Args:
             ddim_use_original_steps: take every training time instead.
             timesteps: run the last steps only: of K steps min(timesteps, K) - 1, one less than the number
                 says, as in the reference; of all training times exactly `timesteps`.
+            asked: mask, x0, img_callback, and other keywords of `sample`.
         """
         if timesteps is not None:
             total = len(self._steps(ddim_use_original_steps))
@@ -437,20 +417,8 @@ class DDIMSampler(_TableSampler):
             x_T=x_T,
             all_times=ddim_use_original_steps,
             num_left=timesteps,
-            mask=mask,
-            x0=x0,
             callback=callback,
-            img_callback=img_callback,
-            log_every_t=log_every_t,
-            ucg_schedule=ucg_schedule,
-            quantize_denoised=quantize_denoised,
-            temperature=temperature,
-            noise_dropout=noise_dropout,
-            score_corrector=score_corrector,
-            corrector_kwargs=corrector_kwargs,
-            unconditional_guidance_scale=unconditional_guidance_scale,
-            unconditional_conditioning=unconditional_conditioning,
-            dynamic_threshold=dynamic_threshold,
+            **asked,
         )
 
     def _loop(
@@ -484,14 +452,7 @@ class DDIMSampler(_TableSampler):
         index: int,
         repeat_noise: bool = False,
         use_original_steps: bool = False,
-        quantize_denoised: bool = False,
-        temperature: float = 1.0,
-        noise_dropout: float = 0.0,
-        score_corrector: Any = None,
-        corrector_kwargs: dict[str, Any] | None = None,
-        unconditional_guidance_scale: float = 1.0,
-        unconditional_conditioning: Conditioning = None,
-        dynamic_threshold: float | None = None,
+        **how: Any,
     ) -> tuple[Tensor, Tensor]:
         """Take one step from x (b, c, h, w), latents at row `index` of the table; return (x_prev, x_0).
 
@@ -499,17 +460,16 @@ class DDIMSampler(_TableSampler):
             t: (b,) what the network is passed as the time, `ddim_timesteps[index]` in sampling.
             index: row, counted from the least noisy; of all training times with `use_original_steps`.
             repeat_noise: add the same noise to all samples.
-            temperature: factor of the added noise.
-            noise_dropout: part of the added noise that is left out.
+            how: the fields of `_How`.
         """
+        how = _How(**how)
         table, index = self._steps(use_original_steps), int(index)
-        guided = self._guided(unconditional_conditioning, unconditional_guidance_scale)
-        prediction = self._corrected(guided, score_corrector, corrector_kwargs)(x, t, c)
+        prediction = self._denoiser(how)[1](x, t, c)
         if self.model.parameterization == "eps":    # x_0 by the row's noise, whatever `t` is
             abar = float(table.table.alphas_cumprod[index])
             prediction = from_eps(x, prediction.eps, abar**0.5, (1 - abar) ** 0.5)
-        table.correct_x_0 = self._correction(quantize_denoised, dynamic_threshold)
-        table.temperature, table.noise_dropout = temperature, noise_dropout
+        table.correct_x_0 = self._correction(how.quantize_denoised, how.dynamic_threshold)
+        table.temperature, table.noise_dropout = how.temperature, how.noise_dropout
         noise = self._noise(x[:1]).expand_as(x) if repeat_noise else self._noise(x)
         return table.update(len(table) - 1 - index, prediction, noise)
 
@@ -558,24 +518,11 @@ class DDIMSampler(_TableSampler):
         return x_t, out | ({"intermediates": kept} if return_intermediates else {})
 
 
-class _SeparateCalls(ClassifierFreeGuidance):
-    """Guidance with a call of its own for each half, the conditional first; the halves may differ in form."""
-
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Prediction:
-        conditional = self.denoise(x_t, t, cond)
-        if self.uncond is None or self.guidance_scale == 1:
-            return conditional
-        return Prediction(*map(self._combine, self.denoise(x_t, t, self.uncond), conditional))
-
-
 class ControlDDIMSampler(DDIMSampler):
     """DDIM as ControlNet's `cldm.ddim_hacked` has it: guidance in two calls, and other times in `encode`."""
 
     inversion_times = "row"
-
-    def _guided(self, uncond: Conditioning, scale: float) -> ClassifierFreeGuidance:
-        joined = super()._guided(uncond, scale)
-        return _SeparateCalls(joined.denoise, joined.uncond, joined.guidance_scale)
+    guidance = SeparateCalls
 
 
 class PLMSSampler(_TableSampler):

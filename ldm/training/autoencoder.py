@@ -4,13 +4,12 @@
     nll = rec / exp(logvar) + logvar
     L   = nll + w_kl KL(q(z|x) || N(0, 1)) + w_disc lambda g,    lambda = ||d nll|| / (||d g|| + 1e-4)
 
-Sums over a picture are divided by its number of values, all alike: published weights keep their meaning, and
-the size of the loss does not depend on the size of the picture. Both optimizers use one pass of the
+Sums over an image are divided by its number of values, all alike: published weights keep their meaning, and
+the size of the loss does not depend on the size of the image. Both optimizers use one pass of the
 autoencoder: the discriminator sees the reconstruction from before the autoencoder's step. `disc_start` counts
 optimizer steps of the autoencoder.
 """
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,6 @@ from ldm.training.module import TrainingModule, averaged
 from ldm.training.options import AutoencoderOptions, TrainOptions
 from ldm.training.seeding import generator
 
-log = logging.getLogger(__name__)
-
 
 def gradient_difference(x: Tensor, y: Tensor) -> Tensor:
     """Return mean |Dx - Dy| over horizontal and vertical neighbours."""
@@ -35,7 +32,7 @@ def gradient_difference(x: Tensor, y: Tensor) -> Tensor:
 
 
 def psnr(x: Tensor, y: Tensor) -> float:
-    """Return the mean peak signal-to-noise ratio, in dB, of pictures in [-1, 1]."""
+    """Return the mean peak signal-to-noise ratio, in dB, of images in [-1, 1]."""
     mse = (x.clamp(-1, 1) - y.clamp(-1, 1)).square().flatten(1).mean(1) / 4.0
     return float((-10.0 * mse.clamp(min=1e-10).log10()).mean())
 
@@ -153,11 +150,11 @@ class AutoencoderTraining(TrainingModule):
         if self.ema is not None:
             self.ema(self.autoencoder)
 
-    # Figures and pictures
+    # Figures and images
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Return reconstructions from the posteriors' means, with averaged weights where there are any."""
+        """Return reconstructions from the posteriors' means, with EMA weights if there are any."""
         self.autoencoder.eval()
         with averaged(self.ema, self.autoencoder):
             result = self.autoencoder(images.to(self.device), sample_posterior=False)[0].float()
@@ -190,24 +187,12 @@ class AutoencoderTraining(TrainingModule):
 
     # State
 
-    def trained_state(self) -> dict[str, Any]:
-        state = {"autoencoder": self.autoencoder.state_dict(), "loss": self.loss_parameters.state_dict()}
-        if self.discriminator is not None:
-            state["discriminator"] = self.discriminator.state_dict()
-        if self.ema is not None:
-            state["ema"] = self.ema.state_dict()
-        return state
-
-    def load_trained_state(self, state: dict[str, Any]) -> None:
-        self.autoencoder.load_state_dict(state["autoencoder"])
-        self.loss_parameters.load_state_dict(state["loss"])
-        if self.discriminator is not None:
-            self.discriminator.load_state_dict(state["discriminator"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
+    def trained_modules(self) -> dict[str, nn.Module | None]:
+        networks = {"autoencoder": self.autoencoder, "discriminator": self.discriminator}
+        return {**networks, "loss": self.loss_parameters, "ema": self.ema}
 
     def export(self, folder: Path, config: dict[str, Any], data: Any) -> Path:
-        """Write the autoencoder alone, averaged weights first; metadata carries the latents' scale factor."""
+        """Write the autoencoder alone, EMA weights if any; the metadata hold the latents' scale factor."""
         std = self.latent_std(data)
         with averaged(self.ema, self.autoencoder):
             tensors = {k: v for k, v in self.autoencoder.state_dict().items() if not k.startswith("loss.")}

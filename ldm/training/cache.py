@@ -1,7 +1,7 @@
 """Latents and texts encoded once, so that diffusion training runs the UNet alone.
 
-For each picture the posterior's mean and standard deviation are kept in float16, so that a fresh sample can
-still be drawn every time (2 * 4 * 16 * 16 * 2 bytes = 4 KB for a picture of 128 px). Texts are kept once
+For each image the posterior's mean and standard deviation are kept in float16, so that a fresh sample can
+still be drawn every time (2 * 4 * 16 * 16 * 2 bytes = 4 KB for an image of 128 px). Texts are kept once
 each, in float16. The cache lies in the run folder: a resumed run reads back the same bits instead of encoding
 again.
 """
@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,43 +28,31 @@ log = logging.getLogger(__name__)
 BATCH = 32
 
 
+@dataclass
 class LatentCache:
-    """A data set of moments: `batch` gives (mean, std) stacked as (b, 2c, h, w), captions, and hints if any.
+    """A data set of moments: `batch` gives (mean, std) as (b, 2c, h, w), captions, and hints if any."""
 
-    Attributes:
-        moments: (n, 2c, h, w) float16.
-        captions: of each picture.
-        texts: distinct caption -> row of `contexts`.
-        contexts: (m, tokens, width) float16, or None when they would not fit.
-        hints: (n, ...) float16, what a conditional model is shown with each picture; None for the others.
-    """
+    moments: Tensor  # (n, 2c, h, w) float16
+    captions: list[str]  # of each image
+    contexts: Tensor | None  # (m, tokens, width) float16 of `texts`; None if they would not fit
+    texts: list[str]  # the distinct captions
+    hints: Tensor | None = None  # (n, ...) float16, what a conditional model is shown with each image
 
-    def __init__(
-        self,
-        moments: Tensor,
-        captions: list[str],
-        contexts: Tensor | None,
-        texts: list[str],
-        hints: Tensor | None = None,
-    ) -> None:
-        self.moments = moments
-        self.captions = captions
-        self.contexts = contexts
-        self.hints = hints
-        self.texts = {text: row for row, text in enumerate(texts)}
+    def __post_init__(self) -> None:
+        self.rows = {text: row for row, text in enumerate(self.texts)}
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def batch(self, random: torch.Generator, batch_size: int) -> tuple[Any, ...]:
-        """Return moments (b, 2c, h, w), float32, captions and hints of pictures drawn with replacement."""
+        """Return moments (b, 2c, h, w), float32, captions and hints of images drawn with replacement."""
         rows = torch.randint(len(self), (batch_size,), generator=random)
         drawn = self.moments[rows].float(), [self.captions[row] for row in rows.tolist()]
         return drawn if self.hints is None else (*drawn, {"hint": self.hints[rows].float()})
 
     def context_of(self, captions: list[str]) -> Tensor:
         """Return the encoded captions (b, tokens, width), float16."""
-        return self.contexts[[self.texts[caption] for caption in captions]]
+        return self.contexts[[self.rows[caption] for caption in captions]]
 
     def latent_std(self) -> float:
         """Return the standard deviation of samples of the unscaled latents."""
@@ -94,7 +83,7 @@ def build_cache(
     seed: int,
     encode_hint: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None,
 ) -> LatentCache:
-    """Encode `count` pictures and their distinct captions, the empty one included.
+    """Encode `count` images and their distinct captions, the empty one included.
 
     Args:
         encode_image: images -> (b, 2c, h, w) mean and standard deviation.
@@ -126,18 +115,15 @@ def build_cache(
             log.info(
                 "%d captions need %.0f MB, above cache_text_mb: encoded in every step", len(texts), megabytes
             )
-    log.info("encoded %d pictures, %d captions in %.0f s", count, len(texts), time.monotonic() - started)
+    log.info("encoded %d images, %d captions in %.0f s", count, len(texts), time.monotonic() - started)
     return LatentCache(torch.cat(moments), captions, contexts, texts, torch.cat(hints) if hints else None)
 
 
 def save_cache(cache: LatentCache, path: Path, mark: str) -> None:
     """Write the cache; `mark` says from what it was made."""
-    words = json.dumps([cache.captions, list(cache.texts)]).encode()
+    words = json.dumps([cache.captions, cache.texts]).encode()
     tensors = {"moments": cache.moments, "words": torch.frombuffer(bytearray(words), dtype=torch.uint8)}
-    if cache.contexts is not None:
-        tensors["contexts"] = cache.contexts
-    if cache.hints is not None:
-        tensors["hints"] = cache.hints
+    tensors |= {k: x for k in ("contexts", "hints") if (x := getattr(cache, k)) is not None}
     atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata={"mark": mark}))
 
 

@@ -1,7 +1,7 @@
 """What happens around the steps: the clock, signals, the log, samples, checkpoints."""
 
+import contextlib
 import logging
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from ldm.signals import heeding_signals, stop_asked
 from ldm.training.module import TrainingModule
 from ldm.training.run_folder import MetricsLog, save_grid
 from ldm.training.state import save_state
@@ -22,7 +23,7 @@ class Clock:
 
     Args:
         elapsed_before: seconds that earlier starts have used.
-        budget: seconds in all (train.max_time); 0: no limit.
+        budget: seconds in total (train.max_time); 0: no limit.
         deadline: seconds for this process (--max-time); 0: no limit.
         started: `time.monotonic()` of the process's start, so that loading counts.
     """
@@ -47,32 +48,6 @@ class Clock:
         return bool(self.end) and self.elapsed >= self.end
 
 
-class StopSignals:
-    """Notes SIGTERM, SIGUSR1 and SIGINT; the step in progress is finished. A second Ctrl-C stops at once."""
-
-    names = ("SIGTERM", "SIGUSR1", "SIGINT")
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-        self._before: dict[int, Any] = {}
-
-    def install(self) -> None:
-        for name in self.names:
-            if hasattr(signal, name):
-                number = getattr(signal, name)
-                self._before[number] = signal.signal(number, self._note)
-
-    def remove(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
-
-
 class Keeper(pl.Callback):
     """Logs, samples, saves and stops a TrainingModule.
 
@@ -85,7 +60,7 @@ class Keeper(pl.Callback):
         self.clock = clock
         self.val_data = val_data
         self.resumed = resumed
-        self.signals = StopSignals()
+        self.signals = contextlib.ExitStack()
         self.stopped_by = ""
         self._sums: dict[str, tuple[Tensor | float, int]] = {}
         self._last_logged = (0, 0.0)
@@ -100,7 +75,7 @@ class Keeper(pl.Callback):
             self.resumed = None
         if trainer.is_global_zero:
             self._log = MetricsLog(self.folder / "metrics.csv", module.step)
-        self.signals.install()
+        self.signals.enter_context(heeding_signals())
         self._last_logged = (module.step, time.monotonic())
         self._last_saved = module.step
         self._stop_if_due(trainer, module)
@@ -137,10 +112,10 @@ class Keeper(pl.Callback):
         if not self.interrupted and self._last_looked != module.step:
             self._look(trainer, module)
         self._draw()
-        self.signals.remove()
+        self.signals.close()
 
     def on_exception(self, trainer: pl.Trainer, module: TrainingModule, exception: BaseException) -> None:
-        self.signals.remove()
+        self.signals.close()
         state = module.state() if trainer.optimizers else None
         if state and state["step"] > self._last_saved and finite(state) and trainer.is_global_zero:
             save_state(self.folder / "checkpoints", self._with_clock(state), module.train_options.keep)
@@ -154,7 +129,7 @@ class Keeper(pl.Callback):
 
     def _stop_if_due(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         max_steps = module.train_options.max_steps
-        reason = self.signals.received or ("time" if self.clock.over else "")
+        reason = stop_asked() or ("time" if self.clock.over else "")
         if max_steps and module.step >= max_steps:
             reason = "steps"
         if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(bool(reason), all=False):
@@ -175,11 +150,11 @@ class Keeper(pl.Callback):
             return
         options, now = module.train_options, time.monotonic()
         step, then = self._last_logged
-        pictures = (module.step - step) * options.batch_size * options.accumulate * trainer.world_size
+        images = (module.step - step) * options.batch_size * options.accumulate * trainer.world_size
         row = {
             "step": module.step,
             "seconds": self.clock.elapsed,
-            "images_per_second": pictures / (now - then),
+            "images_per_second": images / (now - then),
         }
         self._last_logged = (module.step, now)
         self._log.add({**row, **means})
@@ -196,7 +171,7 @@ class Keeper(pl.Callback):
         """Write a sample grid and the validation figures; training's random numbers are not touched."""
         self._last_looked = module.step
         if trainer.is_global_zero:
-            # Compiled networks would be translated anew for other batch sizes, which takes minutes.
+            # Networks would be compiled again for other batch sizes, which takes minutes.
             with module.autocast(), torch.compiler.set_stance("force_eager"):
                 figures = module.evaluate(self.val_data)
                 images = module.sample(self.val_data)
@@ -226,7 +201,7 @@ class Keeper(pl.Callback):
 
 
 def finite(value: Any) -> bool:
-    """Say whether every tensor in nested dicts and lists is finite."""
+    """Tell whether every tensor in nested dicts and lists is finite."""
     if isinstance(value, Tensor):
         return not value.is_floating_point() or bool(value.isfinite().all())
     if isinstance(value, dict):

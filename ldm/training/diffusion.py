@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.data.hints import HINTS
+from ldm.diffusion.cond import Cond
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.loss import diffusion_loss, offset_noise
 from ldm.diffusion.prediction import add_noise, denoiser
@@ -78,7 +79,7 @@ class DiffusionTraining(TrainingModule):
     # Data
 
     def prepare(self, data: Any, run_folder: Path, device: torch.device) -> Any:
-        """Encode pictures and captions once, and measure the scale factor, where the options say so."""
+        """Encode images and captions once, and measure the scale factor, where the options say so."""
         options = self.options
         if not options.cache_latents and not options.scale_by_std:
             return data
@@ -132,14 +133,14 @@ class DiffusionTraining(TrainingModule):
 
     @torch.no_grad()
     def encode_hint(self, images: Tensor, given: dict[str, Tensor]) -> Tensor:
-        """Return what the model is shown of pictures (b, 3, h, w) and the data's own hints, float32."""
+        """Return the additional input made from images (b, 3, h, w) and the data's own, float32."""
         with self.autocast():
             given = {name: x.to(self.device) for name, x in given.items()}
             return self.hints.encode(images.to(self.device), given).float()
 
-    def conditioning(self, context: Tensor | None, hint: Tensor | None) -> Any:
-        """Return what the UNet is told beside x_t and t; noise on the hint is drawn anew."""
-        return context if self.hints is None else self.hints.condition(context, hint, self.noise)
+    def conditioning(self, context: Tensor | None, hint: Tensor | None) -> Cond:
+        """Return what the UNet is passed next to x_t and t; noise on the hint is drawn again."""
+        return Cond(context) if self.hints is None else self.hints.condition(context, hint, self.noise)
 
     def hint_of(self, batch: dict[str, Any]) -> Tensor | None:
         """Return the hints of a batch, cached or not."""
@@ -204,11 +205,11 @@ class DiffusionTraining(TrainingModule):
         if self.ema is not None:
             self.ema(self.diffusion.model)
 
-    # Figures and pictures
+    # Figures and images
 
     @torch.no_grad()
     def evaluate(self, data: Any) -> dict[str, float]:
-        """Return the loss of averaged weights by noise level, on the same 32 pictures and noise always."""
+        """Return the loss of the EMA weights by noise level, on the same 32 images and noise always."""
         model = self.diffusion
         random = generator(0, "validation")
         images, captions, *given = data.batch(random, 32)
@@ -228,34 +229,26 @@ class DiffusionTraining(TrainingModule):
         model.model.train()
         return {"val_loss": sum(figures.values()) / len(figures), **figures}
 
-    def fixed_conditioning(self, context: Tensor | None, images: Tensor, given: list[dict]) -> Any:
-        """Return the conditioning of held-out pictures, with the same noise on the hints always."""
+    def fixed_conditioning(self, context: Tensor | None, images: Tensor, given: list[dict]) -> Cond:
+        """Return the conditioning of held-out images, with the same noise on the hints always."""
         if self.hints is None:
-            return context
+            return Cond(context)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             hint = self.encode_hint(images, given[0] if given else {})
             return self.hints.condition(context, hint, lambda x: torch.randn(x.shape).to(x), SHOWN_LEVEL)
 
-    def prompts(self, captions: list[str]) -> list[str]:
-        """Return the prompts of the sample grid: those of the options, or the captions of the data."""
-        options = self.options
-        if options.sample_prompts:
-            repeated = options.sample_prompts * options.sample_count
-            return repeated[: max(options.sample_count, 1)]
-        return captions
-
     @torch.no_grad()
     def sample(self, data: Any) -> Tensor | None:
-        """Return pictures of fixed prompts from fixed noise, by DDIM with the averaged weights."""
+        """Return images of fixed prompts from fixed noise, by DDIM with the EMA weights."""
         model, options = self.diffusion, self.options
         if options.sample_count == 0:
             return None
         images, captions, *given = data.batch(generator(0, "samples"), options.sample_count)
-        prompts = self.prompts(captions)
+        prompts = (options.sample_prompts * options.sample_count)[: options.sample_count] or captions
         side = model.image_size if self.hints is None else images.shape[-1] // model.downsampling_factor
         noise = torch.randn(len(prompts), model.channels, side, side, generator=generator(0, "sample noise"))
-        cond = uncond = None
+        cond, uncond = Cond(), None
         if model.cond_stage_model is not None:
             cond, uncond = self.encode_text(prompts), self.encode_text([""] * len(prompts))
             cond = self.fixed_conditioning(cond, images, given)
@@ -273,21 +266,18 @@ class DiffusionTraining(TrainingModule):
 
     # State
 
+    def trained_modules(self) -> dict[str, nn.Module | None]:
+        return {"unet": self.diffusion.model, "ema": self.ema}
+
     def trained_state(self) -> dict[str, Any]:
-        state = {
-            "unet": self.diffusion.model.state_dict(),
-            "scale_factor": float(self.diffusion.scale_factor),
-        }
-        return state | ({"ema": self.ema.state_dict()} if self.ema is not None else {})
+        return {**super().trained_state(), "scale_factor": float(self.diffusion.scale_factor)}
 
     def load_trained_state(self, state: dict[str, Any]) -> None:
-        self.diffusion.model.load_state_dict(state["unet"])
+        super().load_trained_state(state)
         self.diffusion.scale_factor = state["scale_factor"]
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
 
     def export(self, folder: Path, config: dict[str, Any], data: Any) -> Path:
-        """Write the complete model in the published layout, with the averaged weights as the UNet's."""
+        """Write the complete model with LDM key names, with the EMA weights as the UNet's."""
         path = folder / "model.safetensors"
         scale_factor = round(float(self.diffusion.scale_factor), 5)
         about = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Picture (b, 3, H, W) -> one logit a patch (b, 1, H/2^n - 2, W/2^n - 2), 70 pixels wide for n = 3."""
+    """Image (b, 3, H, W) -> one logit a patch (b, 1, H/2^n - 2, W/2^n - 2), 70 pixels wide for n = 3."""
 
     def __init__(self, in_channels: int = 3, channels: int = 64, num_layers: int = 3) -> None:
         widths = [channels * min(2**level, 8) for level in range(num_layers + 1)]

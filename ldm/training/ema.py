@@ -42,10 +42,6 @@ class LitEma(nn.Module):
                 dtype = torch.promote_types(weight.dtype, torch.float32)
                 self.register_buffer(shadow, weight.detach().to(dtype, copy=True))
 
-    def reset_num_updates(self) -> None:
-        """Begin the warm-up anew."""
-        self.num_updates.zero_()
-
     @torch.no_grad()
     def forward(self, model: nn.Module) -> None:
         """Move the shadows towards the weights of `model`, once for each optimiser step."""

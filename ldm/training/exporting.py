@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import ldm
-from ldm.config import FILE_KEYS
+from ldm.config import map_files
 from ldm.files.atomic import atomic_write
 from ldm.yaml_file import to_yaml
 
@@ -36,20 +36,15 @@ def export_config(path: Path, model: dict[str, Any], heading: str) -> None:
 
 def copy_files_beside(value: Any, folder: Path) -> Any:
     """Return `value` with the files of FILE_KEYS copied into `folder` and called by their names there."""
-    if isinstance(value, list):
-        return [copy_files_beside(entry, folder) for entry in value]
-    if not isinstance(value, dict):
-        return value
-    result = {}
-    for key, entry in value.items():
-        if key in FILE_KEYS and isinstance(entry, str) and Path(entry).is_file():
-            content = Path(entry).read_bytes()
-            atomic_write(
-                folder / Path(entry).name, lambda temporary, content=content: temporary.write_bytes(content)
-            )
-            entry = Path(entry).name
-        result[key] = copy_files_beside(entry, folder)
-    return result
+
+    def copied(_: str, path: str) -> str:
+        if not Path(path).is_file():
+            return path
+        content, name = Path(path).read_bytes(), Path(path).name
+        atomic_write(folder / name, lambda temporary: temporary.write_bytes(content))
+        return name
+
+    return map_files(value, copied)
 
 
 def versions() -> dict[str, str]:

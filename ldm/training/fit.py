@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 
-from ldm.backends.meta import on_meta
-from ldm.config import instantiate, plain
+from ldm.config import find_class, instantiate, plain
+from ldm.devices import on_meta
 from ldm.errors import ConfigError, TrainingError
 from ldm.training.callbacks import Clock, Keeper
 from ldm.training.exporting import versions
@@ -61,7 +61,7 @@ def read_sections(config: dict[str, Any]) -> tuple[str, TrainOptions, Any]:
     """Return the method's name, the `train` section and the method's own, with types and choices checked."""
     method = method_of(config)
     train = read_options(TrainOptions, config.get("train"), "train")
-    return method, train, read_options(METHODS[method], config.get(method), method)
+    return method, train, read_options(METHODS[method][0], config.get(method), method)
 
 
 def build_module(config: dict[str, Any]) -> TrainingModule:
@@ -69,13 +69,7 @@ def build_module(config: dict[str, Any]) -> TrainingModule:
     method, train, options = read_sections(config)
     torch.manual_seed(train.seed)
     model = instantiate(config["model"], "model")
-    if method == "autoencoder":
-        from ldm.training.autoencoder import AutoencoderTraining as Method
-    elif method == "diffusion":
-        from ldm.training.diffusion import DiffusionTraining as Method
-    else:
-        from ldm.training.clip import ClipTraining as Method
-    return Method(model, train, options)
+    return find_class(METHODS[method][1])(model, train, options)
 
 
 def build_data(config: dict[str, Any], section: str) -> Any:

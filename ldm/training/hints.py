@@ -1,9 +1,9 @@
 """What the conditional models are shown in training, and how it reaches the UNet.
 
-    LatentInpaintDiffusion      [mask, latents of the masked picture], as it is
+    LatentInpaintDiffusion      [mask, latents of the masked image], as it is
     LatentDepth2ImageDiffusion  the depth at the latents' size, as it is
-    LatentUpscaleDiffusion      the small picture, noised; level uniform below the model's limit
-    ImageEmbeddingConditioned-  the picture's own embedding, noised likewise; with some probability zeros
+    LatentUpscaleDiffusion      the small image, noised; level uniform below the model's limit
+    ImageEmbeddingConditioned-  the image's own embedding, noised likewise; with some probability zeros
     LatentDiffusion
 
 `encode` is what can be done once and cached; `condition` is done in every step and draws what is random in
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.diffusion.cond import Cond
 from ldm.errors import ConfigError
 from ldm.models.latent_depth import LatentDepth2ImageDiffusion, concat_depth
 from ldm.models.latent_inpaint import LatentInpaintDiffusion
@@ -57,13 +58,13 @@ class Hints:
         return given[self.needs]
 
     def encode(self, images: Tensor, given: dict[str, Tensor]) -> Tensor:
-        """Return the hint of pictures (b, 3, H, W) in -1..1, (b, ...)."""
+        """Return the hint of images (b, 3, H, W) in -1..1, (b, ...)."""
         return self.taken(given)
 
     def condition(
         self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None
-    ) -> dict[str, Any]:
-        """Return what the UNet is told.
+    ) -> Cond:
+        """Return what the UNet is given.
 
         Args:
             context: (b, n, width).
@@ -98,16 +99,16 @@ class UpscaleHints(Hints):
 
     def condition(
         self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None
-    ) -> dict[str, Any]:
+    ) -> Cond:
         drawn = levels(hint, self.model.max_noise_level, level)
         return self.model.conditioning(context, hint, drawn, noise(hint))
 
 
 class EmbeddingHints(Hints):
-    """The embedding of the very picture that is to be made.
+    """The embedding of the training image itself.
 
     Args:
-        dropout: probability of zeros, level included, which is what guidance's other half is told.
+        dropout: probability of zeros, level included, as the unconditional half of guidance has it.
     """
 
     def __init__(self, model: Any, dropout: float) -> None:
@@ -121,7 +122,7 @@ class EmbeddingHints(Hints):
 
     def condition(
         self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None
-    ) -> dict[str, Any]:
+    ) -> Cond:
         drawn = levels(hint, self.model.noise_augmentor.max_noise_level, level)
         label = self.model.embedding_conditioning(hint, drawn, noise(hint))  # (b, D + width of the level)
         if level is None:

@@ -40,7 +40,7 @@ class LambdaLinearScheduler:
         self.f_min, self.f_max, self.f_start = list(f_min), list(f_max), list(f_start)
 
     def schedule(self, n: int) -> float:
-        """Return the factor at step n; past the last cycle, the last cycle goes on."""
+        """Return the factor at step n; past the last cycle, the last one continues."""
         cycle = 0
         while cycle < len(self.cycle_lengths) - 1 and n > self.cycle_lengths[cycle]:
             n -= self.cycle_lengths[cycle]

@@ -5,7 +5,6 @@ steps are taken here, by hand, because a run may have two optimizers and because
 well-defined number: Lightning's own counter counts the steps of all optimizers together.
 """
 
-import logging
 from abc import abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,8 +20,6 @@ from ldm.training.lr_scheduler import learning_rate_factor
 from ldm.training.options import TrainOptions
 from ldm.training.seeding import draw_seed
 from ldm.training.self_check import SelfCheck, named
-
-log = logging.getLogger(__name__)
 
 
 class TrainingModule(pl.LightningModule):
@@ -77,16 +74,12 @@ class TrainingModule(pl.LightningModule):
         return {}
 
     def sample(self, data: Any) -> Tensor | None:
-        """Return pictures (n, 3, h, w) in [-1, 1] for the grid, or None."""
+        """Return images (n, 3, h, w) in [-1, 1] for the grid, or None."""
         return None
 
     @abstractmethod
-    def trained_state(self) -> dict[str, Any]:
-        """Return everything that training changes, as tensors and plain values."""
-
-    @abstractmethod
-    def load_trained_state(self, state: dict[str, Any]) -> None:
-        """Take back what `trained_state` returned."""
+    def trained_modules(self) -> dict[str, nn.Module | None]:
+        """Return what training changes, by its name in checkpoints; None for what this run does without."""
 
     @abstractmethod
     def export(self, folder: Path, config: dict[str, Any], data: Any) -> Path:
@@ -208,6 +201,17 @@ class TrainingModule(pl.LightningModule):
 
     # State
 
+    def trained_state(self) -> dict[str, Any]:
+        """Return everything that training changes, as tensors and plain values."""
+        modules = self.trained_modules().items()
+        return {name: module.state_dict() for name, module in modules if module is not None}
+
+    def load_trained_state(self, state: dict[str, Any]) -> None:
+        """Take back what `trained_state` returned."""
+        for name, module in self.trained_modules().items():
+            if module is not None:
+                module.load_state_dict(state[name])
+
     def state(self) -> dict[str, Any]:
         """Return the complete state of the run, without the clock."""
         optimizers = {name: self.optimizer_of(name).optimizer.state_dict() for name in self.groups()}
@@ -220,5 +224,5 @@ class TrainingModule(pl.LightningModule):
 
 
 def averaged(ema: LitEma | None, model: nn.Module) -> AbstractContextManager:
-    """Return a context in which `model` holds the averaged weights, where there are any."""
+    """Return a context in which `model` holds the EMA weights, if there are any."""
     return nullcontext() if ema is None else ema.applied_to(model)

@@ -1,8 +1,8 @@
 """The settings of a training run: what `train:` and the method's own section of a YAML file may say.
 
     model:       {target, params}    the network, exactly as an inference YAML describes it
-    data:        {target, params}    where pictures and captions come from
-    val_data:    {target, params}    optional: held-out pictures for the figures in the log
+    data:        {target, params}    where images and captions come from
+    val_data:    {target, params}    optional: held-out images for the figures in the log
     train:       TrainOptions        common to every method
     autoencoder: | diffusion: | clip:    exactly one of them; it chooses the method
 
@@ -23,7 +23,7 @@ class TrainOptions:
     """Settings that every method shares."""
 
     seed: int = 0                       # every random draw is a function of (seed, step, rank)
-    batch_size: int = 16                # pictures a device and micro-batch
+    batch_size: int = 16                # images a device and micro-batch
     accumulate: int = 1                 # micro-batches an optimizer step
     max_steps: int = 0                  # optimizer steps in all, over resumes; 0: no limit
     max_time: str = ""                  # training time in all, over resumes; empty: no limit
@@ -37,7 +37,7 @@ class TrainOptions:
     precision: str = "float32"          # of the forward pass: float32 | bfloat16; weights stay float32
     accelerator: str = "auto"           # auto | cpu | gpu | mps
     devices: int = 1                    # more than one: DistributedDataParallel
-    channels_last: bool = True          # memory layout of pictures and convolutions
+    channels_last: bool = True          # memory layout of images and convolutions
     compile: bool = False               # torch.compile the trained networks; on CPU it needs a C++ compiler
     num_threads: int = 0                # of torch on CPU; 0: as the environment says
     prefetch: int = 0                   # batches prepared ahead by a thread
@@ -57,7 +57,7 @@ class AutoencoderOptions:
     pixel_weight: float = 1.0
     gradient_weight: float = 0.0        # of L1 between neighbours' differences: keeps edges with few steps
     perceptual_weight: float = 0.0      # distance in VGG16 features, where the packages for it are installed
-    perceptual_crop: int = 0            # side of the random crop it looks at; 0: the whole picture
+    perceptual_crop: int = 0            # side of the random crop it looks at; 0: the whole image
     perceptual_every: int = 1           # only every so many steps
     kl_weight: float = 1e-6
     learn_logvar: bool = False          # rec/exp(logvar) + logvar
@@ -70,7 +70,7 @@ class AutoencoderOptions:
     disc_num_layers: int = 3
     ema_decay: float = 0.0              # 0: no averaging
     ckpt: str = ""                      # weights to start from
-    scale_images: int = 256             # pictures from which the latents' scale factor is measured at the end
+    scale_images: int = 256             # images from which the latents' scale factor is measured at the end
 
 
 @dataclass
@@ -91,7 +91,7 @@ class DiffusionOptions:
     text_dropout: float = 0.1           # captions replaced by the empty one, for classifier-free guidance
     embedding_dropout: float = 0.25     # unCLIP: image embeddings, with their level, replaced by zeros
     gradient_checkpointing: bool = False
-    cache_latents: int = 0              # pictures encoded once before training; 0: encode every batch
+    cache_latents: int = 0              # images encoded once before training; 0: encode every batch
     cache_text_mb: int = 2048           # memory for encoded captions; 0: encode every batch
     scale_by_std: bool = False          # set scale_factor to 1 / std of the latents before the first step
     sample_prompts: list[str] = field(default_factory=list)   # empty: captions of the data
@@ -108,7 +108,12 @@ class ClipOptions:
     retrieval_count: int = 256          # held-out pairs among which retrieval is measured
 
 
-METHODS = {"autoencoder": AutoencoderOptions, "diffusion": DiffusionOptions, "clip": ClipOptions}
+# Section -> its options, and the class that trains.
+METHODS = {
+    "autoencoder": (AutoencoderOptions, "ldm.training.autoencoder.AutoencoderTraining"),
+    "diffusion": (DiffusionOptions, "ldm.training.diffusion.DiffusionTraining"),
+    "clip": (ClipOptions, "demo.clip_training.ClipTraining"),
+}
 SECTIONS = ("model", "data", "val_data", "train", *METHODS)
 CHOICES = {
     "lr_schedule": ("constant", "cosine", "cosine_by_time"),

@@ -26,7 +26,7 @@ LPIPS_HEADS = "weights/v0.1/vgg.pth"
 
 
 class PerceptualDistance(nn.Module):
-    """Distance of two pictures (b, 3, h, w) in [-1, 1] -> (b,); 16 pixels a side at least."""
+    """Distance of two images (b, 3, h, w) in [-1, 1] -> (b,); 16 pixels a side at least."""
 
     mean: Tensor
 

@@ -25,11 +25,11 @@ from ldm.yaml_file import to_yaml
 
 
 def choose_folder(wanted: Path, resume: str | None) -> tuple[Path, bool]:
-    """Return the folder of this run and whether it goes on from a checkpoint.
+    """Return the folder of this run and whether it is resumed from a checkpoint.
 
     Without `resume`, a folder that holds a run is left alone: the next free NAME-2, NAME-3, ... is taken.
-    "auto" goes on with the newest of them, or starts. Any other text is the folder, or a file in it, to go on
-    with.
+    "auto" resumes the newest of them, or starts a new run. Any other text is the folder to resume, or a file
+    in it.
     """
     if resume not in (None, "auto"):
         path = Path(resume)
@@ -137,12 +137,12 @@ class MetricsLog:
 
 
 def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
-    """Write pictures (n, 3, h, w) in [-1, 1] as one PNG with `columns` in a row."""
+    """Write images (n, 3, h, w) in [-1, 1] as one PNG with `columns` in a row."""
     images = images.detach().float().cpu().clamp(-1, 1)
     rows = math.ceil(len(images) / columns)
     blank = torch.ones(rows * columns - len(images), *images.shape[1:])
     grid = torch.cat([images, blank]).unflatten(0, (rows, columns))  # (r, c, 3, h, w)
     grid = grid.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)  # (r*h, c*w, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(((grid + 1) * 127.5).round().to(torch.uint8).numpy())
-    atomic_write(path, lambda temporary: picture.save(temporary, format="png"))
+    image = Image.fromarray(((grid + 1) * 127.5).round().to(torch.uint8).numpy())
+    atomic_write(path, lambda temporary: image.save(temporary, format="png"))

@@ -1,6 +1,6 @@
 """Random numbers as a function of (seed, step, micro-batch, rank).
 
-Every step seeds its generators anew from a hash of where it is. So the whole state of chance is the step
+Every step seeds its generators from a hash of where it is. So the whole state of chance is the step
 number: a resumed run draws what an uninterrupted one would have drawn, sampling in between changes nothing,
 and ranks differ.
 """

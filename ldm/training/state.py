@@ -3,7 +3,7 @@
     checkpoints/step-00000200.ckpt      complete state after that many optimizer steps
     checkpoints/last.ckpt               the newest of them (a hard link where the file system has them)
 
-A file appears under its name only when it is complete and on the disk (write beside, fsync, rename), so a
+A file appears under its name only when it is complete and on the disk (temporary file, fsync, rename), so a
 kill at any moment leaves the previous one. Contents are tensors and plain values: reading never executes
 anything.
 """

@@ -8,13 +8,15 @@ have seen.
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from ldm.training.seeding import generator
 
 
+@dataclass
 class BatchStream:
-    """Iterate over dicts of images (b, 3, h, w), captions, hints, step, micro; begins where `position` says.
+    """Iterate over dicts of images (b, 3, h, w), captions, hints, step, micro, from step `start` on.
 
     Args:
         data: offers `batch(generator, batch_size) -> (images, captions)`, or with {name: hints} too.
@@ -22,16 +24,13 @@ class BatchStream:
         prefetch: batches prepared ahead by one thread; the draws do not depend on it.
     """
 
-    def __init__(
-        self, data: Any, batch_size: int, accumulate: int, seed: int, rank: int = 0, prefetch: int = 0
-    ) -> None:
-        self.data = data
-        self.batch_size = batch_size
-        self.accumulate = accumulate
-        self.seed = seed
-        self.rank = rank
-        self.prefetch = prefetch
-        self.start = 0
+    data: Any
+    batch_size: int
+    accumulate: int
+    seed: int
+    rank: int = 0
+    prefetch: int = 0
+    start: int = 0
 
     def read(self, step: int, micro: int) -> dict[str, Any]:
         """Return the micro-batch `micro` of `step`."""

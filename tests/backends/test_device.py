@@ -6,8 +6,8 @@ import functools
 import pytest
 import torch
 
-from ldm.backends import device as device_module
-from ldm.backends.device import autocast, has_bfloat16, network_dtypes, resolve_device, resolve_dtype
+from ldm import devices as device_module
+from ldm.devices import autocast, has_bfloat16, network_dtypes, resolve_device, resolve_dtype
 from ldm.errors import BackendUnavailable, InputError
 
 

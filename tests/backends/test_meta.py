@@ -6,12 +6,12 @@ import sys
 import torch
 from torch import nn
 
-from ldm.backends.meta import on_meta
+from ldm.devices import on_meta
 
 BUILD = """
 import sys, torch
 from torch import nn
-from ldm.backends.meta import on_meta
+from ldm.devices import on_meta
 with on_meta():
     nn.Embedding(9, 4), nn.Conv2d(3, 4, 3), nn.MultiheadAttention(4, 2), nn.init.normal_(torch.empty(3))
 print(*[name for name in ("torch._dynamo", "sympy") if name in sys.modules])

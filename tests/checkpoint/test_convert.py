@@ -103,8 +103,8 @@ def seeded(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(5))
 
 
-def picture(channels: int = 3) -> Tensor:
-    """Return a picture (1, c, side, side) in [0, 1]."""
+def image(channels: int = 3) -> Tensor:
+    """Return an image (1, c, side, side) in [0, 1]."""
     return torch.rand(1, channels, SIDE, SIDE, generator=torch.Generator().manual_seed(7))
 
 
@@ -116,14 +116,14 @@ def sampled(model: nn.Module, x_t: Tensor, cond: Any, uncond: Any, start: int = 
     """Sample with our loop, by DDIM on the published steps."""
     sampler = make_sampler("ddim", model.schedule, STEPS)
     denoise = denoiser(model.apply_model, model.schedule, model.parameterization)
-    guided = ClassifierFreeGuidance(denoise, uncond, SCALE)
-    *_, last = sample_loop(sampler, guided, x_t, cond, start=start)
+    guided = ClassifierFreeGuidance(denoise, model.as_cond(uncond), SCALE)
+    *_, last = sample_loop(sampler, guided, x_t, model.as_cond(cond), start=start)
     return last.x_t
 
 
 def started(model: nn.Module, generator: torch.Generator, start: int) -> Tensor:
-    """Return the picture's latents, noised to step `start`; drawn in the order of diffusers' pipelines."""
-    posterior = model.encode_first_stage(2 * picture() - 1)
+    """Return the image's latents, noised to step `start`; drawn in the order of diffusers' pipelines."""
+    posterior = model.encode_first_stage(2 * image() - 1)
     noise = torch.randn(posterior.mean.shape, generator=generator)
     latents = model.get_first_stage_encoding(posterior, noise)
     t = make_sampler("ddim", model.schedule, STEPS).timesteps[start]
@@ -141,14 +141,14 @@ def ours(model: nn.Module, task: str) -> Tensor:
         return sampled(model, started(model, generator, 1), cond, uncond, start=1)
     if task == "inpaint":
         noise = torch.randn(x_t.shape, generator=generator)
-        concat = model.concat_conditioning(2 * picture() - 1, picture(1), noise)
+        concat = model.concat_conditioning(2 * image() - 1, image(1), noise)
         return sampled(model, x_t, model.hybrid(cond, concat), model.hybrid(uncond, concat))
     if task == "depth":
         x_t = started(model, generator, 1)
-        halves = (model.conditioning(c, picture(1), tuple(x_t.shape[-2:])) for c in (cond, uncond))
+        halves = (model.conditioning(c, image(1), tuple(x_t.shape[-2:])) for c in (cond, uncond))
         return sampled(model, x_t, *halves, start=1)
     if task == "upscale":
-        small = 2 * picture()[..., :8, :8] - 1
+        small = 2 * image()[..., :8, :8] - 1
         noise = torch.randn(small.shape, generator=generator)
         return sampled(model, x_t, *(model.conditioning(c, small, 20, noise) for c in (cond, uncond)))
     if task.startswith("unclip"):
@@ -157,7 +157,7 @@ def ours(model: nn.Module, task: str) -> Tensor:
         told = model.conditioning(cond, model.embedding_conditioning(embedding, 100, noise))
         return sampled(model, x_t, told, model.unconditional(told, uncond))
     if task == "controlnet":
-        return sampled(model, x_t, *(model.conditioning(c, picture()) for c in (cond, uncond)))
+        return sampled(model, x_t, *(model.conditioning(c, image()) for c in (cond, uncond)))
     return sampled(model, x_t, cond, uncond)
 
 
@@ -165,17 +165,17 @@ def theirs(pipeline: Any, task: str) -> Tensor:
     """Return the latents that a pipeline of diffusers makes."""
     told: dict[str, Any] = {"latents": seeded(1, 4, SIDE // 8, SIDE // 8)}
     if task in ("img2img", "depth"):
-        told = {"image": picture(), "strength": (STEPS - 1) / STEPS}
+        told = {"image": image(), "strength": (STEPS - 1) / STEPS}
         if task == "depth":
-            told["depth_map"] = picture(1)[:, 0]
+            told["depth_map"] = image(1)[:, 0]
     elif task == "inpaint":
-        told |= {"image": picture(), "mask_image": picture(1), "strength": 1.0}
+        told |= {"image": image(), "mask_image": image(1), "strength": 1.0}
     elif task == "upscale":
-        told |= {"image": picture()[..., :8, :8], "noise_level": 20}
+        told |= {"image": image()[..., :8, :8], "noise_level": 20}
     elif task.startswith("unclip"):
         told |= {"image_embeds": seeded(1, WIDTH), "noise_level": 100}
     elif task == "controlnet":
-        told |= {"image": picture()}
+        told |= {"image": image()}
     if task in ("sd1", "sd2", "sd2-v", "inpaint") or task.startswith("unclip"):
         told |= {"height": SIDE, "width": SIDE}
     return pipeline(
@@ -192,7 +192,7 @@ def test_diffusers_gives_the_same_latents(case, task: str):
     torch.testing.assert_close(theirs(made.pipeline, task), made.latents, **CLOSE)
 
 
-def test_diffusers_gives_the_same_latents_from_a_picture(case):
+def test_diffusers_gives_the_same_latents_from_an_image(case):
     made = case("sd2")
     with torch.no_grad():
         expected = ours(made.model, "img2img")
@@ -214,7 +214,7 @@ def test_what_diffusers_saves_is_loaded(case, task: str, tmp_path: Path):
     assert any("unused.safetensors" in note for note in done.notes)
 
 
-def test_the_picture_encoder_gives_the_same_embedding(case):
+def test_the_image_encoder_gives_the_same_embedding(case):
     made, pixels = case("unclip-l"), seeded(1, 3, 28, 28)
     with torch.no_grad():
         expected = made.model.embedder.model.encode_image(pixels)
@@ -272,7 +272,7 @@ def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def averaged(file: Path, scale: float = 2.0) -> dict[str, Tensor]:
-    """Return the tensors of a training file: the averaged copy is the raw one times `scale`."""
+    """Return the tensors of a training file: the EMA weights is the raw one times `scale`."""
     tensors = load_file(file)
     copies = {
         "model_ema." + name.removeprefix("model.").replace(".", ""): scale * x

@@ -9,9 +9,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config, tiny_model
 
+from demo.ship_demo import description, difference
 from ldm.checkpoint import identify, load_checkpoint
 from ldm.checkpoint.conversion import convert
-from ldm.checkpoint.delta import base_of, completed, description, difference
+from ldm.checkpoint.delta import base_of, completed
 from ldm.checkpoint.merge import read_source
 from ldm.checkpoint.opened import open_weights
 from ldm.errors import CheckpointError, WrongModelError
@@ -57,7 +58,7 @@ def test_a_missing_or_another_base_is_refused(files, tmp_path):
     with pytest.raises(CheckpointError, match="from another file"):
         base_of(path, metadata)
     (tmp_path / "base.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="put that file beside it"):
+    with pytest.raises(CheckpointError, match="put that file next to it"):
         base_of(path, metadata)
 
 

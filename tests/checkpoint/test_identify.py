@@ -40,7 +40,7 @@ def shapes(layout: str, dtype: str | None = None) -> dict[str, tuple[str, tuple[
 
 
 def averaged(held: dict) -> dict:
-    """Add the averaged copy and its counters, as training files have them."""
+    """Add the EMA weights and its counters, as training files have them."""
     copy = {
         "model_ema." + name.removeprefix("model.").replace(".", ""): x
         for name, x in held.items()
@@ -89,7 +89,7 @@ def test_averaged_copies(layout):
     identity = classify(only)
     if PUBLISHED[layout][1] != "controlnet":
         assert (identity.weights, identity.family, identity.task) == ("ema", *PUBLISHED[layout][:2])
-        assert "the averaged (EMA) copy alone" in identity.sentence()
+        assert "the EMA weights alone" in identity.sentence()
 
 
 def test_a_file_says_which_copy_it_holds():
@@ -321,7 +321,7 @@ def test_files(tmp_path, suffix):
         assert (identity.prediction, identity.prediction_source, identity.weights) == ("v", "metadata", "ema")
     else:
         assert "saved at training step 7,000" in identity.notes
-        assert "beside the weights it holds optimizer_states, which loading skips" in identity.notes
+        assert "besides the weights it holds optimizer_states, which loading skips" in identity.notes
     assert json.loads(json.dumps(identity.record()))["path"] == str(path)
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_files import entry_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldm.checkpoint.identity import Identity
 from ldm.checkpoint.merge import PART_PREFIXES, Source, merge_metadata, plan_merge, read_source
-from ldm.checkpoint.writer import Entry, entry_of, write_safetensors
+from ldm.checkpoint.writer import Entry, write_safetensors
 from ldm.errors import BadValuesError, CheckpointError, InputError, WrongModelError
 
 CONV = "model.diffusion_model.input_blocks.0.0.weight"
@@ -236,9 +237,9 @@ def test_averaged_weights_are_taken_where_asked_for(tmp_path):
 
     marked = stored(tmp_path / "b.safetensors", raw, {"sd.weights": "ema"})
     assert read_source(marked, "ema").weights == read_source(marked).weights == "ema"
-    with pytest.raises(CheckpointError, match="holds only averaged"):
+    with pytest.raises(CheckpointError, match="holds only EMA"):
         read_source(marked, "raw")
-    with pytest.raises(CheckpointError, match="holds no averaged"):
+    with pytest.raises(CheckpointError, match="holds no EMA"):
         read_source(stored(tmp_path / "c.safetensors", raw), "ema")
 
 

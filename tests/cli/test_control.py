@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from script_files import REPOSITORY
 
 from golden_cases import cases
+from ldm import signals
 from ldm.cli.flags import parser_of
 from ldm.imaging import metadata
-from ldm.jobs import signals
 from ldm.jobs.opening import hint_at_size
 from ldm.requests import Txt2Img
 from ldm.requests.resolving import ModelFacts

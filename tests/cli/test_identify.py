@@ -68,7 +68,7 @@ def test_a_table_of_a_full_size_file_in_no_time(run, tmp_path):
     assert outcome.code == 0 and not outcome.err
     lines = [line for line in outcome.out.splitlines()[1:] if " note " not in line]
     rows = dict(line.strip().split(maxsplit=1) for line in lines)
-    assert rows["is"].startswith("an SD 2.x model for variations of pictures (unCLIP-H)")
+    assert rows["is"].startswith("an SD 2.x model for image variations (unCLIP-H)")
     assert rows["predicts"] == "v (as all published models of this kind)"
     assert rows["config"] == "configs/stable-diffusion/v2-1-stable-unclip-h-inference.yaml"
     assert "UNet 870.2 M" in rows["parameters"] and "3.98 GB" == rows["size"]
@@ -144,13 +144,13 @@ def test_the_demo_model_s_yaml_is_compared_with_what_it_predicts(run, tmp_path):
     file = tmp_path / "emoji.safetensors"       # as it would be if it did not say so
     save_file(load_file(DEMO[0]), file)
     outcome = draw(run, file, config=DEMO[1])
-    assert outcome.code == 0 and "v-prediction (found by one network step; agreement 0.8" in outcome.out
+    assert outcome.code == 0 and "v-prediction (found by one UNet evaluation; agreement 0.8" in outcome.out
     text = Path(DEMO[1]).read_text().replace("parameterization: v", "parameterization: eps")
     (tmp_path / "wrong.yaml").write_text(text)
     for beside in ("emoji_clip.json", "emoji_bpe.txt.gz"):
         shutil.copy(Path(DEMO[1]).parent / beside, tmp_path)
     outcome = draw(run, file, "--outdir", "o", config=tmp_path / "wrong.yaml")
-    refused(outcome, "emoji.safetensors predicts v (found by one network step", "wrong.yaml asks for eps")
+    refused(outcome, "emoji.safetensors predicts v (found by one UNet evaluation", "wrong.yaml asks for eps")
     assert "parameterization: v" in outcome.err and "scripts/convert.py" in outcome.err
     assert not (tmp_path / "o").exists()
     outcome = draw(run, file, "--prediction", "eps", config=DEMO[1])
@@ -162,7 +162,7 @@ def test_the_demo_model_s_yaml_is_compared_with_what_it_predicts(run, tmp_path):
 def test_random_weights_are_taken_at_the_yaml_s_word(run, tmp_path):
     outcome = draw(run, tiny(tmp_path / "a.safetensors"), config=CASE.files["config"])
     assert outcome.code == 0
-    assert "eps-prediction (base.yaml says so; one network step did not tell)" in outcome.out
+    assert "eps-prediction (base.yaml says so; one UNet evaluation did not tell)" in outcome.out
 
 
 def test_metadata_against_yaml_and_flag(run, tmp_path):
@@ -314,4 +314,4 @@ def test_a_size_far_from_training_is_hinted_at(caplog):
             hint(*size)
         assert not caplog.records
         hint(512, 512, 768)
-        assert "768x768 that this model was trained at: try --H 768 --W 768" in caplog.text
+        assert "768x768, the training size of this model: try --H 768 --W 768" in caplog.text

@@ -16,8 +16,8 @@ SMALL = (
     "model.params.first_stage_config.params.ddconfig.ch=8",
     "model.params.first_stage_config.params.ddconfig.num_groups=4",
     "model.params.first_stage_config.params.ddconfig.num_res_blocks=1",
-    "data={target: ldm.data.synthetic.Discs, params: {size: 128}}",
-    "val_data={target: ldm.data.synthetic.Discs, params: {size: 128}}",
+    "data={target: demo.discs.Discs, params: {size: 128}}",
+    "val_data={target: demo.discs.Discs, params: {size: 128}}",
     "train.max_steps=2", "train.batch_size=2", "train.accumulate=1", "train.precision=float32",
     "diffusion.sample_count=2", "diffusion.sample_steps=2", "diffusion.cache_latents=8",
 )  # fmt: skip
@@ -59,7 +59,8 @@ def test_train_then_sample(run, tmp_path, trained):
 def test_the_configuration_is_asked_for_and_named(run, tmp_path, trained):
     outcome = run("sample.py", "--ckpt", trained / "model.safetensors")
     assert outcome.code == 2 and outcome.err.count("\n") == 1
-    assert "pictures without a prompt" in outcome.err and f"--config {trained / 'model.yaml'}" in outcome.err
+    assert "unconditional image generation" in outcome.err
+    assert f"--config {trained / 'model.yaml'}" in outcome.err
     outcome = run("txt2img.py", "--ckpt", trained / "model.safetensors")
     assert outcome.code == 2 and "use it with scripts/sample.py" in outcome.err
     assert not list(tmp_path.iterdir())

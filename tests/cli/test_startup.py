@@ -2,7 +2,7 @@
 
 # Each costs between 0.1 s and 2 s; together they took longer than torch.
 NOT_FOR_PICTURES = set(
-    "cv2 diffusers einops ftfy huggingface_hub imwatermark matplotlib open_clip pandas pytorch_lightning "
+    "cv2 diffusers ftfy huggingface_hub imwatermark matplotlib open_clip pandas pytorch_lightning "
     "pywt scipy sympy timm tokenizers torchvision transformers torch._dynamo torch._inductor".split()
 )
 PLAIN = ("--prompt", "a fox", "--steps", 1, "--n_samples", 1, "--n_iter", 1)

@@ -2,11 +2,13 @@
 
 import copy
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 import ldm.config
@@ -172,12 +174,34 @@ def test_parameters_of_the_class_above_count_where_a_constructor_hands_them_on()
 
 def test_published_parameters_that_change_nothing_are_taken():
     node = copy.deepcopy(MODEL)
-    ignored = {"v_posterior": 0.0, "clip_denoised": True, "learn_logvar": False, "logvar_init": 0.0,
+    ignored = {"clip_denoised": True, "learn_logvar": False,
                "make_it_fit": False, "reset_ema": False, "reset_num_ema_updates": False, "ema_decay": None}
     absent = {"given_betas": None, "scale_by_std": False, "force_null_conditioning": False}
     node["params"] |= ignored | absent
     node["params"]["unet_config"]["params"]["n_embed"] = None
     assert type(instantiate(node)).__name__ == "LatentDiffusion"
+
+
+def test_parameters_of_the_losses_reach_p_losses():
+    node = copy.deepcopy(MODEL)
+    node["params"]["unet_config"] = IDENTITY
+    plain = instantiate(node)
+    weights = {"loss_type": "l1", "l_simple_weight": 0.5, "original_elbo_weight": 0.25, "logvar_init": 1.0}
+    node["params"] |= weights | {"v_posterior": 1.0}
+    model = instantiate(node)
+    assert torch.equal(model.posterior_variance, model.betas) and not torch.equal(
+        plain.posterior_variance, plain.betas
+    )
+    x_start, noise = torch.randn(2, 1, 4, 8, 8)
+    t = torch.tensor([5])
+    model.apply_model = plain.apply_model = lambda x_t, t, cond: x_t
+    simple = (model.q_sample(x_start, t, noise) - noise).abs().mean()
+    vlb = model.schedule.lvlb_weights("eps")[5] * simple
+    loss, parts = model.p_losses(x_start, None, t, noise)
+    torch.testing.assert_close(loss, 0.5 * (simple / math.e + 1) + 0.25 * vlb)
+    torch.testing.assert_close(parts["train/loss_simple"], simple)
+    squared, _ = plain.p_losses(x_start, None, t, noise)
+    torch.testing.assert_close(squared, (plain.q_sample(x_start, t, noise) - noise).square().mean())
 
 
 @pytest.mark.parametrize("key, value", [("scale_by_std", True), ("given_betas", [0.1, 0.2])])

@@ -1,10 +1,11 @@
-"""What conditional models are shown of the data: masks, depth, small pictures."""
+"""What conditional models are shown of the data: masks, depth, small images."""
 
 import pytest
 import torch
 
+from demo.hints import make_hint, random_masks, shrunk
 from demo.scenes import EmojiScenes
-from ldm.data.hints import inflated, make_hint, random_masks, shrunk
+from ldm.data.hints import inflated
 from ldm.errors import InputError
 
 
@@ -34,7 +35,7 @@ def test_a_disc_inflates_to_a_half_sphere():
     assert depth[32, 32:57].diff().max() <= 0, "it falls towards the edge"
 
 
-def test_a_full_and_an_empty_picture_inflate_too():
+def test_a_full_and_an_empty_image_inflate_too():
     assert inflated(torch.zeros(1, 1, 8, 8)).abs().max() == 0
     full = inflated(torch.ones(1, 1, 9, 9))
     assert full[0, 0, 4, 4] == 1 and 0 < full[0, 0, 0, 0] < 0.8
@@ -47,7 +48,7 @@ def test_shrinking_keeps_a_constant_and_refuses_other_sides():
 
 
 @pytest.mark.parametrize("hint, channels, side", [("mask", 1, 32), ("depth", 1, 32), ("small", 3, 8)])
-def test_scenes_give_hints_beside_the_same_pictures(emoji_folder, hint, channels, side):
+def test_scenes_give_hints_beside_the_same_images(emoji_folder, hint, channels, side):
     plain, hinted = EmojiScenes(emoji_folder), EmojiScenes(emoji_folder, hint=hint)
     images, captions = plain.batch(seeded(1), 6)
     same, words, given = hinted.batch(seeded(1), 6)

@@ -1,4 +1,4 @@
-"""A folder of pictures with captions."""
+"""A folder of images with captions."""
 
 import json
 
@@ -13,7 +13,7 @@ from ldm.errors import InputError
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four pictures: one grey level each, so that a batch says which picture it shows."""
+    """Four images: one grey level each, so that a batch says which image it shows."""
     for index in range(4):
         Image.new("RGB", (20 + index, 16), (50 * index,) * 3).save(tmp_path / f"{index}.png")
     return tmp_path
@@ -27,10 +27,10 @@ def draw(data, count=64, seed=0):
 
 def test_captions_from_text_files(folder):
     for index in range(4):
-        (folder / f"{index}.txt").write_text(f"picture {index}\n")
+        (folder / f"{index}.txt").write_text(f"image {index}\n")
     images, captions, shown = draw(CaptionedImages(str(folder), size=8))
     assert images.shape == (64, 3, 8, 8) and set(shown) == {0, 1, 2, 3}
-    assert captions == [f"picture {index}" for index in shown]
+    assert captions == [f"image {index}" for index in shown]
 
 
 def test_captions_from_jsonl_and_csv(folder):
@@ -64,19 +64,19 @@ def test_draws_depend_on_the_generator_alone(folder):
     assert data.kept == {} and len(kept.kept) == 4
 
 
-def test_transparent_pictures_get_the_background(tmp_path):
+def test_transparent_images_get_the_background(tmp_path):
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     images, _ = CaptionedImages(str(tmp_path), size=8, background=0).batch(torch.Generator(), 1)
     assert torch.equal(images, -torch.ones(1, 3, 8, 8))
 
 
-def test_16_bit_pictures_are_scaled_not_clipped(tmp_path):
+def test_16_bit_images_are_scaled_not_clipped(tmp_path):
     Image.fromarray(np.full((8, 8), 257 * 100, np.uint16)).save(tmp_path / "deep.png")
     images, _ = CaptionedImages(str(tmp_path), size=8).batch(torch.Generator(), 1)
     torch.testing.assert_close(images, torch.full((1, 3, 8, 8), 100 / 127.5 - 1))
 
 
-@pytest.mark.parametrize("make", [lambda p: None, lambda p: (p / "a.png").write_bytes(b"no picture")])
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: (p / "a.png").write_bytes(b"no image")])
 def test_what_cannot_be_used_is_an_error(tmp_path, make):
     make(tmp_path)
     with pytest.raises(InputError):

@@ -1,4 +1,4 @@
-"""The demonstration models that ship: each loads by itself, says what it is, and is on the card."""
+"""The demo models that ship: each loads by itself, says what it is, and is on the card."""
 
 from pathlib import Path
 
@@ -28,6 +28,7 @@ def request_for(name: str, **options: object) -> Request:
     return next(cls for cls in map(find, NAMES) if cls.DEMO == name)(**options)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", TASKS)
 def test_a_shipped_model_loads_and_says_what_it_is(name):
     task, kind = TASKS[name]

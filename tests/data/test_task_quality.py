@@ -12,7 +12,7 @@ from benchmarks.task_quality import (
     regions,
     variation_retrieval,
 )
-from ldm.data.hints import shrunk
+from demo.hints import shrunk
 
 
 class MeanColour:

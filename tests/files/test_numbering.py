@@ -45,7 +45,7 @@ def test_the_number_of_a_deleted_last_file_does_not_come_back(tmp_path):
     else:
         expected = "00003.png"
     (tmp_path / files[-1]).unlink()
-    assert names(tmp_path) == files[:-1]  # nothing beside the pictures
+    assert names(tmp_path) == files[:-1]  # nothing beside the images
     assert save(tmp_path) == [expected]
 
 

@@ -8,10 +8,11 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
+from demo.fit_preview import fit_map
 from ldm.config import find_config, load_config
 from ldm.errors import InputError
 from ldm.imaging.colour import from_uint8, to_uint8
-from ldm.imaging.preview import SD, LatentToRGB, fit_map, grey_map, load_map
+from ldm.imaging.preview import SD, LatentToRGB, grey_map, load_map
 from ldm.util import instantiate_from_config
 
 

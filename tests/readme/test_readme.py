@@ -127,7 +127,8 @@ def test_what_is_linked_and_named_is_there(path: Path):
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
         if not target.startswith(("http:", "https:")):
             assert (path.parent / target).exists(), target
-    for name in re.findall(r"`((?:ldm|scripts|demo|configs|tests|docs|benchmarks|requirements)/[\w./-]+)`", text):
+    folders = "ldm|scripts|demo|configs|tests|docs|benchmarks|requirements"
+    for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", text):
         if name != "ldm/adapters/" and "NAME" not in name:  # the place of what is to come; a placeholder
             assert (ROOT / name).exists(), name
 

@@ -17,7 +17,6 @@ EVERY = [(cls, each) for cls in REQUESTS for each in fields_of(cls).values()]
 BOUNDED = [(cls, each) for cls, each in EVERY if each.option.low is not None]
 
 
-
 def ids(pairs: list[tuple[type, Field]]) -> list[str]:
     return [f"{cls.__name__}-{each.name}" for cls, each in pairs]
 

@@ -37,7 +37,7 @@ TRAIN = {
     "batch_size": 4, "max_steps": 3, "learning_rate": 1e-3,
     "log_every": 1, "sample_every": 0, "save_every": 100, "accelerator": "cpu",
 }
-DATA = {"target": "ldm.data.synthetic.Discs", "params": {"size": 16}}
+DATA = {"target": "demo.discs.Discs", "params": {"size": 16}}
 
 
 @pytest.fixture

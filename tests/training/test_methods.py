@@ -8,23 +8,23 @@ import torch
 from safetensors.torch import save_file
 from training_loop import Loop, changed, sharpen, weights
 
+from demo.clip_training import contrastive_loss, retrieval
 from ldm.errors import CheckpointError
 from ldm.models.attention import BasicTransformerBlock
 from ldm.models.unet import ResBlock
 from ldm.training.cache import LatentCache
-from ldm.training.clip import contrastive_loss, retrieval
 from ldm.training.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss
 from ldm.training.fit import build_module, resolve_config
 from ldm.training.seeding import generator
 
 
-def one_picture(config: dict) -> dict:
+def one_image(config: dict) -> dict:
     config["data"]["params"]["count"] = 1
     return config
 
 
-def test_the_autoencoder_overfits_one_picture(config, monkeypatch):
-    loop = Loop(one_picture(config("autoencoder", {"gradient_weight": 1.0}, learning_rate=5e-3)), monkeypatch)
+def test_the_autoencoder_overfits_one_image(config, monkeypatch):
+    loop = Loop(one_image(config("autoencoder", {"gradient_weight": 1.0}, learning_rate=5e-3)), monkeypatch)
     losses = loop.run(60)
     assert losses[-1] < 0.3 * losses[0]
     assert loop.module.evaluate(loop.data)["val_psnr"] > 15
@@ -72,8 +72,8 @@ def test_discriminator_losses_by_hand():
     assert PatchDiscriminator()(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 6, 6)
 
 
-def test_the_unet_overfits_one_picture_and_nothing_else_moves(config, monkeypatch):
-    made = one_picture(config("diffusion", {"ema_decay": 0.9, "text_dropout": 0.0}, learning_rate=3e-3))
+def test_the_unet_overfits_one_image_and_nothing_else_moves(config, monkeypatch):
+    made = one_image(config("diffusion", {"ema_decay": 0.9, "text_dropout": 0.0}, learning_rate=3e-3))
     loop = Loop(made, monkeypatch)
     sharpen(loop)
     before = weights(loop.module.diffusion)
@@ -196,7 +196,7 @@ def test_a_clip_goes_on_from_its_file_and_refuses_another(config, tmp_path):
     second = build_module(resolve_config(config("clip", {"ckpt": str(file)}, seed=2)))
     assert changed(weights(first.clip), second.clip) == set()
     save_file({"visual.proj": torch.zeros(2, 2)}, file)
-    with pytest.raises(CheckpointError, match=r"clip\.safetensors does not fit CLIP"):
+    with pytest.raises(CheckpointError, match=r"clip\.safetensors does not fit the model"):
         build_module(resolve_config(config("clip", {"ckpt": str(file)})))
 
 

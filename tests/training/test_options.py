@@ -72,7 +72,7 @@ def test_shipped_configurations_are_valid(path):
     resolved = resolve_config(read_config(path))
     method = method_of(resolved)
     assert set(resolved["train"]) == set(TrainOptions.__dataclass_fields__)
-    assert set(resolved[method]) == set(METHODS[method].__dataclass_fields__)
+    assert set(resolved[method]) == set(METHODS[method][0].__dataclass_fields__)
     assert path.read_text().startswith(f"# python scripts/train.py --config configs/training/{path.name}")
 
 

@@ -16,7 +16,7 @@ def test_distance_is_zero_to_itself_and_grows_with_noise():
     assert (values[1] > 0).all() and (values[2] > values[1]).all()
 
 
-def test_the_gradient_reaches_the_second_picture_alone():
+def test_the_gradient_reaches_the_second_image_alone():
     x, y = (torch.rand(1, 3, 16, 16, requires_grad=True) for _ in range(2))
     distance = PerceptualDistance()
     distance(x, y).sum().backward()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.synthetic import Discs
+from demo.discs import Discs
 from ldm.errors import CheckpointError
 from ldm.training.run_folder import MetricsLog, choose_folder, save_grid
 from ldm.training.seeding import draw_seed
@@ -101,7 +101,7 @@ def test_metrics_drop_what_a_kill_left_behind_and_take_new_columns(tmp_path):
         assert drawing.width > 100
 
 
-def test_a_grid_has_every_picture_in_its_place(tmp_path):
+def test_a_grid_has_every_image_in_its_place(tmp_path):
     images = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, 3, 2, 4)
     save_grid(images, tmp_path / "grid.png", columns=3)
     with Image.open(tmp_path / "grid.png") as grid:

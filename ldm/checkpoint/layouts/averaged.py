@@ -1,4 +1,4 @@
-"""Names of the averaged copy (EMA) in training files.
+"""Names of the EMA weights (EMA) in training files.
 
 The copy of `model.diffusion_model.out.2.bias` is `model_ema.diffusion_modelout2bias`: a buffer's name may
 hold no dot. That cannot be undone without a list of the names that may have been meant.
@@ -14,7 +14,7 @@ COUNTERS = (EMA + "decay", EMA + "num_updates")
 
 
 def averaged_name(raw_name: str) -> str:
-    """Return the name of the averaged copy of `model.X`."""
+    """Return the name of the EMA weights of `model.X`."""
     return EMA + raw_name.removeprefix(WRAPPER).replace(".", "")
 
 
@@ -24,7 +24,7 @@ def averaged_names(raw_names: Iterable[str]) -> dict[str, str]:
 
 
 def with_averaged_weights(tensors: Tensors, raw_names: Iterable[str] | None = None) -> Tensors:
-    """Put the averaged copy in the place of the raw weights; the copy and its counters are gone then.
+    """Put the EMA weights in the place of the raw weights; the copy and its counters are gone then.
 
     Args:
         raw_names: published names that the copy may be of; None takes those that are there. A file that

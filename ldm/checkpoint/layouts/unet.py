@@ -7,7 +7,7 @@ The published names count blocks through all levels, diffusers' count within a l
     input_blocks.N.0.op             down_blocks.L.downsamplers.0.conv       the last of each level but one
     middle_block.0, .1, .2          mid_block.resnets.0, .attentions.0, .resnets.1
     output_blocks.N.0, N.1          up_blocks.L.resnets.I, .attentions.I
-    output_blocks.N.1 or N.2.conv   up_blocks.L.upsamplers.0.conv           beside the level's last resnet
+    output_blocks.N.1 or N.2.conv   up_blocks.L.upsamplers.0.conv           after the level's last resnet
 
 So the names of either side tell the plan (how many levels and resnets, which of them attend), and the plan
 gives one table that is read in both directions. Tensors are the same on both sides.

@@ -1,4 +1,4 @@
-"""The averaged copy's names: made, undone, and put in the place of the raw weights."""
+"""The EMA weights's names: made, undone, and put in the place of the raw weights."""
 
 import pytest
 import torch

@@ -1,10 +1,10 @@
-"""Pictures that can be computed: coloured discs on coloured ground, to test and to try a configuration."""
+"""Images that can be computed: coloured discs on coloured ground, to test and to try a configuration."""
 
 from typing import Any
 
 import torch
 
-from ldm.data.hints import check_hint, make_hint
+from demo.hints import check_hint, make_hint
 
 COLOURS = {
     "red": (0.9, 0.1, 0.1),
@@ -20,9 +20,9 @@ class Discs:
     """Batches of "a {colour} disc on {colour}" with random place and size.
 
     Args:
-        size: side of the pictures.
-        count: distinct pictures; 0 draws without end. 1 is for overfitting.
-        hint: mask, depth or small (ldm.data.hints): a third part of each batch; None: no such part.
+        size: side of the images.
+        count: distinct images; 0 draws without end. 1 is for overfitting.
+        hint: mask, depth or small (demo.hints): a third part of each batch; None: no such part.
     """
 
     def __init__(self, size: int = 32, count: int = 0, hint: str | None = None) -> None:

@@ -1,7 +1,7 @@
-"""Signals of Ctrl-C and batch schedulers: the first stops the run after the current step, the second at once.
+"""Signals of Ctrl-C and batch schedulers: the first stops a run after its step, a second Ctrl-C at once.
 
-The handler only sets a flag, which `ldm.jobs.execute` checks after every step. A signal that is ignored, such
-as Ctrl-C for a background job of a script, stays ignored.
+The handler only sets a flag, which whoever runs the steps checks. A signal that is ignored, such as Ctrl-C
+for a background job of a script, stays ignored.
 """
 
 import contextlib
@@ -13,12 +13,12 @@ from types import FrameType
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
-_asked = threading.Event()
+_asked: list[str] = []
 
 
-def stop_asked() -> bool:
-    """Return whether the run should stop after the current step."""
-    return _asked.is_set()
+def stop_asked() -> str:
+    """Return the name of the signal that asked the run to stop after the present step, or ""."""
+    return _asked[0] if _asked else ""
 
 
 @contextlib.contextmanager
@@ -38,6 +38,6 @@ def heeding_signals() -> Iterator[None]:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    if _asked.is_set():
+    if _asked and number == signal.SIGINT:
         raise KeyboardInterrupt
-    _asked.set()
+    _asked.append(signal.Signals(number).name)

@@ -75,7 +75,7 @@ class ClipTraining(TrainingModule):
         self.clip.transformer.compile()
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Return unit features (b, d) of pictures of any size; they are shrunk by averaging over areas."""
+        """Return unit features (b, d) of images of any size; they are shrunk by averaging over areas."""
         if images.shape[2:] != (self.image_size, self.image_size):
             images = F.interpolate(images, size=(self.image_size, self.image_size), mode="area")
         return F.normalize(self.clip.encode_image(images), dim=-1).float()
@@ -103,11 +103,11 @@ class ClipTraining(TrainingModule):
         with torch.no_grad():
             self.clip.logit_scale.clamp_(0.0, LOGIT_SCALE_MAX)
 
-    # Figures and pictures
+    # Figures and images
 
     @torch.no_grad()
     def features(self, data: Any, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return pictures, their features, those of the distinct captions, and each picture's caption."""
+        """Return images, their features, those of the distinct captions, and each image's caption."""
         self.clip.eval()
         images, captions = data.batch(generator(0, "validation"), count)
         distinct = list(dict.fromkeys(captions))
@@ -123,7 +123,7 @@ class ClipTraining(TrainingModule):
         return {f"val_recall_at_{k}": retrieval(images, texts, answers, k) for k in (1, 5)}
 
     def sample(self, data: Any) -> Tensor:
-        """Return rows of 8: a caption's own picture, then the seven that its text is nearest to."""
+        """Return rows of 8: a caption's own image, then the seven that its text is nearest to."""
         images, image_features, text_features, answers = self.features(data, 64)
         rows = []
         for index in range(8):
@@ -133,11 +133,8 @@ class ClipTraining(TrainingModule):
 
     # State
 
-    def trained_state(self) -> dict[str, Any]:
-        return {"clip": self.clip.state_dict()}
-
-    def load_trained_state(self, state: dict[str, Any]) -> None:
-        self.clip.load_state_dict(state["clip"])
+    def trained_modules(self) -> dict[str, nn.Module | None]:
+        return {"clip": self.clip}
 
     def export(self, folder: Path, config: dict[str, Any], data: Any) -> Path:
         """Write the text encoder as model.safetensors, both towers as clip.safetensors (open_clip names)."""

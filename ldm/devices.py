@@ -1,33 +1,37 @@
-"""Choose the device and the precision, and say in one line what is missing.
+"""Choose the device and the precision, report in one line what is missing, build on the meta device.
 
-By default the device is the first of CUDA, XPU, MPS and CPU that is there. What is computed in which dtype
+The default device is the first of CUDA, XPU, MPS and CPU that is available. Computed in which dtype
 (`AUTO_DTYPE`, `network_dtypes`):
 
     "auto"         CUDA, XPU   bfloat16 where the hardware has it (from compute capability 8.0 on), for it
                                reaches as far as float32; else float16: either halves the memory
                    MPS         float32: autocast is young there
-                   CPU         float32: float16 is far slower than bfloat16 (a decode of the demonstration
-                               model: 30 times), bfloat16 is fast only on some
+                   CPU         float32: float16 is far slower than bfloat16 (30 times, a decode of the demo
+                               model), and bfloat16 is fast only on some
     text encoder   as chosen
     UNet           as chosen; attention logits in float32 (`ldm.models.attention.attend`), because those of
                    SD 2.x, with 64 channels a head, pass 65,504, the largest float16
     image encoder, depth network       as chosen
     autoencoder    as chosen; with float16 in bfloat16 where the GPU has it and else in float32, because its
-                   decoder passes 65,504 too. Beside float32, bfloat16 is off by 0.2 of 255 on average and by
-                   at most 2 (measured with the demonstration model); it runs once a picture
+                   decoder passes 65,504 too. Compared with float32, bfloat16 is off by 0.2 of 255 on average
+                   and by at most 2 (measured with the demo model); it runs once per image
     sampler        float32, always
 
-What is not finite all the same is computed again in float32 (`ldm.tasks.guard`).
+Values that still are not finite are computed again in float32.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ldm.errors import BackendUnavailable, InputError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DRAWING = {Tensor.normal_, Tensor.uniform_}     # first weights
 # kind -> what "auto" takes, with and without bfloat16 in hardware
 AUTO_DTYPE = {
     "cuda": (torch.bfloat16, torch.float16),
@@ -87,7 +91,7 @@ def resolve_dtype(name: str | torch.dtype = "auto", device: torch.device | str =
 
 
 def has_bfloat16(device: torch.device | str) -> bool:
-    """Tell whether a GPU computes in bfloat16 itself; CUDA can also imitate it, slowly. False for others."""
+    """Tell whether a GPU computes in bfloat16 itself; CUDA can also emulate it, slowly. False for others."""
     device = torch.device(device)
     if device.type == "cuda" and torch.cuda.is_available():
         with torch.cuda.device(device):
@@ -96,7 +100,7 @@ def has_bfloat16(device: torch.device | str) -> bool:
 
 
 def network_dtypes(dtype: torch.dtype, device: torch.device | str) -> dict[str, torch.dtype]:
-    """Return what each network of a model computes in, where `dtype` was chosen."""
+    """Return what each network of a model computes in if `dtype` was chosen."""
     autoencoder = dtype
     if dtype == torch.float16:
         autoencoder = torch.bfloat16 if has_bfloat16(device) else torch.float32
@@ -110,7 +114,32 @@ def network_dtypes(dtype: torch.dtype, device: torch.device | str) -> dict[str, 
 
 
 def autocast(device: torch.device | str, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Run the block in `dtype` where that is exact enough and in float32 where not; nothing for float32."""
+    """Run the block in `dtype` where that is exact enough, and in float32 where it is not."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, dtype=dtype)
+
+
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    """Build modules on the meta device: names, shapes and dtypes without memory, and no first weights.
+
+    There is nothing to draw, and torch's way of drawing nothing imports its compiler, which takes longer than
+    loading a model.
+    """
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    """Returns tensors of the meta device unchanged where their values would be drawn."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in DRAWING or getattr(func, "__module__", None) == nn.init.__name__:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
