@@ -138,15 +138,9 @@ class DiffusionTraining(TrainingModule):
             given = {name: x.to(self.device) for name, x in given.items()}
             return self.hints.encode(images.to(self.device), given).float()
 
-<<<<<<< HEAD
     def conditioning(self, context: Tensor | None, hint: Tensor | None) -> Cond:
-        """Return what the UNet is given with x_t and t; noise on the hint is drawn again each time."""
-        return Cond(context) if self.hints is None else self.hints.condition(context, hint, self.noise)
-=======
-    def conditioning(self, context: Tensor | None, hint: Tensor | None) -> Any:
         """Return what the UNet is passed next to x_t and t; noise on the hint is drawn again."""
-        return context if self.hints is None else self.hints.condition(context, hint, self.noise)
->>>>>>> slim
+        return Cond(context) if self.hints is None else self.hints.condition(context, hint, self.noise)
 
     def hint_of(self, batch: dict[str, Any]) -> Tensor | None:
         """Return the hints of a batch, cached or not."""
@@ -235,13 +229,8 @@ class DiffusionTraining(TrainingModule):
         model.model.train()
         return {"val_loss": sum(figures.values()) / len(figures), **figures}
 
-<<<<<<< HEAD
     def fixed_conditioning(self, context: Tensor | None, images: Tensor, given: list[dict]) -> Cond:
-        """Return the conditioning of held-out pictures, with the same noise on the hints always."""
-=======
-    def fixed_conditioning(self, context: Tensor | None, images: Tensor, given: list[dict]) -> Any:
         """Return the conditioning of held-out images, with the same noise on the hints always."""
->>>>>>> slim
         if self.hints is None:
             return Cond(context)
         with torch.random.fork_rng(devices=[]):
