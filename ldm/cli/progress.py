@@ -6,7 +6,7 @@ If stderr is not a terminal, the outer bar is redrawn only every ten seconds and
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ldm.jobs.watch import Watch
 
@@ -16,11 +16,15 @@ T = TypeVar("T")
 def bar(
     items: Iterable[T], total: int, what: str, *, quiet: bool = False, inner: bool = False
 ) -> Iterator[T]:
-    """Yield the items and show a progress bar; an inner bar disappears at the end."""
+    """Yield the items under a bar; an inner bar disappears when it is full."""
+    yield from _tqdm(items, total, what, quiet=quiet, inner=inner)
+
+
+def _tqdm(items: Iterable[T] | None, total: int, what: str, *, quiet: bool, inner: bool = False) -> Any:
     from tqdm import tqdm
 
     on_terminal = sys.stderr.isatty()
-    yield from tqdm(
+    return tqdm(
         items,
         desc=what,
         total=total,
@@ -33,19 +37,37 @@ def bar(
 
 
 class Bars(Watch):
-    """Shows progress bars for loading, batches and steps."""
+    """Progress bars of loading, batches and steps.
+
+    The bar of the batches appears with the first step, so that an error before it stands alone.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
+        self._total = 0
+        self._batches: Any = None
 
     def loading(self) -> AbstractContextManager[Callable[[int, int], None]]:
         return byte_bar("loading", quiet=self.quiet or not sys.stderr.isatty())
 
     def batches(self, batches: Iterable[T], total: int) -> Iterator[T]:
-        return bar(batches, total, "batches", quiet=self.quiet)
+        self._total, self._batches = total, None
+        try:
+            for batch in batches:
+                self._show()
+                yield batch
+                self._batches.update()
+        finally:
+            if self._batches is not None:
+                self._batches.close()
 
     def steps(self, steps: Iterable[T], total: int, what: str) -> Iterator[T]:
+        self._show()
         return bar(steps, total, what, quiet=self.quiet, inner=True)
+
+    def _show(self) -> None:
+        if self._batches is None:
+            self._batches = _tqdm(None, self._total, "batches", quiet=self.quiet)
 
 
 @contextmanager

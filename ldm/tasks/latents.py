@@ -14,7 +14,7 @@ its only tensor). Its metadata entry `ldm` is a JSON record, and the record's `k
 """
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ldm.errors import InputError, Stopped
 from ldm.samplers.base import Noise
 from ldm.samplers.loop import KeyedNoise
 from ldm.tasks.noise import BatchNoise, NoiseSource
+from ldm.tasks.tiles import Tiling
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Position:
     state: SampleState
     noise: dict[str, Tensor]  # NoiseSource.state() here
     made: dict[str, Tensor] = field(default_factory=dict)  # by earlier stages, where the task says so
+    tilings: dict[tuple[int, int], Tiling] = field(default_factory=dict)  # chosen for latents of these sides
 
     def is_of(self, noise: Noise | KeyedNoise) -> bool:
         """Tell whether this is within the batch that a source of noise belongs to."""
@@ -92,6 +94,7 @@ def stopped_file(position: Position, record: dict[str, Any]) -> bytes:
     tensors |= {f"made.{name}": x for name, x in position.made.items()}
     where = {"prompts": position.prompts, "first": position.first, "stage": position.stage}
     where |= {"kind": "stopped", "step": state.step, "upcast": state.upcast}
+    where["tilings"] = [[*sides, asdict(tiling)] for sides, tiling in position.tilings.items()]
     return _bytes(tensors, record | where)
 
 
@@ -179,7 +182,8 @@ def _position(latents: Tensor, tensors: dict[str, Tensor], record: dict[str, Any
     prompts = [str(prompt) for prompt in record["prompts"]]
     if not prompts:
         raise ValueError("no prompts")
-    return Position(prompts, int(record["first"]), int(record["stage"]), state, noise, made)
+    tilings = {(h, w): Tiling(**tiling) for h, w, tiling in record["tilings"]}
+    return Position(prompts, int(record["first"]), int(record["stage"]), state, noise, made, tilings)
 
 
 def restored(position: Position, noise: BatchNoise, like: Tensor, steps: int) -> SampleState:

@@ -125,6 +125,7 @@ class Run:
         )
         denoiser(self.networks.unet, self.schedule, model.parameterization)  # eps with zero SNR is refused
         self.tiling: Tiling = WHOLE
+        self._tilings = {} if resume is None else dict(resume.tilings)
         self._is_planned = False
         self.state: SampleState | None = None
         self._said: int | None = None
@@ -150,11 +151,16 @@ class Run:
     def plan(self, frame: Frame) -> None:
         """Choose what the networks see at once of images in a frame, from the request or free memory.
 
+        A run that is resumed keeps what it chose, whatever memory is free by then.
+
         Raises: InputError, OutOfMemory where even the smallest tiles do not fit.
         """
         sides = self.latent_shape(frame)[1:]
         unit = frame.inner_height // sides[0]
-        self.tiling = tiling_for(self.networks, self.request, sides, unit, self.task.always_planned)
+        if sides not in self._tilings:
+            always = self.task.always_planned
+            self._tilings[sides] = tiling_for(self.networks, self.request, sides, unit, always)
+        self.tiling = self._tilings[sides]
         self._is_planned = True
 
     def sampler_of(self, num_steps: int) -> Sampler:
@@ -233,10 +239,9 @@ class Run:
         for _ in self.track(steps, len(sampler) - start):
             pass
         if self.state.step < len(sampler) and isinstance(noise, BatchNoise):
-            source = noise.source.state()
-            raise StoppedAt(
-                Position(list(self.request.prompts), noise.first, noise.stage, self.state, source)
-            )
+            prompts, source = list(self.request.prompts), noise.source.state()
+            where = prompts, noise.first, noise.stage, self.state, source
+            raise StoppedAt(Position(*where, tilings=self._tilings))
         return self.state.x_t
 
     def _denoise(self, uncond: Cond | None) -> Denoise:

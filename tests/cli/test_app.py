@@ -33,7 +33,7 @@ def outcome(capsys, error: BaseException | None, *argv: str):
         (RuntimeError("MPS backend out of memory"), 6, "error: out of memory: MPS"),
         (RuntimeError("mat1 and mat2"), 70, "error: internal error: RuntimeError: mat1"),
         (ModuleNotFoundError("No module named 'torch'"), 2, "error: No module named 'torch'; install"),
-        (KeyError("x"), 70, "error: internal error: KeyError: 'x'; run again with --debug"),
+        (KeyError("x"), 70, "error: internal error: KeyError: 'x'; please run again with --debug"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,

@@ -186,7 +186,7 @@ def test_previews_follow_the_run_and_cost_no_evaluation(run, tmp_path, monkeypat
     flags = *RUN, "--steps", 5, "--sampler", "ddim", "--outdir"
     outcome = run("txt2img.py", *flags, "o", "--preview-every", 2)
     assert (
-        outcome.code == 0 and "5 network evaluations" in outcome.out and "shapes in grey" not in outcome.err
+        outcome.code == 0 and "5 UNet evaluations" in outcome.out and "shapes in grey" not in outcome.err
     )
     assert shown == [1, 3, 1, 3]
     with Image.open(tmp_path / "o" / "preview.png") as picture:

@@ -220,8 +220,8 @@ WRONG = [
     (("--depth", "depth.png", "--depth-invert", "mirror"), "--depth-invert"),
     (("--init-img", "room.png", "--depth-invert"), "--depth-invert"),
     (("--init-img", "room.png", "--depth", "depth.png", "--H", 64), "without --init-img"),
-    (("--init-img", "room.png", "--depth", "depth.png", "--depth-from", "network"), "give one of them"),
-    (("--init-img", "room.png", "--depth", "depth.png", "--depth-ckpt", "midas.pt"), "give one of them"),
+    (("--init-img", "room.png", "--depth", "depth.png", "--depth-from", "network"), "give only one of them"),
+    (("--init-img", "room.png", "--depth", "depth.png", "--depth-ckpt", "midas.pt"), "give only one of them"),
     (("--init-img", "room.png", "--depth-from", "alpha"), "opaque throughout"),
     (("--init-img", "room.png", "--depth-ckpt", "none.pt"), "none.pt"),
 ]

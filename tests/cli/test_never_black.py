@@ -57,7 +57,7 @@ def test_weights_that_overflow_give_a_picture(run, tmp_path, spoilt, layer, dtyp
 
 def test_what_was_done_again_is_said_once_and_remembered(run, tmp_path, spoilt):
     outcome = run("txt2img.py", *spoilt(RESIDUAL), *QUICK, "--dtype", "float16", "--outdir", "out")
-    assert outcome.err.count("step 1 of 3: float16 gave NaN; going on in float32 from step 1") == 1
+    assert outcome.err.count("step 1 of 3: float16 gave NaN; continuing in float32 from step 1") == 1
     record = metadata.read_record(saved(tmp_path / "out" / "samples")[0])
     assert record["dtype"] == "float16"
     assert record["computed_in"] == {

@@ -120,7 +120,7 @@ def test_every_line_of_a_file_is_a_template(make, tmp_path):
     ("flags", "says"),
     [
         (("--prompt", "a (b", "--prompt-syntax", "compel"), "'a (b', character 3: '(' is never closed"),
-        (("--negative-prompt", "a) b", "--prompt-syntax", "compel"), "character 2: ')' closes nothing"),
+        (("--negative-prompt", "a) b", "--prompt-syntax", "compel"), "character 2: ')' has no opening"),
         (("--prompt-syntax", "a11"), "got 'a11', expected one of plain, a1111, compel"),
         (("--clip-skip", 0), "got '0', expected a whole number from 1 up"),
         (("--clip-skip", 99), "clip skip 99; this model's text encoder takes 1 to 4"),

@@ -56,7 +56,7 @@ def test_seeds_beyond_the_last_are_refused_before_the_model_is_read(run, tmp_pat
     outcome = run(script, *flags, "--ckpt", "no-such-file")
     assert outcome.code == 2
     assert outcome.err.splitlines() == [
-        "error: the 3 pictures of this run would have the seeds 4294967294 to 4294967296: expected 0 to "
+        "error: the 3 images of this run would have the seeds 4294967294 to 4294967296: expected 0 to "
         "4294967295; choose a smaller seed"
     ]
     assert not (tmp_path / "out").exists()

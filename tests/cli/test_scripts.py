@@ -242,15 +242,15 @@ def test_without_weights_and_without_demo_model_it_says_what_to_give(run, monkey
 
 
 def test_ctrl_c_keeps_what_was_made(run, tmp_path, monkeypatch):
-    from ldm.tasks import txt2img as task
+    from ldm.tasks import generate as door
 
-    original = task.txt2img
+    original = door.generate
 
     def interrupted(*args, **kwargs):
         yield next(original(*args, **kwargs))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(task, "txt2img", interrupted)
+    monkeypatch.setattr(door, "generate", interrupted)
     outcome = run("txt2img.py", *weights(), *QUICK, "--quiet", "--n_iter", 5, "--outdir", "o")
     assert outcome.code == 130
     assert "samples/00000.png" in outcome.err and outcome.err.endswith("interrupted\n")
