@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ldm.errors import ConfigError, InputError
 from ldm.models.attention import merge_heads, split_heads
+from ldm.models.text_clip import MLP
 
 SIDE = 384          # pixels; the network was trained on square images of this side
 STRIDE = 32         # of the coarsest map; the sides of the input are multiples of it
@@ -44,29 +45,27 @@ class StandardisedConv2d(nn.Conv2d):
         return F.conv2d(same_padding(x, self.kernel_size[0], self.stride[0]), weight, stride=self.stride)
 
 
-class Stem(nn.Module):
-    """7x7 convolution of stride 2, norm, relu and max pooling of stride 2."""
+class ConvNorm(nn.Module):
+    """A convolution and a group norm; as a shortcut it changes channels or stride."""
 
-    def __init__(self, channels: int, groups: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, groups: int) -> None:
         super().__init__()
-        self.conv = StandardisedConv2d(3, channels, 7, stride=2)
-        self.norm = nn.GroupNorm(groups, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.conv(x)))                             # (b, c, h/2, w/2)
-        return F.max_pool2d(same_padding(x, 3, 2), 3, stride=2)         # x >= 0: padded zeros have no effect
-
-
-class Downsample(nn.Module):
-    """The shortcut of a block that changes channels or stride."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int) -> None:
-        super().__init__()
-        self.conv = StandardisedConv2d(in_channels, out_channels, 1, stride)
+        self.conv = StandardisedConv2d(in_channels, out_channels, kernel, stride)
         self.norm = nn.GroupNorm(groups, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
+
+
+class Stem(ConvNorm):
+    """7x7 convolution of stride 2, norm, relu and max pooling of stride 2."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__(3, channels, 7, 2, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(super().forward(x))                                  # (b, c, h/2, w/2)
+        return F.max_pool2d(same_padding(x, 3, 2), 3, stride=2)         # x >= 0: padded zeros have no effect
 
 
 class Bottleneck(nn.Module):
@@ -75,7 +74,7 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int, first: bool) -> None:
         super().__init__()
         inner = out_channels // 4
-        self.downsample = Downsample(in_channels, out_channels, stride, groups) if first else None
+        self.downsample = ConvNorm(in_channels, out_channels, 1, stride, groups) if first else None
         self.conv1 = StandardisedConv2d(in_channels, inner, 1)
         self.norm1 = nn.GroupNorm(groups, inner)
         self.conv2 = StandardisedConv2d(inner, inner, 3, stride)
@@ -137,18 +136,6 @@ class SelfAttention(nn.Module):
         return self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
 
 
-class MLP(nn.Module):
-    """Two linear layers with the exact gelu between them."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class Block(nn.Module):
     """x + attention(LN x), then x + mlp(LN x)."""
 
@@ -157,7 +144,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = SelfAttention(width, num_heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = MLP(width, 4 * width)
+        self.mlp = MLP(width, 4 * width, "gelu")
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))

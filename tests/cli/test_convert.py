@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -22,6 +23,7 @@ from ldm.samplers import make_sampler, sample_loop
 CONFIG, WEIGHTS = (REPOSITORY / "configs" / "demo" / f"emoji.{ending}" for ending in ("yaml", "safetensors"))
 
 
+@pytest.mark.slow
 def test_the_demonstration_model_runs_in_diffusers(run, tmp_path: Path):
     import diffusers
 

@@ -14,12 +14,13 @@ from ldm.imaging import metadata
 from ldm.jobs.execute import execute
 from ldm.requests import NAMES, Img2Img
 
+HIRES = "--hires", 1.5, "--hires-strength", 0.9
 QUICK = "--steps", 2, "--sampler", "euler_a", "--seed", 11, "--no-grid", "--quiet", "--outdir", "o"
 SMALL = "--H", 16, "--W", 24
 IMAGE = "--init-img", "photo.png"
 TASKS = {
     "txt2img": ("sd2", (*SMALL, "--from-file", "prompts.txt", "--n_samples", 2)),
-    "txt2img hires": ("sd2", (*SMALL, "--prompt", "a cat", "--hires", 1.5, "--n_samples", 2)),
+    "txt2img hires": ("sd2", (*SMALL, *HIRES, "--prompt", "a cat", "--n_samples", 2)),
     "sample": ("sd2", (*SMALL, "--n_samples", 2)),
     "img2img": ("sd2", (*IMAGE, "--prompt", "a cat", "--H", 20, "--strength", 0.9)),
     "img2img latents": ("sd2", ("--latents", "noise.safetensors", "--prompt", "a", "--n_samples", 2)),
@@ -47,7 +48,7 @@ def _files(tmp_path):
     Image.fromarray(mask).save(tmp_path / "mask.png")
     Image.fromarray(np.dstack([draw(0, 256, (20, 30, 3), np.uint8), mask])).save(tmp_path / "cutout.png")
     np.save(tmp_path / "depth.npy", np.add.outer(np.arange(1, 21), np.arange(30)).astype(np.float32))
-    save_file({"latents": torch.randn(2, 4, 2, 3)}, tmp_path / "noise.safetensors")
+    save_file({"latents": torch.randn(2, 4, 4, 4)}, tmp_path / "noise.safetensors")
     (tmp_path / "prompts.txt").write_text("a cat\na dog\n{a|b} fox\n")
 
 
@@ -170,7 +171,7 @@ def test_another_demo_model_is_refused(run, tmp_path, monkeypatch, tiny_weights)
 
 
 def test_options_are_changed_and_the_rest_stays(made, rerun, tmp_path):
-    image = made("txt2img")[2]
+    image = made("txt2img", "--n_iter", 1)[2]
     outcome = rerun(image, "--with", "seed=7", "scale=5")
     new = Path("outputs/rerun/samples/00000.png")
     assert (outcome.code, outcome.out) == (0, f"{image}: changed as asked, {new}\n"), outcome.err
@@ -229,8 +230,8 @@ def test_images_that_cannot_be_made_again_are_one_line_each(made, rerun, tmp_pat
     damaged = [change(others[2], {name: x for name, x in record.items() if name != "batch"})]
     damaged += [change(others[3], record | {"inputs": []}), change(others[4], record | {"request": [1]})]
     for path, says in [
-        ("plain.png", "carries no record of this toolkit"),
-        ("text.png", "carries no record of this toolkit"),
+        ("plain.png", "has no metadata of this toolkit"),
+        ("text.png", "has no metadata of this toolkit"),
         ("none.png", "none.png"),
         (old, "its metadata have format 1; expected 2"),
         (newer, "its metadata have format 3; expected 2"),
