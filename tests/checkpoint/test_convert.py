@@ -461,7 +461,7 @@ def test_nothing_is_overwritten_unless_asked(case, tmp_path: Path):
         ("model.safetensors", "out", ConvertOptions(config="sd1.yaml"), WrongModelError, "does not fit"),
         ("model.safetensors", "out", ConvertOptions("sd2.yaml", "v"), ConfigError, "parameterization"),
         ("model.safetensors", "a/b/out", ConvertOptions(config="sd2.yaml"), InputError, "there is no folder"),
-        ("model.safetensors", "out.safetensors", ConvertOptions(weights="ema"), WrongModelError, "averaged"),
+        ("model.safetensors", "out.safetensors", ConvertOptions(weights="ema"), WrongModelError, "EMA copy"),
         ("folder", "out.safetensors", ConvertOptions(variant="fp16"), CheckpointError, "variant"),
     ],
 )
