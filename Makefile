@@ -75,6 +75,7 @@ test-latest:
 	.venv-latest/bin/python -m pip install --quiet --no-deps --requirement $(NO_DEPS).in
 	.venv-latest/bin/python -m pytest $(PYTEST)
 
+# Old packages beside new ones warn of each other.
 test-oldest:
 	$(PYTHON) -m venv --clear .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet uv
@@ -82,4 +83,4 @@ test-oldest:
 	--output-file .venv-oldest/oldest.txt
 	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/oldest.txt --editable ".[test]"
 	.venv-oldest/bin/python -m pip install --quiet --no-deps --requirement $(NO_DEPS).in
-	.venv-oldest/bin/python -m pytest $(PYTEST)
+	.venv-oldest/bin/python -m pytest -W default $(PYTEST)

@@ -94,16 +94,17 @@ def _tile(image: Image.Image, height: int) -> Image.Image:
 
 
 def make_inputs() -> None:
-    """Write the images that the commands read: three of the demo model, a mask, and a small image."""
-    for name, (prompt, seed) in INPUTS.items():
-        _generated(prompt, seed).save(FOLDER / f"{name}.png", optimize=True)
-    hamburger = Image.open(FOLDER / "hamburger.png")
-    small = hamburger.resize((SMALL, SMALL), Image.Resampling.LANCZOS)
-    small.save(FOLDER / "small.png", optimize=True)
-    _cut_out(Image.open(FOLDER / "star.png")).save(FOLDER / "star.png", optimize=True)
-    mask = Image.new("L", hamburger.size)
-    ImageDraw.Draw(mask).rounded_rectangle((14, 14, 113, 113), 16, "white")
-    mask.save(FOLDER / "mask.png", optimize=True)
+    """Write the images that the commands read: those of the demo model, and what is made of them."""
+    made = {name: _generated(prompt, seed) for name, (prompt, seed) in INPUTS.items()}
+    hamburger = made["hamburger"]
+    made["small"] = hamburger.resize((SMALL, SMALL), Image.Resampling.LANCZOS)
+    made["half"] = hamburger.crop((0, 0, 80, hamburger.height))
+    made["pair"] = Image.fromarray(np.hstack([made["star"], hamburger]))
+    made["mask"] = Image.new("L", made["pair"].size)  # of the hamburger
+    ImageDraw.Draw(made["mask"]).rounded_rectangle((132, 6, 251, 121), 16, "white")
+    made["star"] = _cut_out(made["star"])
+    for name, image in made.items():
+        image.save(FOLDER / f"{name}.png", optimize=True)
 
 
 def _cut_out(image: Image.Image) -> Image.Image:
@@ -117,13 +118,12 @@ def _cut_out(image: Image.Image) -> Image.Image:
 
 def _generated(prompt: str, seed: int) -> Image.Image:
     import ldm
-    from ldm.imaging.colour import to_uint8
     from ldm.jobs.opening import Models
     from ldm.requests import Txt2Img
 
     request = Txt2Img(prompts=[prompt], seed=seed, n_iter=1, sampler="dpm", steps=20)
     batch = next(ldm.generate(Models().open(request).model, request))
-    return Image.fromarray(to_uint8(batch.images)[0])
+    return Image.fromarray(batch.to_uint8()[0])
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ import torch
 from unet_speed import random_unet
 
 from ldm.devices import DTYPES, autocast
-from ldm.tasks.guard import are_finite
+from ldm.networks import are_finite
 
 
 def seconds(work: Callable[[], object], device: str, repeats: int) -> float:

@@ -24,12 +24,18 @@ import torch
 from torch import nn
 
 from ldm.backends.memory import peak_resident_bytes, resident_bytes
-from ldm.cli.options import size_in_bytes
 from ldm.config import find_config, instantiate, load_config
 from ldm.devices import DTYPES
+from ldm.jobs.inputs import load_inputs
+from ldm.jobs.opening import facts_of
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.tasks import memory_plan, upscale
-from ldm.tasks.sampling import Settings
+from ldm.networks import networks_of
+from ldm.requests import Upscale
+from ldm.requests.readers import size_in_bytes
+from ldm.requests.resolving import resolved
+from ldm.tasks import memory_plan
+from ldm.tasks.generate import generate
+from ldm.tasks.tiles import Tiling
 
 CONFIG = "configs/stable-diffusion/x4-upscaling.yaml"
 UNET_WIDTH, DECODER_WIDTH = 32, 16  # an eighth of the reference
@@ -62,67 +68,34 @@ def build(full: bool, dtype: torch.dtype) -> LatentDiffusion:
     return model
 
 
-class Prompts:
-    """What upscaling asks of the text side, without a tokenizer."""
-
-    def __init__(self, model, *_):
-        self.model = model
-
-    def contexts(self, texts, _):
-        return [self.model.cond_stage_model([text]) for text in texts]
-
-    def levelled(self, contexts):
-        return contexts
-
-    def forget(self):
-        pass
-
-
 def child(side: int, budget: int, full: bool, dtype: torch.dtype) -> None:
     """Upscale once and print: plan, needs, peak, seconds."""
-    from ldm.tasks import sampling
-
-    sampling.PromptEncoder = Prompts
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = build(full, dtype)
-    settings = Settings("ddim", 1, guidance_scale=9.0, dtype=dtype, spacing="uniform")
-    said: list[float] = []
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    asked = Upscale(init_img=image, prompts=["x"], steps=1, sampler="ddim", seed=0, max_memory=budget)
+    request = resolved(load_inputs(asked), facts_of(model))
+    plans: list[tuple[Tiling, float]] = []
     find = memory_plan.fitting
 
     def fitting(*args):
-        found = find(*args)
-        said.append(found[1] if found else 0.0)
-        return found
+        plans.append(find(*args))
+        return plans[-1]
 
     memory_plan.fitting = fitting
-    image = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-    tiling = upscale.plan_upscale(model, (side, side), 1, settings, max_memory=budget)
     started = time.perf_counter()
-    (batch,) = upscale.upscale(model, image, ["x"], seed=0, settings=settings, tiling=tiling)
-    batch.pictures()
+    (batch,) = generate(model, request, dtype=dtype)
+    batch.to_uint8()
     seconds, peak = time.perf_counter() - started, peak_resident_bytes()
-    print(f"{memory_plan.described(tiling)}\t{said[0] / 1e9:.2f}\t{peak / 1e9:.2f}\t{seconds:.0f}")
+    tiling, need = plans[0]
+    print(f"{memory_plan.described(tiling)}\t{need / 1e9:.2f}\t{peak / 1e9:.2f}\t{seconds:.0f}")
 
 
 def full_width_plan(dtype: torch.dtype, side: int, budget: int) -> str:
     """Return what upscaling one image of side x side would be at the full width."""
     model = build(True, dtype)
-    settings = Settings(dtype=dtype)
-
-    class Told(Exception):
-        pass
-
-    def keep(costs, *_):
-        raise Told(costs)
-
-    planned, upscale.plan = upscale.plan, keep
-    try:
-        upscale.plan_upscale(model, (side, side), 1, settings)
-    except Told as told:
-        (costs,) = told.args
-    finally:
-        upscale.plan = planned
+    costs = memory_plan.measure(networks_of(model, dtype))
     text = TEXT_PARAMETERS * dtype.itemsize
     weights = sum(x.numel() * x.element_size() for x in model.parameters())
     costs = replace(costs, used=costs.used + text)

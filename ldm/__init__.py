@@ -2,7 +2,7 @@
 
     model = ldm.load_model("configs/demo/emoji.yaml", "configs/demo/emoji.safetensors")
     for batch in ldm.generate(model, Txt2Img(prompts=["3d emoji of a cat"], seed=1, n_iter=1)):
-        images = batch.pictures()
+        images = batch.to_uint8()
 
 Importing the package is cheap: torch is loaded by the parts that compute, not here.
 """

@@ -17,7 +17,7 @@ The default device is the first of CUDA, XPU, MPS and CPU that is available. Com
                    and by at most 2 (measured with the demo model); it runs once per image
     sampler        float32, always
 
-Values that still are not finite are computed again in float32.
+Values that still are not finite are computed again in float32 (`ldm.networks`).
 """
 
 import contextlib

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint.opened import open_weights
+from ldm.checkpoint.writer import Entry
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LAST_OF_STORAGE = b"tQ"         # the end of a reference to data; the old format has a None before it
@@ -131,3 +132,9 @@ def same(got: dict[str, Tensor], want: dict[str, Tensor]) -> bool:
     return got.keys() == want.keys() and all(
         got[name].dtype == want[name].dtype and torch.equal(got[name], want[name]) for name in want
     )
+
+
+def entry_of(name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> Entry:
+    """Return the entry that writes a tensor; floating point is cast to `dtype`."""
+    dtype = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return Entry(name, dtype, tuple(tensor.shape), lambda: tensor.to(dtype))

@@ -25,18 +25,16 @@ WORKSPACE = {"cpu": 1.0}
 ALLOWANCE = 1.15
 
 
-class Peak(TorchDispatchMode):
-    """Adds up the bytes of the tensors that operations make while they are alive; `peak` is the most.
+class _Counting:
+    """Counts what goes through __torch_dispatch__.
 
-    Args:
-        workspace: what a convolution takes besides, as a part of its input and output.
+    It is not a method of the mode itself, because torch would wrap it there in its compiler, whose import
+    takes seconds.
     """
 
-    def __init__(self, workspace: float = 0.0) -> None:
-        super().__init__()
-        self.alive = self.peak = 0
-        self.workspace = workspace
-        self._seen: dict[int, weakref.ref] = {}
+    alive = peak = 0
+    workspace = 0.0
+    _seen: dict[int, weakref.ref]
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
@@ -61,6 +59,19 @@ class Peak(TorchDispatchMode):
 
         self._seen[key] = weakref.ref(storage, gone)
         self.alive += size
+
+
+class Peak(_Counting, TorchDispatchMode):
+    """Adds up the bytes of the tensors that operations make while they are alive; `peak` is the most.
+
+    Args:
+        workspace: what a convolution takes besides, as a part of its input and output.
+    """
+
+    def __init__(self, workspace: float = 0.0) -> None:
+        super().__init__()
+        self.workspace = workspace
+        self._seen = {}
 
 
 @torch.no_grad()

@@ -40,12 +40,6 @@ class Entry:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def entry_of(name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> Entry:
-    """Return the entry that writes a tensor of `load_checkpoint`; floating point is cast to `dtype`."""
-    dtype = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-    return Entry(name, dtype, tuple(tensor.shape), lambda: tensor.to(dtype))
-
-
 def write_safetensors(
     path: str | Path,
     entries: Iterable[Entry],

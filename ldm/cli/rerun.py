@@ -15,11 +15,11 @@ def make_parser(description: str | None) -> Parser:
     parser = Parser(description=description)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="PNG files of this toolkit")
     parser.add_argument(
-        "--with", nargs="+", default=[], dest="changes", metavar="NAME=VALUE",
+        "--with", nargs="+", action="extend", default=[], dest="changes", metavar="NAME=VALUE",
         help="change options, such as seed=7 scale=5; the images are then not compared",
     )  # fmt: skip
     parser.add_argument(
-        "--files", nargs="+", default=[], type=Path, metavar="DIR",
+        "--files", nargs="+", action="extend", default=[], type=Path, metavar="DIR",
         help="folders in which the weights and input files are looked for",
     )  # fmt: skip
     parser.add_argument(
@@ -55,7 +55,7 @@ def _rerun_all(args: argparse.Namespace, different: list[Path]) -> None:
                 if len(args.images) > 1:
                     print(f"error: {error}", file=sys.stderr)
                 continue
-            print(done.sentence().replace(str(temporary), "(not kept)"))
+            print(done.sentence(is_kept=str(outdir) != temporary))
             if not done.is_same:
                 different.append(image)
     if failed is not None:

@@ -12,17 +12,25 @@ All but the first are off unless they are asked for, and what is off is not ther
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ldm.diffusion.conditioning import Conditioning, batch_size, concat
+from ldm.diffusion.cond import within
 from ldm.diffusion.prediction import COMPLETE, Denoise, Prediction, from_x_0, network_output
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InputError
 
 LATENT_RANGE = 4.0
 """where the latents of pictures end, about: autoencoders' scale_factor makes their standard deviation 1"""
+
+
+class Conditioning(Protocol):
+    """What guidance needs of a conditioning: that of ldm.diffusion.cond.Cond."""
+
+    def count(self) -> int | None: ...
+    def join(self, other: "Conditioning") -> "Conditioning | None": ...
 
 
 class ClassifierFreeGuidance:
@@ -34,11 +42,11 @@ class ClassifierFreeGuidance:
     same in whichever space it is done.
 
     Both predictions come from one call on the doubled batch, unconditional half first. With scale 1, or
-    without `uncond`, it is one plain call. Where `c_concat` is None in one half alone (ControlNet's guess
-    mode: no control there) the halves cannot be joined, and each has its own call.
+    without `uncond`, it is one plain call. Halves that cannot be joined have a call each: in ControlNet's
+    guess mode only the conditional half is controlled.
     """
 
-    def __init__(self, denoise: Denoise, uncond: Conditioning, guidance_scale: float):
+    def __init__(self, denoise: Denoise, uncond: Conditioning | None, guidance_scale: float):
         self.denoise = denoise
         self.uncond = uncond
         self.guidance_scale = guidance_scale  # may be set between steps
@@ -53,15 +61,16 @@ class ClassifierFreeGuidance:
         if self.uncond is None or self.guidance_scale == 1:
             return self.denoise(x_t, t, cond), None
         for what, part in (("unconditional", self.uncond), ("conditional", cond)):
-            if batch_size(part) not in (None, len(x_t)):
+            if part.count() not in (None, len(x_t)):
                 raise InputError(
-                    f"the {what} input describes {batch_size(part)} samples for a batch of {len(x_t)}: "
+                    f"the {what} input describes {part.count()} samples for a batch of {len(x_t)}: "
                     "expected one a sample"
                 )
-        if _only_one_has_concat(self.uncond, cond):
+        joined = self.uncond.join(cond)
+        if joined is None:
             halves = self.denoise(x_t, t, self.uncond), self.denoise(x_t, t, cond)
         else:
-            both = self.denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), concat(self.uncond, cond))
+            both = self.denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), joined)
             halves = map(Prediction._make, zip(*(x.chunk(2) for x in both), strict=True))
         uncond, conditional = halves
         return Prediction(*map(self._combine, uncond, conditional)), conditional
@@ -116,7 +125,7 @@ class GuidanceInterval:
         self.schedule = schedule
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Prediction:
-        inside = within(self.interval, t, self.schedule)
+        inside = within(self.interval, t, self.schedule.num_timesteps)
         count = int(inside.sum())
         if count == len(inside):
             return self.guided(x_t, t, cond)
@@ -184,7 +193,7 @@ class Guidance:
             )
 
     def around(
-        self, denoise: Denoise, uncond: Conditioning, schedule: Schedule, parameterization: str
+        self, denoise: Denoise, uncond: Conditioning | None, schedule: Schedule, parameterization: str
     ) -> Denoise:
         """Wrap `denoise`, a network of this parameterization, in all that is on."""
         guided = cfg = ClassifierFreeGuidance(denoise, uncond, self.scale)
@@ -197,21 +206,9 @@ class Guidance:
         return guided
 
 
-def within(interval: tuple[float, float], t: Tensor, schedule: Schedule) -> Tensor:
-    """Return (b,) whether training times t (b,) lie in an interval of t / (N - 1)."""
-    low, high = (edge * (schedule.num_timesteps - 1) for edge in interval)
-    return (low <= t) & (t <= high)
-
-
 def _spread(x: Tensor) -> Tensor:
     """Return the standard deviation of each sample, ready to multiply it.
 
     Sample by sample, as the order of a sum, and so its last bits, may depend on the size of the batch.
     """
     return torch.stack([sample.std(correction=0) for sample in x]).view(-1, *(1,) * (x.ndim - 1))
-
-
-def _only_one_has_concat(uncond: Conditioning, cond: Conditioning) -> bool:
-    if not (isinstance(uncond, dict) and isinstance(cond, dict)) or uncond.keys() != cond.keys():
-        return False
-    return (uncond.get("c_concat") is None) != (cond.get("c_concat") is None)

@@ -75,7 +75,10 @@ def read_record(path: str | Path) -> dict[str, Any]:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             image.load()  # text chunks may follow the pixels
-            return json.loads(image.text["ldm"])
+            record = json.loads(image.text["ldm"])
+            if isinstance(record, dict):
+                return record
+            raise ValueError("expected an object")
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{path} has no metadata of this toolkit: {error}") from error
 

@@ -25,8 +25,8 @@ from ldm.signals import heeding_signals, stop_asked
 if TYPE_CHECKING:
     from ldm.models.latent_diffusion import LatentDiffusion
     from ldm.samplers.loop import Step
+    from ldm.tasks.batch import Batch
     from ldm.tasks.latents import Position
-    from ldm.tasks.sampling import Batch
 
 log = logging.getLogger(__name__)
 

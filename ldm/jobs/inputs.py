@@ -34,7 +34,7 @@ def load_inputs(request: R) -> R:
     Raises:
         InputError: a file cannot be read, or options contradict each other or a file.
     """
-    from ldm.tasks.draws import RNGS, check_seeds
+    from ldm.tasks.noise import RNGS, check_seeds
 
     if request.overlap is not None and request.tile is None:
         raise InputError(f"--overlap {request.overlap} requires --tile")
@@ -323,7 +323,7 @@ def _depth2img(request: R) -> R:
 
 
 def _check_depth_options(request: Request) -> None:
-    if "" in (request.init_img, request.depth):
+    if any(isinstance(each, str) and not each for each in (request.init_img, request.depth)):
         raise InputError("--init-img and --depth need a file name; got an empty one")
     if request.init_img is None and request.depth is None:
         raise InputError("give an image (--init-img FILE), a depth map (--depth FILE), or both")

@@ -21,7 +21,7 @@ from ldm.requests import Request, fields_of, record
 
 if TYPE_CHECKING:
     from ldm.jobs.opening import OpenedModel
-    from ldm.tasks.sampling import Batch
+    from ldm.tasks.batch import Batch
 
 FORMAT = 2
 KEPT = ("ckpt", "watermark")  # options that may change on resume but belong to the record

@@ -10,14 +10,13 @@ batch is generated.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.errors import InputError
-from ldm.files.digest import fresh_sha256, sha256
-from ldm.jobs.execute import generate
+from ldm.files.digest import sha256
 from ldm.jobs.inputs import load_inputs
 from ldm.jobs.opening import Models
 from ldm.jobs.record import FORMAT, PROMPT_OPTIONS, run_record
@@ -27,7 +26,7 @@ from ldm.requests import NAMES, Request, build, fields_of, find
 from ldm.requests.resolving import resolved
 
 if TYPE_CHECKING:
-    from ldm.tasks.sampling import Batch
+    from ldm.tasks.batch import Batch
 
 NEAR = 3  # levels of 255 by which another device or kernel may round differently
 
@@ -41,7 +40,8 @@ class Rerun:
     Args:
         image: the original image file.
         file: the new image file.
-        difference: largest difference of two pixels, in levels of 255; None if options were changed.
+        difference: largest difference of two pixels, in levels of 255; 256 for another size, None if options
+            were changed.
         versions: differences in software and device, such as "torch 2.13.0, now 2.14.1".
     """
 
@@ -54,15 +54,17 @@ class Rerun:
     def is_same(self) -> bool:
         return self.difference is None or self.difference <= NEAR
 
-    def sentence(self) -> str:
-        """Return the result as one line of text."""
-        after = f" ({self.versions})" if self.versions else ""
+    def sentence(self, is_kept: bool = True) -> str:
+        """Return the result as one line of text; without the new file, unless that is kept."""
         if self.difference is None:
             return f"{self.image}: changed as asked, {self.file}"
         if self.difference == 0:
             return f"{self.image}: equal"
         word = "near" if self.is_same else "different"
-        return f"{self.image}: {word}, largest difference {self.difference} of 255, {self.file}{after}"
+        if self.difference < 256:
+            word += f", largest difference {self.difference} of 255"
+        where = f", {self.file}" if is_kept else ""
+        return f"{self.image}: {word}{where}" + (f" ({self.versions})" if self.versions else "")
 
 
 def rerun(
@@ -85,6 +87,41 @@ def rerun(
     Raises:
         InputError: files are missing or have changed, or the metadata cannot be used.
     """
+    from ldm.tasks.generate import generate
+
+    changes = changes or {}
+    found = _record(image)
+    try:
+        request, wanted = _request(found, image, [image.parent, *folders])
+        position, then = found["index_in_batch"], [found[name] for name in ("version", "torch", "device")]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{image}: its metadata are damaged ({type(error).__name__}: {error})") from error
+    request = replace(request, **_read(request, changes), outdir=str(outdir), device=device)
+    saving = Saving(replace(request, no_grid=True))
+    loaded = load_inputs(request)
+    opened = (models or Models()).open(request, watch)
+    _check_model(found, opened.record(), changes, image)
+    asked = resolved(loaded, opened.facts)
+    saving.run = run_record(request, asked, opened)
+    batches = generate(
+        opened.model, asked, lambda steps, total: watch.steps(steps, total, asked.sampler), dtype=opened.dtype
+    )
+    for batch in watch.batches(batches, wanted + 1):
+        if batch.index == wanted:
+            saving.add(_one_of(batch, position))
+            break
+    saving.check()
+    if not saving.saved:
+        raise InputError(f"{image}: the run has no image {position} in batch {wanted}")
+    difference = None if changes else _difference(image, saving.saved[0])
+    now = [saving.run[name] for name in ("version", "torch", "device")]
+    compared = zip(("ldm", "torch", "device"), then, now, strict=True)
+    versions = ", ".join(f"{name} {old}, now {new}" for name, old, new in compared if old != new)
+    return Rerun(image, saving.saved[0], difference, versions)
+
+
+def _record(image: Path) -> dict[str, Any]:
+    """Return the metadata of an image."""
     from ldm.imaging.metadata import read_record
 
     found = read_record(image)
@@ -93,35 +130,11 @@ def rerun(
             f"{image}: its metadata have format {found.get('format', 1)}; expected {FORMAT}, as current "
             "versions write it"
         )
-    try:
-        request, first_batch = _request(found, image, [image.parent, *folders])
-        request = replace(request, **_read(request, changes or {}), outdir=str(outdir), device=device)
-        opened = (models or Models()).open(request, watch)
-        _check_model(found, opened.record(), changes or {}, image)
-        wanted = found["batch"] - first_batch
-        saving = Saving(replace(request, no_grid=True))
-        loaded = load_inputs(request)
-        saving.run = run_record(request, resolved(loaded, opened.facts), opened)
-        sampler = saving.run["resolved"]["sampler"]
-        batches = generate(
-            opened.model, loaded, lambda steps, total: watch.steps(steps, total, sampler)
-        )
-        for batch in watch.batches(batches, wanted + 1):
-            if batch.index == wanted:
-                saving.add(_one_of(batch, found["index_in_batch"]))
-                break
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{image}: its metadata are damaged ({type(error).__name__}: {error})") from error
-    saving.check()
-    difference = None if changes else _difference(image, saving.saved[0])
-    now = {"ldm": saving.run["version"], "torch": saving.run["torch"], "device": saving.run["device"]}
-    then = {"ldm": found["version"], "torch": found["torch"], "device": found["device"]}
-    versions = ", ".join(f"{name} {then[name]}, now {now[name]}" for name in now if then[name] != now[name])
-    return Rerun(image, saving.saved[0], difference, versions)
+    return found
 
 
 def _request(found: dict[str, Any], image: Path, folders: list[Path]) -> tuple[Request, int]:
-    """Return the request that generates the image's batch, and the number of earlier batches it skips."""
+    """Return the request that generates the image's batch, and the number of this batch in it."""
     cls = find(found["task"])
     options = {name: value for name, value in found["request"].items() if name not in PROMPT_OPTIONS}
     options |= _files(cls, found, image, folders)
@@ -131,53 +144,47 @@ def _request(found: dict[str, Any], image: Path, folders: list[Path]) -> tuple[R
     prompts = found.get("prompts") or [found["prompt"]] * min(count, size - first)
     if found["resolved"]["rng"] == "reference":
         whole = [""] * first + prompts + [""] * (size - first - len(prompts))
-        return build(cls, options | {"prompts": whole, "n_iter": found["iteration"] + 1}), 0
+        return build(cls, options | {"prompts": whole, "n_iter": found["iteration"] + 1}), found["batch"]
     seed = found["resolved"]["seed"]
     if not found["resolved"]["fixed_code"]:
         seed += found["iteration"] * size + first
-    return build(cls, options | {"prompts": prompts, "n_iter": 1, "seed": seed}), found["batch"]
+    return build(cls, options | {"prompts": prompts, "n_iter": 1, "seed": seed}), 0
 
 
 def _files(cls: type[Request], found: dict[str, Any], image: Path, folders: list[Path]) -> dict[str, Any]:
     """Return the paths of weights and inputs. Raises: InputError if some are missing or have changed."""
     paths, wrong = {}, []
-    expected = dict(found["inputs"])
-    if found["request"].get("ckpt") is not None:
-        expected["ckpt"] = {"file": found["request"]["ckpt"], "sha256": found["model"]["sha256"]}
-    for name, about in expected.items():
-        for each in about if isinstance(about, list) else [about]:
-            if each["file"] is None:
-                if name == "mask" and "init_img" in expected:  # the mask is its transparency
-                    continue
-                if name == "depth" and found["request"].get("depth_from") == "alpha":
-                    continue
-                wrong.append(f"{fields_of(cls)[name].flag} was given as an array, not as a file")
-                continue
-            recorded = found["request"].get(name)
-            recorded = recorded if isinstance(recorded, str) else each["file"]
-            path = _search(recorded, each["sha256"], folders, big=name == "ckpt")
-            if isinstance(path, str):
-                wrong.append(f"{fields_of(cls)[name].flag} {path}")
-            elif isinstance(about, list):
-                paths.setdefault(name, []).append(str(path))
-            else:
-                paths[name] = str(path)
-    for name, value in found["request"].items():  # files without a digest, such as --config and --vae
-        if name in fields_of(cls) and fields_of(cls)[name].option.is_file and name not in expected:
-            if name not in PROMPT_OPTIONS and isinstance(value, str):
-                paths[name] = str(_search(value, None, folders) or value)
+    for name, file, digest in _needed(cls, found):
+        each = fields_of(cls)[name]
+        path = "was given as an array, not as a file" if file is None else _search(file, digest, folders)
+        if isinstance(path, Path):
+            paths[name] = [*paths.get(name, ()), str(path)] if each.many else str(path)
+        elif name != "config":  # which may be one of those that are included
+            wrong.append(f"{each.flag} {path}")
     if wrong:
         raise InputError(f"{image}: {'; '.join(wrong)}; give the folder of the files with --files DIR")
     return paths
 
 
-def _search(recorded: str, digest: str | None, folders: list[Path], big: bool = False) -> Path | str:
+def _needed(cls: type[Request], found: dict[str, Any]) -> Iterator[tuple[str, str | None, str | None]]:
+    """Yield (option, file, SHA-256) of the weights and inputs; --config, --vae, ... have no digest."""
+    digests = {"ckpt": [found["model"]["sha256"]]}
+    for name, about in found["inputs"].items():
+        digests[name] = [each["sha256"] for each in (about if isinstance(about, list) else [about])]
+    for name, value in found["request"].items():  # others come from these: a mask from transparency
+        if name in fields_of(cls) and fields_of(cls)[name].option.is_file and name not in PROMPT_OPTIONS:
+            files = value if isinstance(value, list) else [value]
+            for file, digest in zip(files, digests.get(name, [None] * len(files)), strict=True):
+                yield name, file, digest
+
+
+def _search(recorded: str, digest: str | None, folders: list[Path]) -> Path | str:
     """Return the file with this digest, or text that states why there is none."""
     candidates = [Path(recorded), *(folder / recorded for folder in folders)]
     candidates += [folder / Path(recorded).name for folder in folders]
     there = [path for path in candidates if path.exists()]
     for path in there:
-        if digest is None or path.is_dir() or (sha256 if big else fresh_sha256)(path) == digest:
+        if digest is None or path.is_dir() or sha256(path) == digest:
             return path
     return f"{there[0]} has changed" if there else f"{recorded} is missing"
 

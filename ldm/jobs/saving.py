@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ldm.imaging.paste import Paste
+    from ldm.tasks.batch import Batch
     from ldm.tasks.latents import Position
-    from ldm.tasks.sampling import Batch
 
 LISTED_NAMES = 8
 
@@ -63,8 +63,11 @@ class Saving:
     def add(self, batch: "Batch") -> None:
         """Save the images of a batch; images that are black or NaN are left out, and `check` then raises."""
         from ldm.imaging.colour import is_black, to_uint8
+        from ldm.imaging.depth import depth_png
         from ldm.imaging.paste import opaque
 
+        if getattr(self.request, "save_depth", False) and batch.index == 0:
+            self._depths.save(depth_png(batch.extras["depth"]))
         for position, (values, prompt) in enumerate(zip(batch.images, batch.prompts, strict=True)):
             image = to_uint8(values[None])[0] if bool(values.isfinite().all()) else None
             if image is None or is_black(image):
@@ -77,12 +80,6 @@ class Saving:
             if self.grid is not None:
                 self.grid.append(image if batch.paste is None else opaque(batch.paste.onto(image)))
                 self._prompts[prompt] = None
-
-    def add_depth(self, depth: "np.ndarray") -> None:
-        """Save the depth map of the run."""
-        from ldm.imaging.depth import depth_png
-
-        self._depths.save(depth_png(depth))
 
     def save_grid(self) -> None:
         """Save all images of the run on one sheet, unless --no-grid is given."""

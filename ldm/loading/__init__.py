@@ -116,6 +116,7 @@ def load_part(
         BadValuesError, CheckpointError: as `load_model`.
     """
     file, prefix = Path(path), f"{part}." if part else ""
+    what = _label(prefix) if part else type(model).__name__
     opened = open_weights(file)
     own = opened.parts.get("", {})
     weights = {prefix + name: x for name, x in own.items()}
@@ -129,17 +130,17 @@ def load_part(
         keys = match_keys(model, weights, prefix)
         if not keys.matched and not keys.misshapen:
             held = file_content(tensors)
-            raise WrongModelError(f"{file} holds no weights of {_label(prefix)}: it is {held}")
+            raise WrongModelError(f"{file} holds no weights of {what}: it is {held}")
     if not keys.is_good:
-        raise WrongModelError(f"{file} does not fit {_label(prefix)}: {keys.report()}")
+        raise WrongModelError(f"{file} does not fit {what}: {keys.report()}")
     like = next(model.get_submodule(part).parameters())
     fill_in(model, keys, weights, like.device, like.dtype, file, allow_nonfinite, progress)
-    logger.info("%s: %d tensors of %s", file.name, len(keys.matched), _label(prefix))
+    logger.info("%s: %d tensors of %s", file.name, len(keys.matched), what)
 
 
 def _label(prefix: str) -> str:
     part = part_of(prefix)
-    return f"the {part.label}" if part else "the model"
+    return f"the {part.label}" if part else prefix.removesuffix(".")
 
 
 def _drop_absent_parts(model: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:

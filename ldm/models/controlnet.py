@@ -3,16 +3,17 @@
     h, s_0 .. s_11 = encoder(x_t)           control_i = scale_i zero_conv_i(copy(x_t, hint))
     decoder(h + control_12, s_i + control_i)
 
-The hint is a picture (edges, pose, depth, ...) in [0, 1] at full size. Guess mode (section 3.6 of the paper's
-supplement) leaves the hint out of guidance's unconditional half and weakens the shallow controls.
+The hint is an image (edges, pose, depth, ...) in [0, 1] at full size. ldm.diffusion.cond.Control says how
+strongly and when it acts, and steers models of every kind; ControlLDM is the model of the published
+configurations.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldm.diffusion.cond import NUM_CONTROLS, Cond, Control, control_scales
 from ldm.errors import ConfigError
 from ldm.models.attention import zero_module
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -20,43 +21,16 @@ from ldm.models.unet import TimestepEmbedSequential, UNetEncoder, UNetModel
 
 HINT_WIDTHS = (16, 16, 32, 32, 96, 96, 256)     # of the convolutions before the last
 HINT_STRIDES = (1, 1, 2, 1, 2, 1, 2)            # 8 in all, as the autoencoder's factor
-GUESS_DECAY = 0.825
-NUM_CONTROLS = 13                               # of every published ControlNet; smaller ones use the first
 
 
-class ControlledUnetModel(UNetModel):
-    """UNet that adds controls to its middle and its skips."""
-
-    def forward(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor | None = None,
-        control: Sequence[Tensor] | None = None,
-        only_mid_control: bool = False,
-        y: Tensor | None = None,
-    ) -> Tensor:
-        """Predict eps or v (b, out_channels, h, w).
-
-        Args:
-            x, timesteps, context, y: as UNetModel.forward.
-            control: one tensor for each input block, then one for the middle; each may be (b, c, 1, 1).
-            only_mid_control: leave the skips alone.
-        """
-        emb = self.embed(x, timesteps, y)
-        h, skips = self.encode(x, emb, context)
-        if control is not None:
-            h = h + control[-1]
-            if not only_mid_control:
-                skips = [skip + c for skip, c in zip(skips, control[:-1], strict=True)]
-        return self.decode(h, skips, emb, context).to(x.dtype)
+ControlledUnetModel = UNetModel  # the published class: any UNet takes control
 
 
 class ControlNet(UNetEncoder):
-    """Copy of the UNet's encoder that reads a hint and gives one control for each skip and the middle.
+    """Copy of the UNet's encoder that reads a hint and gives one residual for each skip and the middle.
 
     Args:
-        hint_channels: channels of the hint, 3 for a picture.
+        hint_channels: channels of the hint, 3 for an image.
     """
 
     def __init__(self, hint_channels: int, **encoder: Any) -> None:
@@ -71,10 +45,10 @@ class ControlNet(UNetEncoder):
     def forward(
         self, x: Tensor, hint: Tensor, timesteps: Tensor, context: Tensor | None = None
     ) -> list[Tensor]:
-        """Return the controls, shallowest first, the middle's last.
+        """Return the residuals, shallowest first, the middle's last.
 
         Args:
-            x: (b, c, h, w) noisy latents.
+            x: (b, in_channels, h, w) noisy latents.
             hint: (b, hint_channels, 8 h, 8 w) in [0, 1].
             timesteps, context: as UNetModel.forward.
         """
@@ -96,7 +70,7 @@ class ControlLDM(LatentDiffusion):
     Args:
         control_stage_config: the ControlNet.
         only_mid_control: let it act on the middle alone.
-        global_average_pooling: replace each control by its mean over the picture (the shuffle model).
+        global_average_pooling: replace each residual by its mean over the image (the shuffle model).
     """
 
     def __init__(
@@ -118,56 +92,48 @@ class ControlLDM(LatentDiffusion):
         super().materialise_buffers(device)
         self.logvar = torch.zeros(self.num_timesteps, device=device)
 
-    def conditioning(self, context: Tensor, hint: Tensor | None) -> dict[str, Any]:
-        """Return what the networks are told beside x_t and t.
+    def conditioning(self, context: Tensor, hint: Tensor | None) -> Cond:
+        """Return what the networks are given with x_t and t.
 
         Args:
             context: (b, n, width) encoded prompts.
             hint: (b or 1, 3, H, W) in [0, 1]; None for no control.
         """
-        concat = None if hint is None else [hint.expand(len(context), -1, -1, -1)]
-        return {"c_concat": concat, "c_crossattn": [context]}
+        if hint is None:
+            return Cond(context)
+        return Cond(context, controls=(self._control(hint.expand(len(context), -1, -1, -1)),))
 
-    def unconditional(
-        self, cond: dict[str, Any], context: Tensor, guess_mode: bool = False
-    ) -> dict[str, Any]:
+    def unconditional(self, cond: Cond, context: Tensor, guess_mode: bool = False) -> Cond:
         """Return guidance's other half of `cond`: the text is `context`; guess mode drops the hint too."""
-        concat = None if guess_mode else cond["c_concat"]
-        return {"c_concat": concat, "c_crossattn": [context]}
+        return Cond(context) if guess_mode else super().unconditional(cond, context)
 
     def set_control_strength(self, strength: float, guess_mode: bool = False) -> None:
-        """Set `control_scales`: the same everywhere, or in guess mode smaller the shallower the control."""
+        """Set `control_scales`: the same everywhere, or in guess mode smaller the shallower the residual."""
         count = max(NUM_CONTROLS, len(self.control_model.zero_convs) + 1)
-        self.control_scales = [
-            strength * (GUESS_DECAY ** (count - 1 - i) if guess_mode else 1.0) for i in range(count)
-        ]
+        self.control_scales = list(control_scales(strength, guess_mode, count))
 
-    def apply_model(self, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        """Run the UNet at `t` (b,) on x_t (b, c, h, w), controlled unless the hint (`c_concat`) is None."""
+    def as_cond(self, cond: Any) -> Cond:
+        """Return the Cond of the published dict of c_crossattn and c_concat, the hints (None: no control).
+
+        Raises: ConfigError for anything else, as a tensor alone could be either.
+        """
+        if isinstance(cond, Cond):
+            return cond
         if not isinstance(cond, dict) or "c_crossattn" not in cond:
             raise ConfigError(
                 f"ControlLDM: the conditioning is a {type(cond).__name__}; expected a dict of c_crossattn "
                 "(list of text contexts) and c_concat (list of hints, or None)"
             )
-        context = torch.cat(cond["c_crossattn"], dim=1)
-        control = None
-        if cond.get("c_concat") is not None:
-            control = self.controls(x_t, torch.cat(cond["c_concat"], dim=1), t, context)
-        unet = self.model.diffusion_model
-        return unet(x_t, t, context=context, control=control, only_mid_control=self.only_mid_control)
+        read = super().as_cond(cond)
+        return Cond(read.context, controls=() if read.concat is None else (self._control(read.concat),))
 
-    def controls(self, x_t: Tensor, hint: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
-        """Return the scaled controls. Longer `control_scales` are paired from the first, as published."""
-        controls = self.control_model(x_t, hint=hint, timesteps=t, context=context)
-        if len(self.control_scales) < len(controls):
-            raise ConfigError(
-                f"control_scales has {len(self.control_scales)} entries; expected {len(controls)}, "
-                "one for each control, the middle's last"
-            )
-        scaled = [c * scale for c, scale in zip(controls, self.control_scales, strict=False)]
-        if self.global_average_pooling:
-            scaled = [c.mean(dim=(2, 3), keepdim=True) for c in scaled]
-        return scaled
+    def _control(self, hint: Tensor) -> Control:
+        """Return the control as the published attributes of this model say."""
+        scales = list(self.control_scales)
+        if self.only_mid_control:
+            count = len(self.control_model.zero_convs)
+            scales[:count] = [0.0] * count
+        return Control(self.control_model, hint, tuple(scales), pooled=self.global_average_pooling)
 
 
 def _zero_conv(channels: int) -> TimestepEmbedSequential:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.diffusion.cond import Cond
 from ldm.errors import ConfigError
 from ldm.models.latent_diffusion import LatentFinetuneDiffusion
 
@@ -40,8 +41,8 @@ class LatentDepth2ImageDiffusion(LatentFinetuneDiffusion):
             raise ConfigError("this model was loaded without a depth network; give it a depth map")
         return self.depth_model.depth(images)
 
-    def conditioning(self, context: Tensor, depth: Tensor, size: tuple[int, int]) -> dict[str, list[Tensor]]:
-        """Return what the UNet is told beside x_t and t.
+    def conditioning(self, context: Tensor, depth: Tensor, size: tuple[int, int]) -> Cond:
+        """Return what the UNet is given with x_t and t.
 
         Args:
             context: (b, n, width) encoded prompts.

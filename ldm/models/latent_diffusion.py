@@ -5,11 +5,13 @@ published names, and the noise schedule. It computes; it neither trains nor save
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldm.diffusion.cond import Cond, call_directly, total_residuals
 from ldm.diffusion.schedule import Schedule, make_betas
 from ldm.errors import ConfigError
 from ldm.models.ddpm import DDPM
@@ -17,22 +19,26 @@ from ldm.models.gaussian import DiagonalGaussianDistribution
 
 PARAMETERIZATIONS = ("eps", "v", "x0")
 
-# conditioning key -> which of the inputs it reads
+# conditioning key -> the parts of a Cond that the UNet reads
 CONDITIONING_KEYS = {
     None: (),
-    "concat": ("c_concat",),
-    "crossattn": ("c_crossattn",),
-    "hybrid": ("c_concat", "c_crossattn"),
-    "adm": ("c_crossattn",),
-    "crossattn-adm": ("c_crossattn", "c_adm"),
-    "hybrid-adm": ("c_concat", "c_crossattn", "c_adm"),
+    "concat": ("concat",),
+    "crossattn": ("context",),
+    "hybrid": ("concat", "context"),
+    "adm": ("label",),
+    "crossattn-adm": ("context", "label"),
+    "hybrid-adm": ("concat", "context", "label"),
 }
-
-Conditioning = Tensor | list[Tensor] | dict[str, Any] | None
+# part of a Cond -> its published name
+PUBLISHED_PARTS = {"context": "c_crossattn", "concat": "c_concat", "label": "c_adm"}
 
 
 class DiffusionWrapper(nn.Module):
-    """Hands each conditioning input to the UNet where its key says: channels, context or label."""
+    """Hands each part of the conditioning to the UNet where its key says: channels, context or label.
+
+    Attributes:
+        call: how the UNet and its ControlNets are called; a backend puts its own function here.
+    """
 
     def __init__(self, diffusion_model: nn.Module, conditioning_key: str | None) -> None:
         super().__init__()
@@ -41,30 +47,26 @@ class DiffusionWrapper(nn.Module):
             raise ConfigError(f"conditioning_key {conditioning_key!r}; expected one of {known}")
         self.diffusion_model = diffusion_model
         self.conditioning_key = conditioning_key
+        self.call = call_directly
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        c_concat: list[Tensor] | None = None,
-        c_crossattn: list[Tensor] | None = None,
-        c_adm: Tensor | None = None,
-    ) -> Tensor:
-        """Run the UNet; lists are joined along channels (c_concat) or tokens (c_crossattn)."""
-        given = {"c_concat": c_concat, "c_crossattn": c_crossattn, "c_adm": c_adm}
-        for name in CONDITIONING_KEYS[self.conditioning_key]:
-            if given[name] is None:
-                key = self.conditioning_key
-                raise ConfigError(f"conditioning_key {key!r} needs {name}, which is missing")
-        if self.conditioning_key is None:
-            return self.diffusion_model(x, t)
-        if self.conditioning_key == "adm":
-            return self.diffusion_model(x, t, y=c_crossattn[0])
-        if "c_concat" in CONDITIONING_KEYS[self.conditioning_key]:
-            x = torch.cat([x, *c_concat], dim=1)
-        context = None if c_crossattn is None else torch.cat(c_crossattn, dim=1)
-        y = c_adm if "c_adm" in CONDITIONING_KEYS[self.conditioning_key] else None
-        return self.diffusion_model(x, t, context=context, y=y)
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond, control: list[Tensor] | None = None) -> Tensor:
+        """Run the UNet.
+
+        Args:
+            control: what ControlNets add, see UNetModel.forward.
+
+        Raises: ConfigError where a part is missing that the model's key names.
+        """
+        parts = {name: getattr(cond, name) for name in CONDITIONING_KEYS[self.conditioning_key]}
+        for name, part in parts.items():
+            if part is None:
+                missing = f"{name} ({PUBLISHED_PARTS[name]}), which is missing"
+                raise ConfigError(f"conditioning_key {self.conditioning_key!r} needs {missing}")
+        if "concat" in parts:
+            x_t = torch.cat([x_t, parts["concat"]], dim=1)
+        more = {} if control is None else {"control": control}
+        context, label = parts.get("context"), parts.get("label")
+        return self.call(self.diffusion_model, x_t, t, context=context, y=label, **more)
 
 
 class LatentDiffusion(DDPM):
@@ -158,18 +160,31 @@ class LatentDiffusion(DDPM):
         """Picture sides, in pixels, must be multiples of this for the UNet's skips to fit: 64 for SD."""
         return self.downsampling_factor * self.model.diffusion_model.downsampling_factor
 
-    def apply_model(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def apply_model(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
         """Run the UNet at `t` (b,) on x_t (b, c, h, w); returns its output in the model's parameterization.
 
-        `cond` is a dict of c_concat, c_crossattn (lists) and c_adm; a tensor or list alone is the context, or
-        the concatenated channels of a model whose key is "concat".
+        `cond` is a Cond, or anything that `as_cond` takes.
         """
-        if cond is None:
-            return self.model(x_t, t)
+        cond = self.as_cond(cond)
+        control = total_residuals(x_t, t, cond, self.num_timesteps, self.model.call)
+        return self.model(x_t, t, cond, control)
+
+    def as_cond(self, cond: Any) -> Cond:
+        """Return the Cond of a conditioning in published form.
+
+        Args:
+            cond: a dict of c_concat, c_crossattn (lists, joined along channels or tokens) and c_adm; a tensor
+                or list alone is the context, or the channels of a model whose key is "concat"; None is empty.
+        """
+        if isinstance(cond, Cond):
+            return cond
+        key = self.model.conditioning_key
         if not isinstance(cond, dict):
-            key = "c_concat" if self.model.conditioning_key == "concat" else "c_crossattn"
-            cond = {key: cond if isinstance(cond, list) else [cond]}
-        return self.model(x_t, t, **cond)
+            cond = {"c_concat" if key == "concat" else "c_crossattn": cond}
+        context, concat, label = (cond.get(name) for name in PUBLISHED_PARTS.values())
+        if key == "adm":  # the published wrapper reads the label from there
+            return Cond(label=context[0] if isinstance(context, (list, tuple)) else context)
+        return Cond(_joined(context), _joined(concat), label)
 
     def get_learned_conditioning(self, prompts: list[str]) -> Tensor:
         """Encode prompts to the context (b, n, width)."""
@@ -181,9 +196,9 @@ class LatentDiffusion(DDPM):
         """Encode `null_label` once and repeat it over the batch."""
         return self.get_learned_conditioning([null_label]).expand(batch_size, -1, -1)
 
-    def unconditional(self, cond: Conditioning, context: Tensor) -> Conditioning:
-        """Return guidance's other half of `cond`: the text is `context`, all else stays."""
-        return {**cond, "c_crossattn": [context]} if isinstance(cond, dict) else context
+    def unconditional(self, cond: Cond, context: Tensor) -> Cond:
+        """Return guidance's other half of `cond`: the text is `context`; controls in guess mode are gone."""
+        return replace(cond, context=context, controls=tuple(c for c in cond.controls if not c.guess))
 
     def ema_scope(self, context: str | None = None) -> AbstractContextManager:
         """Change nothing: averaged or raw weights was decided in loading (`use_ema`).
@@ -215,6 +230,13 @@ class LatentFinetuneDiffusion(LatentDiffusion):
     """
 
     @staticmethod
-    def hybrid(context: Tensor, concat: Tensor) -> dict[str, list[Tensor]]:
+    def hybrid(context: Tensor, concat: Tensor) -> Cond:
         """Return the conditioning of text (b, n, width) and channels (b or 1, c, h, w)."""
-        return {"c_concat": [concat.expand(len(context), -1, -1, -1)], "c_crossattn": [context]}
+        return Cond(context, concat.expand(len(context), -1, -1, -1))
+
+
+def _joined(part: Any) -> Tensor | None:
+    """Return a part that may be a list: of channels, or of tokens."""
+    if not isinstance(part, (list, tuple)):
+        return part
+    return part[0] if len(part) == 1 else torch.cat(part, dim=1)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.diffusion.cond import Cond
 from ldm.errors import InputError
 from ldm.models.latent_diffusion import LatentFinetuneDiffusion
 
@@ -18,8 +19,8 @@ class LatentInpaintDiffusion(LatentFinetuneDiffusion):
 
     def conditioning(
         self, context: Tensor, images: Tensor, mask: Tensor, noise: Tensor | None = None
-    ) -> dict[str, list[Tensor]]:
-        """Return what the UNet is told beside x_t and t.
+    ) -> Cond:
+        """Return what the UNet is given with x_t and t.
 
         Args:
             context: (b, n, width) encoded prompts.

@@ -6,11 +6,12 @@ The latents have the sides of the small picture, and the decoder enlarges by 4. 
 the same noised picture and level.
 """
 
-from typing import Any
+from dataclasses import replace
 
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.diffusion.cond import Cond
 from ldm.errors import ConfigError, InputError
 from ldm.models.latent_diffusion import LatentDiffusion, LatentFinetuneDiffusion
 
@@ -32,8 +33,8 @@ class LatentUpscaleDiffusion(LatentDiffusion):
 
     def conditioning(
         self, context: Tensor, images: Tensor, noise_level: Tensor | int, noise: Tensor | None = None
-    ) -> dict[str, Any]:
-        """Return what the UNet is told beside x_t and t.
+    ) -> Cond:
+        """Return what the UNet is given with x_t and t.
 
         Args:
             context: (b, n, width) encoded prompts.
@@ -43,7 +44,7 @@ class LatentUpscaleDiffusion(LatentDiffusion):
         """
         images = images.expand(len(context), -1, -1, -1)
         noised, levels = self.low_scale_model(images, noise_level, noise)
-        return {"c_concat": [noised], "c_crossattn": [context], "c_adm": levels}
+        return Cond(context, noised, levels)
 
 
 class LatentUpscaleFinetuneDiffusion(LatentFinetuneDiffusion):
@@ -73,16 +74,16 @@ class LatentUpscaleFinetuneDiffusion(LatentFinetuneDiffusion):
         images: Tensor,
         noise_level: Tensor | int | None = None,
         noise: Tensor | None = None,
-    ) -> dict[str, Any]:
-        """Return what the UNet is told beside x_t and t; arguments as those of LatentUpscaleDiffusion."""
+    ) -> Cond:
+        """Return what the UNet is given with x_t and t; arguments as those of LatentUpscaleDiffusion."""
         if self.low_scale_model is None and (noise_level is not None or noise is not None):
             raise InputError("this model has no low_scale_model, so it takes no noise level; leave it out")
         concat = images if self.reshuffle_patch_size is None else tiles(images, self.reshuffle_patch_size)
-        cond: dict[str, Any] = self.hybrid(context, concat)
-        if self.low_scale_model is not None:
-            noised, levels = self.low_scale_model(cond["c_concat"][0], noise_level, noise)
-            cond |= {"c_concat": [noised], "c_adm": levels}
-        return cond
+        cond = self.hybrid(context, concat)
+        if self.low_scale_model is None:
+            return cond
+        noised, levels = self.low_scale_model(cond.concat, noise_level, noise)
+        return replace(cond, concat=noised, label=levels)
 
 
 def tiles(images: Tensor, count: int) -> Tensor:

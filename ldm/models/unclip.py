@@ -1,16 +1,17 @@
-"""Pictures like a picture: the UNet is told a CLIP image embedding (arXiv 2204.06125, section 2.1).
+"""Pictures like a picture: the UNet is given a CLIP image embedding (arXiv 2204.06125, section 2.1).
 
     c_adm = [z, emb(l)]      z: the embedding at noise level l (ldm.models.noise_augmentation)
 
-It enters as a label, beside the text. Guidance's unconditional half is told all zeros.
+It enters as a label, with the text. Guidance's unconditional half is given all zeros.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from ldm.diffusion.cond import Cond
 from ldm.errors import InputError
 from ldm.models.latent_diffusion import LatentDiffusion
 
@@ -30,18 +31,18 @@ class ImageEmbeddingConditionedLatentDiffusion(LatentDiffusion):
         self.embedder = embedder_config
         self.noise_augmentor = noise_aug_config
 
-    def conditioning(self, context: Tensor, c_adm: Tensor) -> dict[str, Any]:
-        """Return what the UNet is told beside x_t and t.
+    def conditioning(self, context: Tensor, label: Tensor) -> Cond:
+        """Return what the UNet is given with x_t and t.
 
         Args:
             context: (b, n, width) encoded prompts.
-            c_adm: (b or 1, width of the label), of `embedding_conditioning` or `mix`.
+            label: (b or 1, width), of `embedding_conditioning` or `mix`.
         """
-        return {"c_crossattn": [context], "c_adm": c_adm.expand(len(context), -1)}
+        return Cond(context, label=label.expand(len(context), -1))
 
-    def unconditional(self, cond: dict[str, Any], context: Tensor) -> dict[str, Any]:
+    def unconditional(self, cond: Cond, context: Tensor) -> Cond:
         """Return guidance's other half of `cond`: the text is `context`, the embedding zeros."""
-        return {"c_crossattn": [context], "c_adm": torch.zeros_like(cond["c_adm"])}
+        return replace(super().unconditional(cond, context), label=torch.zeros_like(cond.label))
 
     def embedding_conditioning(
         self, embedding: Tensor, noise_level: Tensor | int = 0, noise: Tensor | None = None

@@ -327,7 +327,13 @@ class UNetModel(UNetEncoder):
         )
 
     def forward(
-        self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor | None = None,
+        y: Tensor | None = None,
+        control: Sequence[Tensor] | None = None,
+        only_mid_control: bool = False,
     ) -> Tensor:
         """Predict eps or v, as the weights were trained to.
 
@@ -336,6 +342,8 @@ class UNetModel(UNetEncoder):
             timesteps: (b,), integer or fractional train times.
             context: (b, n, context_dim), what the cross-attention sees.
             y: the label, needed exactly when the model has `num_classes`.
+            control: what a ControlNet adds to each skip and, last, to the middle; each may be (b, c, 1, 1).
+            only_mid_control: leave the skips alone.
 
         Returns:
             (b, out_channels, h, w), in the dtype of x.
@@ -345,6 +353,10 @@ class UNetModel(UNetEncoder):
         """
         emb = self.embed(x, timesteps, y)
         h, skips = self.encode(x, emb, context)
+        if control is not None:
+            h = h + control[-1]
+            if not only_mid_control:
+                skips = [skip + c for skip, c in zip(skips, control[:-1], strict=True)]
         return self.decode(h, skips, emb, context).to(x.dtype)
 
     def decode(self, h: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor | None) -> Tensor:

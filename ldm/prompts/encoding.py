@@ -32,38 +32,40 @@ LEAST_WEIGHT = 1e-5     # compel's: tan is infinite at weight 0
 logger = logging.getLogger(__name__)
 
 
-class TextTower(Protocol):
-    """What is asked of a text encoder."""
+class TextNetworks(Protocol):
+    """What runs the text encoder: ldm.networks.Networks."""
 
-    def vocabulary(self) -> Vocabulary: ...
-    def check_clip_skip(self, clip_skip: int) -> None: ...
-    def encode_tokens(self, tokens: Tensor, clip_skip: int | None, hidden: Tensor | None) -> Tensor: ...
+    text_encoder: Any
+    """has `vocabulary()` and `check_clip_skip(N)`; one without takes plain prompts, and cuts them itself"""
+    device: torch.device
+
+    def text(self, tokens: Tensor, clip_skip: int | None, hidden: Tensor | None) -> Tensor: ...
+    def text_of(self, prompts: list[str]) -> Tensor: ...
 
 
 class PromptEncoder:
     """Turns prompts into contexts, by one text encoder and one way of reading.
 
     Args:
-        model: has the encoder as `cond_stage_model`, `get_learned_conditioning(prompts)`, and `device`. An
-            encoder that lacks what TextTower lists takes plain prompts, and cuts them itself.
+        networks: runs the encoder.
         syntax: a name of ldm.prompts.syntaxes.SYNTAXES.
         clip_skip: 1 is the encoder's last block, 2 the one before it; None is the configuration's layer.
-        long_prompts: "chunk" encodes every token, "cut" only the first chunk, as published.
+        long_prompts: "chunk" encodes every token, "cut" only the first chunk, as the reference does.
 
     Raises: InputError for what the encoder cannot do.
     """
 
     def __init__(
         self,
-        model: Any,
+        networks: TextNetworks,
         syntax: str = "plain",
         clip_skip: int | None = None,
         long_prompts: str = "chunk",
     ) -> None:
         if long_prompts not in LONG_PROMPTS:
             raise InputError(f"long prompts {long_prompts!r}; expected {' or '.join(LONG_PROMPTS)}")
-        self.model = model
-        self.tower: TextTower = model.cond_stage_model
+        self.networks = networks
+        self.encoder = networks.text_encoder
         self.syntax = syntax
         self.clip_skip = clip_skip
         self.long_prompts = long_prompts
@@ -72,21 +74,21 @@ class PromptEncoder:
         self._empty: Tensor | None = None
         self._said: set[str] = set()
         parse("", syntax)
-        if not hasattr(self.tower, "vocabulary"):
+        if not hasattr(self.encoder, "vocabulary"):
             if syntax != "plain" or clip_skip is not None:
-                raise InputError(f"{type(self.tower).__name__} takes plain prompts only, and no clip skip")
+                raise InputError(f"{type(self.encoder).__name__} takes plain prompts only, and no clip skip")
         elif clip_skip is not None:
-            self.tower.check_clip_skip(clip_skip)
+            self.encoder.check_clip_skip(clip_skip)
 
     @property
     def vocabulary(self) -> Vocabulary:
         if self._vocabulary is None:
-            self._vocabulary = self.tower.vocabulary()
+            self._vocabulary = self.encoder.vocabulary()
         return self._vocabulary
 
     def encode(self, prompts: list[str], name: str = "prompt") -> Tensor:
         """Return the contexts (b, n, width) of prompts, n being that of the longest; see `contexts`."""
-        return torch.cat(self.levelled(self.contexts(prompts, name)))
+        return torch.cat(self.pad_to_longest(self.contexts(prompts, name)))
 
     def contexts(self, prompts: list[str], name: str = "prompt") -> list[Tensor]:
         """Return the context (1, n, width) of each prompt.
@@ -94,8 +96,8 @@ class PromptEncoder:
         Args:
             name: what the prompts are called where one of them is too long for one chunk.
         """
-        if not hasattr(self.tower, "vocabulary"):
-            return list(self.model.get_learned_conditioning(prompts).split(1))
+        if not hasattr(self.encoder, "vocabulary"):
+            return list(self.networks.text_of(prompts).split(1))
         read = [parse(text, self.syntax) for text in prompts]
         cut = [[self._chunks(clause) for clause in prompt.clauses] for prompt in read]
         for text, prompt, clauses in zip(prompts, read, cut, strict=True):
@@ -103,11 +105,7 @@ class PromptEncoder:
         rows = iter(self._encode_rows([row for clauses in cut for row in clauses]))
         return [self._joined(prompt, [next(rows) for _ in prompt.clauses]) for prompt in read]
 
-    def forget(self) -> None:
-        """Drop the states that are kept between calls, where the encoder has changed."""
-        self._empty = None
-
-    def levelled(self, contexts: Sequence[Tensor]) -> list[Tensor]:
+    def pad_to_longest(self, contexts: Sequence[Tensor]) -> list[Tensor]:
         """Return contexts (b, n, width) with the states of empty chunks appended to the shorter ones."""
         longest = max(context.shape[1] for context in contexts)
         return [self._padded(context, longest) for context in contexts]
@@ -120,7 +118,7 @@ class PromptEncoder:
         """Return the weighted states (1, n, width) of every row of chunks.
 
         The first chunks of all rows go through the encoder together, then the second ones, and so on: prompts
-        that fit one chunk are encoded as they are without long ones beside them, to the bit.
+        that fit one chunk are encoded as they are without long ones in the batch, to the bit.
         """
         encoded: list[list[Tensor]] = [[] for _ in rows]
         for i in range(max(len(row) for row in rows)):
@@ -131,8 +129,8 @@ class PromptEncoder:
         return [torch.cat(states, dim=1) for states in encoded]
 
     def _states(self, batch: list[Chunk], hidden: Tensor | None = None) -> Tensor:
-        tokens = torch.tensor([chunk.tokens for chunk in batch], device=self.model.device)
-        return self.tower.encode_tokens(tokens, self.clip_skip, hidden)                 # (b, n, width)
+        tokens = torch.tensor([chunk.tokens for chunk in batch], device=self.networks.device)
+        return self.networks.text(tokens, self.clip_skip, hidden)                 # (b, n, width)
 
     def _weighted(self, z: Tensor, chunk: Chunk, row: list[Chunk]) -> Tensor:
         """Return the states z (1, n, width) of a chunk, one of a row, with its weights."""
@@ -168,7 +166,7 @@ class PromptEncoder:
     def _joined(self, prompt: Prompt, clauses: list[Tensor]) -> Tensor:
         """Join the contexts (1, n, width) of a prompt's clauses by their weights."""
         if prompt.blend:
-            return sum(w * z for w, z in zip(prompt.weights, self.levelled(clauses), strict=True))
+            return sum(w * z for w, z in zip(prompt.weights, self.pad_to_longest(clauses), strict=True))
         scaled = [
             z if w == 1 else (e := self._padded(z[:, :0], z.shape[1])) + w * (z - e)
             for w, z in zip(prompt.weights, clauses, strict=True)

@@ -195,20 +195,24 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
 def record(request: Any, whole: bool = False) -> dict[str, Any]:
     """Return the options of a request that differ from their defaults as JSON values; `whole`: all options.
 
-    Images read from files are recorded as paths. `build` turns the record into an equal request.
+    Images read from files are recorded as paths, and arrays as None. `build` makes an equal request again,
+    but for arrays.
     """
     found = {}
     for name, each in fields_of(type(request)).items():
         value = getattr(request, name)
-        if whole or value != each.default:
-            found[name] = _plain(value)
+        is_default = value is None if each.default is None else value == each.default
+        if whole or not is_default:
+            found[name] = _plain(value, each.option.is_file)
     return found
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, is_file: bool) -> Any:
     if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    return value.file if hasattr(value, "sha256") else value
+        return [_plain(each, is_file) for each in value]
+    if not is_file or isinstance(value, str):
+        return value
+    return getattr(value, "file", None)
 
 
 def form(cls: type) -> Iterator[dict[str, Any]]:

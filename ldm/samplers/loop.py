@@ -5,12 +5,11 @@ stop.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ldm.diffusion.conditioning import Conditioning
 from ldm.diffusion.prediction import Denoise, add_noise
 from ldm.errors import InputError
 from ldm.samplers.base import Noise, Sampler, batch_of
@@ -53,7 +52,7 @@ def sample_loop(
     sampler: Sampler,
     denoise: Denoise,
     x_t: Tensor,
-    cond: Conditioning,
+    cond: Any,
     *,
     noise: Noise | KeyedNoise = gaussian,
     start: int = 0,

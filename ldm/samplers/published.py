@@ -17,15 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.diffusion.conditioning import Conditioning
-from ldm.diffusion.conditioning import batch_size as samples_in
 from ldm.diffusion.guidance import ClassifierFreeGuidance
-from ldm.diffusion.prediction import Denoise, Prediction, denoiser, from_eps
+from ldm.diffusion.prediction import Denoise, Prediction, from_eps
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import InputError
 from ldm.samplers import DDIM, DDIMInversion, Sampler, Step, make_sampler, sample_loop
 from ldm.samplers.base import Noise, batch_of
 from ldm.samplers.loop import gaussian
+from ldm.samplers.published_cond import Conditioning, Published, PublishedGuidance, SeparateCalls
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +32,9 @@ Intermediates = dict[str, list[Tensor]]
 
 
 def _check_batch(cond: Conditioning, size: int, name: str) -> None:
-    if samples_in(cond) not in (None, size):
-        raise InputError(f"{name} describes {samples_in(cond)} samples: expected batch_size, {size}")
+    count = Published.of(cond).count()
+    if count not in (None, size):
+        raise InputError(f"{name} describes {count} samples: expected batch_size, {size}")
 
 
 def _check_scales(scales: Sequence[float] | None, num_steps: int, uncond: Conditioning) -> None:
@@ -103,6 +103,7 @@ class _PublishedSampler:
     """What the three published classes have in common."""
 
     name: str
+    guidance: type[PublishedGuidance] = PublishedGuidance
 
     def __init__(self, model: Any, schedule: str = "linear", device: torch.device | str | None = None):
         """Wrap a model.
@@ -286,8 +287,7 @@ class _PublishedSampler:
     def _guided(self, uncond: Conditioning, scale: float) -> ClassifierFreeGuidance:
         if uncond is None and scale != 1:
             raise InputError(f"guidance scale {scale} needs unconditional_conditioning, or must be 1")
-        denoise = denoiser(self.model.apply_model, self.schedule, self.model.parameterization)
-        return ClassifierFreeGuidance(denoise, uncond, scale)
+        return self.guidance(self.model, self.schedule, uncond, scale)
 
     def _denoiser(self, how: _How) -> tuple[ClassifierFreeGuidance, Denoise]:
         """Return the guidance, and the guidance with the score corrector, if any, around it."""
@@ -518,24 +518,11 @@ class DDIMSampler(_TableSampler):
         return x_t, out | ({"intermediates": kept} if return_intermediates else {})
 
 
-class _SeparateCalls(ClassifierFreeGuidance):
-    """Guidance with a call of its own for each half, the conditional first; the halves may differ in form."""
-
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Prediction:
-        conditional = self.denoise(x_t, t, cond)
-        if self.uncond is None or self.guidance_scale == 1:
-            return conditional
-        return Prediction(*map(self._combine, self.denoise(x_t, t, self.uncond), conditional))
-
-
 class ControlDDIMSampler(DDIMSampler):
     """DDIM as ControlNet's `cldm.ddim_hacked` has it: guidance in two calls, and other times in `encode`."""
 
     inversion_times = "row"
-
-    def _guided(self, uncond: Conditioning, scale: float) -> ClassifierFreeGuidance:
-        joined = super()._guided(uncond, scale)
-        return _SeparateCalls(joined.denoise, joined.uncond, joined.guidance_scale)
+    guidance = SeparateCalls
 
 
 class PLMSSampler(_TableSampler):

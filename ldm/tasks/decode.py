@@ -1,21 +1,20 @@
-"""Pictures from finished latents, without sampling."""
+"""Images from finished latents, without sampling."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from ldm.imaging.padding import Frame
-from ldm.models.latent_diffusion import CONDITIONING_KEYS, LatentDiffusion
-from ldm.tasks.latents import LatentsFile, rows
-from ldm.tasks.sampling import Batch, Diffuser, Settings
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.networks import networks_of
+from ldm.tasks.batch import Batch
+from ldm.tasks.latents import LatentsFile, expand_latents
 
 
 def decode_latents(model: LatentDiffusion, file: LatentsFile, dtype: torch.dtype) -> Iterator[Batch]:
-    """Decode the latents of one finished picture, in float32 on the CPU to the same bits as when it was made.
+    """Decode the latents of one finished image, in float32 on the CPU to the same bits as when it was made.
 
-    Some kernels round differently in batches of other sizes, so the picture is decoded in its old place of a
+    Some kernels round differently in batches of other sizes, so the image is decoded in its old place of a
     batch that is filled with copies of it.
 
     Raises: InputError where the latents do not fit the model.
@@ -23,15 +22,10 @@ def decode_latents(model: LatentDiffusion, file: LatentsFile, dtype: torch.dtype
     record = file.record
     frame = Frame.around(record["height"], record["width"], model.size_multiple)
     count, index = record["images_in_batch"], record["index_in_batch"]
-    diffuser = Diffuser(model, Settings(dtype=dtype), count, accepts=tuple(CONDITIONING_KEYS))
-    latents = rows(file.latents, count, diffuser.latent_shape(frame), count, model.device)
-    return _generate(diffuser, latents, frame, record, index)
-
-
-def _generate(
-    diffuser: Diffuser, latents: Tensor, frame: Frame, record: dict[str, Any], index: int
-) -> Iterator[Batch]:
-    images = diffuser.decode(latents, frame)[index : index + 1]
-    prompt, iteration, number = record["prompt"], record["iteration"], record["batch"]
-    done_in = diffuser.guard.record()
-    yield Batch([prompt], images, latents[:1], iteration, number, computed_in=done_in, offset=index)
+    sides = (side // model.downsampling_factor for side in (frame.inner_height, frame.inner_width))
+    latents = expand_latents(file.latents, count, (model.channels, *sides), count, model.device)
+    networks = networks_of(model, dtype)
+    networks.begin()
+    images = frame.crop(networks.decode(latents)).cpu()[index : index + 1]
+    where, computed_in = (record["iteration"], record["batch"]), networks.record()
+    yield Batch([record["prompt"]], images, latents[:1], *where, computed_in=computed_in, offset=index)

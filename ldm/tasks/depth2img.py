@@ -1,19 +1,19 @@
-"""Pictures of a given depth: the UNet sees a depth map beside x_t, and the picture lends its colours.
+"""Depth-to-image: the UNet sees a depth map with x_t, and an image lends its colours.
 
-    t_enc = trunc(strength * num_steps)     steps are taken, from the encoded picture with noise: img2img
+    steps = trunc(strength * num_steps)     are run, from the encoded image with noise: image-to-image
 
-At strength 1 they start from pure noise: all of them, but for the published samplers on the published times
-all but the first, as t_enc is min(t_enc, num_steps - 1) there. Without a picture strength is 1.
+At strength 1 they start from pure noise: all of them, but on the reference's times all but the first, as
+there steps is min(steps, num_steps - 1). Without an image strength is 1.
 
-The map goes straight to the latents' size, as in the published demo. Where the picture must be padded inside,
-the map is first brought to the picture's size and padded like it.
+The map is resized straight to the latents' size, as in the reference demo. Where the image must be padded
+inside, the map is first resized to the image's size and padded like it.
 
-Draws, in order: the encoder's posterior noise (used or not), the start noise, and the sampler's, one a step.
+Noise is drawn in this order: the encoder's posterior (used or not), the start noise, one draw a step.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.backends.meta import on_meta
 from ldm.config import instantiate
 from ldm.data.hints import inflated
+from ldm.devices import on_meta
 from ldm.errors import InputError, LdmError
 from ldm.imaging.colour import from_uint8
 from ldm.imaging.depth import inverse_depth
@@ -33,97 +33,51 @@ from ldm.loading import load_part
 from ldm.models.latent_depth import LatentDepth2ImageDiffusion, concat_depth
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.midas import MiDaSInference, network_size
-from ldm.tasks.draws import Draws, make_draws
-from ldm.tasks.latents import Position
-from ldm.tasks.sampling import Batch, Diffuser, Settings, Track
+from ldm.requests import Depth2Img
+from ldm.requests.resolving import REFERENCE
+from ldm.tasks.batch import Batch
+from ldm.tasks.run import Run
 
-STRENGTH = 0.9  # of the published demo
-ALPHA_SIDE = 512  # pixels; latents of the largest pictures are hardly finer
+STRENGTH = 0.9  # of the reference demo
+ALPHA_SIDE = 512  # pixels; latents of the largest images are hardly finer
 
 logger = logging.getLogger(__name__)
 
 
-def depth2img(
-    model: LatentDiffusion,
-    image: np.ndarray | None,
-    prompts: list[str],
-    *,
-    depth: np.ndarray | Tensor | None = None,
-    seed: int,
-    strength: float | None = None,
-    batch_size: int = 1,
-    n_iter: int = 1,
-    settings: Settings | None = None,
-    fixed_code: bool = False,
-    track: Track | None = None,
-    size: tuple[int, int] | None = None,
-    resume: Position | None = None,
-    show_depth: Callable[[np.ndarray], None] | None = None,
-) -> Iterator[Batch]:
-    """Make pictures of the depth of `image` (h, w, 3) uint8, or of `depth`, of exactly that size.
+def depth2img(run: Run, request: Depth2Img) -> Iterator[Batch]:
+    """Make images of the depth of `request.init_img`, or of `request.depth`, of exactly that size.
 
-    Args:
-        image: None makes pictures of `depth` alone.
-        depth: (h, w) inverse depth, larger = nearer, in any unit, NaN where unknown: of the picture's aspect
-            ratio. Or a Tensor (1, 1, h, w), as the model's `estimate_depth` returns it, of any size. None is
-            what that estimates.
-        strength: 0 keeps the picture (but for the autoencoder and the least noise), 1 keeps nothing of its
-            colours. None is 0.9, and 1 without a picture.
-        size: (height, width) of pictures that are made without `image`; None is that of `depth`.
-        resume: go on from here, exactly, to the end of the run.
-        show_depth: called with the map used (h, w), once, before the first batch.
+    Strength 0 keeps the image (but for the autoencoder and the least noise), 1 keeps nothing of its colours.
+    The batches have the map that was used as `extras["depth"]`.
 
-    Raises: InputError for another model, a strength outside 0..1, a map that does not fit or none at all, or
-        settings that the sampler or the model cannot honour.
+    Raises: InputError where there is no map, and no network to estimate one.
     """
-    settings = settings or Settings()
-    model = _require(model)
-    strength = chosen_strength(image is not None, strength)
-    if image is None and depth is None:
-        raise InputError("depth2img needs a picture, a depth map, or both")
-    if depth is None and model.depth_model is None:
-        raise InputError(
-            "this model has no network that estimates depth: give a map (--depth FILE, --depth-from alpha), "
-            "or the network's weights (--depth-ckpt dpt_hybrid-midas-501f0c75.pt)"
-        )
-    if image is not None and size not in (None, image.shape[:2]):
-        raise InputError(f"the picture is {image.shape[1]}x{image.shape[0]}; a size is for runs without one")
-    height, width = image.shape[:2] if image is not None else size or depth.shape[-2:]
-    if isinstance(depth, Tensor) and (depth.shape[:2] != (1, 1) or depth.dim() != 4):
-        raise InputError(f"the depth map is a tensor {tuple(depth.shape)}; expected (1, 1, height, width)")
-    if isinstance(depth, Tensor) and not bool(depth.isfinite().all()):
-        raise InputError("the depth map holds NaN or infinity; give it as an array, whose holes are filled")
-    if isinstance(depth, np.ndarray):
-        check_size(depth.shape, height, width)
-        depth = torch.from_numpy(inverse_depth(depth))[None, None]
-    diffuser = Diffuser(model, settings, batch_size, track, resume, accepts=("hybrid",))
-    start = Start.at(strength, diffuser)
-    draws = make_draws(
-        settings.rng, seed, model.device, batch_size, n_iter * len(prompts), fixed_code=fixed_code
-    )
-    frame = Frame.around(height, width, model.size_multiple)
-    return _generate(diffuser, frame, image, depth, draws, prompts, start, n_iter, show_depth)
+    given = request.init_img
+    depth = _estimated(run, request) if request.depth is None else _given(request)  # (1, 1, H, W)
+    frame = run.frame(*(given.values.shape[:2] if given else (request.height, request.width)))
+    concat = concat_depth(_framed(depth, frame), run.latent_shape(frame)[1:])  # (1, 1, h, w) in -1..1
+    if bool((concat == -1).all()):
+        logger.warning("the depth map is flat: it says nothing about the image")
+    posterior = None if request.strength == 1 else run.encode(given.values, frame)
+    extras = {"depth": depth[0, 0].float().cpu().numpy()}
+    for batch in run.each(frame, steps_of(run, request.strength)):
+        x_t = batch.begin(batch.sample_posterior(posterior))
+        cond = batch.cond(lambda context: run.model.hybrid(context, concat))
+        yield replace(batch.done(batch.denoise(x_t, cond)), extras=extras)
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins: before the last t_enc steps, from the picture with noise or from noise alone."""
+def steps_of(run: Run, strength: float) -> int:
+    """Return how many steps, the last ones, a strength runs.
 
-    t_enc: int
-    pure_noise: bool
-
-    @classmethod
-    def at(cls, strength: float, diffuser: Diffuser) -> "Start":
-        """Return where a strength begins."""
-        sampler = diffuser.sampler
-        t_enc = diffuser.t_enc(strength)
-        if diffuser.settings.spacing is None and sampler.default_spacing is None:
-            t_enc = min(t_enc, sampler.num_steps - 1)
-            if strength == 1 and not t_enc:
-                raise InputError("at strength 1 the published steps are all but one, so 1 is none: take 2")
-        elif strength == 1:
-            t_enc = len(sampler)
-        return cls(t_enc, strength == 1)
+    Raises: InputError where strength 1 runs none.
+    """
+    steps = run.steps_of(strength)
+    if run.request.schedule == REFERENCE:
+        steps = min(steps, run.sampler.num_steps - 1)
+        if strength == 1 and not steps:
+            raise InputError("with --steps 1 and strength 1 no step is left to run; use --steps 2 or more")
+        return steps
+    return len(run.sampler) if strength == 1 else steps
 
 
 def chosen_strength(has_picture: bool, strength: float | None) -> float:
@@ -186,7 +140,7 @@ def load_depth_network(model: LatentDiffusion, path: str | Path, config: Any = N
 
     Raises: InputError, and CheckpointError as `ldm.loading.load_part`; the model is as it was then.
     """
-    model = _require(model)
+    model = check_depth_model(model)
     before = model.depth_model
     if before is None:
         like = next(model.first_stage_model.parameters())
@@ -200,7 +154,8 @@ def load_depth_network(model: LatentDiffusion, path: str | Path, config: Any = N
         raise
 
 
-def _require(model: LatentDiffusion) -> LatentDepth2ImageDiffusion:
+def check_depth_model(model: LatentDiffusion) -> LatentDepth2ImageDiffusion:
+    """Return a depth-to-image model. Raises: InputError for another."""
     if not isinstance(model, LatentDepth2ImageDiffusion):
         raise InputError(
             f"this model is no depth-to-image model ({type(model).__name__}); expected one such as "
@@ -209,46 +164,21 @@ def _require(model: LatentDiffusion) -> LatentDepth2ImageDiffusion:
     return model
 
 
-def _generate(
-    diffuser: Diffuser,
-    frame: Frame,
-    image: np.ndarray | None,
-    depth: Tensor | None,
-    draws: Draws,
-    prompts: list[str],
-    start: Start,
-    n_iter: int,
-    show_depth: Callable[[np.ndarray], None] | None,
-) -> Iterator[Batch]:
-    shape = diffuser.latent_shape(frame)
-    depth = _estimated(diffuser, image) if depth is None else depth.to(diffuser.model.device)
-    if show_depth is not None:
-        show_depth(depth[0, 0].float().cpu().numpy())
-    depth = concat_depth(_framed(depth, frame), shape[1:])  # (1, 1, h, w) in -1..1
-    if bool((depth == -1).all()):
-        logger.warning("the depth map is flat: it says nothing of the picture")
-    posterior = None if start.pure_noise else diffuser.encode(frame.pad(from_uint8(image)))
-    first = diffuser.sampler.start_index(start.t_enc)
-    for part in diffuser.batches(prompts, n_iter):
-        noise = draws.batch(part.first, len(part.prompts), first)
-        eps = noise.normal("posterior", *shape)  # drawn in any case, so that what follows is the seed's
-        x_t = noise.normal("start", *shape)  # (b, c, h, w)
-        if posterior is not None:
-            x_t = diffuser.sampler.noised(diffuser.drawn(posterior, eps), start.t_enc, x_t)
-        context, uncond = diffuser.text(part.prompts)
-        cond = diffuser.model.hybrid(context, depth)
-        if uncond is not None:
-            uncond = diffuser.model.unconditional(cond, uncond)
-        latents = diffuser.sample(x_t, cond, uncond, noise, start=first)
-        yield diffuser.batch(part, noise, latents, diffuser.decode(latents, frame))
+def _estimated(run: Run, request: Depth2Img) -> Tensor:
+    """Return what the model's own network sees in the image: (1, 1, h', w')."""
+    if run.model.depth_model is None:
+        raise InputError(
+            "this model has no network that estimates depth: give a map (--depth FILE, --depth-from alpha), "
+            "or the network's weights (--depth-ckpt dpt_hybrid-midas-501f0c75.pt)"
+        )
+    return run.networks.depth(from_uint8(request.init_img.values))
 
 
-@torch.no_grad()
-def _estimated(diffuser: Diffuser, image: np.ndarray) -> Tensor:
-    """Return what the model's own network sees in a picture (h, w, 3): (1, 1, h', w')."""
-    images = from_uint8(image).to(diffuser.model.device)
-    estimate = lambda: diffuser.model.estimate_depth(images)  # noqa: E731
-    return diffuser.guard.run("depth network", "estimating the depth", estimate).float()
+def _given(request: Depth2Img) -> Tensor:
+    depth = request.depth.values
+    if isinstance(depth, np.ndarray):
+        depth = torch.from_numpy(inverse_depth(depth))[None, None]
+    return depth
 
 
 def _framed(depth: Tensor, frame: Frame) -> Tensor:

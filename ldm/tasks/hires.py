@@ -1,151 +1,58 @@
-"""Pictures larger than the model was trained on, in two passes: the composition first, then the detail.
+"""High-resolution images in two passes: the composition first, then the detail.
 
-1. A picture of height x width, as txt2img makes it.
-2. It is enlarged `scale` times, then noise is added and taken away again as in img2img, with `strength`.
+1. An image of height x width, as text-to-image makes it.
+2. It is enlarged `hires` times, then noise is added and removed as in image-to-image, with `hires_strength`.
 
-What the first pass composes at the size that the model knows, the second keeps: no second head. Enlarging the
-picture (bicubic, through the autoencoder) stays sharp, with any strength. Enlarging the latents (bilinear)
-costs nothing but blurs, so that `strength` must be 0.55 or more, which repaints more of the composition.
+The second pass keeps what the first composes at the size that the model knows: subjects are not repeated.
+Enlarging the image (bicubic, through the autoencoder) stays sharp at any strength. Enlarging the latents
+(bilinear) costs nothing but blurs, so that the strength must be 0.55 or more, which repaints more of the
+composition.
 
-Draws, in order: those of txt2img, then of the second pass the posterior's (pixel mode), the noise that is
-added, and the sampler's.
+Noise is drawn in this order: that of text-to-image, then of the second pass the posterior's (pixel mode), the
+added noise, one draw a step.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.errors import InputError
-from ldm.imaging.padding import Frame
-from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.tasks.draws import BatchDraws, Draws, make_draws
-from ldm.tasks.latents import Position, rows
-from ldm.tasks.sampling import Batch, Diffuser, Settings, Track
-
-DEFAULT_STRENGTHS = {"pixel": 0.4, "latent": 0.65}
+from ldm.requests import Txt2Img
+from ldm.tasks.batch import Batch
+from ldm.tasks.run import BatchRun, Run
 
 
-@dataclass(frozen=True)
-class Hires:
-    """The second pass.
+def hires(run: Run, request: Txt2Img) -> Iterator[Batch]:
+    """Make images `request.hires` times as large as height x width.
 
-    Args:
-        scale: above 1, to 4.
-        mode: what is enlarged, "pixel" or "latent".
-        strength: above 0, to 1: of `num_steps` steps the last trunc(strength * num_steps) are taken; None is
-            the mode's own of DEFAULT_STRENGTHS.
-        num_steps: None is as many as the first pass has.
+    Raises: InputError where the strength leaves no step to the second pass.
     """
-
-    scale: float
-    mode: str = "pixel"
-    strength: float | None = None
-    num_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 1 < self.scale <= 4:
-            raise InputError(f"hires scale is {self.scale:g}: expected above 1, to 4")
-        if self.mode not in DEFAULT_STRENGTHS:
-            raise InputError(f"unknown hires mode {self.mode!r}: expected {' or '.join(DEFAULT_STRENGTHS)}")
-        if self.strength is None:
-            object.__setattr__(self, "strength", DEFAULT_STRENGTHS[self.mode])
-        if not 0 < self.strength <= 1:
-            raise InputError(f"hires strength is {self.strength:g}: expected above 0, to 1")
-
-    def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return (height, width) of the final picture."""
-        return round(self.scale * height), round(self.scale * width)
-
-
-def hires_txt2img(
-    model: LatentDiffusion,
-    prompts: list[str],
-    hires: Hires,
-    *,
-    seed: int,
-    height: int,
-    width: int,
-    batch_size: int = 1,
-    n_iter: int = 1,
-    settings: Settings | None = None,
-    fixed_code: bool = False,
-    track: Track | None = None,
-    latents: Tensor | None = None,
-    resume: Position | None = None,
-) -> Iterator[Batch]:
-    """Make pictures of `hires.size(height, width)`; height x width is the first pass's.
-
-    The arguments are those of `txt2img`.
-
-    Raises: InputError for settings that the sampler or the model cannot honour.
-    """
-    settings = settings or Settings()
-    passes = TwoPasses(
-        Diffuser(model, settings, batch_size, track, resume),
-        Frame.around(height, width, model.size_multiple),
-        Frame.around(*hires.size(height, width), model.size_multiple),
-        hires,
-        latents,
-    )
-    pictures = n_iter * len(prompts)
-    draws = make_draws(settings.rng, seed, model.device, batch_size, pictures, fixed_code=fixed_code)
-    return passes.generate(draws, prompts, n_iter)
-
-
-class TwoPasses:
-    """A diffuser and its second pass."""
-
-    def __init__(
-        self, diffuser: Diffuser, small: Frame, large: Frame, hires: Hires, latents: Tensor | None = None
-    ):
-        self.first = diffuser
-        self.second = diffuser.with_steps(hires.num_steps or diffuser.settings.num_steps)
-        self.small = small
-        self.large = large
-        self.mode = hires.mode
-        self.t_enc = int(hires.strength * self.second.sampler.num_steps)
-        if self.t_enc == 0:
-            raise InputError(
-                f"hires strength {hires.strength:g} leaves none of {self.second.sampler.num_steps} steps; "
-                "expected more of one or the other"
-            )
-        self.start = self.second.sampler.start_index(self.t_enc)
-        self.given = latents
-        if latents is not None:
-            size, shape = diffuser.batch_size, diffuser.latent_shape(small)
-            self.given = rows(latents, size, shape, size, diffuser.model.device)
-
-    def generate(self, draws: Draws, prompts: list[str], n_iter: int) -> Iterator[Batch]:
-        """Yield the batches of a run."""
-        for part in self.first.batches(prompts, n_iter):
-            self.second.prompts = prompts
-            count = len(part.prompts)
-            text = self.first.text(part.prompts)
-            noise = draws.batch(part.first, count, self.start, stage=1)
-            resume = self.second.resume
-            if resume is not None and resume.is_of(noise):
-                x_t = resume.state.x_t.to(self.first.model.device)
-            else:
-                x_t = self.noised(self.compose(draws.batch(part.first, count), text), noise)
-            latents = self.second.sample(x_t, *text, noise, start=self.start)
-            yield self.second.batch(part, noise, latents, self.second.decode(latents, self.large))
-
-    def compose(self, noise: BatchDraws, text: tuple[Tensor, Tensor | None]) -> Tensor:
-        """Return the latents of the first pass (b, c, h, w)."""
-        x_t = noise.normal("start", *self.first.latent_shape(self.small))
-        return self.first.sample(x_t if self.given is None else self.given[: noise.count], *text, noise)
-
-    def noised(self, latents: Tensor, noise: BatchDraws) -> Tensor:
-        """Enlarge latents (b, c, h, w) to (b, c, h', w') and add the noise that the second pass removes."""
-        shape = self.second.latent_shape(self.large)
-        if self.mode == "latent":
-            x_0 = F.interpolate(latents, shape[1:], mode="bilinear", antialias=False)
+    sampler = run.sampler_of(request.hires_steps)
+    steps = int(request.hires_strength * sampler.num_steps)
+    if not steps:
+        raise InputError(
+            f"--hires-strength {request.hires_strength:g} leaves none of {sampler.num_steps} steps to the "
+            "second pass; expected more of one or the other"
+        )
+    sides = (round(request.hires * side) for side in (request.height, request.width))
+    small, large = run.frame(request.height, request.width), run.frame(*sides)
+    run.plan(large)
+    for first in run.each(small):
+        cond = first.cond()
+        second = first.again(large, stage=1, steps=steps, sampler=sampler)
+        if second.is_resumed():
+            x_t = run.resume.state.x_t.to(run.model.device)
         else:
-            images = self.first.decode(latents, self.small)  # (b, 3, height, width)
-            size = (self.large.height, self.large.width)
-            images = F.interpolate(images, size, mode="bicubic", antialias=False).clamp(-1, 1)
-            posterior = self.first.encode(self.large.pad(images))
-            x_0 = self.first.drawn(posterior, noise.normal("posterior", *shape))
-        return self.second.sampler.noised(x_0, self.t_enc, noise.normal("start", *shape))
+            composed = first.denoise(first.begin(), cond)
+            x_t = second.begin(enlarged(composed, first, second, request.hires_mode))
+        yield second.done(second.denoise(x_t, cond))
+
+
+def enlarged(latents: Tensor, first: BatchRun, second: BatchRun, mode: str) -> Tensor:
+    """Enlarge latents (b, c, h, w) of the first pass to the size of the second."""
+    if mode == "latent":
+        return F.interpolate(latents, second.shape[1:], mode="bilinear", antialias=False)
+    size = (second.frame.height, second.frame.width)
+    images = F.interpolate(first.decode(latents), size, mode="bicubic", antialias=False).clamp(-1, 1)
+    return second.sample_posterior(second.run.encode(images, second.frame))

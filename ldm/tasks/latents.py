@@ -9,7 +9,7 @@ its only tensor). Its metadata entry `ldm` is a JSON record, and the record's `k
     (none)     latents of other origin: txt2img starts from them as its noise, img2img as its picture
     final      of one picture, as `--save-latents` keeps them
     stopped    of the batch that a run was stopped in, before step `step`, with `memory.0`, ... of the sampler
-               and `draws.*`, the generators, and `made.*` of earlier stages of the batch; what is computed
+               and `noise.*`, the generators, and `made.*` of earlier stages of the batch; what is computed
                from prompts is computed again
 """
 
@@ -24,28 +24,40 @@ from torch import Tensor
 from ldm.errors import InputError, Stopped
 from ldm.samplers.base import Noise
 from ldm.samplers.loop import KeyedNoise
-from ldm.tasks.draws import BatchDraws, Draws
-from ldm.tasks.guard import SampleState
+from ldm.tasks.noise import BatchNoise, NoiseSource
+
+
+@dataclass(frozen=True)
+class SampleState:
+    """Where sampling stands: all that is needed to continue exactly.
+
+    `sample_loop(sampler, denoise, state.x_t, cond, start=state.step, memory=state.memory)` continues.
+    """
+
+    step: int  # the next step; the number of steps when all are done
+    x_t: Tensor  # (b, c, h, w) latents before that step
+    memory: tuple[Tensor, ...] = ()  # the sampler's, before that step
+    upcast: bool = False  # half precision had failed before: the UNet continues in float32
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: before a step of one of its batches, with all that going on exactly takes."""
+    """Where a run stands: before a step of one of its batches, with all that is needed to resume exactly."""
 
     prompts: list[str]  # of the whole run, once
     first: int  # number of the batch's first picture in the run
     stage: int  # 1 in the second pass of two
     state: SampleState
-    draws: dict[str, Tensor]  # Draws.state() here
+    noise: dict[str, Tensor]  # NoiseSource.state() here
     made: dict[str, Tensor] = field(default_factory=dict)  # by earlier stages, where the task says so
 
     def is_of(self, noise: Noise | KeyedNoise) -> bool:
         """Tell whether this is within the batch that a source of noise belongs to."""
-        return isinstance(noise, BatchDraws) and (noise.first, noise.stage) == (self.first, self.stage)
+        return isinstance(noise, BatchNoise) and (noise.first, noise.stage) == (self.first, self.stage)
 
 
 class StoppedAt(Stopped):
-    """A run was stopped; `position` is where it can go on."""
+    """A run was interrupted; it can be resumed at `position`."""
 
     def __init__(self, position: Position):
         super().__init__(f"stopped before step {position.state.step + 1}")
@@ -76,10 +88,10 @@ def stopped_file(position: Position, record: dict[str, Any]) -> bytes:
     state = position.state
     tensors = {"latents": state.x_t}
     tensors |= {f"memory.{i}": x for i, x in enumerate(state.memory)}
-    tensors |= {f"draws.{name}": x for name, x in position.draws.items()}
+    tensors |= {f"noise.{name}": x for name, x in position.noise.items()}
     tensors |= {f"made.{name}": x for name, x in position.made.items()}
     where = {"prompts": position.prompts, "first": position.first, "stage": position.stage}
-    where |= {"kind": "stopped", "step": state.step, "widened": state.widened}
+    where |= {"kind": "stopped", "step": state.step, "upcast": state.upcast}
     return _bytes(tensors, record | where)
 
 
@@ -159,18 +171,18 @@ def _check_final(record: dict[str, Any]) -> None:
 def _position(latents: Tensor, tensors: dict[str, Tensor], record: dict[str, Any]) -> Position:
     count = sum(name.startswith("memory.") for name in tensors)
     memory = tuple(tensors[f"memory.{i}"].clone() for i in range(count))
-    state = SampleState(int(record["step"]), latents, memory, bool(record["widened"]))
-    draws, made = (
+    state = SampleState(int(record["step"]), latents, memory, bool(record["upcast"]))
+    noise, made = (
         {name.removeprefix(prefix): x.clone() for name, x in tensors.items() if name.startswith(prefix)}
-        for prefix in ("draws.", "made.")
+        for prefix in ("noise.", "made.")
     )
     prompts = [str(prompt) for prompt in record["prompts"]]
     if not prompts:
         raise ValueError("no prompts")
-    return Position(prompts, int(record["first"]), int(record["stage"]), state, draws, made)
+    return Position(prompts, int(record["first"]), int(record["stage"]), state, noise, made)
 
 
-def restored(position: Position, noise: BatchDraws, like: Tensor, steps: int) -> SampleState:
+def restored(position: Position, noise: BatchNoise, like: Tensor, steps: int) -> SampleState:
     """Put the random numbers of a batch back to where they stood; returns its state on the device of `like`.
 
     Raises: InputError where the batch is of another shape, or its generators are of another device.
@@ -178,36 +190,42 @@ def restored(position: Position, noise: BatchDraws, like: Tensor, steps: int) ->
     state = position.state
     if state.x_t.shape != like.shape or not 0 <= state.step <= steps:
         raise InputError(
-            f"cannot go on: latents {_shape(state.x_t.shape)} before step {state.step + 1} are given, and "
-            f"this run has {_shape(like.shape)} and {steps} steps; give the flags of the run that was stopped"
+            f"cannot resume: latents {_shape(state.x_t.shape)} before step {state.step + 1} are given, and "
+            f"this run has {_shape(like.shape)} and {steps} steps; give the options of the run that was "
+            "interrupted"
         )
-    restore_draws(position, noise.draws)
+    restore_noise(position, noise.source)
     memory = tuple(x.to(like.device) for x in state.memory)
     return replace(state, x_t=state.x_t.to(like.device), memory=memory)
 
 
-def restore_draws(position: Position, draws: Draws) -> None:
+def restore_noise(position: Position, source: NoiseSource) -> None:
     """Put random numbers back to where they stood. Raises: InputError where they are of another kind."""
     try:
-        draws.restore(position.draws)
+        source.restore(position.noise)
     except (RuntimeError, TypeError, KeyError) as error:
         raise InputError(
-            "cannot go on: the random generators that were saved are of another device or --rng; "
+            "cannot resume: the random generators that were saved are of another device or --rng; "
             "use the same --device and --rng"
         ) from error
 
 
-def rows(latents: Tensor, count: int, like: tuple[int, ...], batch_size: int, device: torch.device) -> Tensor:
-    """Return `count` rows of given latents, of shape `like` (c, h, w): one for all, or the first of a batch.
+def expand_latents(
+    latents: Tensor, count: int, shape: tuple[int, ...], batch_size: int, device: torch.device
+) -> Tensor:
+    """Expand given latents (1 or batch_size, c, h, w) to `count` samples of a batch.
 
-    Raises: InputError where they are of another shape.
+    Args:
+        shape: (c, h, w) that they must have.
+
+    Raises: InputError where they have another.
     """
-    if latents.shape[1:] != like or len(latents) not in (1, batch_size):
+    if latents.shape[1:] != shape or len(latents) not in (1, batch_size):
         raise InputError(
-            f"latents are {_shape(latents.shape)}: expected {_shape((batch_size, *like))} for this size and "
-            f"batch, or {_shape((1, *like))} for all pictures alike; change the size or the batch"
+            f"latents are {_shape(latents.shape)}: expected {_shape((batch_size, *shape))} for this size and "
+            f"batch, or {_shape((1, *shape))} for all images alike; change the size or the batch"
         )
-    return latents.expand(batch_size, *like)[:count].to(device)
+    return latents.expand(batch_size, *shape)[:count].to(device)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -5,7 +5,7 @@ The first of these that fits is taken:
     UNet       the whole, all samples together    one sample at a time    tiles, as large as may be
     decoder    the whole, all pictures together   one at a time           tiles, which give exactly the same
 
-A small probe tells what each network takes for a latent pixel (ldm.backends.memory), with A = h w:
+A small probe measures what each network takes for a latent pixel (ldm.backends.memory), with A = h w:
 
     UNet               u * samples * A                                  guidance has two samples a picture
     UNet, tile n       u * n^2
@@ -15,23 +15,23 @@ A small probe tells what each network takes for a latent pixel (ldm.backends.mem
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ldm.backends.memory import free_bytes, peak_bytes, used_bytes
-from ldm.diffusion.conditioning import Conditioning
 from ldm.errors import InputError, OutOfMemory
 from ldm.models.autoencoder import AttnBlock
-from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.tiled_decoder import enlargement, margin, stages
-from ldm.tasks.guard import Guard
-from ldm.tasks.tiles import MIN_TILES, Tiling, tiling_of
+from ldm.networks import Networks
+from ldm.requests import Request
+from ldm.tasks.probe import further_inputs
+from ldm.tasks.tiles import MIN_TILES, WHOLE, Tiling, tiling_of
 
 logger = logging.getLogger(__name__)
 
+PLANNED_FROM = 128 * 128  # latents of a batch: those of an image of 1024 x 1024 pixels in SD
 PROBE = 4  # side of the UNet's probe, in units of its downsampling factor
 DECODER_PROBE = 16  # side of the decoder's, in latents
 FREE = 0.9  # of what is free, how much a plan counts on
@@ -71,29 +71,44 @@ class Costs:
         return max(stage.whole * area + stage.work * (tile + 2 * stage.margin) ** 2 for stage in self.stages)
 
 
-@torch.no_grad()
-def measure(
-    model: LatentDiffusion,
-    dtype: torch.dtype,
-    conditioning: Callable[[Tensor, int], Conditioning],
-) -> Costs:
-    """Run the networks on something small.
+def tiling_for(
+    networks: Networks, request: Request, sides: tuple[int, int], unit: int, always: bool = False
+) -> Tiling:
+    """Return what the networks should see at once of latents of these sides.
+
+    Without --tile and --max-memory what is below PLANNED_FROM is not planned, unless `always`.
 
     Args:
-        dtype: what they compute in.
-        conditioning: makes the UNet's from the context (1, n, width) of a prompt, for latents of a side.
+        unit: pixels a latent, in which the request counts its tiles.
+
+    Raises: InputError, OutOfMemory where even the smallest tiles do not fit.
     """
-    guard, device = Guard(model, dtype), model.device
-    with guard.computing("text encoder"):
-        context = model.get_learned_conditioning([""])
+    batch, multiple = request.n_samples, networks.model.model.diffusion_model.downsampling_factor
+    forced = None
+    if request.tile is not None:
+        forced = tiling_of(request.tile, request.overlap, multiple, unit)
+    elif request.max_memory is None and not always and sides[0] * sides[1] * batch <= PLANNED_FROM:
+        return WHOLE
+    samples = 1 if request.exact else batch * (1 if request.scale == 1 else 2)
+    costs, device = measure(networks), networks.device
+    return plan(costs, sides, batch, samples, multiple, device, request.max_memory, forced)
+
+
+@torch.no_grad()
+def measure(networks: Networks) -> Costs:
+    """Run the networks on something small."""
+    model, device = networks.model, networks.device
     side = PROBE * model.model.diffusion_model.downsampling_factor
     x_t, t = torch.zeros(1, model.channels, side, side, device=device), torch.zeros(1, device=device)
-    cond = conditioning(context, side)
-    unet = peak_bytes(lambda: guard.apply_model(x_t, t, cond), device) / side**2
+    image = torch.zeros(1, 3, side, side, device=device)
+    cond = further_inputs(model, image, x_t)
+    if networks.text_encoder is not None:
+        cond = replace(cond, context=networks.text_of([""]))
+    unet = peak_bytes(lambda: networks.unet(x_t, t, cond), device) / side**2
 
     autoencoder, area = model.first_stage_model, DECODER_PROBE**2
     z = torch.zeros(1, model.channels, DECODER_PROBE, DECODER_PROBE, device=device)
-    with guard.computing("autoencoder"):
+    with networks.computing("autoencoder"):
         decoder = peak_bytes(lambda: autoencoder.decode(z), device) / area
         found, scale = [], 1
         for stage in stages(autoencoder):
@@ -127,7 +142,7 @@ def fitting(
         pictures: of a batch.
         samples: that the UNet sees together, two a picture under guidance.
         multiple: what the sides of a UNet's tile must be multiples of.
-        forced: the tiling of the UNet that is asked for.
+        forced: the tiling of the UNet that was asked for.
     """
     base = costs.used + costs.picture * pictures * sides[0] * sides[1]
 
@@ -139,7 +154,7 @@ def fitting(
     elif fits(sampling := costs.sampling(sides, samples)):
         tiling = Tiling()
     elif fits(sampling := costs.sampling(sides, 1)):
-        tiling = Tiling(apart=True)
+        tiling = Tiling(one_by_one=True)
     else:
         largest = max(sides) // multiple * multiple
         tiles = range(largest, (MIN_TILES - 1) * multiple, -multiple)
@@ -148,17 +163,17 @@ def fitting(
             return None
         tiling, sampling = tiling_of(tile, None, multiple), costs.sampling(sides, 1, tile)
     tiling = replace(tiling, decoder_tile=None)
-    if fits(decoding := costs.decoding(sides, pictures)) and not tiling.apart:
+    if fits(decoding := costs.decoding(sides, pictures)) and not tiling.one_by_one:
         pass
     elif fits(decoding := costs.decoding(sides, 1)):
-        tiling = replace(tiling, apart=True)
+        tiling = replace(tiling, one_by_one=True)
     else:
         tile = max(sides)
         while not fits(decoding := costs.decoding(sides, 1, tile)):
             tile //= 2
             if tile < SMALLEST_DECODER_TILE:
                 return None
-        tiling = replace(tiling, apart=True, decoder_tile=tile)
+        tiling = replace(tiling, one_by_one=True, decoder_tile=tile)
     need = base + max(sampling, decoding)
     return (tiling, need) if need <= budget else None
 
@@ -173,7 +188,7 @@ def plan(
     max_memory: int | None = None,
     forced: Tiling | None = None,
 ) -> Tiling:
-    """Return what `fitting` finds for `max_memory` bytes, or for what is free, and say so in one line.
+    """Return what `fitting` finds for `max_memory` bytes, or for what is free, and log it in one line.
 
     Raises:
         InputError: not even the smallest tiles fit into `max_memory`.
@@ -185,15 +200,13 @@ def plan(
     found = fitting(costs, *shape, budget, forced)
     if found is None:
         least = _least(costs, *shape, forced)
-        advice = "make the picture smaller, or use --dtype bfloat16"
+        advice = "make the image smaller, or use --dtype bfloat16"
         if max_memory:
             raise InputError(
                 f"--max-memory {_gb(max_memory)}: the smallest tiles need about {_gb(least)}; "
                 f"allow that much, {advice}"
             )
-        raise OutOfMemory(
-            f"about {_gb(least)} are needed in the smallest tiles, and {_gb(budget)} are there; {advice}"
-        )
+        raise OutOfMemory(f"the smallest tiles need about {_gb(least)}, and {_gb(budget)} are free; {advice}")
     tiling, need = found
     limit = "" if budget == float("inf") else f" of {_gb(budget)} {'allowed' if max_memory else 'free'}"
     logger.info("memory: %s: needs about %s%s", described(tiling), _gb(need), limit)
@@ -201,10 +214,10 @@ def plan(
 
 
 def described(tiling: Tiling) -> str:
-    """Say what the networks see at once."""
+    """Describe what the networks see at once."""
     unet = "whole" if tiling.tile is None else f"tiles of {tiling.tile}, overlapping by {tiling.overlap}"
     decoder = "" if tiling.decoder_tile is None else f", decoded in tiles of {tiling.decoder_tile}"
-    return unet + (", one sample at a time" if tiling.apart else "") + decoder
+    return unet + (", one sample at a time" if tiling.one_by_one else "") + decoder
 
 
 def _least(costs: Costs, sides, pictures: int, samples: int, multiple: int, forced: Tiling | None) -> float:

@@ -13,25 +13,24 @@ The pictures, smooth colours with discs, go through the model's own autoencoder:
 picture's even a good network fails (agreement of the demonstration model: 0.3 instead of 0.8).
 """
 
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.diffusion.cond import Cond
 from ldm.errors import BadImageError
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.tasks.guard import Guard
+from ldm.networks import are_finite, networks_of
 
-METHOD = 1                      # to be raised with every change that may give other verdicts
-TIMES = (400, 500, 600)         # of 1000; both noise and picture matter there
-PICTURES = 2                    # at each of the times
-SIDES = (16, 32)                # least and most latents a side
-AGREEMENT = 0.6                 # correlation that the answer must have,
-LEAD = 0.15                     # and lead the other one by,
-INSIGHT = 0.4                   # and share of v's part that an eps-network must get right
+METHOD = 1  # to be raised with every change that may give other verdicts
+TIMES = (400, 500, 600)  # of 1000; both noise and picture matter there
+PICTURES = 2  # at each of the times
+SIDES = (16, 32)  # least and most latents a side
+AGREEMENT = 0.6  # correlation that the answer must have,
+LEAD = 0.15  # and lead the other one by,
+INSIGHT = 0.4  # and share of v's part that an eps-network must get right
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def probe_prediction(model: LatentDiffusion, dtype: torch.dtype = torch.float32)
 
     Args:
         model: loaded, with an autoencoder; models of every task have their further inputs filled in.
-        dtype: what the networks compute in; float32 where that fails (ldm.tasks.guard).
+        dtype: what the networks compute in; float32 where that fails (ldm.networks).
     """
     generator = torch.Generator().manual_seed(0)
     side = _side(model)
@@ -62,18 +61,18 @@ def probe_prediction(model: LatentDiffusion, dtype: torch.dtype = torch.float32)
     alphas_cumprod = torch.as_tensor(model.schedule.alphas_cumprod)[t].float().to(model.device)
     alphas_cumprod = alphas_cumprod.view(-1, 1, 1, 1)
     alpha, sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
-    guard, what = Guard(model, dtype), "telling eps from v"
+    networks = networks_of(model, dtype)
+    networks.begin()
     try:
-        encoded = guard.run("autoencoder", what, lambda: model.encode_first_stage(images).mode())
-        x_0 = model.get_first_stage_encoding(encoded).float().repeat(len(TIMES), 1, 1, 1)
+        x_0 = model.get_first_stage_encoding(networks.encode(images).mode())
+        x_0 = x_0.float().repeat(len(TIMES), 1, 1, 1)
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
-        repeated = images.repeat(len(TIMES), 1, 1, 1)
-        inputs = _further_inputs(model, repeated, x_0)
-        if model.cond_stage_model is not None:
-            read = partial(model.get_learned_conditioning, [""] * len(x_0))
-            inputs["c_crossattn"] = [guard.run("text encoder", what, read)]
+        cond = further_inputs(model, images.repeat(len(TIMES), 1, 1, 1), x_0)
+        if networks.text_encoder is not None:
+            cond = replace(cond, context=networks.text_of([""] * len(x_0)))
         x_t, t = alpha * x_0 + sigma * eps, t.to(model.device)
-        output = guard.run("UNet", what, lambda: model.model(x_t, t, **guard.fitting(inputs))).float()
+        while not are_finite(output := networks.unet(x_t, t, cond).float()):
+            networks.upcast("UNet", "detecting eps or v", output)
     except BadImageError:
         return Verdict(None, 0.0, 0.0)
     v = alpha * eps - sigma * x_0
@@ -85,9 +84,7 @@ def judge(agreement_eps: float, agreement_v: float, alpha: float) -> Verdict:
     prediction = None
     if agreement_v > AGREEMENT and agreement_v > agreement_eps + LEAD:
         prediction = "v"
-    elif (
-        agreement_eps > AGREEMENT and agreement_eps > agreement_v + LEAD and agreement_v > INSIGHT * alpha
-    ):
+    elif agreement_eps > AGREEMENT and agreement_eps > agreement_v + LEAD and agreement_v > INSIGHT * alpha:
         prediction = "eps"
     return Verdict(prediction, agreement_eps, agreement_v)
 
@@ -112,32 +109,30 @@ def _side(model: LatentDiffusion) -> int:
     return -(-min(max(model.image_size, low), high) // step) * step
 
 
-def _further_inputs(model: LatentDiffusion, images: Tensor, x_0: Tensor) -> dict[str, Any]:
-    """Return what the network wants beside x_t and a text: what the tasks give it."""
+def further_inputs(model: LatentDiffusion, images: Tensor, x_0: Tensor) -> Cond:
+    """Return what the network needs with x_t and a text: what the tasks give it."""
     unet, batch = model.model.diffusion_model, len(x_0)
-    inputs: dict[str, Any] = {}
     surplus = unet.input_blocks[0][0].in_channels - x_0.shape[1]
-    if surplus:
-        inputs["c_concat"] = [_further_channels(surplus, images, x_0)]
-    label = getattr(unet, "label_emb", None)
-    if isinstance(label, nn.Embedding):
-        inputs["c_adm"] = torch.zeros(batch, dtype=torch.long, device=x_0.device)
-    elif label is not None:
-        width = next(label.parameters()).shape[1]
-        inputs["c_adm"] = torch.zeros(batch, width, device=x_0.device)
-    return inputs
+    concat = _further_channels(surplus, images, x_0) if surplus else None
+    embedding, label = getattr(unet, "label_emb", None), None
+    if isinstance(embedding, nn.Embedding):
+        label = torch.zeros(batch, dtype=torch.long, device=x_0.device)
+    elif embedding is not None:
+        width = next(embedding.parameters()).shape[1]
+        label = torch.zeros(batch, width, device=x_0.device)
+    return Cond(concat=concat, label=label)
 
 
 def _further_channels(count: int, images: Tensor, x_0: Tensor) -> Tensor:
     """Return the channels that a task joins to x_t, by their number."""
     nothing = x_0.new_zeros(len(x_0), 1, *x_0.shape[2:])
-    if count == x_0.shape[1]:                               # editing: the picture before
+    if count == x_0.shape[1]:  # editing: the picture before
         return x_0
-    if count == 1 + x_0.shape[1]:                           # inpainting: a mask, and what is outside it: all
+    if count == 1 + x_0.shape[1]:  # inpainting: a mask, and what is outside it: all
         return torch.cat([nothing, x_0], dim=1)
-    if count == 3:                                          # upscaling: the small picture
+    if count == 3:  # upscaling: the small picture
         return F.interpolate(images, size=x_0.shape[2:], mode="area")
-    return nothing.expand(-1, count, -1, -1)                # depth: the same everywhere
+    return nothing.expand(-1, count, -1, -1)  # depth: the same everywhere
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:

@@ -2,7 +2,7 @@
 
     F(x_t, t, cond) = sum_i w_i F(x_t | tile i, t, cond | tile i),      sum_i w_i = 1 everywhere
 
-What the network says of each tile is blended, not what is sampled: all tiles see the same x_t, which stays
+The network's output for each tile is blended, not the samples: all tiles see the same x_t, which stays
 whole, so they agree where they overlap, whatever the sampler. The weights rise from 0 to 1 across an overlap
 as sin^2: nothing jumps where a tile ends, and what is off at its border, where the network saw zeros, hardly
 counts. eps, v and x_0 are affine in each other at fixed x_t and t, so it is the same in whichever the network
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm.diffusion.conditioning import Conditioning, take
+from ldm.diffusion.cond import Cond
 from ldm.errors import InputError
 
-ApplyModel = Callable[[Tensor, Tensor, Conditioning], Tensor]
+ApplyModel = Callable[[Tensor, Tensor, Cond], Tensor]
 
 MIN_TILES = 4
 """The smallest tile, in units of the network's downsampling factor; that of its lowest level."""
@@ -34,47 +34,50 @@ class Tiling:
     Args:
         tile: side of what the UNet sees, in latents; None is the whole.
         overlap: how far two tiles overlap at least, below `tile`.
-        apart: one sample at a time, each half of guidance by itself.
+        one_by_one: one sample at a time, each half of guidance by itself.
         decoder_tile: side of the decoder's tiles in latents (ldm.models.tiled_decoder); None is the whole.
     """
 
     tile: int | None = None
     overlap: int = 0
-    apart: bool = False
+    one_by_one: bool = False
     decoder_tile: int | None = None
 
 
 WHOLE = Tiling()
 
 
-def tiling_of(tile: int, overlap: int | None, multiple: int) -> Tiling:
-    """Return a tiling with tiles of at least `tile`, as near as a network of that multiple can take.
+def tiling_of(tile: int, overlap: int | None, multiple: int, unit: int = 1) -> Tiling:
+    """Return a tiling with tiles of at least `tile` pixels, as near as a network of that multiple can take.
 
     Args:
-        overlap: a quarter of the tile where None.
+        overlap: in pixels; a quarter of the tile where None.
+        multiple: of latents.
+        unit: pixels a latent.
 
     Raises: InputError for a tile too small for the network, or an overlap that is none.
     """
-    smallest = MIN_TILES * multiple
+    smallest = MIN_TILES * multiple * unit
     if tile < smallest:
-        raise InputError(f"tile is {tile}; expected {smallest} or more for this network")
-    tile = math.ceil(tile / multiple) * multiple
-    overlap = tile // 4 if overlap is None else overlap
-    if not 0 <= overlap <= tile // 2:
-        raise InputError(f"overlap is {overlap}; expected 0 to {tile // 2}, half of the tile")
-    return Tiling(tile, math.ceil(overlap / multiple) * multiple, apart=True, decoder_tile=tile)
+        raise InputError(f"--tile {tile}: expected {smallest} or more for this network")
+    side = math.ceil(tile / (multiple * unit)) * multiple
+    overlap = side * unit // 4 if overlap is None else overlap
+    if not 0 <= overlap <= side * unit // 2:
+        raise InputError(f"--overlap {overlap}: expected 0 to {side * unit // 2}, half of the tile")
+    shared = math.ceil(overlap / (multiple * unit)) * multiple
+    return Tiling(side, shared, one_by_one=True, decoder_tile=side)
 
 
 def tiled(apply_model: ApplyModel, tiling: Tiling, multiple: int) -> ApplyModel:
     """Return a network (x_t (b, c, h, w), t (b,), cond) -> (b, c, h, w) that sees so much at once."""
 
-    def rows(x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        if not tiling.apart or len(x_t) == 1:
+    def rows(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        if not tiling.one_by_one or len(x_t) == 1:
             return apply_model(x_t, t, cond)
         each = [slice(i, i + 1) for i in range(len(x_t))]
-        return torch.cat([apply_model(x_t[i], t[i], take(cond, i)) for i in each])
+        return torch.cat([apply_model(x_t[i], t[i], cond.take(i)) for i in each])
 
-    def blended(x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def blended(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         sides = x_t.shape[-2:]
         if tiling.tile is None or max(sides) <= tiling.tile:
             return rows(x_t, t, cond)
@@ -82,7 +85,7 @@ def tiled(apply_model: ApplyModel, tiling: Tiling, multiple: int) -> ApplyModel:
         out = torch.zeros_like(x_t, dtype=torch.float32)
         for i, down_weights in zip(down, weights(down), strict=True):
             for j, across_weights in zip(across, weights(across), strict=True):
-                part = rows(x_t[..., i, j], t, cropped(cond, sides, i, j))
+                part = rows(x_t[..., i, j], t, cond.cropped(tuple(sides), i, j))
                 out[..., i, j] += (down_weights[:, None] * across_weights).to(out) * part
         return out
 
@@ -113,19 +116,6 @@ def weights(tiles: list[slice]) -> list[Tensor]:
     for part, w in zip(tiles, found, strict=True):
         total[part] += w
     return [w / total[part] for part, w in zip(tiles, found, strict=True)]
-
-
-def cropped(cond: Conditioning, sides: tuple[int, int], rows: slice, columns: slice) -> Conditioning:
-    """Return a conditioning whose pictures (c_concat), of the latents' sides, are cut to a tile.
-
-    Raises: InputError for one of other sides.
-    """
-    if not isinstance(cond, dict) or not cond.get("c_concat"):
-        return cond
-    for x in cond["c_concat"]:
-        if x.shape[-2:] != sides:
-            raise InputError(f"a picture {tuple(x.shape)} beside latents of {tuple(sides)} cannot be tiled")
-    return cond | {"c_concat": [x[..., rows, columns] for x in cond["c_concat"]]}
 
 
 def _rise(x: Tensor) -> Tensor:

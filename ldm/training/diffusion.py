@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.data.hints import HINTS
+from ldm.diffusion.cond import Cond
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.loss import diffusion_loss, offset_noise
 from ldm.diffusion.prediction import add_noise, denoiser
@@ -137,9 +138,9 @@ class DiffusionTraining(TrainingModule):
             given = {name: x.to(self.device) for name, x in given.items()}
             return self.hints.encode(images.to(self.device), given).float()
 
-    def conditioning(self, context: Tensor | None, hint: Tensor | None) -> Any:
+    def conditioning(self, context: Tensor | None, hint: Tensor | None) -> Cond:
         """Return what the UNet is passed next to x_t and t; noise on the hint is drawn again."""
-        return context if self.hints is None else self.hints.condition(context, hint, self.noise)
+        return Cond(context) if self.hints is None else self.hints.condition(context, hint, self.noise)
 
     def hint_of(self, batch: dict[str, Any]) -> Tensor | None:
         """Return the hints of a batch, cached or not."""
@@ -228,10 +229,10 @@ class DiffusionTraining(TrainingModule):
         model.model.train()
         return {"val_loss": sum(figures.values()) / len(figures), **figures}
 
-    def fixed_conditioning(self, context: Tensor | None, images: Tensor, given: list[dict]) -> Any:
+    def fixed_conditioning(self, context: Tensor | None, images: Tensor, given: list[dict]) -> Cond:
         """Return the conditioning of held-out images, with the same noise on the hints always."""
         if self.hints is None:
-            return context
+            return Cond(context)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             hint = self.encode_hint(images, given[0] if given else {})
@@ -247,7 +248,7 @@ class DiffusionTraining(TrainingModule):
         prompts = (options.sample_prompts * options.sample_count)[: options.sample_count] or captions
         side = model.image_size if self.hints is None else images.shape[-1] // model.downsampling_factor
         noise = torch.randn(len(prompts), model.channels, side, side, generator=generator(0, "sample noise"))
-        cond = uncond = None
+        cond, uncond = Cond(), None
         if model.cond_stage_model is not None:
             cond, uncond = self.encode_text(prompts), self.encode_text([""] * len(prompts))
             cond = self.fixed_conditioning(cond, images, given)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.diffusion.cond import Cond
 from ldm.errors import ConfigError
 from ldm.models.latent_depth import LatentDepth2ImageDiffusion, concat_depth
 from ldm.models.latent_inpaint import LatentInpaintDiffusion
@@ -62,8 +63,8 @@ class Hints:
 
     def condition(
         self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None
-    ) -> dict[str, Any]:
-        """Return what the UNet is told.
+    ) -> Cond:
+        """Return what the UNet is given.
 
         Args:
             context: (b, n, width).
@@ -98,7 +99,7 @@ class UpscaleHints(Hints):
 
     def condition(
         self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None
-    ) -> dict[str, Any]:
+    ) -> Cond:
         drawn = levels(hint, self.model.max_noise_level, level)
         return self.model.conditioning(context, hint, drawn, noise(hint))
 
@@ -121,7 +122,7 @@ class EmbeddingHints(Hints):
 
     def condition(
         self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None
-    ) -> dict[str, Any]:
+    ) -> Cond:
         drawn = levels(hint, self.model.noise_augmentor.max_noise_level, level)
         label = self.model.embedding_conditioning(hint, drawn, noise(hint))  # (b, D + width of the level)
         if level is None:

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from golden_cases import case
 from ldm.config import instantiate, load_config
+from ldm.diffusion.cond import Cond
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.loss import diffusion_loss, offset_noise
 from ldm.diffusion.prediction import add_noise, denoiser
@@ -100,7 +101,7 @@ def test_samplers_stay_on_the_gpu(tiny, dtype, name, options):
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = on_gpu(tiny, dtype)
         x, mask = torch.randn(2, 4, 8, 8, device=GPU), torch.ones(2, 1, 8, 8, device=GPU)
-        cond = torch.randn(2, 77, model.model.diffusion_model.context_dim, device=GPU, dtype=dtype)
+        cond = Cond(torch.randn(2, 77, model.model.diffusion_model.context_dim, device=GPU, dtype=dtype))
         guided = ClassifierFreeGuidance(denoiser(model.apply_model, tiny.schedule, "v"), cond, 7.5)
         x_t = sampler.noised(x, 3, torch.randn(x.shape, device=GPU))
         steps = list(sample_loop(sampler, guided, x_t, cond, keep_mask=mask, keep_x_0=x))

@@ -116,8 +116,8 @@ def sampled(model: nn.Module, x_t: Tensor, cond: Any, uncond: Any, start: int = 
     """Sample with our loop, by DDIM on the published steps."""
     sampler = make_sampler("ddim", model.schedule, STEPS)
     denoise = denoiser(model.apply_model, model.schedule, model.parameterization)
-    guided = ClassifierFreeGuidance(denoise, uncond, SCALE)
-    *_, last = sample_loop(sampler, guided, x_t, cond, start=start)
+    guided = ClassifierFreeGuidance(denoise, model.as_cond(uncond), SCALE)
+    *_, last = sample_loop(sampler, guided, x_t, model.as_cond(cond), start=start)
     return last.x_t
 
 

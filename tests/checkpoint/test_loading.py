@@ -222,7 +222,7 @@ def test_a_file_with_nothing_but_the_average(tmp_path, stored, with_average, cap
     assert "are used (the file has no others)" in caplog.text
     fails(only, tmp_path, "holds only EMA weights; leave --weights raw out", weights="raw")
     del only["model_ema.diffusion_modelinput_blocks00weight"]
-    fails(only, tmp_path, "model.safetensors is a model of context width 8", "(EMA) copy alone, but")
+    fails(only, tmp_path, "model.safetensors is a model of context width 8", "EMA weights alone, but")
 
 
 def test_a_file_may_say_which_weights_it_holds(tmp_path, stored):

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_files import entry_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldm.checkpoint.identity import Identity
 from ldm.checkpoint.merge import PART_PREFIXES, Source, merge_metadata, plan_merge, read_source
-from ldm.checkpoint.writer import Entry, entry_of, write_safetensors
+from ldm.checkpoint.writer import Entry, write_safetensors
 from ldm.errors import BadValuesError, CheckpointError, InputError, WrongModelError
 
 CONV = "model.diffusion_model.input_blocks.0.0.weight"

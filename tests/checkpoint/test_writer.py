@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import stored
+from checkpoint_files import entry_of, stored
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from ldm.checkpoint import writer
 from ldm.checkpoint.stored import PLAIN
-from ldm.checkpoint.writer import Entry, entry_of, write_safetensors
+from ldm.checkpoint.writer import Entry, write_safetensors
 from ldm.errors import InputError
 
 DTYPES = [getattr(torch, name) for name in PLAIN]
@@ -196,12 +196,13 @@ def test_a_write_that_fails_keeps_the_old_file_alone(tmp_path):
 
 FOREVER = """
 import sys, torch
-from ldm.checkpoint.writer import Entry, entry_of, write_safetensors
+from ldm.checkpoint.writer import Entry, write_safetensors
 torch.set_num_threads(1)
 n = 0
 while True:
     n += 1
-    entries = [entry_of(str(k), torch.full((20_000,), float(n))) for k in range(10)]
+    make = lambda: torch.full((20_000,), float(n))
+    entries = [Entry(str(k), torch.float32, (20_000,), make) for k in range(10)]
     write_safetensors(sys.argv[1], entries, {"n": str(n)})
     if n == 1:
         print("ready", flush=True)
@@ -233,14 +234,15 @@ def test_killed_at_any_moment_the_old_or_the_new_file_is_there(tmp_path):
 PEAK = """
 import sys, torch
 from ldm.checkpoint.opened import open_weights
-from ldm.checkpoint.writer import entry_of, write_safetensors
+from ldm.checkpoint.writer import Entry, write_safetensors
 torch.set_num_threads(1)
 seen = []
 def own_kilobytes():  # without pages of mapped files, which the system takes back when it needs them
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("RssAnon:"))
 def copy(source, target):
-    entries = [entry_of(name, x, torch.float16) for name, x in open_weights(source).parts[""].items()]
+    tensors = open_weights(source).parts[""]
+    entries = [Entry(name, torch.float16, x.shape, lambda x=x: x.half()) for name, x in tensors.items()]
     write_safetensors(target, entries, {}, sources=[source], progress=lambda *_: seen.append(own_kilobytes()))
 copy(sys.argv[1], sys.argv[3])
 before = max(seen)

@@ -1,5 +1,6 @@
 """Run the scripts as a user does: in this process where that will do, else in their own, without network."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -7,9 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 from script_files import REPOSITORY, run_script
+from tiny_models import V_PREDICTING, tiny_config, tiny_model
+
+from ldm.jobs.opening import Models
 
 OFFLINE = REPOSITORY / "tests" / "cli" / "offline.py"
 
@@ -66,6 +72,41 @@ def stop_at(monkeypatch) -> Callable[..., None]:
         monkeypatch.setattr(Bars, "steps", steps)
 
     return arrange
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory) -> Callable[[str], tuple]:
+    """Return a function: the kind of a tiny model -> --config and --ckpt."""
+
+    @functools.cache
+    def files(kind: str) -> tuple:
+        folder = tmp_path_factory.mktemp(kind)
+        config = tiny_config(kind, folder)
+        tensors = {name: x.contiguous() for name, x in tiny_model(config).state_dict().items()}
+        prediction = "v" if kind in V_PREDICTING else "eps"
+        save_file(tensors, folder / "model.safetensors", {"sd.prediction": prediction})
+        return "--config", config, "--ckpt", folder / "model.safetensors"
+
+    return files
+
+
+@pytest.fixture(scope="session")
+def _opened() -> dict[tuple, Any]:
+    return {}
+
+
+@pytest.fixture
+def open_once(monkeypatch, _opened) -> None:
+    """Keep the models that commands open: each is opened once in all tests."""
+    original = Models.open
+
+    def opened(self, request, *args, **options):
+        key = request.ckpt, request.dtype
+        if key not in _opened:
+            _opened[key] = original(self, request, *args, **options)
+        return _opened[key]
+
+    monkeypatch.setattr(Models, "open", opened)
 
 
 @pytest.fixture

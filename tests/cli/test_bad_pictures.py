@@ -11,10 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
-from safetensors.torch import save_file
-from tiny_models import tiny_config, tiny_model
-
-from ldm.jobs import opening
 
 HEIGHT, WIDTH = 21, 34  # of all good pictures, upright
 QUICK = ("--prompt", "a", "--steps", 2, "--n_samples", 1, "--scale", 1, "--no-grid", "--precision", "full")
@@ -41,38 +37,7 @@ def flags(reader: str, picture: object) -> list:
     return [picture if flag == "PICTURE" else flag for flag in READERS[reader][1]]
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Return --config and --ckpt of a tiny model of a kind."""
-
-    @functools.cache
-    def files(kind: str) -> tuple:
-        folder = tmp_path_factory.mktemp(kind)
-        config = tiny_config(kind, folder)
-        tensors = {name: x.contiguous() for name, x in tiny_model(config).state_dict().items()}
-        prediction = "v" if kind in ("upscale", "unclip-h") else "eps"
-        save_file(tensors, folder / "model.safetensors", {"sd.prediction": prediction})
-        return "--config", config, "--ckpt", folder / "model.safetensors"
-
-    return files
-
-
-@pytest.fixture(scope="module")
-def opened():
-    """Return the models that this file's runs have opened: each is opened once."""
-    return {}
-
-
-@pytest.fixture(autouse=True)
-def _once(monkeypatch, opened):
-    original = opening.Models.open
-
-    def open_once(self, request, *args, **options):
-        if request.ckpt not in opened:
-            opened[request.ckpt] = original(self, request, *args, **options)
-        return opened[request.ckpt]
-
-    monkeypatch.setattr(opening.Models, "open", open_once)
+pytestmark = pytest.mark.usefixtures("open_once")
 
 
 @pytest.fixture(autouse=True)
@@ -207,12 +172,12 @@ def size_of(path: Path) -> tuple[int, int]:
 @pytest.mark.few(10)
 @pytest.mark.parametrize("name", GOOD)
 @pytest.mark.parametrize("reader", [name for name in READERS if name != "depth2img --depth"])  # grey only
-def test_all_kinds_of_pictures_are_taken_at_their_size(run, tmp_path, weights, reader, name):
+def test_all_kinds_of_pictures_are_taken_at_their_size(run, tmp_path, tiny_weights, reader, name):
     write, says = GOOD[name]
     (tmp_path / name).parent.mkdir(exist_ok=True)
     write(tmp_path / name)
     kind, _, size = READERS[reader]
-    outcome = run(script(reader), *weights(kind), *QUICK, *flags(reader, name), "--outdir", "o")
+    outcome = run(script(reader), *tiny_weights(kind), *QUICK, *flags(reader, name), "--outdir", "o")
     assert outcome.code == 0, outcome.err
     assert says in outcome.out
     assert size_of(tmp_path / "o/samples/00000.png") == size(HEIGHT, WIDTH)
@@ -221,13 +186,13 @@ def test_all_kinds_of_pictures_are_taken_at_their_size(run, tmp_path, weights, r
 @pytest.mark.few(6)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1)])
 @pytest.mark.parametrize("reader", READERS)
-def test_a_side_of_one_pixel_will_do(run, tmp_path, weights, reader, shape):
+def test_a_side_of_one_pixel_will_do(run, tmp_path, tiny_weights, reader, shape):
     for name, channels in (("one.png", 3), ("good.png", 3), ("mask.png", 1)):
         image = np.broadcast_to(noise(*shape, 1) | 128, (*shape, 3))  # white enough for a mask
         Image.fromarray(image if channels == 3 else image[:, :, 0].copy()).save(tmp_path / name)
     np.save(tmp_path / "depth.npy", np.ones(shape, np.float32))
     kind, _, size = READERS[reader]
-    outcome = run(script(reader), *weights(kind), *QUICK, *flags(reader, "one.png"), "--outdir", "o")
+    outcome = run(script(reader), *tiny_weights(kind), *QUICK, *flags(reader, "one.png"), "--outdir", "o")
     assert outcome.code == 0, outcome.err
     assert size_of(tmp_path / "o/samples/00000.png") == size(*shape)
 

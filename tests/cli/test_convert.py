@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -13,6 +14,7 @@ from script_files import REPOSITORY
 from ldm.checkpoint.convert import write_file, write_folder
 from ldm.checkpoint.layouts.renaming import below, with_prefix
 from ldm.config import load_config
+from ldm.diffusion.cond import Cond
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.prediction import denoiser
 from ldm.loading import load_model
@@ -21,6 +23,7 @@ from ldm.samplers import make_sampler, sample_loop
 CONFIG, WEIGHTS = (REPOSITORY / "configs" / "demo" / f"emoji.{ending}" for ending in ("yaml", "safetensors"))
 
 
+@pytest.mark.slow
 def test_the_demonstration_model_runs_in_diffusers(run, tmp_path: Path):
     import diffusers
 
@@ -34,7 +37,7 @@ def test_the_demonstration_model_runs_in_diffusers(run, tmp_path: Path):
     told = dict(num_inference_steps=steps, guidance_scale=scale, output_type="latent")
     got = pipeline(prompt, latents=x_t, **told).images
     with torch.no_grad():
-        cond, uncond = (model.get_learned_conditioning([text]) for text in (prompt, ""))
+        cond, uncond = (Cond(model.get_learned_conditioning([text])) for text in (prompt, ""))
         denoise = denoiser(model.apply_model, model.schedule, model.parameterization)
         sampler = make_sampler("ddim", model.schedule, steps)
         *_, last = sample_loop(sampler, ClassifierFreeGuidance(denoise, uncond, scale), x_t, cond)

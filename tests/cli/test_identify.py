@@ -314,4 +314,4 @@ def test_a_size_far_from_training_is_hinted_at(caplog):
             hint(*size)
         assert not caplog.records
         hint(512, 512, 768)
-        assert "768x768 that this model was trained at: try --H 768 --W 768" in caplog.text
+        assert "768x768, the training size of this model: try --H 768 --W 768" in caplog.text

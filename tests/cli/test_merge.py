@@ -107,7 +107,7 @@ def test_what_is_there_is_only_replaced_when_asked(run, models, tmp_path):
         (("--alpha", 1, "--mode", "add-difference"), "add-difference takes 3 models, got 2"),
         (("--alpha", "x"), "argument --alpha: got 'x', expected a number; see --help"),
         (("--alpha", 1, "--parts", "unet,clip"), "got 'unet,clip', expected some of unet,vae,text"),
-        (("--alpha", 1, "--out", "a.ckpt"), "--out a.ckpt: only .safetensors files are written"),
+        (("--alpha", 1, "--out", "a.ckpt"), "--out a.ckpt: only .safetensors files can be written"),
         (("--alpha", 1, "--parts", "vae", "--vae", "x"), "--vae replaces the VAE and --parts vae"),
         (("--alpha", 1, "--weights", "ema"), "holds no EMA weights; use --weights raw"),
         ((), "the following arguments are required: --alpha"),

@@ -46,7 +46,7 @@ def check(outcome, folder):
     assert bool(saved(folder)) == (outcome.code == 0)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("layer", [RESIDUAL, TEXT, DECODER])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_weights_that_overflow_give_a_picture(run, tmp_path, spoilt, layer, dtype):
@@ -67,6 +67,7 @@ def test_what_was_done_again_is_said_once_and_remembered(run, tmp_path, spoilt):
     }
 
 
+@pytest.mark.slow
 def test_in_its_own_process(run_alone, tmp_path, spoilt):
     outcome = run_alone("txt2img.py", *spoilt(RESIDUAL), *QUICK, "--dtype", "float16", "--outdir", "out")
     assert outcome.code == 0, outcome.err

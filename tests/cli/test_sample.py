@@ -26,9 +26,12 @@ SMALL = (
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder of a run of configs/training/unconditional.yaml, of two steps of a smaller model."""
+    from ldm.training.run_folder import MetricsLog
+
     folder = tmp_path_factory.mktemp("training") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER_VARIABLE, "")
+        patch.setattr(MetricsLog, "draw", lambda self, path: None)  # it takes longer than the training
         config = "--config", "configs/training/unconditional.yaml"
         assert run_script("train.py", *config, "--run", folder, *SMALL) == 0
     return folder

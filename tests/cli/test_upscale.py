@@ -52,7 +52,7 @@ def test_tiles_of_any_size_are_made_and_remembered(run, small, weights, tmp_path
     [
         (("--noise-level", 351), "noise level is 351; expected 0 to 350"),
         (("--max-memory", "1MB"), "--max-memory 1 MB: the smallest tiles need about"),
-        (("--tile", 4), "tile is 4; expected 16 or more"),
+        (("--tile", 4), "--tile 4: expected 16 or more"),
         (("--overlap", 4), "--overlap 4 requires --tile"),
         (("--max-memory", "lots"), "expected auto or a size such as 8GB"),
     ],

@@ -10,12 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 # What each part may import of the others. Parts on one line do not import each other.
-#   scripts -> cli -> jobs -> tasks, training -> samplers, adapters, backends -> models -> diffusion -> torch
+#   scripts -> cli -> jobs -> tasks, training -> networks -> samplers, adapters, backends -> models
+#   -> diffusion -> torch
 LAYERS = [
     ["scripts"],
     ["cli"],
     ["jobs"],
     ["tasks", "training"],
+    ["networks"],
     ["samplers", "adapters", "backends"],
     ["models"],
     ["diffusion", "prompts"],

@@ -3,6 +3,8 @@
 Models are built on the meta device, at full size, in no memory.
 """
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -48,6 +50,7 @@ PARAMETERS = {
 }
 
 
+@functools.cache
 def build(config: str) -> nn.Module:
     with torch.device("meta"):
         return instantiate(load_config(f"configs/{config}").model)

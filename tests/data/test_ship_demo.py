@@ -2,20 +2,29 @@
 
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable
 
+import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-
-SCRIPT = Path(__file__).parents[2] / "demo/ship_demo.py"
-
-
-def ship(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
+from script_files import REPOSITORY
 
 
-def test_runs_become_the_demo_folder(tmp_path):
+@pytest.fixture
+def ship(capsys) -> Callable[..., tuple[int, str]]:
+    """Run the script in this process: ship("--out", folder) -> exit code and what stderr got."""
+    from demo import ship_demo
+    from ldm.cli import app
+
+    def run(*arguments: object) -> tuple[int, str]:
+        code = app.exit_code(ship_demo.make_parser(), ship_demo.main, [str(value) for value in arguments])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def test_runs_become_the_demo_folder_in_a_process_of_its_own(tmp_path):
     diffusion, clip, out = tmp_path / "diffusion", tmp_path / "clip", tmp_path / "demo"
     diffusion.mkdir()
     clip.mkdir()
@@ -24,7 +33,9 @@ def test_runs_become_the_demo_folder(tmp_path):
     (diffusion / "model.yaml").write_text("# as exported\nmodel:\n  target: a.b\n")
     save_file({"visual.proj": torch.ones(2), "ln_final.bias": torch.ones(3)}, clip / "clip.safetensors")
 
-    done = ship("--diffusion", diffusion, "--clip", clip, "--out", out)
+    command = [sys.executable, REPOSITORY / "demo" / "ship_demo.py"]
+    command += ["--diffusion", diffusion, "--clip", clip, "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr
     assert torch.equal(*(load_file(p)["model.diffusion_model.out.2.bias"]
@@ -34,14 +45,13 @@ def test_runs_become_the_demo_folder(tmp_path):
     assert text.startswith("# python scripts/txt2img.py") and text.endswith("model:\n  target: a.b\n")
 
 
-def test_an_unfinished_run_ships_nothing(tmp_path):
-    done = ship("--diffusion", tmp_path, "--clip", tmp_path, "--out", tmp_path / "demo")
-    assert done.returncode == 2
-    assert "model.safetensors is not there" in done.stderr and done.stderr.count("\n") == 1
+def test_an_unfinished_run_ships_nothing(ship, tmp_path):
+    code, err = ship("--diffusion", tmp_path, "--clip", tmp_path, "--out", tmp_path / "demo")
+    assert code == 2 and "model.safetensors is not there" in err and err.count("\n") == 1
     assert not (tmp_path / "demo").exists()
 
 
-def test_a_task_ships_what_differs_from_the_base(tmp_path):
+def test_a_task_ships_what_differs_from_the_base(ship, tmp_path):
     run, out = tmp_path / "run", tmp_path / "demo"
     run.mkdir()
     out.mkdir()
@@ -53,9 +63,7 @@ def test_a_task_ships_what_differs_from_the_base(tmp_path):
     (run / "model.yaml").write_text(f"# as exported\n{exported}")
     (out / "emoji_inpaint.yaml").write_text("# what it is\n# and how it is used\n\nmodel:\n  target: old\n")
 
-    done = ship("--task", "inpaint", "--diffusion", run, "--out", out)
-
-    assert done.returncode == 0, done.stderr
+    assert ship("--task", "inpaint", "--diffusion", run, "--out", out) == (0, "")
     with safe_open(out / "emoji_inpaint.safetensors", "pt") as file:
         assert sorted(file.keys()) == ["model.b", "model.new"]
         about = file.metadata()
@@ -66,5 +74,5 @@ def test_a_task_ships_what_differs_from_the_base(tmp_path):
 
     laid_out = "# what it is\n\nmodel: {target: a.b, params: {parameterization: v}}   # by hand\n"
     (out / "emoji_inpaint.yaml").write_text(laid_out)
-    assert ship("--task", "inpaint", "--diffusion", run, "--out", out).returncode == 0
+    assert ship("--task", "inpaint", "--diffusion", run, "--out", out) == (0, "")
     assert (out / "emoji_inpaint.yaml").read_text() == laid_out

@@ -28,6 +28,7 @@ def request_for(name: str, **options: object) -> Request:
     return next(cls for cls in map(find, NAMES) if cls.DEMO == name)(**options)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", TASKS)
 def test_a_shipped_model_loads_and_says_what_it_is(name):
     task, kind = TASKS[name]

@@ -1,9 +1,9 @@
-"""Guidance and the forms that a conditioning may have."""
+"""Guidance: every wrapper on its own and all of them together."""
 
 import pytest
 import torch
 
-from ldm.diffusion.conditioning import batch_size, concat, repeat, take
+from ldm.diffusion.cond import Cond, Control
 from ldm.diffusion.guidance import LATENT_RANGE, ClassifierFreeGuidance, DynamicThreshold, Guidance
 from ldm.diffusion.prediction import COMPLETE, Prediction, denoiser, network_output
 from ldm.diffusion.schedule import Schedule, make_betas
@@ -16,10 +16,11 @@ T = torch.tensor([10, 900])
 
 
 def network(x, t, cond):
-    return torch.sin(x) * cond.view(-1, 1, 1, 1) + t.view(-1, 1, 1, 1) / 1000
+    return torch.sin(x) * cond.context.view(-1, 1, 1, 1) + t.view(-1, 1, 1, 1) / 1000
 
 
-COND, UNCOND = torch.tensor([0.5, 2.0]).double(), torch.tensor([0.125, 0.25]).double()
+TEXT, EMPTY = torch.tensor([0.5, 2.0]).double(), torch.tensor([0.125, 0.25]).double()
+COND, UNCOND = Cond(TEXT), Cond(EMPTY)
 
 
 @pytest.mark.parametrize("parameterization", ["eps", "v", "x0"])
@@ -50,95 +51,51 @@ def test_the_unconditional_half_comes_first_in_one_call():
     seen = []
 
     def counted(x, t, cond):
-        seen.append((len(x), cond["c_adm"].tolist(), cond["c_crossattn"][0].tolist()))
+        seen.append((len(x), cond.label.tolist(), cond.context.tolist()))
         return x
 
-    cond = {"c_adm": COND, "c_crossattn": [COND + 1]}
-    uncond = {"c_adm": UNCOND, "c_crossattn": [UNCOND + 1]}
+    cond, uncond = Cond(TEXT + 1, label=TEXT), Cond(EMPTY + 1, label=EMPTY)
     ClassifierFreeGuidance(denoiser(counted, SCHEDULE, "eps"), uncond, 3.0)(X_T, T, cond)
     assert seen == [(4, [0.125, 0.25, 0.5, 2.0], [1.125, 1.25, 1.5, 3.0])]
 
 
 def test_a_part_for_another_batch_is_an_error():
-    guided = ClassifierFreeGuidance(denoiser(network, SCHEDULE, "eps"), UNCOND[:1], 2.0)
+    guided = ClassifierFreeGuidance(denoiser(network, SCHEDULE, "eps"), UNCOND.take([0]), 2.0)
     with pytest.raises(InputError, match="unconditional input describes 1 samples for a batch of 2"):
         guided(X_T, T, COND)
 
 
-def test_concat_keeps_the_form():
-    a, b = torch.zeros(2, 3), torch.ones(1, 3)
-    assert concat(a, b).shape == (3, 3)
-    assert [x.tolist() for x in concat([a], [b])] == [[[0, 0, 0], [0, 0, 0], [1, 1, 1]]]
-    both = concat({"c_concat": [a], "c_adm": a}, {"c_adm": b, "c_concat": [b]})
-    assert both["c_adm"].shape == both["c_concat"][0].shape == (3, 3)
-    assert concat(None, None) is None
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        (torch.zeros(1, 3), {"c_adm": torch.zeros(1, 3)}),
-        ({"c_adm": torch.zeros(1, 3)}, {"c_adm": torch.zeros(1, 3), "c_concat": [torch.zeros(1, 3)]}),
-        ([torch.zeros(1, 3)], [torch.zeros(1, 3)] * 2),
-        (torch.zeros(1, 3), torch.zeros(1, 4)),
-        (None, torch.zeros(1, 4)),
-        (torch.zeros(1, 4), [torch.zeros(1, 4)]),
-    ],
-)
-def test_different_forms_are_an_error_that_names_both(first, second):
-    with pytest.raises(InputError, match="the unconditional part is .*, the conditional part "):
-        concat(first, second)
-
-
-def test_batch_size_repeat_and_take():
-    cond = {"c_crossattn": [torch.tensor([[1.0], [2.0]])], "c_adm": torch.tensor([3.0, 4.0])}
-    assert batch_size(cond) == 2 and batch_size(None) is None
-    twice = repeat(cond, 2)
-    assert twice["c_crossattn"][0].flatten().tolist() == [1, 2, 1, 2]
-    assert take(twice, slice(1, 3))["c_adm"].tolist() == [4, 3]
-    with pytest.raises(InputError, match=r"\[1, 2\] samples"):
-        batch_size([torch.zeros(1), torch.zeros(2)])
-
-
-def test_where_one_half_alone_has_no_concat_each_half_has_its_own_call():
+def test_where_one_half_alone_is_controlled_each_half_has_its_own_call():
     """ControlNet's guess mode: the unconditional half is not controlled."""
     seen = []
 
     def network_with_control(x, t, cond):
-        control = cond["c_concat"]
-        seen.append((len(x), control is not None))
-        out = network(x, t, cond["c_crossattn"][0])
-        return out if control is None else out + control[0]
+        seen.append((len(x), len(cond.controls)))
+        return network(x, t, cond) + sum(control.hint for control in cond.controls)
 
     plain = denoiser(network_with_control, SCHEDULE, "eps")
     control = torch.full_like(X_T, 0.25)
-    cond = {"c_concat": [control], "c_crossattn": [COND]}
-    uncond = {"c_concat": None, "c_crossattn": [UNCOND]}
-    guided = ClassifierFreeGuidance(plain, uncond, 7.5)(X_T, T, cond)
-    assert sorted(seen) == [(2, False), (2, True)]
+    cond = Cond(TEXT, controls=(Control(network, control),))
+    guided = ClassifierFreeGuidance(plain, UNCOND, 7.5)(X_T, T, cond)
+    assert sorted(seen) == [(2, 0), (2, 1)]
     u, c = network(X_T, T, UNCOND), network(X_T, T, COND) + control
     torch.testing.assert_close(guided.eps, u + 7.5 * (c - u))
 
     seen.clear()
-    both = ClassifierFreeGuidance(plain, uncond | {"c_concat": [control]}, 7.5)(X_T, T, cond)
-    assert seen == [(4, True)]
+    both = ClassifierFreeGuidance(plain, Cond(EMPTY, controls=cond.controls), 7.5)(X_T, T, cond)
+    assert seen == [(4, 1)]
     torch.testing.assert_close(both.eps, guided.eps - 6.5 * control)
 
 
 @pytest.mark.parametrize(
     "uncond",
-    [
-        {"c_crossattn": [UNCOND]},
-        {"c_crossattn": None, "c_concat": [X_T]},
-        {"c_crossattn": [UNCOND], "c_adm": None},
-    ],
-    ids=["no entry", "no text", "another entry"],
+    [Cond(EMPTY), Cond(concat=X_T), Cond(EMPTY, X_T, EMPTY), Cond(EMPTY, X_T[:, :3])],
+    ids=["no channels", "no text", "a label", "other channels"],
 )
-def test_other_differences_between_the_halves_stay_errors(uncond):
-    cond = {"c_crossattn": [COND], "c_concat": [X_T]}
+def test_other_differences_between_the_halves_are_errors(uncond):
     guided = ClassifierFreeGuidance(denoiser(network, SCHEDULE, "eps"), uncond, 7.5)
-    with pytest.raises(InputError, match="unconditional part"):
-        guided(X_T, T, cond)
+    with pytest.raises(InputError, match="the unconditional part is .*, the conditional part "):
+        guided(X_T, T, Cond(TEXT, X_T))
 
 
 def counted(network):
@@ -183,7 +140,7 @@ def test_rescaling_is_that_of_diffusers_on_the_output_of_the_network(parameteriz
     torch.testing.assert_close(output, want, rtol=1e-9, atol=1e-9)
     assert_consistent(got, X_T, T)
     x_t = X_T.float()
-    single = around(parameterization, uncond=UNCOND.float(), rescale=phi)(x_t, T, COND.float())
+    single = around(parameterization, uncond=Cond(EMPTY.float()), rescale=phi)(x_t, T, Cond(TEXT.float()))
     output = network_output(single, parameterization, *SCHEDULE.alpha_sigma(T, x_t))
     torch.testing.assert_close(output, want.float(), rtol=1e-6, atol=1e-6)
 
@@ -194,14 +151,17 @@ def test_rescaling_fully_gives_each_sample_the_spread_of_the_conditional_one(par
     output = network_output(got, parameterization, *SCHEDULE.alpha_sigma(T, X_T))
     wanted = network(X_T, T, COND).flatten(1).std(1)
     torch.testing.assert_close(output.flatten(1).std(1), wanted)
-    alone = around(parameterization, rescale=1.0, uncond=UNCOND[:1])(X_T[:1], T[:1], COND[:1])
+    alone = around(parameterization, rescale=1.0, uncond=UNCOND.take([0]))(X_T[:1], T[:1], COND.take([0]))
     torch.testing.assert_close(alone.x_0, got.x_0[:1])  # whatever else is in the batch
 
 
 def test_rescaling_leaves_an_output_without_contrast_finite():
-    flat = around("eps", rescale=0.7, net=lambda x, t, cond: torch.ones_like(x) * cond.view(-1, 1, 1, 1))
+    def constant(x, t, cond):
+        return torch.ones_like(x) * cond.context.view(-1, 1, 1, 1)
+
+    flat = around("eps", rescale=0.7, net=constant)
     got = flat(X_T, T, COND)
-    torch.testing.assert_close(got.eps, (UNCOND + 7.5 * (COND - UNCOND)).view(-1, 1, 1, 1).expand_as(X_T))
+    torch.testing.assert_close(got.eps, (EMPTY + 7.5 * (TEXT - EMPTY)).view(-1, 1, 1, 1).expand_as(X_T))
 
 
 def test_rescaling_without_guidance_is_none():
@@ -299,13 +259,11 @@ def test_all_three_with_every_part_of_a_conditioning(guess: bool):
 
     def net(x, t, cond):
         calls.append(len(x))
-        control = cond["c_concat"]
-        out = network(x, t, cond["c_crossattn"][0]) + cond["c_adm"].view(-1, 1, 1, 1)
-        return out if control is None else out + control[0]
+        out = network(x, t, cond) + cond.label.view(-1, 1, 1, 1) + cond.concat
+        return out + sum(control.hint for control in cond.controls)
 
-    control = torch.full_like(X_T, 0.25)
-    cond = {"c_concat": [control], "c_crossattn": [COND], "c_adm": COND}
-    uncond = {"c_concat": None if guess else [control], "c_crossattn": [UNCOND], "c_adm": UNCOND}
+    controls = (Control(network, torch.full_like(X_T, 0.25)),)
+    cond, uncond = Cond(TEXT, X_T, TEXT, controls), Cond(EMPTY, X_T, EMPTY, () if guess else controls)
     options = {"rescale": 0.7, "interval": (0.5, 1.0), "threshold": 0.9}
     denoise = around("v", uncond=uncond, net=net, **options)
     for t, sizes in ((900, [2, 2] if guess else [4]), (100, [2])):
@@ -360,12 +318,13 @@ def test_impossible_guidance_is_refused(options):
 def test_a_sample_does_not_depend_on_its_batch():
     generator = torch.Generator().manual_seed(0)
     x_t = torch.randn(3, 4, 96, 96, generator=generator) * 3
-    t, cond, uncond = torch.tensor([500] * 3), torch.tensor([0.5, 2.0, 1.0]), torch.tensor([0.1, 0.2, 0.3])
+    t = torch.tensor([500] * 3)
+    cond, uncond = Cond(torch.tensor([0.5, 2.0, 1.0])), Cond(torch.tensor([0.1, 0.2, 0.3]))
     options = {"rescale": 0.7, "threshold": 0.995}
     together = around("v", uncond=uncond, **options)(x_t, t, cond)
     for i in range(3):
         one = slice(i, i + 1)
-        alone = around("v", uncond=uncond[one], **options)(x_t[one], t[one], cond[one])
+        alone = around("v", uncond=uncond.take(one), **options)(x_t[one], t[one], cond.take(one))
         assert torch.equal(alone.x_0, together.x_0[one]) and torch.equal(alone.eps, together.eps[one])
 
 

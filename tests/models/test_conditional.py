@@ -157,7 +157,7 @@ def test_guess_mode_guides_away_from_no_control():
     model = control_model()
     cond = model.conditioning(CONTEXT, HINT)
     uncond = model.unconditional(cond, torch.zeros_like(CONTEXT), guess_mode=True)
-    assert uncond["c_concat"] is None
+    assert cond.controls and not uncond.controls
     sampler = DDIMSampler(model)
     final, steps = sampler.sample(
         2, 2, (4, 8, 16), cond, x_T=X_T, log_every_t=1, unconditional_guidance_scale=3.0,
@@ -207,14 +207,14 @@ def test_inpainting_sees_the_mask_and_what_is_left():
     mask[..., 2:5, 4:9] = 0.5  # counts as painted
     mask[..., 0, :] = 0.49  # does not
     cond = model.conditioning(TEXT, image, mask)
-    concat = cond["c_concat"][0]
+    concat = cond.concat
     painted = (mask >= 0.5)[..., ::2, ::2]  # nearest takes the upper left pixel
     assert concat.shape == (2, 4, 4, 6)
     assert torch.equal(concat[:, :1], painted.float().expand(2, -1, -1, -1))
     left = torch.where(painted, 0.0, 0.5 * image[..., ::2, ::2])
     assert torch.equal(concat[:, 1:], left.expand(2, -1, -1, -1))
     uncond = model.unconditional(cond, EMPTY)
-    assert uncond["c_concat"] is cond["c_concat"] and uncond["c_crossattn"][0] is EMPTY
+    assert uncond.concat is cond.concat and uncond.context is EMPTY
     assert model.apply_model(torch.randn(2, 4, 4, 6), T, cond).shape == (2, 4, 4, 6)
     with pytest.raises(InputError, match="the picture's size"):
         model.conditioning(TEXT, image, mask[..., 1:])
@@ -223,7 +223,7 @@ def test_inpainting_sees_the_mask_and_what_is_left():
 def test_depth_is_stretched_to_the_whole_range_whatever_its_unit():
     model = latent_model(LatentDepth2ImageDiffusion, 5, "hybrid")
     depth = torch.rand(2, 1, 37, 53)
-    concat = model.conditioning(TEXT, depth, (6, 4))["c_concat"][0]
+    concat = model.conditioning(TEXT, depth, (6, 4)).concat
     assert concat.shape == (2, 1, 6, 4)
     assert concat.amin(dim=(1, 2, 3)).tolist() == [-1, -1] and concat.amax(dim=(1, 2, 3)).tolist() == [1, 1]
     torch.testing.assert_close(concat_depth(depth * 4000 + 7, (6, 4)), concat, atol=1e-4, rtol=0)
@@ -256,10 +256,10 @@ def test_the_upscaler_sees_the_noised_picture_and_its_level():
     theirs = DDPMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="scaled_linear")
     levels = torch.tensor([20, 20])
     expected = theirs.add_noise(image.expand(2, -1, -1, -1), noise, levels)
-    torch.testing.assert_close(cond["c_concat"][0], expected)
-    assert torch.equal(cond["c_adm"], levels) and model.max_noise_level == 350
+    torch.testing.assert_close(cond.concat, expected)
+    assert torch.equal(cond.label, levels) and model.max_noise_level == 350
     uncond = model.unconditional(cond, EMPTY)
-    assert uncond["c_concat"] is cond["c_concat"] and uncond["c_adm"] is cond["c_adm"]
+    assert uncond.concat is cond.concat and uncond.label is cond.label
     assert model.apply_model(torch.randn(2, 4, 6, 4), T, cond).shape == (2, 4, 6, 4)
 
 
@@ -280,7 +280,7 @@ def test_the_picture_may_be_handed_over_as_it_is():
 def test_the_finetuned_upscaler_stacks_the_tiles_of_the_picture():
     model = latent_model(LatentUpscaleFinetuneDiffusion, 16, "hybrid", reshuffle_patch_size=2)
     image = torch.randn(2, 3, 8, 12)
-    stacked = model.conditioning(TEXT, image)["c_concat"][0]
+    stacked = model.conditioning(TEXT, image).concat
     assert stacked.shape == (2, 12, 4, 6)
     for i, (row, column) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
         tile = image[:, :, 4 * row : 4 * row + 4, 6 * column : 6 * column + 6]
@@ -324,7 +324,7 @@ def test_unclip_tells_the_unconditional_half_zeros():
     model = unclip()
     cond = model.conditioning(TEXT, model.embedding_conditioning(torch.randn(1, 12)))
     uncond = model.unconditional(cond, EMPTY)
-    assert cond["c_adm"].shape == (2, 24) and torch.equal(uncond["c_adm"], torch.zeros(2, 24))
+    assert cond.label.shape == (2, 24) and torch.equal(uncond.label, torch.zeros(2, 24))
     assert model.apply_model(torch.randn(2, 4, 6, 4), T, cond).shape == (2, 4, 6, 4)
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from requesting import encoder_of
 
 from ldm.errors import InputError
 from ldm.prompts import compel
-from ldm.prompts.encoding import PromptEncoder
 
 # The words and weights of these are what the library reads from them too.
 PROMPTS = [
@@ -67,7 +67,7 @@ def test_contexts_are_the_librarys(model, transformers_text, text):
     from compel import Compel
 
     theirs = Compel(*transformers_text)(text)
-    ours = PromptEncoder(model, "compel").encode([text])
+    ours = encoder_of(model, "compel").encode([text])
     torch.testing.assert_close(ours, theirs, atol=5e-6, rtol=0)
 
 
@@ -78,7 +78,7 @@ def test_long_prompts_are_the_librarys(model, transformers_text):
     text = "red cat " * 40 + "apple++ blue- " + "fox " * 40 + "(a dog)0.7"
     brutal = SplitLongTextMode.BRUTAL  # every 75 tokens, whatever they are
     theirs = Compel(*transformers_text, truncate_long_prompts=False, split_long_text_mode=brutal)(text)
-    ours = PromptEncoder(model, "compel").encode([text])
+    ours = encoder_of(model, "compel").encode([text])
     assert ours.shape[1] > model.cond_stage_model.vocabulary().context_length
     torch.testing.assert_close(ours, theirs, atol=5e-6, rtol=0)
 

@@ -5,6 +5,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from requesting import encoder_of
 from torch import Tensor
 
 from ldm.errors import InputError
@@ -16,36 +17,36 @@ SHORT = ["a red apple", "", "cat, it's 5 o'clock!"]
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_without_weights_every_syntax_is_the_plain_encoding_to_the_bit(model, syntax):
-    encoder = PromptEncoder(model, syntax)
+    encoder = encoder_of(model, syntax)
     assert torch.equal(encoder.encode(SHORT), model.get_learned_conditioning(SHORT))
     ones = {"plain": "a red apple", "a1111": "a (red:1.0) [(apple)]", "compel": "a (red)1 (apple)1.0"}[syntax]
     assert torch.equal(encoder.encode([ones]), model.get_learned_conditioning(["a red apple"]))
 
 
 def test_short_prompts_do_not_feel_long_ones_beside_them(model):
-    contexts = PromptEncoder(model).encode([*SHORT, "cat " * 200])
+    contexts = encoder_of(model).encode([*SHORT, "cat " * 200])
     length = model.cond_stage_model.vocabulary().context_length
     beside = [*SHORT, "cat " * (length - 2)]
     assert torch.equal(contexts[:, :length], model.get_learned_conditioning(beside))
-    empty = PromptEncoder(model).encode([""])
+    empty = encoder_of(model).encode([""])
     assert torch.equal(contexts[:3, length : 2 * length], empty.expand(3, -1, -1))
 
 
 def test_plain_text_has_no_syntax(model):
     text = ["(a:2)+ ["]
-    assert torch.equal(PromptEncoder(model).encode(text), model.get_learned_conditioning(text))
+    assert torch.equal(encoder_of(model).encode(text), model.get_learned_conditioning(text))
 
 
 def test_long_prompts_can_be_cut_as_in_the_reference(model, caplog):
     texts = ["cat " * 200, "a cat"]
-    cut = PromptEncoder(model, long_prompts="cut").encode(texts)
+    cut = encoder_of(model, long_prompts="cut").encode(texts)
     assert torch.equal(cut, model.get_learned_conditioning(texts))
     assert "prompt has 200 tokens: cut after" in caplog.text
 
 
 def test_a_long_prompt_is_said_once_with_its_tokens(model, caplog):
     caplog.set_level(logging.INFO)
-    encoder = PromptEncoder(model, "a1111")
+    encoder = encoder_of(model, "a1111")
     room = model.cond_stage_model.vocabulary().room
     for _ in range(2):
         encoder.encode(["cat " * (room + 1), "dog"], "negative prompt")
@@ -55,8 +56,8 @@ def test_a_long_prompt_is_said_once_with_its_tokens(model, caplog):
 
 
 def test_contexts_of_two_lengths_are_filled_with_empty_chunks(model):
-    encoder = PromptEncoder(model)
-    long, short = encoder.levelled([encoder.encode(["cat " * 200]), encoder.encode(["dog"])])
+    encoder = encoder_of(model)
+    long, short = encoder.pad_to_longest([encoder.encode(["cat " * 200]), encoder.encode(["dog"])])
     length = model.cond_stage_model.vocabulary().context_length
     assert long.shape == short.shape
     assert torch.equal(short[:, :length], encoder.encode(["dog"]))
@@ -94,11 +95,11 @@ def by_the_formula(model, twin, pieces: list[list[tuple[str, float]]]) -> Tensor
 )
 def test_a1111_weights_the_states_and_restores_the_mean(model, transformers_text, text, pieces):
     expected = by_the_formula(model, transformers_text[1], pieces)
-    torch.testing.assert_close(PromptEncoder(model, "a1111").encode([text]), expected, atol=5e-6, rtol=1e-5)
+    torch.testing.assert_close(encoder_of(model, "a1111").encode([text]), expected, atol=5e-6, rtol=1e-5)
 
 
 def test_a1111_weights_do_not_depend_on_the_batch(model):
-    encoder = PromptEncoder(model, "a1111")
+    encoder = encoder_of(model, "a1111")
     alone, beside = encoder.encode(["(cat:1.4)"]), encoder.encode(["(cat:1.4)", "(a red apple:0.3)"])
     torch.testing.assert_close(beside[:1], alone)
 
@@ -107,7 +108,7 @@ def test_a1111_chunks_end_behind_a_comma(model, transformers_text):
     room = model.cond_stage_model.vocabulary().room
     head, tail = "cat " * (room - 3) + ",", " red apple apple dog"
     expected = by_the_formula(model, transformers_text[1], [[(head, 1)], [(tail, 1)]])
-    contexts = PromptEncoder(model, "a1111").encode([head + tail])
+    contexts = encoder_of(model, "a1111").encode([head + tail])
     torch.testing.assert_close(contexts, expected, atol=5e-6, rtol=1e-5)
 
 
@@ -116,25 +117,27 @@ def test_a1111_chunks_end_behind_a_comma(model, transformers_text):
     ("syntax", "text"), [("a1111", "(red:1.9) [cat]"), ("compel", "(red)0 (cat)0.001 dog+")]
 )
 def test_half_precision_holds_the_weights(model, syntax, text):
-    expected = PromptEncoder(model, syntax).encode([text])
-    half = PromptEncoder(deepcopy(model).half(), syntax).encode([text])
-    assert half.dtype == torch.float16
-    torch.testing.assert_close(half.float(), expected, atol=0.02, rtol=0.02)
+    expected = encoder_of(model, syntax).encode([text])
+    copied = deepcopy(model).half()
+    half = encoder_of(copied, syntax, torch.float16).encode([text])
+    assert half.dtype == torch.float32, "the weights are applied in float32"
+    torch.testing.assert_close(half, expected, atol=0.02, rtol=0.02)
 
 
 def test_unknown_ways_are_refused(model):
     with pytest.raises(InputError, match="'a111'; expected one of plain, a1111, compel"):
-        PromptEncoder(model, "a111")
+        encoder_of(model, "a111")
     with pytest.raises(InputError, match="'keep'; expected chunk or cut"):
-        PromptEncoder(model, long_prompts="keep")
+        encoder_of(model, long_prompts="keep")
 
 
 class Foreign:
-    """A model whose text encoder is not one of ours."""
+    """Runs a text encoder that is not one of ours."""
 
-    cond_stage_model = torch.nn.Identity()
+    text_encoder = torch.nn.Identity()
+    device = torch.device("cpu")
 
-    def get_learned_conditioning(self, prompts: list[str]) -> Tensor:
+    def text_of(self, prompts: list[str]) -> Tensor:
         return torch.zeros(len(prompts), 5, 2)
 
 

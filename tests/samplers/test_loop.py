@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gaussian_data import MIXTURE, SCHEDULE, denoise, exact
+from ldm.diffusion.cond import Cond
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.prediction import add_noise, denoiser
 from ldm.diffusion.spacing import SPACINGS
@@ -266,7 +267,8 @@ def prompted(parameterization: str):
     """Return a network whose x_0 depends on the conditioning, in a parameterization."""
 
     def apply_model(x_t, t, cond):
-        x_0 = MIXTURE.denoise(x_t, t).x_0 + 0.3 * torch.tanh(x_t) * cond.mean((1, 2)).view(-1, 1, 1, 1)
+        pull = cond.context.mean((1, 2)).view(-1, 1, 1, 1)
+        x_0 = MIXTURE.denoise(x_t, t).x_0 + 0.3 * torch.tanh(x_t) * pull
         alpha, sigma = SCHEDULE.alpha_sigma(t, x_t)
         eps = (x_t - alpha * x_0) / sigma
         return {"eps": eps, "v": alpha * eps - sigma * x_0, "x0": x_0}[parameterization]
@@ -279,7 +281,7 @@ def prompted(parameterization: str):
 @pytest.mark.parametrize("start", [0, 4])
 @pytest.mark.parametrize("masked", [False, True])
 def test_eps_v_and_x_0_take_the_same_steps_guided_masked_and_from_an_image(name, start, masked):
-    cond, uncond = torch.ones(2, 2, 3, 4, dtype=torch.float64).cumsum(0) / 2
+    cond, uncond = map(Cond, torch.ones(2, 2, 3, 4, dtype=torch.float64).cumsum(0) / 2)
     kept = {}
     if masked:
         keep = (X > 0.5).double()

@@ -3,12 +3,12 @@
 import importlib.util
 import itertools
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from requesting import make_images
 from safetensors.torch import save_file
 from tiny_models import tiny_config, tiny_model
 
@@ -17,10 +17,10 @@ from ldm.imaging.depth import inverse_depth, read_depth
 from ldm.imaging.files import open_image
 from ldm.models.latent_depth import concat_depth
 from ldm.models.midas import MiDaSInference, network_size
+from ldm.requests import Depth2Img
 from ldm.samplers import SAMPLERS
-from ldm.tasks.depth2img import alpha_depth, depth2img, load_depth_network
+from ldm.tasks.depth2img import alpha_depth, load_depth_network
 from ldm.tasks.latents import StoppedAt, read_latents, stopped_file
-from ldm.tasks.sampling import Settings
 from ldm.training.hints import hints_for
 
 NARROW = dict(
@@ -31,7 +31,7 @@ RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (40, 56, 3), np.uint8)
 DEPTH = np.linspace(2, 5, 40)[:, None] * np.ones((1, 56)) + np.linspace(0, 1, 56)
 PROMPTS = ["a", "b", "c"]
-QUICK = Settings(num_steps=2)
+QUICK = dict(steps=2)
 
 
 @pytest.fixture(scope="session")
@@ -76,13 +76,15 @@ def stop_after(steps_of_the_run):
 
 def made(model, image=IMAGE, prompts=PROMPTS[:1], **options):
     options = {"depth": DEPTH, "seed": 3, "settings": QUICK} | options
-    return torch.cat([batch.images for batch in depth2img(model, image, prompts, **options)])
+    return torch.cat(
+        [batch.images for batch in make_images(model, Depth2Img, init_img=image, prompts=prompts, **options)]
+    )
 
 
 @pytest.mark.few(4)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_sees_depth_and_prompt(model, sampler):
-    settings = Settings(sampler, 3, spacing=SAMPLERS[sampler].cls.count_exact_spacing)
+    settings = dict(sampler=sampler, steps=3, schedule=SAMPLERS[sampler].cls.count_exact_spacing)
     first = made(model, settings=settings)
     assert first.shape == (1, 3, 40, 56) and bool(first.isfinite().all())
     assert not torch.equal(first, made(model, settings=settings, depth=DEPTH[:, ::-1]))
@@ -104,8 +106,8 @@ def test_any_size_comes_out_exactly(model, seeing, size):
 @pytest.mark.parametrize("rng", ["per-image", "gpu-philox"])
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 def test_a_picture_is_the_same_alone_and_in_a_batch(model, rng, strength):
-    settings = Settings("euler_a", 3, rng=rng, exact=True)
-    together = made(model, prompts=PROMPTS, batch_size=2, strength=strength, settings=settings)
+    settings = dict(sampler="euler_a", steps=3, rng=rng, exact=True)
+    together = made(model, prompts=PROMPTS, n_samples=2, strength=strength, settings=settings)
     for k, prompt in enumerate(PROMPTS):
         alone = made(model, prompts=[prompt], seed=3 + k, strength=strength, settings=settings)
         assert torch.equal(together[k : k + 1], alone)
@@ -117,16 +119,22 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(model, rng, strength):
 )
 def test_going_on_is_exact(seeing, tmp_path, rng, image, stop):
     """In the first batch and in the short second; with an estimated map, and with one alone."""
-    options = {"depth": None if image is not None else DEPTH, "settings": Settings("euler_a", 4, rng=rng)}
-    options |= {"seed": 3, "batch_size": 2}
-    whole = list(depth2img(seeing, image, PROMPTS, **options))
-    run, before = depth2img(seeing, image, PROMPTS, track=stop_after(stop), **options), []
+    options = {
+        "depth": None if image is not None else DEPTH,
+        "settings": dict(sampler="euler_a", steps=4, rng=rng),
+    }
+    options |= {"seed": 3, "n_samples": 2}
+    whole = list(make_images(seeing, Depth2Img, init_img=image, prompts=PROMPTS, **options))
+    run, before = (
+        make_images(seeing, Depth2Img, init_img=image, prompts=PROMPTS, track=stop_after(stop), **options),
+        [],
+    )
     with pytest.raises(StoppedAt) as stopped:
         before.extend(iter(lambda: next(run), None))
     path = tmp_path / "s.safetensors"
     path.write_bytes(stopped_file(stopped.value.position, {"task": "depth2img"}))
     position = read_latents(path).position
-    after = list(depth2img(seeing, image, PROMPTS, resume=position, **options))
+    after = list(make_images(seeing, Depth2Img, init_img=image, prompts=PROMPTS, resume=position, **options))
     assert [batch.prompts for batch in [*before, *after]] == [batch.prompts for batch in whole]
     for mine, its in zip([*before, *after], whole, strict=True):
         assert torch.equal(mine.images, its.images) and torch.equal(mine.latents, its.latents)
@@ -138,13 +146,13 @@ def test_the_published_strength_1_leaves_a_step_out_and_an_exact_one_does_not(mo
     other = 255 - IMAGE
     counts = {}
     for name, settings in {
-        "published": Settings(num_steps=5),
-        "30": Settings(num_steps=30),
-        "exact": Settings(num_steps=5, spacing="uniform"),
-        "euler": Settings("euler", 5),
+        "published": dict(steps=5),
+        "30": dict(steps=30),
+        "exact": dict(steps=5, schedule="uniform"),
+        "euler": dict(sampler="euler", steps=5),
     }.items():
         seen = []
-        settings = replace(settings, guidance_scale=1)
+        settings["scale"] = 1
         count = {"track": lambda steps, total, seen=seen: seen.append(total) or steps, "settings": settings}
         one = made(model, strength=1, **count)
         if name != "30":
@@ -156,10 +164,10 @@ def test_the_published_strength_1_leaves_a_step_out_and_an_exact_one_does_not(mo
 
 def test_strength_0_keeps_the_picture_and_more_keeps_less(model):
     def far(strength):
-        images = made(model, strength=strength, settings=Settings(num_steps=10, guidance_scale=1))
+        images = made(model, strength=strength, settings=dict(steps=10, scale=1))
         return float((images - kept).abs().mean())
 
-    kept = made(model, strength=0, settings=Settings(num_steps=1000))  # to the least noise, through the VAE
+    kept = made(model, strength=0, settings=dict(steps=1000))  # to the least noise, through the VAE
     distances = [far(strength) for strength in (0, 0.3, 0.7, 0.9)]
     assert distances == sorted(distances) and distances[0] < 0.2 * distances[-1]
     assert not torch.equal(made(model), made(model, strength=1))
@@ -169,14 +177,14 @@ def test_strength_0_keeps_the_picture_and_more_keeps_less(model):
 @pytest.mark.parametrize("strength", [-0.1, 1.0001, float("nan")])
 def test_another_strength_is_refused(model, strength):
     with pytest.raises(InputError, match="expected 0"):
-        depth2img(model, IMAGE, ["a"], depth=DEPTH, seed=1, strength=strength)
+        make_images(model, Depth2Img, init_img=IMAGE, prompts=["a"], depth=DEPTH, seed=1, strength=strength)
 
 
 def test_one_published_step_from_noise_is_none(model, caplog):
-    with pytest.raises(InputError, match="take 2"):
-        made(model, strength=1, settings=Settings(num_steps=1))
-    assert made(model, strength=1, settings=Settings("euler", 1)).isfinite().all()
-    assert made(model, settings=Settings(num_steps=1)).isfinite().all()
+    with pytest.raises(InputError, match="use --steps 2"):
+        made(model, strength=1, settings=dict(steps=1))
+    assert made(model, strength=1, settings=dict(sampler="euler", steps=1)).isfinite().all()
+    assert made(model, settings=dict(steps=1)).isfinite().all()
     assert "nothing is repainted" in caplog.text
 
 
@@ -229,7 +237,7 @@ def test_padding_mirrors_the_map_like_the_picture(model):
         made(model, np.pad(IMAGE, ((12, 12), (4, 4), (0, 0)), mode="reflect"), depth=mirrored)
     finally:
         del model.apply_model
-    framed, whole = (x["c_concat"][0] for x in (seen[0], seen[-1]))
+    framed, whole = (x.concat for x in (seen[0], seen[-1]))
     assert torch.equal(framed, whole) and framed.shape[1:] == (1, 8, 8)
     expected = concat_depth(torch.from_numpy(mirrored).float()[None, None], (8, 8))
     assert torch.equal(framed[:1], expected) and framed.min() == -1 and framed.max() == 1
@@ -254,7 +262,7 @@ def test_true_disparity_reaches_the_model_as_depth_does_in_training(model, caplo
     finally:
         del model.apply_model
     assert images.shape == (1, 3, 125, 185) and "27226 of 370500 pixels" in caplog.text
-    shown = seen[0]["c_concat"][0][0, 0]  # (16, 24), of which the frame's 192 x 128 pads 3 + 4 and 1 + 2
+    shown = seen[0].concat[0, 0]  # (16, 24), of which the frame's 192 x 128 pads 3 + 4 and 1 + 2
     assert shown.min() == -1 and shown.max() == 1
     depth = torch.from_numpy(inverse_depth(disparity))[None, None]
     inner = torch.nn.functional.interpolate(depth, (125, 185), mode="area")
@@ -266,7 +274,7 @@ def test_true_disparity_reaches_the_model_as_depth_does_in_training(model, caplo
     pictures = torch.zeros(1, 3, 128, 128)
     cut_depth = torch.from_numpy(inverse_depth(disparity[cut]))[None, None]
     trained = hints_for(model, 0.0).encode(pictures, {"depth": cut_depth})
-    assert torch.equal(seen[-1]["c_concat"][0][:1], trained)
+    assert torch.equal(seen[-1].concat[:1], trained)
 
 
 def test_both_halves_of_guidance_see_the_map(model):
@@ -276,15 +284,15 @@ def test_both_halves_of_guidance_see_the_map(model):
         made(model)
     finally:
         del model.apply_model
-    concat, context = seen[0]["c_concat"][0], seen[0]["c_crossattn"][0]
+    concat, context = seen[0].concat, seen[0].context
     assert torch.equal(concat[0], concat[1]) and not torch.equal(context[0], context[1])
 
 
 def test_the_model_s_own_network_is_asked_once_for_a_run(seeing, network):
-    maps = []
-    run = {"depth": None, "prompts": PROMPTS, "n_iter": 2, "show_depth": maps.append}
-    assert len(made(seeing, **run)) == 6
-    (seen,) = maps
+    run = {"depth": None, "prompts": PROMPTS, "n_iter": 2, "seed": 3, "settings": QUICK}
+    batches = list(make_images(seeing, Depth2Img, init_img=IMAGE, **run))
+    assert len(batches) == 6 and len({id(batch.extras["depth"]) for batch in batches}) == 1
+    seen = batches[0].extras["depth"]
     want = network.depth(torch.from_numpy(IMAGE).permute(2, 0, 1)[None] / 127.5 - 1)
     assert seen.shape == network_size(40, 56)
     np.testing.assert_allclose(seen, want[0, 0], atol=1e-4, rtol=1e-4)
@@ -299,8 +307,8 @@ def test_half_precision_that_fails_is_done_again(seeing, network, caplog):
     original = network.depth
     network.depth = lambda images: original(images) * next(failing, 1.0)
     try:
-        settings = replace(QUICK, dtype=torch.bfloat16)
-        (batch,) = depth2img(seeing, IMAGE, ["a"], seed=1, settings=settings)
+        settings = QUICK | {"dtype": torch.bfloat16}
+        (batch,) = make_images(seeing, Depth2Img, init_img=IMAGE, prompts=["a"], seed=1, **settings)
     finally:
         del network.depth
     assert batch.computed_in["depth network"].startswith("float32") and "the depth" in caplog.text
@@ -308,17 +316,18 @@ def test_half_precision_that_fails_is_done_again(seeing, network, caplog):
 
 @pytest.mark.parametrize("size, shape", [(None, (40, 56)), ((80, 112), (80, 112)), ((41, 57), (41, 57))])
 def test_a_map_alone_makes_pictures_of_its_size_or_another(model, size, shape):
-    if size == (41, 57):
-        assert made(model, None, depth=DEPTH, size=size).shape[2:] == shape
-    assert made(model, None, size=size).shape[2:] == shape
+    height, width = size or (None, None)
+    assert made(model, None, height=height, width=width).shape[2:] == shape
+    if size == (80, 112):
+        assert made(model, None, height=80).shape[2:] == made(model, None, width=112).shape[2:] == shape
 
 
 def test_what_makes_no_sense_together(model):
     for options, words in [
-        ({"image": None, "depth": None}, "a picture, a depth map, or both"),
-        ({"image": None, "strength": 0.5}, "without a picture"),
-        ({"image": None, "size": (40, 40)}, "aspect ratio"),
-        ({"size": (64, 64)}, "for runs without"),
+        ({"image": None, "depth": None}, "give an image .*, a depth map"),
+        ({"image": None, "strength": 0.5}, "without an image"),
+        ({"image": None, "height": 40, "width": 40}, "aspect ratio"),
+        ({"height": 64, "width": 64}, "for runs without"),
         ({"depth": None}, "--depth-ckpt"),
         ({"depth": np.zeros((1, 40, 56))}, "shape"),
     ]:

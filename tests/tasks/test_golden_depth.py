@@ -6,15 +6,15 @@ The weights of these cases are not among those kept here; SD_GOLDEN names a fold
 import numpy as np
 import pytest
 import torch
+from requesting import make_images
 
 from golden_cases import GOLDEN, Case, cases
 from ldm import load_model
 from ldm.imaging.colour import to_uint8
 from ldm.imaging.depth import as_levels
 from ldm.models.latent_depth import concat_depth
+from ldm.requests import Depth2Img
 from ldm.samplers.published import DDIMSampler
-from ldm.tasks.depth2img import depth2img
-from ldm.tasks.sampling import Settings
 
 
 def complete() -> list[Case]:
@@ -34,22 +34,35 @@ def model(case):
     return load_model(case.files["config"], case.files["checkpoint"], device="cpu", dtype="float32")
 
 
+class Given(torch.nn.Module):
+    """A depth network that gives the map of a case."""
+
+    def __init__(self, depth: torch.Tensor) -> None:
+        super().__init__()
+        self.given = depth
+
+    def depth(self, images: torch.Tensor) -> torch.Tensor:
+        return self.given
+
+
 def pictures(model, case, depth, **changed):
     c = case.config | changed
-    settings = Settings(
-        num_steps=c["steps"],
-        eta=c["eta"],
-        guidance_scale=c["scale"],
-        negative_prompt=c["negative_prompt"],
-    )
+    settings = dict(steps=c["steps"], eta=c["eta"], scale=c["scale"], negative_prompt=c["negative_prompt"])
     count = c["num_samples"]
-    image, seen = case.inputs["image_uint8"].numpy(), []
-    batches = depth2img(
-        model, image, [c["prompt"]] * count, depth=depth, seed=c["seed"], strength=c["strength"],
-        batch_size=count, settings=settings, show_depth=seen.append,
-    )  # fmt: skip
-    (batch,) = list(batches)
-    return batch, seen[0]
+    if isinstance(depth, torch.Tensor):
+        model.depth_model, depth = Given(depth), None
+    (batch,) = make_images(
+        model,
+        Depth2Img,
+        init_img=case.inputs["image_uint8"].numpy(),
+        prompts=[c["prompt"]] * count,
+        depth=depth,
+        seed=c["seed"],
+        strength=c["strength"],
+        n_samples=count,
+        **settings,
+    )
+    return batch, batch.extras["depth"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from requesting import make_images
 
 from golden_cases import cases
 from ldm import load_model
 from ldm.imaging.colour import to_uint8
-from ldm.tasks.inpaint import inpaint
-from ldm.tasks.sampling import Settings
+from ldm.requests import Inpaint
 
 try:  # the weights are not in every set of cases
     CASES = [case for case in cases("e2e_inpaint") if case.files["checkpoint"].is_file()]
@@ -21,21 +21,20 @@ def test_inpainting_is_that_of_the_reference(case):
     c = case.config
     drawn = np.random.RandomState(case.seed).randn(*case.inputs["x_T"].shape)
     assert torch.equal(torch.from_numpy(drawn).float(), case.inputs["x_T"])
-    batches = inpaint(
+    batches = make_images(
         load_model(case.files["config"], case.files["checkpoint"], device="cpu", dtype="float32"),
-        case.inputs["image_uint8"].numpy(),
-        case.inputs["mask_uint8"].numpy().astype(np.float32) / 255,
-        [c["prompt"]] * c["num_samples"],
+        Inpaint,
+        init_img=case.inputs["image_uint8"].numpy(),
+        mask=case.inputs["mask_uint8"].numpy().astype(np.float32) / 255,
+        prompts=[c["prompt"]] * c["num_samples"],
         seed=case.seed,
         strength=c.get("strength", 1.0),
-        batch_size=c["num_samples"],
-        settings=Settings(
-            sampler=c["sampler"],
-            num_steps=c["steps"],
-            eta=c["eta"],
-            guidance_scale=c["scale"],
-            negative_prompt=c["negative_prompt"],
-        ),
+        n_samples=c["num_samples"],
+        sampler=c["sampler"],
+        steps=c["steps"],
+        eta=c["eta"],
+        scale=c["scale"],
+        negative_prompt=c["negative_prompt"],
         raw=True,
     )
     batches = list(batches)

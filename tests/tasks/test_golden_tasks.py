@@ -3,21 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from requesting import make_images
 
 from golden_cases import cases, names
 from ldm import load_model
 from ldm.imaging.colour import to_uint8
-from ldm.tasks.img2img import img2img
-from ldm.tasks.sampling import Settings
-from ldm.tasks.txt2img import txt2img
+from ldm.requests import Img2Img, Txt2Img
 
 
-def settings(config: dict) -> Settings:
-    return Settings(
+def settings(config: dict) -> dict:
+    return dict(
         sampler=config["sampler"],
-        num_steps=config["steps"],
+        steps=config["steps"],
         eta=config["eta"],
-        guidance_scale=config["scale"],
+        scale=config["scale"],
         negative_prompt=config["negative_prompt"],
     )
 
@@ -41,15 +40,16 @@ def test_txt2img_is_that_of_the_reference(case):
         case.check("cond_embedding", model.get_learned_conditioning([c["prompt"]]))
     drawn = torch.randn(case.draws[0].shape, generator=torch.Generator().manual_seed(case.seed))
     assert torch.equal(drawn, case.draws[0])
-    batches = txt2img(
+    batches = make_images(
         model,
-        [c["prompt"]] * c["n_samples"],
+        Txt2Img,
+        prompts=[c["prompt"]] * c["n_samples"],
         seed=case.seed,
         height=c["H"],
         width=c["W"],
-        batch_size=c["n_samples"],
+        n_samples=c["n_samples"],
         n_iter=c.get("n_iter", 1),
-        settings=settings(c),
+        **settings(c),
     )
     check_pictures(case, batches)
 
@@ -57,14 +57,15 @@ def test_txt2img_is_that_of_the_reference(case):
 @pytest.mark.parametrize("case", cases("e2e_img2img"), ids=names("e2e_img2img"))
 def test_img2img_is_that_of_the_reference(case):
     c = case.config
-    batches = img2img(
+    batches = make_images(
         load(case),
-        case.inputs["image_uint8"].numpy(),
-        [c["prompt"]] * c["n_samples"],
+        Img2Img,
+        init_img=case.inputs["image_uint8"].numpy(),
+        prompts=[c["prompt"]] * c["n_samples"],
         seed=case.seed,
         strength=c["strength"],
-        batch_size=c["n_samples"],
+        n_samples=c["n_samples"],
         n_iter=c.get("n_iter", 1),
-        settings=settings(c),
+        **settings(c),
     )
     check_pictures(case, batches)

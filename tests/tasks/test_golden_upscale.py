@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from requesting import make_images
 
 from golden_cases import cases
 from ldm import load_model
 from ldm.imaging.colour import to_uint8
-from ldm.tasks.sampling import Settings
-from ldm.tasks.upscale import upscale
+from ldm.requests import Upscale
 
 
 def kind() -> list:
@@ -22,19 +22,17 @@ def kind() -> list:
 def test_upscaling_is_that_of_the_reference(case):
     c = case.config
     model = load_model(case.files["config"], case.files["checkpoint"], device="cpu", dtype="float32")
-    settings = Settings(
-        c["sampler"], c["steps"], eta=c["eta"], guidance_scale=c["scale"],
-        negative_prompt=c["negative_prompt"],
-    )  # fmt: skip
+    settings = {name: c[name] for name in ("sampler", "steps", "eta", "scale", "negative_prompt")}
     count = c["num_samples"]
-    (batch,) = upscale(
+    (batch,) = make_images(
         model,
-        case.inputs["image_uint8"].numpy(),
-        [c["prompt"]] * count,
+        Upscale,
+        init_img=case.inputs["image_uint8"].numpy(),
+        prompts=[c["prompt"]] * count,
         seed=case.seed,
         noise_level=c["noise_level"],
-        batch_size=count,
-        settings=settings,
+        n_samples=count,
+        **settings,
     )
     case.check("latents", batch.latents)
     case.check("image", batch.images)

@@ -6,12 +6,12 @@ import logging
 import numpy as np
 import pytest
 import torch
+from requesting import make_images, run_of
 
 from ldm.imaging.colour import from_uint8
 from ldm.imaging.padding import Frame
+from ldm.requests import Img2Img
 from ldm.samplers import SAMPLERS, make_sampler
-from ldm.tasks.img2img import img2img
-from ldm.tasks.sampling import Diffuser, Settings
 
 LEAST = 0.045  # sigma at time 1; it is 0.029 at time 0
 IMAGE = np.random.default_rng(0).integers(0, 256, (13, 17, 3), np.uint8)
@@ -26,8 +26,11 @@ def made(model, sampler: str, strength: float, steps: int = 4, image=IMAGE, **se
             taken.append(step.i)
             yield step
 
-    settings = Settings(sampler, steps, guidance_scale=1.0, **settings)
-    (batch,) = img2img(model, image, ["a"], seed=1, strength=strength, settings=settings, track=track)
+    settings = dict(sampler=sampler, steps=steps, scale=1.0, **settings)
+    start = {"latents" if isinstance(image, torch.Tensor) else "init_img": image}
+    (batch,) = make_images(
+        model, Img2Img, **start, prompts=["a"], seed=1, strength=strength, **settings, track=track
+    )
     return batch, taken
 
 
@@ -44,10 +47,10 @@ def gaussian(tiny_model, monkeypatch):
 
 def clean_latents(model, seed: int = 1) -> torch.Tensor:
     """Return what the autoencoder makes of IMAGE with the first draw of the seed."""
-    diffuser = Diffuser(model, Settings(), 1)
-    posterior = diffuser.encode(Frame.around(13, 17, model.size_multiple).pad(from_uint8(IMAGE)))
+    framed = Frame.around(13, 17, model.size_multiple).pad(from_uint8(IMAGE))
+    posterior = model.encode_first_stage(framed)
     eps = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(seed))
-    return diffuser.drawn(posterior, eps)
+    return model.get_first_stage_encoding(posterior, eps)
 
 
 @pytest.mark.few(14)
@@ -56,7 +59,7 @@ def clean_latents(model, seed: int = 1) -> torch.Tensor:
 def test_every_sampler_takes_every_strength(tiny_model, sampler, strength):
     batch, taken = made(tiny_model, sampler, strength)
     assert batch.images.shape == (1, 3, 13, 17) and torch.isfinite(batch.images).all()
-    steps = Diffuser(tiny_model, Settings(sampler, 4), 1).sampler
+    steps = run_of(tiny_model, Img2Img, init_img=IMAGE, sampler=sampler, steps=4).sampler
     assert len(taken) == int(strength * steps.num_steps)
     assert taken == list(range(len(steps)))[len(steps) - len(taken) :], "the last ones"
 
@@ -66,7 +69,7 @@ def test_every_sampler_takes_every_strength(tiny_model, sampler, strength):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_strength_zero_is_the_round_trip_with_the_least_noise(tiny_model, sampler, spacing):
     """No step is taken, and what noise stays is that of the training's first two times."""
-    batch, taken = made(tiny_model, sampler, 0.0, spacing=spacing)
+    batch, taken = made(tiny_model, sampler, 0.0, schedule=spacing)
     x_0 = clean_latents(tiny_model)
     assert not taken
     assert (batch.latents - x_0).pow(2).mean().sqrt() < 1.2 * LEAST

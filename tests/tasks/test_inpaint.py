@@ -6,16 +6,18 @@ import logging
 import numpy as np
 import pytest
 import torch
+from requesting import make_images
 from tiny_models import tiny_config, tiny_model
 
 from ldm.errors import InputError
 from ldm.imaging.colour import from_uint8
 from ldm.models.latent_inpaint import LatentInpaintDiffusion
+from ldm.requests import Inpaint
 from ldm.samplers import SAMPLERS
-from ldm.tasks.inpaint import Scene, inpaint
-from ldm.tasks.sampling import Diffuser, Settings
+from ldm.tasks.inpaint import Region
+from ldm.tasks.run import Run
 
-FAST = Settings(sampler="euler_a", num_steps=2, guidance_scale=2.0, rng="per-image")
+FAST = dict(sampler="euler_a", steps=2, scale=2.0, rng="per-image")
 KINDS = ("inpaint", "sd2")
 
 
@@ -37,14 +39,19 @@ def rectangle(height: int, width: int) -> np.ndarray:
 
 
 def painted(model, image, mask, prompts=("a cat",), **options) -> list[np.ndarray]:
-    options = {"seed": 3, "settings": FAST, "batch_size": len(prompts)} | options
-    batches = inpaint(model, image, mask, list(prompts), **options)
-    return [each for batch in batches for each in batch.pictures()]
+    options = {"seed": 3, "settings": FAST, "n_samples": len(prompts)} | options
+    batches = make_images(model, Inpaint, init_img=image, mask=mask, prompts=list(prompts), **options)
+    return [each for batch in batches for each in batch.to_uint8()]
 
 
 def raw(model, image, mask, **options) -> torch.Tensor:
     options = {"seed": 3, "settings": FAST, "raw": True} | options
-    return torch.cat([batch.images for batch in inpaint(model, image, mask, ["a cat"], **options)])
+    return torch.cat(
+        [
+            batch.images
+            for batch in make_images(model, Inpaint, init_img=image, mask=mask, prompts=["a cat"], **options)
+        ]
+    )
 
 
 def check_kept(result: np.ndarray, image: np.ndarray, mask: np.ndarray) -> None:
@@ -58,7 +65,7 @@ def check_kept(result: np.ndarray, image: np.ndarray, mask: np.ndarray) -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_bytes_outside_the_mask_stay_for_every_sampler(models, kind, sampler):
     image, mask = picture(40, 56), rectangle(40, 56)
-    settings = Settings(sampler=sampler, num_steps=3, guidance_scale=2.0)
+    settings = dict(sampler=sampler, steps=3, scale=2.0)
     check_kept(painted(models[kind], image, mask, settings=settings)[0], image, mask)
 
 
@@ -74,14 +81,14 @@ def test_bytes_outside_the_mask_stay_for_every_sampler(models, kind, sampler):
         ("sd2", (13, 11), 3, torch.float32, {"strength": 0.6}),
         ("inpaint", (7, 150), 3, torch.float32, {"only_masked": 5}),
         ("sd2", (101, 97), 4, torch.bfloat16, {"only_masked": 3, "mask_blur": 4}),
-        ("inpaint", (97, 61), 4, torch.float32, {"mask_blur": 6, "matched": False}),
+        ("inpaint", (97, 61), 4, torch.float32, {"mask_blur": 6, "no_match_border": True}),
     ],
 )
 def test_bytes_outside_the_mask_stay_at_any_size_alpha_and_dtype(
     models, kind, size, channels, dtype, options
 ):
     image, mask = picture(*size, channels), rectangle(*size)
-    settings = Settings(sampler="ddim", num_steps=4, guidance_scale=2.0, eta=1.0, dtype=dtype)
+    settings = dict(sampler="ddim", steps=4, scale=2.0, eta=1.0, dtype=dtype)
     result = painted(models[kind], image, mask, settings=settings, **options)[0]
     check_kept(result, image, mask)
     if channels == 4 and not options.get("mask_blur"):
@@ -103,7 +110,7 @@ def test_ten_edits_leave_every_byte_outside_them(models):
         mask[4 * edit : 4 * edit + 7, 3 * edit : 3 * edit + 11] = 1
         touched |= mask > 0
         kind = KINDS[edit % 2]
-        settings = Settings(sampler=list(SAMPLERS)[edit], num_steps=2, guidance_scale=1.0)
+        settings = dict(sampler=list(SAMPLERS)[edit], steps=2, scale=1.0)
         image = painted(models[kind], image, mask, seed=edit, settings=settings)[0]
     check_kept(image, first, touched)
 
@@ -111,9 +118,9 @@ def test_ten_edits_leave_every_byte_outside_them(models):
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_picture_is_that_of_its_own_seed_in_any_batch(models, kind):
     image, mask, prompts = picture(24, 32), rectangle(24, 32), ["a cat", "a dog", "a cat"]
-    settings = Settings(sampler="ddim", num_steps=3, guidance_scale=2.0, eta=1.0, rng="per-image", exact=True)
+    settings = dict(sampler="ddim", steps=3, scale=2.0, eta=1.0, rng="per-image", exact=True)
     options = {"settings": settings, "strength": 0.7}
-    together = painted(models[kind], image, mask, prompts, seed=5, batch_size=2, **options)
+    together = painted(models[kind], image, mask, prompts, seed=5, n_samples=2, **options)
     for k, prompt in enumerate(prompts):
         alone = painted(models[kind], image, mask, [prompt], seed=5 + k, **options)[0]
         assert np.array_equal(together[k], alone), k
@@ -123,14 +130,14 @@ def test_each_picture_is_that_of_its_own_seed_in_any_batch(models, kind):
 def test_a_model_that_sees_the_mask_begins_with_numpys_noise_after_the_posterior(models, monkeypatch):
     """Strength 1: the published draws. Below it the picture is encoded too, drawn second."""
     begun = []
-    original = Diffuser.sample
+    original = Run.sample
 
-    def sample(self, x_t, cond, uncond, noise, **options):
-        begun.append((x_t, cond, noise.draws.state()))
-        return original(self, x_t, cond, uncond, noise, **options)
+    def sample(self, sampler, x_t, halves, noise, *more):
+        begun.append((x_t, halves.cond, noise.source.state()))
+        return original(self, sampler, x_t, halves, noise, *more)
 
-    monkeypatch.setattr(Diffuser, "sample", sample)
-    settings = Settings(sampler="ddim", num_steps=2, guidance_scale=1.0)
+    monkeypatch.setattr(Run, "sample", sample)
+    settings = dict(sampler="ddim", steps=2, scale=1.0)
     model, image, mask = models["inpaint"], picture(32, 32), rectangle(32, 32)
     painted(model, image, mask, ["a", "a"], settings=settings, seed=9)
     x_t, cond, state = begun[0]
@@ -138,8 +145,8 @@ def test_a_model_that_sees_the_mask_begins_with_numpys_noise_after_the_posterior
     posterior = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(9))
     assert torch.equal(x_t, start) and torch.equal(state["once.posterior.0"], posterior)
     given = torch.from_numpy(mask)[None, None]
-    expected = model.conditioning(cond["c_crossattn"][0], from_uint8(image), given, posterior)
-    torch.testing.assert_close(cond["c_concat"][0], expected["c_concat"][0])
+    expected = model.conditioning(cond.context, from_uint8(image), given, posterior)
+    torch.testing.assert_close(cond.concat, expected.concat)
     painted(model, image, mask, ["a", "a"], settings=settings, seed=9, strength=0.5)
     assert torch.equal(begun[1][2]["once.posterior.0"], posterior) and "once.posterior.0.1" in begun[1][2]
     assert not torch.equal(begun[1][0], start), "the picture, with noise on it"
@@ -149,8 +156,10 @@ def test_latents_of_no_masked_pixel_are_those_of_the_picture(models):
     model, image = models["sd2"], picture(32, 32)
     mask = np.zeros((32, 32), np.float32)
     mask[7:9, 20] = 1  # two latents of 8 pixels
-    settings = Settings(sampler="euler", num_steps=2, guidance_scale=1.0)
-    batch = next(iter(inpaint(model, image, mask, ["a"], seed=1, settings=settings)))
+    settings = dict(sampler="euler", steps=2, scale=1.0)
+    batch = next(
+        iter(make_images(model, Inpaint, init_img=image, mask=mask, prompts=["a"], seed=1, **settings))
+    )
     posterior = model.encode_first_stage(from_uint8(image))
     x_0 = model.get_first_stage_encoding(
         posterior, torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -165,7 +174,7 @@ def test_latents_of_no_masked_pixel_are_those_of_the_picture(models):
 def test_strength_0_paints_nothing_but_what_the_autoencoder_makes_and_1_is_noise(models, kind):
     model, mask = models[kind], rectangle(32, 48)
     image, other = picture(32, 48), 255 - picture(32, 48)
-    settings = Settings(sampler="ddim", num_steps=4, guidance_scale=1.0)
+    settings = dict(sampler="ddim", steps=4, scale=1.0)
     kept = raw(model, image, mask, settings=settings, strength=0.0)
     generator = torch.Generator().manual_seed(3)
     for _ in range(2 if kind == "inpaint" else 1):  # what is left of the picture comes first
@@ -186,8 +195,8 @@ def test_half_grey_masks_mix_evenly(models):
     image = picture(32, 40)
     mask = np.zeros((32, 40), np.float32)
     mask[8:24] = np.linspace(0.02, 1, 40, dtype=np.float32)
-    full = painted(models["sd2"], image, (mask >= 0.5).astype(np.float32), matched=False)[0]
-    result = painted(models["sd2"], image, mask, matched=False)[0]
+    full = painted(models["sd2"], image, (mask >= 0.5).astype(np.float32), no_match_border=True)[0]
+    result = painted(models["sd2"], image, mask, no_match_border=True)[0]
     inside = mask >= 0.5
     expected = mask[..., None] * full + (1 - mask[..., None]) * image
     assert np.abs(result - expected)[inside].max() <= 0.51
@@ -198,9 +207,11 @@ def test_the_border_is_matched_unless_asked_not_to(models, monkeypatch):
     """By an autoencoder that shifts all colours by 13 of 255."""
     image, mask = np.full((64, 64, 3), 120, np.uint8), rectangle(64, 64)
     decoded = (from_uint8(image) - 0.1).expand(1, -1, -1, -1)
-    monkeypatch.setattr(Diffuser, "decode", lambda *_: decoded)
+    monkeypatch.setattr(Run, "decode", lambda *_: decoded)
     steps = [
-        np.abs(painted(models["sd2"], image, mask, matched=matched)[0][mask > 0].astype(float) - 120).max()
+        np.abs(
+            painted(models["sd2"], image, mask, no_match_border=not matched)[0][mask > 0].astype(float) - 120
+        ).max()
         for matched in (True, False)
     ]
     assert steps[0] <= 3 and steps[1] >= 12
@@ -209,9 +220,9 @@ def test_the_border_is_matched_unless_asked_not_to(models, monkeypatch):
 
 def test_only_the_masked_part_is_seen_at_the_models_size(models, monkeypatch, caplog):
     seen = []
-    original = Diffuser.encode
+    original = Run.encode_framed
     monkeypatch.setattr(
-        Diffuser, "encode", lambda self, images: (seen.append(images.shape), original(self, images))[1]
+        Run, "encode_framed", lambda self, images: (seen.append(images.shape), original(self, images))[1]
     )
     image = picture(90, 200)
     mask = np.zeros((90, 200), np.float32)
@@ -219,34 +230,35 @@ def test_only_the_masked_part_is_seen_at_the_models_size(models, monkeypatch, ca
     caplog.set_level(logging.INFO, "ldm")
     result = painted(models["inpaint"], image, mask, only_masked=6)[0]
     check_kept(result, image, mask)
-    assert seen == [(1, 3, 64, 64)] and "painting a part of 32x32 pixels at 64x64" in caplog.text
-    painted(models["inpaint"], image, mask, only_masked=6, model_size=128)
+    assert seen == [(1, 3, 64, 64)] and "repainting a part of 32x32 pixels at 64x64" in caplog.text
+    monkeypatch.setattr(models["inpaint"], "trained_at", 128)
+    painted(models["inpaint"], image, mask, only_masked=6)
     assert seen[1] == (1, 3, 128, 128)
 
 
 def test_a_part_that_is_made_smaller_loses_no_line_of_the_mask():
     mask = np.zeros((600, 600), np.float32)
     mask[5, 5:590] = mask[5:590, 590] = mask[590, 5] = 1  # of a pixel's width
-    scene = Scene.of(picture(600, 600), mask, 0, 64)
-    seen = scene.seen()[0, 0]
-    assert scene.size == (64, 64) and seen[0].all() and seen[:, -1].all() and seen[-1, 0]
+    region = Region.of(picture(600, 600), mask, 0, 64)
+    seen = region.shown_mask()[0, 0]
+    assert region.size == (64, 64) and seen[0].all() and seen[:, -1].all() and seen[-1, 0]
     assert not seen[1:-1, :-1].any()
 
 
 def test_what_is_odd_is_said(models, caplog):
     caplog.set_level(logging.INFO, "ldm")
     painted(models["inpaint"], picture(32, 32), np.ones((32, 32), np.float32))
-    assert "the whole picture is painted anew" in caplog.text
+    assert "the whole image is repainted" in caplog.text
     thin = np.zeros((64, 64), np.float32)
     thin[:, 3] = 1
     painted(models["inpaint"], picture(64, 64), thin)
-    assert "finer than the 8 pixels" in caplog.text and "keep 100 % of it" in caplog.text
+    assert "finer than the 8 pixels" in caplog.text and "keeps 100 % of it" in caplog.text
     caplog.clear()
     painted(models["sd2"], picture(64, 64), thin)
     assert "finer" not in caplog.text, "latent masking paints every latent that the mask touches"
     assert "nothing is repainted" not in caplog.text
     painted(models["sd2"], picture(64, 64), thin, strength=0.01)
-    assert "leaves none to take: nothing is repainted" in caplog.text
+    assert "leaves none to run: nothing is repainted" in caplog.text
 
 
 def test_transparency_is_shown_on_white(models):
@@ -262,10 +274,10 @@ def test_transparency_is_shown_on_white(models):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strength": 1.1}, "strength is 1.1"),
-        ({"strength": float("nan")}, "strength is nan"),
-        ({"raw": True, "only_masked": 8}, "contradicts only the masked part"),
-        ({"raw": True, "mask_blur": 8}, "contradicts a mask's blur"),
+        ({"strength": 1.1}, "strength: got 1.1"),
+        ({"strength": float("nan")}, "strength: got nan"),
+        ({"raw": True, "only_masked": 8}, "cannot be combined with --only-masked"),
+        ({"raw": True, "mask_blur": 8}, "cannot be combined with --mask-blur"),
         ({"mask": np.zeros((32, 32), np.float32)}, "nothing to repaint"),
         ({"mask": np.ones((32, 31), np.float32)}, "the mask is 31x32 and the image is 32x32"),
     ],
@@ -273,14 +285,18 @@ def test_transparency_is_shown_on_white(models):
 def test_what_makes_no_sense_is_refused_at_once(models, options, message):
     mask = options.pop("mask", None) if "mask" in options else rectangle(32, 32)
     with pytest.raises(InputError, match=message):
-        inpaint(models["sd2"], picture(32, 32), mask, ["a"], seed=1, **options)
+        make_images(
+            models["sd2"], Inpaint, init_img=picture(32, 32), mask=mask, prompts=["a"], seed=1, **options
+        )
 
 
 @pytest.mark.parametrize("kind", ["depth", "upscale", "unclip-h"])
 def test_a_model_for_another_task_is_refused(tmp_path, kind):
     model = tiny_model(tiny_config(kind, tmp_path))
     with pytest.raises(InputError, match="conditioning_key"):
-        inpaint(model, picture(32, 32), rectangle(32, 32), ["a"], seed=1, settings=FAST)
+        make_images(
+            model, Inpaint, init_img=picture(32, 32), mask=rectangle(32, 32), prompts=["a"], seed=1, **FAST
+        )
 
 
 def test_prompts_and_masks_matter(models):
@@ -289,7 +305,9 @@ def test_prompts_and_masks_matter(models):
     image, mask = picture(32, 32), rectangle(32, 32)
     other = np.roll(mask, 8, axis=1)
     results = [raw(models["inpaint"], image, each) for each in (mask, other)]
-    batches = inpaint(models["inpaint"], image, mask, ["a dog"], seed=3, settings=FAST, raw=True)
+    batches = make_images(
+        models["inpaint"], Inpaint, init_img=image, mask=mask, prompts=["a dog"], seed=3, **FAST, raw=True
+    )
     results.append(next(iter(batches)).images)
     for a, b in itertools.combinations(results, 2):
         assert not torch.allclose(a, b, atol=1e-3)

@@ -5,17 +5,17 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from requesting import make_images
 from tiny_models import tiny_config
 from tiny_models import tiny_model as built
 
 from ldm.errors import InputError
 from ldm.imaging.canvas import Margins, boxes, joined
 from ldm.imaging.padding import Frame
+from ldm.requests import Inpaint, Outpaint
 from ldm.samplers import SAMPLERS
-from ldm.tasks.inpaint import inpaint
 from ldm.tasks.latents import StoppedAt, read_latents, stopped_file
-from ldm.tasks.outpaint import View, outpaint
-from ldm.tasks.sampling import Settings
+from ldm.tasks.outpaint import OutpaintWindow
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,10 @@ def picture(height: int, width: int, channels: int = 3) -> np.ndarray:
 
 
 def make(model, image, settings=None, prompts=("a",), **options):
-    settings = settings or Settings("ddim", 2)
-    return list(outpaint(model, image, list(prompts), seed=5, settings=settings, **options))
+    settings = settings or dict(sampler="ddim", steps=2)
+    return list(
+        make_images(model, Outpaint, init_img=image, prompts=list(prompts), seed=5, **settings, **options)
+    )
 
 
 @pytest.mark.few(2)
@@ -51,7 +53,7 @@ def make(model, image, settings=None, prompts=("a",), **options):
 def test_the_size_is_exact_and_the_pictures_bytes_come_back(model, size, channels, margins, window):
     image = picture(*size, channels)
     (batch,) = make(model, image, window=window, **margins._asdict())
-    (result,) = batch.pictures()
+    (result,) = batch.to_uint8()
     assert result.shape == (*margins.canvas(*size), channels) and torch.isfinite(batch.images).all()
     inner = margins.inner(*size).part
     assert np.array_equal(result[inner], image)
@@ -64,31 +66,43 @@ def test_the_size_is_exact_and_the_pictures_bytes_come_back(model, size, channel
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_in_several_windows(models, sampler):
     image = picture(40, 32)
-    (batch,) = make(models["sd1"], image, Settings(sampler, 2), right=20, down=3, window=32)
-    (result,) = batch.pictures()
+    (batch,) = make(models["sd1"], image, dict(sampler=sampler, steps=2), right=20, down=3, window=32)
+    (result,) = batch.to_uint8()
     assert result.shape == (43, 52, 3) and np.array_equal(result[:40, :32], image)
 
 
 def test_one_window_is_inpainting_of_the_filled_canvas(model):
-    settings = Settings("euler_a", 4, rng="per-image")
+    settings = dict(sampler="euler_a", steps=4, rng="per-image")
     image = np.full((32, 64, 3), 90, np.uint8)
     how = {"left": 32, "window": 96, "strength": 0.5}
-    (ours,) = make(model, image, settings, prompts="ab", batch_size=2, **how)
+    (ours,) = make(model, image, settings, prompts="ab", n_samples=2, **how)
     mask = np.zeros((32, 96), np.float32)
     mask[:, :32] = 1
     whole = np.full((32, 96, 3), 90, np.uint8)
-    (theirs,) = inpaint(model, whole, mask, ["a", "b"], seed=5, settings=settings, strength=0.5, batch_size=2)
+    (theirs,) = make_images(
+        model,
+        Inpaint,
+        init_img=whole,
+        mask=mask,
+        prompts=["a", "b"],
+        seed=5,
+        **settings,
+        strength=0.5,
+        n_samples=2,
+    )
     assert torch.allclose(ours.latents, theirs.latents, atol=1e-3)
 
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("level", [0, 90, 255])
-@pytest.mark.parametrize("settings", [Settings("ddim", 4, guidance_scale=1.0), Settings("dpmpp_2m_sde", 4)])
+@pytest.mark.parametrize(
+    "settings", [dict(sampler="ddim", steps=4, scale=1.0), dict(sampler="dpmpp_2m_sde", steps=4)]
+)
 def test_no_seam_on_a_constant_picture(model, level, settings):
     """The mean step across each border, in 8-bit levels, beside the mean step within 8 pixels of it."""
     image = np.full((64, 64, 3), level, np.uint8)
     (batch,) = make(model, image, settings, left=24, right=40, down=24, window=64)
-    result = batch.pictures()[0].astype(int)
+    result = batch.to_uint8()[0].astype(int)
     across, down = np.abs(np.diff(result, axis=1))[:64], np.abs(np.diff(result, axis=0))
     borders = {  # step across the border, steps within the new part
         "left": (across[:, 23], across[:, 15:23]),
@@ -116,8 +130,8 @@ def test_the_new_part_begins_as_the_colours_beside_it():
     new[:, 32:] = True
     image = torch.full((1, 3, 32, 48), 0.25)
     image[..., 32:] = float("nan")
-    view = View(image, new, Frame.around(32, 48, 32), 8)
-    assert torch.equal(view.pixels(), torch.full((1, 3, 32, 48), 0.25))
+    window = OutpaintWindow(image, new, Frame.around(32, 48, 32), 8)
+    assert torch.equal(window.pixels(), torch.full((1, 3, 32, 48), 0.25))
 
 
 def test_a_latent_with_any_new_pixel_is_painted():
@@ -125,19 +139,19 @@ def test_a_latent_with_any_new_pixel_is_painted():
     new = torch.zeros(32, 40, dtype=torch.bool)
     new[:, 37:] = True
     frame = Frame.around(32, 40, 32)  # 12 pixels on either side
-    seen = View(torch.zeros(1, 3, 32, 40), new, frame, 8).seen()
+    seen = OutpaintWindow(torch.zeros(1, 3, 32, 40), new, frame, 8).shown_mask()
     assert (seen[..., 36:] == 1).all() and (seen[..., :36] == 0).all()  # (12 + 37) // 8 * 8 - 12
 
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("rng", ["per-image", "gpu-philox"])
 def test_a_picture_of_several_windows_is_the_same_alone_and_in_a_batch(model, rng):
-    settings = Settings("euler_a", 2, rng=rng, exact=True)
+    settings = dict(sampler="euler_a", steps=2, rng=rng, exact=True)
     how = {"right": 40, "up": 5, "window": 32}
-    together = make(model, picture(32, 32), settings, prompts="abc", batch_size=2, **how)
-    alone = outpaint(model, picture(32, 32), ["c"], seed=7, settings=settings, **how)
+    together = make(model, picture(32, 32), settings, prompts="abc", n_samples=2, **how)
+    alone = make_images(model, Outpaint, init_img=picture(32, 32), prompts=["c"], seed=7, **settings, **how)
     assert torch.equal(together[1].images, next(alone).images) and together[1].seeds == (7,)
-    alone = outpaint(model, picture(32, 32), ["b"], seed=6, settings=settings, **how)
+    alone = make_images(model, Outpaint, init_img=picture(32, 32), prompts=["b"], seed=6, **settings, **how)
     assert torch.equal(together[0].images[1:], next(alone).images)
 
 
@@ -152,7 +166,7 @@ def test_no_two_windows_begin_with_the_same_noise(models, rng):
             yield step
 
     image = np.full((32, 32, 3), 128, np.uint8)
-    make(models["sd1"], image, Settings("ddim", 2, rng=rng), right=48, window=32, track=track)
+    make(models["sd1"], image, dict(sampler="ddim", steps=2, rng=rng), right=48, window=32, track=track)
     assert len(begun) == 3
     for one, other in itertools.combinations(begun, 2):
         assert not torch.allclose(one, other, atol=1e-2)
@@ -164,10 +178,10 @@ def test_no_two_windows_begin_with_the_same_noise(models, rng):
 def test_a_run_stopped_in_any_window_goes_on_exactly(model, tmp_path, rng, stop):
     """Four windows of three steps: in the first, in the third, after its last step, in the second batch."""
     image = picture(32, 32)
-    settings = Settings("dpmpp_2m_sde", 3, rng=rng)
+    settings = dict(sampler="dpmpp_2m_sde", steps=3, rng=rng)
     how = {"right": 20, "left": 20, "window": 32}
     assert len(boxes(32, 32, Margins(20, 20), 32)) == 4
-    how |= {"prompts": "abc", "batch_size": 2}
+    how |= {"prompts": "abc", "n_samples": 2}
     whole = make(model, image, settings, **how)
     taken, asked = itertools.count(1), []
 
@@ -193,7 +207,9 @@ def test_a_run_stopped_in_any_window_goes_on_exactly(model, tmp_path, rng, stop)
 
 def outpaint_slowly(model, image, settings, done, prompts, **how):
     """Append each batch to `done` as it comes."""
-    for batch in outpaint(model, image, list(prompts), seed=5, settings=settings, **how):
+    for batch in make_images(
+        model, Outpaint, init_img=image, prompts=list(prompts), seed=5, **settings, **how
+    ):
         done.append(batch)
     return []
 
@@ -213,16 +229,16 @@ def test_going_on_needs_the_canvas(models, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "expected pixels to add"),
-        ({"left": -1, "right": 8}, "left -1"),
+        ({}, "nothing to add"),
+        ({"left": -1, "right": 8}, "left: got -1"),
         ({"down": 16_384}, "at most 16384 pixels per side"),
-        ({"right": 8, "strength": 1.5}, "strength is 1.5"),
-        ({"right": 8, "window": 8}, "window of 8 pixels"),
+        ({"right": 8, "strength": 1.5}, "strength: got 1.5"),
+        ({"right": 8, "window": 8}, "window: got 8"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(models, options, says):
     with pytest.raises(InputError, match=says):
-        outpaint(models["sd1"], picture(8, 8), ["a"], seed=5, **options)
+        make(models["sd1"], picture(8, 8), **options)
 
 
 def test_models_of_other_tasks_are_refused(tmp_path):

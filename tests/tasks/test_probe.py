@@ -75,7 +75,7 @@ FORMULAS = {
 }
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("formula, expected", FORMULAS.values(), ids=FORMULAS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_what_else_a_network_may_give(formula, expected, dtype):
@@ -84,7 +84,7 @@ def test_what_else_a_network_may_give(formula, expected, dtype):
     assert probed(model, wrapped, dtype).prediction == expected
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_a_tiny_network_trained_for_seconds(prediction):
     """It is trained on other pictures than it is probed on, and knows no text."""

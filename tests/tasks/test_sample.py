@@ -2,16 +2,15 @@
 
 import pytest
 import torch
+from requesting import make_images
 from tiny_models import tiny_config
 from tiny_models import tiny_model as built
 
 from ldm.diffusion.prediction import denoiser
 from ldm.errors import InputError
+from ldm.requests import Sample, Txt2Img
 from ldm.samplers import SAMPLERS, make_sampler, sample_loop
 from ldm.tasks.probe import probe_prediction
-from ldm.tasks.sample import sample
-from ldm.tasks.sampling import Settings
-from ldm.tasks.txt2img import txt2img
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +19,8 @@ def unconditional(tmp_path_factory):
 
 
 def make(model, count=2, settings=None, **options):
-    settings = settings or Settings("ddim", 4, guidance_scale=1.0)
-    return list(sample(model, count, seed=5, settings=settings, batch_size=2, **options))
+    settings = settings or dict(sampler="ddim", steps=4, scale=1.0)
+    return list(make_images(model, Sample, prompts=[""] * count, seed=5, **settings, n_samples=2, **options))
 
 
 def test_it_is_the_sampler_on_the_network_alone(unconditional):
@@ -39,48 +38,52 @@ def test_it_is_the_sampler_on_the_network_alone(unconditional):
 @pytest.mark.few(3)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_at_any_size(unconditional, sampler):
-    settings = Settings(sampler, 4, guidance_scale=1.0, rng="per-image", exact=True)
+    settings = dict(sampler=sampler, steps=4, scale=1.0, rng="per-image", exact=True)
     batches = make(unconditional, 3, settings, height=67, width=41, n_iter=2)
     assert [len(batch.images) for batch in batches] == [2, 1, 2, 1]
     for batch in batches:
         assert batch.images.shape[-2:] == (67, 41) and torch.isfinite(batch.images).all()
-    alone = list(sample(unconditional, 1, seed=7, height=67, width=41, settings=settings))
+    alone = list(
+        make_images(unconditional, Sample, prompts=[""] * 1, seed=7, height=67, width=41, **settings)
+    )
     assert torch.equal(batches[1].images, alone[0].images)
 
 
 def test_a_text_model_is_asked_with_the_empty_prompt(tiny_model):
-    settings = Settings("euler_a", 4, guidance_scale=1.0)
+    settings = dict(sampler="euler_a", steps=4, scale=1.0)
     ours = make(tiny_model, settings=settings, height=16, width=24)[0]
-    (theirs,) = txt2img(tiny_model, ["", ""], seed=5, height=16, width=24, batch_size=2, settings=settings)
+    (theirs,) = make_images(
+        tiny_model, Txt2Img, prompts=["", ""], seed=5, height=16, width=24, n_samples=2, **settings
+    )
     assert torch.equal(ours.images, theirs.images)
-    away = Settings("euler_a", 4, guidance_scale=3.0, negative_prompt="a cat")
+    away = dict(sampler="euler_a", steps=4, scale=3.0, negative_prompt="a cat")
     assert not torch.equal(make(tiny_model, settings=away, height=16, width=24)[0].images, ours.images)
 
 
 def test_by_default_the_size_is_the_models_and_guidance_is_off(tiny_model):
     side = tiny_model.image_size * tiny_model.downsampling_factor
     track = lambda steps, total: list(steps)[:0] or iter(())  # noqa: E731
-    (batch,) = sample(tiny_model, 1, seed=5, track=track)
+    (batch,) = make_images(tiny_model, Sample, prompts=[""], seed=5, scale=None, track=track)
     assert batch.images.shape[-2:] == (side, side)
 
 
 @pytest.mark.parametrize(("scale", "negative"), [(2.0, ""), (1.0, "a cat"), (3.0, "a cat")])
 def test_a_model_without_text_cannot_be_guided(unconditional, scale, negative):
-    settings = Settings("ddim", 4, guidance_scale=scale, negative_prompt=negative)
+    settings = dict(sampler="ddim", steps=4, scale=scale, negative_prompt=negative)
     with pytest.raises(InputError, match="no text encoder.*expected scale 1"):
-        sample(unconditional, 1, seed=5, settings=settings)
+        make(unconditional, 1, settings)
 
 
 def test_guidance_from_nothing_to_nothing_is_refused(tiny_model):
     with pytest.raises(InputError, match="guidance scale 2 changes nothing"):
-        sample(tiny_model, 1, seed=5, settings=Settings("ddim", 4, guidance_scale=2.0))
+        make(tiny_model, 1, dict(sampler="ddim", steps=4, scale=2.0))
 
 
 def test_models_of_other_tasks_are_refused(tmp_path, unconditional):
     with pytest.raises(InputError, match="for another task .*'hybrid'"):
         make(built(tiny_config("inpaint", tmp_path)))
     with pytest.raises(InputError, match="takes no prompt"):
-        txt2img(unconditional, ["a"], seed=5, height=64, width=64)
+        make_images(unconditional, Txt2Img, prompts=["a"], seed=5, height=64, width=64)
 
 
 def test_the_probe_runs_without_a_text_encoder(unconditional):

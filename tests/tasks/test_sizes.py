@@ -19,21 +19,14 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, example, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
+from requesting import make_images
 from tiny_models import tiny_config, tiny_model
 
 from ldm.models.gaussian import DiagonalGaussianDistribution
-from ldm.tasks.depth2img import depth2img
-from ldm.tasks.img2img import img2img
-from ldm.tasks.inpaint import inpaint
-from ldm.tasks.outpaint import outpaint
-from ldm.tasks.sample import sample
-from ldm.tasks.sampling import Batch, Settings
-from ldm.tasks.tiles import Tiling
-from ldm.tasks.txt2img import txt2img
-from ldm.tasks.unclip import unclip
-from ldm.tasks.upscale import upscale
+from ldm.requests import Depth2Img, Img2Img, Inpaint, Outpaint, Sample, Txt2Img, Unclip, Upscale
+from ldm.tasks.batch import Batch
 
-QUICK = {"seed": 3, "settings": Settings("euler", 2, guidance_scale=1.0)}
+QUICK = {"seed": 3, "sampler": "euler", "steps": 2, "scale": 1.0}
 COLOUR = (230, 90, 30)
 FEW = profile(
     max_examples=4, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck),
@@ -76,27 +69,49 @@ def size_of(image: np.ndarray) -> dict:
     return dict(zip(("height", "width"), image.shape, strict=False))
 
 
+def request(cls: type, given: Callable = lambda x: {}) -> Callable:
+    """Return what makes the images of a request for an image x; `given` are its options of x."""
+    return lambda model, x: make_images(model, cls, **{"prompts": ["a"]} | given(x) | QUICK)
+
+
+def image_of(x: np.ndarray, **more) -> dict:
+    return {"init_img": x, **more}
+
+
+def masked(x: np.ndarray, **more) -> dict:
+    return image_of(x, mask=half(x), **more)
+
+
 TASKS = {
-    "txt2img": Task("sd2", lambda m, x: txt2img(m, ["a"], **size_of(x), **QUICK)),
-    "sample": Task("sd2", lambda m, x: sample(m, 1, **size_of(x), **QUICK)),
-    "img2img": Task("sd2", lambda m, x: img2img(m, x, ["a"], strength=1.0, **QUICK)),
-    "inpaint": Task("inpaint", lambda m, x: inpaint(m, x, half(x), ["a"], **QUICK), kept=outside),
-    "inpaint, plain model": Task("sd2", lambda m, x: inpaint(m, x, half(x), ["a"], **QUICK), kept=outside),
+    "txt2img": Task("sd2", request(Txt2Img, size_of)),
+    "sample": Task("sd2", request(Sample, lambda x: {"prompts": [""], **size_of(x)})),
+    "img2img": Task("sd2", request(Img2Img, lambda x: image_of(x, strength=1.0))),
+    "inpaint": Task("inpaint", request(Inpaint, masked), kept=outside),
+    "inpaint, plain model": Task("sd2", request(Inpaint, masked), kept=outside),
     "inpaint, only masked": Task(
-        "inpaint", lambda m, x: inpaint(m, x, half(x), ["a"], only_masked=3, **QUICK), kept=outside
+        "inpaint", request(Inpaint, lambda x: masked(x, only_masked=3)), kept=outside
     ),
-    "outpaint": Task("inpaint", lambda m, x: outpaint(m, x, ["a"], left=3, up=5, right=17, **QUICK),
-                     lambda h, w: (h + 5, w + 20), middle),
-    "outpaint, plain model": Task("sd2", lambda m, x: outpaint(m, x, ["a"], left=3, up=5, down=1, **QUICK),
-                                  lambda h, w: (h + 6, w + 3), middle),
-    "depth2img": Task("depth", lambda m, x: depth2img(m, x, ["a"], depth=ramp(x), **QUICK)),
-    "upscale": Task("upscale", lambda m, x: upscale(m, x, ["a"], **QUICK), lambda h, w: (8 * h, 8 * w)),
+    "outpaint": Task(
+        "inpaint",
+        request(Outpaint, lambda x: image_of(x, left=3, up=5, right=17)),
+        lambda h, w: (h + 5, w + 20),
+        middle,
+    ),
+    "outpaint, plain model": Task(
+        "sd2",
+        request(Outpaint, lambda x: image_of(x, left=3, up=5, down=1)),
+        lambda h, w: (h + 6, w + 3),
+        middle,
+    ),
+    "depth2img": Task("depth", request(Depth2Img, lambda x: image_of(x, depth=ramp(x)))),
+    "upscale": Task("upscale", request(Upscale, image_of), lambda h, w: (8 * h, 8 * w)),
     "upscale, tiled": Task(
-        "upscale", lambda m, x: upscale(m, x, ["a"], tiling=Tiling(16, 4), **QUICK),
+        "upscale",
+        request(Upscale, lambda x: image_of(x, tile=16, overlap=4, faithful="off")),
         lambda h, w: (8 * h, 8 * w),
     ),
-    "unclip": Task("unclip-h", lambda m, x: unclip(m, [x], ["a"], **size_of(x), **QUICK)),
-}  # fmt: skip
+    "unclip": Task("unclip-h", request(Unclip, lambda x: {"init_img": [x], **size_of(x)})),
+}
 """The tiny upscaler's decoder enlarges 8 times, the published one 4."""
 
 
@@ -121,7 +136,7 @@ def test_any_size_comes_out_exactly_and_finite(task, height, width, seed):
     batch = only(task.call(model_of(task.kind), image))
     size = task.size(height, width)
     assert batch.images.shape == (1, 3, *size) and torch.isfinite(batch.images).all()
-    (picture,) = batch.pictures()
+    (picture,) = batch.to_uint8()
     assert picture.shape == (*size, 3)
     assert np.array_equal(*task.kept(image, picture))
 
@@ -161,7 +176,7 @@ def exact(monkeypatch):
 def test_a_constant_picture_shows_no_seam(exact, task, height, width):
     """Within 1 of 255, as to 8 bits is by truncation. Nor does the padding of what is encoded show one."""
     image, seen = np.full((height, width, 3), COLOUR, np.uint8), []
-    (picture,) = only(task.call(exact(model_of(task.kind), seen), image)).pictures()
+    (picture,) = only(task.call(exact(model_of(task.kind), seen), image)).to_uint8()
     assert picture.shape == (*task.size(height, width), 3)
     assert np.abs(picture.astype(int) - COLOUR).max() <= 1
     if task.call in (TASKS["img2img"].call, TASKS["depth2img"].call):

@@ -8,6 +8,7 @@ from tiny_models import tiny_config, tiny_model
 from golden_cases import case
 from ldm import load_model
 from ldm.config import load_config
+from ldm.diffusion.cond import Cond
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.prediction import denoiser
 from ldm.samplers import DDIM, sample_loop
@@ -124,8 +125,13 @@ def test_k_diffusions_trajectory_is_that_of_ddim(tiny, wrapped, k_diffusion, nam
     options = {"noise_sampler": lambda *_: next(left_k)} if eta else {}
     theirs = []
     last = getattr(k_diffusion.sampling, f"sample_{name}")(
-        wrapped, x / alphas[0], sigmas, extra_args={"cond": cond}, disable=True,
-        callback=lambda step: theirs.append(step["x"]), **options,
+        wrapped,
+        x / alphas[0],
+        sigmas,
+        extra_args={"cond": cond},
+        disable=True,
+        callback=lambda step: theirs.append(step["x"]),
+        **options,
     )
     theirs = [*theirs[1:], last]
     assert len(ours) == len(theirs) == 8
@@ -147,14 +153,18 @@ def test_k_diffusions_dpm_solver_with_guidance_is_ours(tiny, wrapped, k_diffusio
     x, cond = start(tiny)
     uncond = tiny.get_learned_conditioning(["", ""])
     denoise = denoiser(tiny.apply_model, tiny.schedule, tiny.parameterization)
-    guided = ClassifierFreeGuidance(denoise, uncond, scale)
-    ours = [step.x_t for step in sample_loop(DPMSolver(tiny.schedule, 16), guided, x, cond)]
+    guided = ClassifierFreeGuidance(denoise, Cond(uncond), scale)
+    ours = [step.x_t for step in sample_loop(DPMSolver(tiny.schedule, 16), guided, x, Cond(cond))]
     sigmas = wrapped.t_to_sigma(torch.linspace(999, 0, 17))  # its published times
     alphas = (1 + sigmas**2) ** -0.5
     theirs = []
     last = k_diffusion.sampling.sample_dpmpp_2m(
-        Guided(), x / alphas[0], sigmas, extra_args={"cond": cond, "uncond": uncond},
-        disable=True, callback=lambda step: theirs.append(step["x"]),
+        Guided(),
+        x / alphas[0],
+        sigmas,
+        extra_args={"cond": cond, "uncond": uncond},
+        disable=True,
+        callback=lambda step: theirs.append(step["x"]),
     )
     for x_t, x_k, alpha in zip(ours, [*theirs[1:], last], alphas[1:], strict=True):
         assert close(x_k * alpha, x_t)

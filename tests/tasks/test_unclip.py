@@ -6,18 +6,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from requesting import make_images
 from safetensors.torch import save_file
 from tiny_models import WIDTH, tiny_config, tiny_model
 
 from ldm.errors import BadImageError, InputError
 from ldm.imaging.colour import from_uint8
+from ldm.requests import Unclip
 from ldm.samplers import SAMPLERS
 from ldm.tasks.latents import StoppedAt
-from ldm.tasks.sampling import Settings
-from ldm.tasks.unclip import Mix, unclip
+from ldm.tasks.unclip import Mix
 
 TASKS = "unclip-h", "unclip-l"
-QUICK = Settings("ddim", 2, guidance_scale=3.0)
+QUICK = dict(sampler="ddim", steps=2, scale=3.0)
 SIDE = 32
 
 
@@ -45,7 +46,7 @@ def model(models, request):
 
 def made(model, images=IMAGES, prompts=("a",), **options) -> list:
     options = {"seed": 3, "height": SIDE, "width": SIDE, "settings": QUICK} | options
-    return list(unclip(model, list(images), list(prompts), **options))
+    return list(make_images(model, Unclip, init_img=list(images), prompts=list(prompts), **options))
 
 
 def latents(*args, **options) -> torch.Tensor:
@@ -83,7 +84,7 @@ def test_the_network_is_told_what_the_formulas_say(models, task, asked):
     """Draws in the published order: each picture's, the mix's, the start; the other half is told zeros."""
     model, seen = models[task], asked(models[task])
     weights, levels, count = (2.0, -0.5), (10, 200), 3
-    options = {"weights": weights, "noise_level": levels, "batch_size": count}
+    options = {"image_weights": weights, "noise_level": levels, "n_samples": count}
     made(model, prompts=["a", "b", "c"], **options)
     if task == "unclip-l":
         mean, std = torch.linspace(-1, 1, WIDTH).double(), torch.linspace(0.5, 2, WIDTH).double()
@@ -97,21 +98,21 @@ def test_the_network_is_told_what_the_formulas_say(models, task, asked):
         label = label + weight / sum(weights) * noised(z, level, eps, mean, std)
     again = noised(label[:, :WIDTH], 50, torch.randn(count, WIDTH, generator=generator), mean, std)
     x_t, _, cond = seen[0]
-    torch.testing.assert_close(cond["c_adm"][:count], torch.zeros(count, 2 * WIDTH))
-    torch.testing.assert_close(cond["c_adm"][count:].double(), again, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(cond.label[:count], torch.zeros(count, 2 * WIDTH))
+    torch.testing.assert_close(cond.label[count:].double(), again, atol=1e-4, rtol=1e-4)
     assert torch.equal(x_t[count:], torch.randn(count, 4, 4, 4, generator=generator))
 
 
 def test_the_mix_itself_where_it_is_not_noised_again(models, asked):
     model, seen = models["unclip-h"], asked(models["unclip-h"])
-    made(model, weights=(3, 1), mix_noise_level=None)
+    made(model, image_weights=(3, 1), mix_noise_level="off")
     generator = torch.Generator().manual_seed(3)
     label = 0
     for image, weight in zip(IMAGES, (3, 1), strict=True):
         eps = torch.randn(1, WIDTH, generator=generator)
         zero, one = torch.zeros(WIDTH).double(), torch.ones(WIDTH).double()
         label = label + weight / 4 * noised(model.embedder(from_uint8(image)), 0, eps, zero, one)
-    torch.testing.assert_close(seen[0][2]["c_adm"][1:].double(), label, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(seen[0][2].label[1:].double(), label, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -130,7 +131,7 @@ def test_diffusers_gives_the_same_latents_for_the_same_seed(configs, models, tas
         noise_level=100, num_inference_steps=4, guidance_scale=4.0, height=64, width=SIDE,
         generator=torch.Generator().manual_seed(3), output_type="latent",
     ).images  # fmt: skip
-    settings = Settings("ddim", 4, guidance_scale=4.0, negative_prompt="blue")
+    settings = dict(sampler="ddim", steps=4, scale=4.0, negative_prompt="blue")
     got = latents(model, IMAGES[:1], ["a red apple"], noise_level=100, height=64, settings=settings)
     assert got.shape == (1, 4, 8, 4) and got.std() > 0.1
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
@@ -138,10 +139,10 @@ def test_diffusers_gives_the_same_latents_for_the_same_seed(configs, models, tas
 
 @pytest.mark.parametrize("rng", ["per-image", "gpu-philox"])
 def test_a_picture_of_a_batch_is_that_of_its_seed_alone(model, rng):
-    settings = Settings("euler_a", 3, rng=rng, exact=True)
-    options = {"weights": (2, 1), "noise_level": (0, 300), "settings": settings}
+    settings = dict(sampler="euler_a", steps=3, rng=rng, exact=True)
+    options = {"image_weights": (2, 1), "noise_level": (0, 300), "settings": settings}
     prompts = ["a", "b", "c"]
-    together = latents(model, prompts=prompts, batch_size=2, **options)
+    together = latents(model, prompts=prompts, n_samples=2, **options)
     for k, prompt in enumerate(prompts):
         assert torch.equal(latents(model, prompts=[prompt], seed=3 + k, **options)[0], together[k])
 
@@ -163,8 +164,8 @@ def stop_after(steps_of_the_run: int):
 @pytest.mark.parametrize("stop", [1, 5])
 def test_a_stopped_run_goes_on_exactly(models, rng, stop):
     """In the first batch and in the short second, whose noise on the embeddings is the first rows' again."""
-    options = {"prompts": ["a", "b", "c"], "batch_size": 2, "weights": (1, 2)}
-    options["settings"] = Settings("euler_a", 3, rng=rng)
+    options = {"prompts": ["a", "b", "c"], "n_samples": 2, "image_weights": (1, 2)}
+    options["settings"] = dict(sampler="euler_a", steps=3, rng=rng)
     model = models["unclip-l"]
     whole = made(model, **options)
     with pytest.raises(StoppedAt) as stopped:
@@ -177,7 +178,7 @@ def test_a_stopped_run_goes_on_exactly(models, rng, stop):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler(model, sampler):
-    (batch,) = made(model, settings=Settings(sampler, 3))
+    (batch,) = made(model, settings=dict(sampler=sampler, steps=3))
     assert batch.images.shape == (1, 3, SIDE, SIDE) and torch.isfinite(batch.images).all()
 
 
@@ -191,15 +192,15 @@ def test_any_size_goes_in_and_comes_out_exactly(models, size):
 
 def test_only_the_proportions_of_the_weights_matter(models):
     model = models["unclip-l"]
-    one, other, third = (latents(model, weights=weights) for weights in ((2, 1), (-5, -2.5), (1, 2)))
+    one, other, third = (latents(model, image_weights=weights) for weights in ((2, 1), (-5, -2.5), (1, 2)))
     torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
     assert not torch.allclose(one, third, atol=1e-2)
 
 
 def test_a_picture_of_weight_zero_counts_for_nothing(models):
-    model, settings = models["unclip-l"], Settings("ddim", 2, rng="per-image")
+    model, settings = models["unclip-l"], dict(sampler="ddim", steps=2, rng="per-image")
     alone = latents(model, IMAGES[:1], settings=settings)
-    beside = latents(model, weights=(1, 0), mix_noise_level=None, settings=settings)
+    beside = latents(model, image_weights=(1, 0), mix_noise_level="off", settings=settings)
     torch.testing.assert_close(alone, beside, atol=1e-5, rtol=0)
 
 
@@ -214,7 +215,7 @@ def test_the_noise_level_says_how_much_of_the_picture_is_kept(models):
 
 
 def test_a_prompt_and_a_negative_prompt_count_beside_the_picture(models):
-    model, negative = models["unclip-l"], Settings("ddim", 2, guidance_scale=3.0, negative_prompt="blue")
+    model, negative = models["unclip-l"], dict(sampler="ddim", steps=2, scale=3.0, negative_prompt="blue")
     plain = latents(model)
     assert not torch.allclose(plain, latents(model, prompts=["b"]), atol=1e-3)
     assert not torch.allclose(plain, latents(model, settings=negative), atol=1e-3)
@@ -222,7 +223,7 @@ def test_a_prompt_and_a_negative_prompt_count_beside_the_picture(models):
 
 def test_scale_one_makes_one_pass(models, asked):
     seen = asked(models["unclip-h"])
-    made(models["unclip-h"], settings=Settings("ddim", 2, guidance_scale=1.0))
+    made(models["unclip-h"], settings=dict(sampler="ddim", steps=2, scale=1.0))
     assert [len(x_t) for x_t, *_ in seen] == [1, 1]
 
 
@@ -236,7 +237,7 @@ def test_start_noise_may_be_given(models):
 
 def test_bfloat16_gives_about_the_same_picture(models):
     exact, rounded = (
-        made(models["unclip-l"], settings=Settings("ddim", 3, guidance_scale=3.0, dtype=dtype))[0].images
+        made(models["unclip-l"], settings=dict(sampler="ddim", steps=3, scale=3.0, dtype=dtype))[0].images
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
@@ -253,13 +254,13 @@ def test_an_encoder_that_gives_nan_is_an_error_of_one_line(models, monkeypatch):
 @pytest.mark.parametrize(
     ("pictures", "options", "message"),
     [
-        (0, {}, "no picture"),
-        (2, {"weights": [1.0]}, "1 weights for 2 pictures"),
+        (0, {}, "no image"),
+        (2, {"weights": [1.0]}, "1 weights for 2 images"),
         (1, {"weights": [0.0]}, "0, sum to 0"),
         (3, {"weights": [0.1, 0.2, -0.3]}, "0.1, 0.2, -0.3, sum to 0"),
         (2, {"weights": [1.0, math.nan]}, "within 1e"),
         (2, {"weights": [1e308, 1e308]}, "within 1e"),
-        (3, {"noise_level": [1, 2]}, "2 noise levels for 3 pictures"),
+        (3, {"noise_level": [1, 2]}, "2 noise levels for 3 images"),
         (1, {"noise_level": 1000}, "noise level 1000: expected a whole number from 0 to 999"),
         (1, {"noise_level": -1}, "noise level -1"),
         (1, {"noise_level": 1.5}, "noise level 1.5"),
@@ -269,17 +270,18 @@ def test_an_encoder_that_gives_nan_is_an_error_of_one_line(models, monkeypatch):
 def test_mixes_that_cannot_be_are_refused_at_once(models, pictures, options, message):
     with pytest.raises(InputError, match=message):
         Mix.of(pictures, **options)
-    with pytest.raises(InputError, match=message):
-        unclip(models["unclip-h"], IMAGES[:1] * pictures, ["a"], seed=1, height=8, width=8, **options)
+    own = {"image_weights" if name == "weights" else name: value for name, value in options.items()}
+    with pytest.raises(InputError):
+        made(models["unclip-h"], IMAGES[:1] * pictures, **own)
 
 
 def test_a_model_of_fewer_levels_or_of_another_task_is_refused_at_once(models, tiny_model, monkeypatch):
     size = {"seed": 1, "height": 8, "width": 8}
     with pytest.raises(InputError, match="another task.*crossattn-adm"):
-        unclip(tiny_model, IMAGES, ["a"], **size)
+        make_images(tiny_model, Unclip, init_img=IMAGES, prompts=["a"], **size)
     model = models["unclip-h"]
     monkeypatch.setattr(model.noise_augmentor, "max_noise_level", 40)
     with pytest.raises(InputError, match="noise level 50: expected a whole number from 0 to 39"):
-        unclip(model, IMAGES, ["a"], **size)
+        list(make_images(model, Unclip, init_img=IMAGES, prompts=["a"], **size))
     with pytest.raises(InputError, match="unknown sampler|eulr"):
-        unclip(model, IMAGES[:1], ["a"], settings=Settings("eulr"), **size)
+        make_images(model, Unclip, init_img=IMAGES[:1], prompts=["a"], sampler="eulr", **size)

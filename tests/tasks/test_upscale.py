@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from requesting import make_images
 from tiny_models import tiny_config, tiny_model
 
 from ldm.errors import InputError
 from ldm.imaging.colour import from_uint8
+from ldm.requests import Upscale
 from ldm.tasks.latents import StoppedAt
-from ldm.tasks.sampling import Settings
-from ldm.tasks.tiles import Tiling, spans
-from ldm.tasks.upscale import upscale
+from ldm.tasks.tiles import spans
 
-QUICK = Settings("ddim", 2, guidance_scale=3.0)
-ALONE = Settings("euler_a", 3, guidance_scale=3.0, rng="per-image", exact=True)
+QUICK = dict(sampler="ddim", steps=2, scale=3.0)
+ALONE = dict(sampler="euler_a", steps=3, scale=3.0, rng="per-image", exact=True)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def run(model, image, prompts=("a",), **options):
     options = {"seed": 3, "settings": QUICK} | options
-    return list(upscale(model, image, list(prompts), **options))
+    return list(make_images(model, Upscale, init_img=image, prompts=list(prompts), **options))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (13, 5), (8, 8), (17, 31)])
@@ -41,7 +41,7 @@ def test_any_size_comes_out_exactly_enlarged(model, size):
     scale = model.downsampling_factor
     assert batch.images.shape == (1, 3, scale * size[0], scale * size[1])
     assert batch.images.isfinite().all()
-    assert batch.pictures()[0].shape == (scale * size[0], scale * size[1], 3)
+    assert batch.to_uint8()[0].shape == (scale * size[0], scale * size[1], 3)
 
 
 def test_the_picture_stands_where_the_small_one_stood(model):
@@ -57,7 +57,7 @@ def test_the_picture_stands_where_the_small_one_stood(model):
 
 def test_a_picture_does_not_depend_on_its_batch(model):
     image = picture(6, 10)
-    together = run(model, image, "abc", batch_size=2, settings=ALONE)
+    together = run(model, image, "abc", n_samples=2, settings=ALONE)
     images = torch.cat([batch.images for batch in together])
     for k, prompt in enumerate("abc"):
         (alone,) = run(model, image, prompt, seed=3 + k, settings=ALONE)
@@ -69,8 +69,8 @@ def test_a_picture_does_not_depend_on_its_batch(model):
 @pytest.mark.parametrize("stop", [2, 5])
 def test_going_on_is_exact(model, rng, stop):
     """In the first batch, and in the short second."""
-    settings = Settings("euler_a", 3, guidance_scale=3.0, rng=rng)
-    options = {"seed": 3, "batch_size": 2, "settings": settings}
+    settings = dict(sampler="euler_a", steps=3, scale=3.0, rng=rng)
+    options = {"seed": 3, "n_samples": 2, "settings": settings}
     image, left = picture(6, 10), itertools.count(stop - 1, -1)
 
     def track(steps, total):
@@ -80,7 +80,10 @@ def test_going_on_is_exact(model, rng, stop):
                 return
 
     whole = run(model, image, "abc", **options)
-    made, batches = [], upscale(model, image, list("abc"), track=track, **options)
+    made, batches = (
+        [],
+        make_images(model, Upscale, init_img=image, prompts=list("abc"), track=track, **options),
+    )
     with pytest.raises(StoppedAt) as stopped:
         made.extend(iter(lambda: next(batches), None))
     made += run(model, image, "abc", resume=stopped.value.position, **options)
@@ -93,15 +96,15 @@ def test_the_noise_level_matters_and_is_checked(model):
     (low,), (default,), (usual,) = (run(model, image, noise_level=n) for n in (0, None, 20))
     assert torch.equal(default.images, usual.images) and not torch.allclose(low.images, usual.images)
     for level in (-1, 351):
-        with pytest.raises(InputError, match=f"noise level is {level}; expected 0 to 350"):
-            upscale(model, image, ["a"], seed=3, noise_level=level)
+        with pytest.raises(InputError, match=f"noise.level.*{level}.*expected.*0"):
+            run(model, image, noise_level=level)
 
 
 def test_a_faithful_picture_shrinks_to_the_one_it_is_of(model):
     small = np.asarray(Image.fromarray(picture(2, 3)).resize((12, 8), Image.Resampling.BICUBIC))
     errors = []
     for is_faithful in (False, True):
-        (batch,) = run(model, small, faithful=is_faithful)
+        (batch,) = run(model, small, faithful="on" if is_faithful else "off")
         shrunk = torch.nn.functional.interpolate(batch.images, (8, 12), mode="bicubic", antialias=True)
         errors.append((shrunk - from_uint8(small)).square().mean().sqrt())
     assert errors[0] > 0.1 and errors[1] < 0.05
@@ -117,7 +120,7 @@ def test_start_noise_may_be_given(model):
 def test_other_models_are_refused(tmp_path):
     other = tiny_model(tiny_config("sd2", tmp_path))
     with pytest.raises(InputError, match="this model is a LatentDiffusion; expected LatentUpscaleDiffusion"):
-        upscale(other, picture(8, 8), ["a"], seed=3)
+        make_images(other, Upscale, init_img=picture(8, 8), prompts=["a"], seed=3)
 
 
 SIDE, TILE = 56, 40
@@ -148,14 +151,14 @@ def slopes() -> np.ndarray:
 
 @pytest.mark.parametrize("make", [sprite, slopes])
 @pytest.mark.parametrize(
-    ("faithful", "most_shift", "least_psnr"), [(True, 0.1, 45), (False, 5, 28)], ids=["faithful", "raw"]
+    ("faithful", "most_shift", "least_psnr"), [("on", 0.1, 45), ("off", 5, 28)], ids=["faithful", "raw"]
 )
 def test_tiles_keep_the_colours_and_have_no_seams(demo, make, faithful, most_shift, least_psnr):
     """On a picture that fits both ways, as tiles are used, and without what corrects their colours."""
-    options = {"seed": 1, "settings": Settings("ddim", 3, guidance_scale=1.0), "faithful": faithful}
+    options = {"seed": 1, "settings": dict(sampler="ddim", steps=3, scale=1.0), "faithful": faithful}
     whole, tiled = (
-        next(upscale(demo, make(), ["a cat"], tiling=tiling, **options)).images
-        for tiling in (Tiling(), Tiling(TILE, 8, apart=True, decoder_tile=16))
+        next(make_images(demo, Upscale, init_img=make(), prompts=["a cat"], **tiles, **options)).images
+        for tiles in ({}, {"tile": TILE, "overlap": 8})
     )
     shift = 127.5 * (tiled - whole).mean((0, 2, 3)).abs().max()
     assert shift < most_shift, "colours, of 255"

@@ -87,6 +87,7 @@ def starting(task: str, base: str) -> dict:
     return {"ckpt": base, "grow_inputs": grown, "new_tensors": TASKS[task][4]}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("task", ["inpaint", "depth", "unclip"])
 def test_a_start_from_the_base_predicts_what_the_base_does(conditional, config, base, task):
     plain = build_module(resolve_config(config("diffusion", {"ckpt": base}))).diffusion
@@ -114,6 +115,7 @@ def test_an_upscaler_starts_with_zeros_for_the_small_image_and_the_level(conditi
     assert model.label_emb.weight.abs().max() == 0
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("task", TASKS)
 def test_each_task_overfits_one_sample_and_reaches_every_tensor(conditional, monkeypatch, task):
     short = {"ema_decay": 0.9, "sample_count": 2, "sample_steps": 2}
@@ -197,10 +199,10 @@ def test_upscaling_draws_levels_below_its_limit_and_noises_accordingly(condition
     context, hint = torch.zeros(64, 2, 16), torch.ones(64, 3, 4, 4)
     torch.manual_seed(0)
     cond = module.conditioning(context, hint)
-    level = cond["c_adm"]
+    level = cond.label
     assert 0 <= level.min() < 40 and 310 < level.max() < 350
     abar = torch.as_tensor(module.diffusion.low_scale_model.schedule.alphas_cumprod)[level]
-    error = (cond["c_concat"][0] - abar.sqrt().float()[:, None, None, None]).std(dim=(1, 2, 3))
+    error = (cond.concat - abar.sqrt().float()[:, None, None, None]).std(dim=(1, 2, 3))
     torch.testing.assert_close(error, (1 - abar).sqrt().float(), rtol=0.5, atol=0.01)
 
 
@@ -208,7 +210,7 @@ def test_embeddings_are_dropped_with_their_level(conditional):
     made = conditional("unclip", {"embedding_dropout": 0.25})
     module = build_module(resolve_config(made))
     torch.manual_seed(0)
-    label = module.conditioning(torch.zeros(400, 2, 16), torch.ones(400, 16))["c_adm"]
+    label = module.conditioning(torch.zeros(400, 2, 16), torch.ones(400, 16)).label
     dropped = (label == 0).all(dim=1)
     assert 0.17 < dropped.float().mean() < 0.33
     assert (label[~dropped][:, 16:].abs().sum(dim=1) > 0).all()
@@ -231,6 +233,7 @@ def test_the_cache_gives_what_encoding_gives(conditional, monkeypatch, tmp_path,
     assert loop.run(1)[0] > 0
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("task", ["inpaint", "unclip"])
 def test_resume_equals_uninterrupted(conditional, monkeypatch, task):
     made = conditional(task, {"ema_decay": 0.9}, batch_size=2)

@@ -20,8 +20,12 @@ from ldm.training.fit import FOLDER_VARIABLE
 
 @pytest.fixture
 def train(monkeypatch, tmp_path, capsys):
-    """Run scripts/train.py in this process: train(config, "--dry-run") -> exit code and output."""
+    """Run scripts/train.py in this process: train(config, "--dry-run") -> exit code and output.
+
+    The loss curve stays empty: drawing it takes longer than the training does (test_stream.py draws one).
+    """
     from ldm.cli import train
+    from ldm.training.run_folder import MetricsLog
 
     monkeypatch.chdir(tmp_path)
 
@@ -37,7 +41,9 @@ def train(monkeypatch, tmp_path, capsys):
             code = error.code
         return code, *capsys.readouterr()
 
-    return run
+    with pytest.MonkeyPatch.context() as kept:  # tests undo their own
+        kept.setattr(MetricsLog, "draw", lambda self, path: path.touch())
+        yield run
 
 
 def state(folder) -> dict:
@@ -122,6 +128,7 @@ def kill_self(number: int, at_step: int, monkeypatch) -> None:
     monkeypatch.setattr(callbacks.Keeper, "on_train_batch_end", then_kill)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_a_signal_saves_and_says_how_to_go_on(train, config, tmp_path, monkeypatch, name):
     handlers = signal.getsignal(signal.SIGTERM)
@@ -170,6 +177,7 @@ RUNS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("method", RUNS)
 def test_resume_equals_uninterrupted(train, config, tmp_path, monkeypatch, leaves, method):
     options, settings = RUNS[method]
@@ -217,6 +225,7 @@ runpy.run_path({script!r}, run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(train, config, tmp_path, leaves):
     """20 steps = 13 + kill -9 + 10 from the checkpoint at 10, in processes of their own."""
     made = config("autoencoder", {"ema_decay": 0.9}, max_steps=20, save_every=10, num_threads=1)

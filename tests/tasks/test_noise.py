@@ -6,18 +6,18 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from requesting import make_images, run_of
 
 from golden_cases import cases
-from ldm.cli.flags import parser_of
+from ldm.diffusion.cond import Cond
 from ldm.diffusion.philox import cuda_normal
 from ldm.diffusion.prediction import Prediction
 from ldm.errors import InputError
-from ldm.requests import Txt2Img
+from ldm.requests import Img2Img, Txt2Img, fields_of
 from ldm.samplers import SAMPLERS, make_sampler, sample_loop
-from ldm.tasks.draws import PURPOSES, RNGS, Draws, make_draws
-from ldm.tasks.img2img import img2img
-from ldm.tasks.sampling import Diffuser, Settings
-from ldm.tasks.txt2img import txt2img
+from ldm.tasks.latents import Position, SampleState
+from ldm.tasks.noise import PURPOSES, RNGS, NoiseSource, make_noise_source
+from ldm.tasks.run import Halves
 
 STEPS = 4
 CPU = torch.device("cpu")
@@ -26,8 +26,8 @@ PROMPTS = ["a", "a red apple", "b", "", "c d"]
 SIZE = {"height": 16, "width": 32}
 
 
-def draws(rng: str, seed: int = 42, batch_size: int = 2, pictures: int = 8, **options) -> Draws:
-    return make_draws(rng, seed, CPU, batch_size, pictures, **options)
+def draws(rng: str, seed: int = 42, batch_size: int = 2, pictures: int = 8, **options) -> NoiseSource:
+    return make_noise_source(rng, seed, CPU, batch_size, pictures, **options)
 
 
 @pytest.fixture
@@ -62,16 +62,17 @@ def record(monkeypatch) -> list[tuple[str, tuple[int, ...]]]:
     ],
 )
 def test_txt2img(tiny_model, record, sampler, fixed_code, before, per_iteration):
-    settings = Settings(sampler, STEPS)
-    batches = txt2img(
+    settings = dict(sampler=sampler, steps=STEPS)
+    batches = make_images(
         tiny_model,
-        ["a", "b"],
+        Txt2Img,
+        prompts=["a", "b"],
         seed=42,
         height=16,
         width=32,
-        batch_size=2,
+        n_samples=2,
         n_iter=2,
-        settings=settings,
+        **settings,
         fixed_code=fixed_code,
     )
     assert len(list(batches)) == 2
@@ -80,15 +81,17 @@ def test_txt2img(tiny_model, record, sampler, fixed_code, before, per_iteration)
 
 def test_img2img(tiny_model, record):
     image = np.zeros((16, 32, 3), np.uint8)
-    batches = img2img(
+    batches = make_images(
         tiny_model,
-        image,
-        ["a", "b"],
+        Img2Img,
+        init_img=image,
+        prompts=["a", "b"],
         seed=42,
         strength=0.8,
-        batch_size=2,
+        n_samples=2,
         n_iter=2,
-        settings=Settings("ddim", 5),
+        sampler="ddim",
+        steps=5,
     )
     assert len(list(batches)) == 2
     assert record == [("cpu", (2, 4, 2, 4))] + [("device", (2, 4, 2, 4))] * (2 * (1 + 4))
@@ -103,7 +106,9 @@ def test_on_the_cpu_both_generators_are_one_stream():
 
 def test_the_global_generator_is_left_alone(tiny_model):
     before = torch.get_rng_state()
-    list(txt2img(tiny_model, ["a"], seed=1, height=16, width=16, settings=Settings("ddim", 2)))
+    list(
+        make_images(tiny_model, Txt2Img, prompts=["a"], seed=1, height=16, width=16, sampler="ddim", steps=2)
+    )
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -203,22 +208,20 @@ def test_gpu_philox_draws_a_tensor_for_the_start_and_one_for_each_step():
 
 
 def test_there_is_a_flag_for_every_source():
-    parser = parser_of(Txt2Img, "")
-    for name in RNGS:
-        assert parser.parse_args(["--rng", name]).rng == name
-    assert Txt2Img().rng == Settings().rng == "reference" == next(iter(RNGS))
+    assert fields_of(Txt2Img)["rng"].choices == tuple(RNGS)
+    assert Txt2Img().rng == "reference" == next(iter(RNGS))
     with pytest.raises(InputError, match=r"'mersenne'.*reference, per-image, gpu-philox"):
         draws("mersenne")
 
 
 @pytest.mark.parametrize("rng", KEYED)
 def test_pictures_beyond_the_last_seed_are_refused_before_anything_is_made(tiny_model, rng):
-    run = {"seed": 2**32 - 3, "settings": Settings(rng=rng), **SIZE}
-    txt2img(tiny_model, ["a", "b", "c"], **run)
-    txt2img(tiny_model, ["a", "b", "c"], n_iter=9, fixed_code=True, **run)
-    txt2img(tiny_model, ["a", "b"], n_iter=2, **run | {"settings": Settings()})
-    with pytest.raises(InputError, match="4 pictures .* 4294967293 to 4294967296: expected 0 to 4294967295"):
-        txt2img(tiny_model, ["a", "b"], n_iter=2, **run)
+    run = {"seed": 2**32 - 3, "settings": dict(rng=rng), **SIZE}
+    make_images(tiny_model, Txt2Img, prompts=["a", "b", "c"], **run)
+    make_images(tiny_model, Txt2Img, prompts=["a", "b", "c"], n_iter=9, fixed_code=True, **run)
+    make_images(tiny_model, Txt2Img, prompts=["a", "b"], n_iter=2, **run | {"settings": {}})
+    with pytest.raises(InputError, match="4 images .* 4294967293 to 4294967296: expected 0 to 4294967295"):
+        make_images(tiny_model, Txt2Img, prompts=["a", "b"], n_iter=2, **run)
     with pytest.raises(InputError, match="-1 to -1"):
         draws(rng, -1, pictures=1)
 
@@ -236,9 +239,12 @@ def same(a: dict, b: dict) -> bool:
     return torch.equal(a["latents"], b["latents"]) and torch.equal(a["images"], b["images"])
 
 
-def one_by_one(model, settings: Settings) -> dict:
+def one_by_one(model, settings: dict) -> dict:
     """Make the picture of each prompt in a run of its own."""
-    runs = [made(txt2img(model, [p], seed=7 + k, settings=settings, **SIZE)) for k, p in enumerate(PROMPTS)]
+    runs = [
+        made(make_images(model, Txt2Img, prompts=[p], seed=7 + k, **settings, **SIZE))
+        for k, p in enumerate(PROMPTS)
+    ]
     return {name: torch.cat([run[name] for run in runs]) for name in ("latents", "images")}
 
 
@@ -246,13 +252,13 @@ def one_by_one(model, settings: Settings) -> dict:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_picture_is_the_same_alone_and_in_a_batch(tiny_model, sampler):
     """Bit for bit with one sample at a time; batched kernels may round differently."""
-    settings = Settings(sampler, 3, rng="per-image", exact=True)
+    settings = dict(sampler=sampler, steps=3, rng="per-image", exact=True)
     alone = one_by_one(tiny_model, settings)
-    exact = made(txt2img(tiny_model, PROMPTS, seed=7, batch_size=3, settings=settings, **SIZE))
+    exact = made(make_images(tiny_model, Txt2Img, prompts=PROMPTS, seed=7, n_samples=3, **settings, **SIZE))
     assert exact["seeds"] == [7, 8, 9, 10, 11]
     assert same(exact, alone)
-    settings = Settings(sampler, 3, rng="per-image")
-    loose = made(txt2img(tiny_model, PROMPTS, seed=7, batch_size=5, settings=settings, **SIZE))
+    settings = dict(sampler=sampler, steps=3, rng="per-image")
+    loose = made(make_images(tiny_model, Txt2Img, prompts=PROMPTS, seed=7, n_samples=5, **settings, **SIZE))
     scale = float(alone["latents"].abs().max())
     torch.testing.assert_close(loose["latents"], alone["latents"], rtol=0, atol=2e-5 * scale)
     torch.testing.assert_close(loose["images"], alone["images"], rtol=0, atol=5e-5)
@@ -262,11 +268,11 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(tiny_model, sampler):
 @pytest.mark.parametrize("rng", KEYED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_batch_size_changes_a_bit(tiny_model, rng, dtype):
-    settings = Settings("euler_a", 2, rng=rng, exact=True, dtype=dtype)
+    settings = dict(sampler="euler_a", steps=2, rng=rng, exact=True, dtype=dtype)
     alone = one_by_one(tiny_model, settings)
     for batch_size in (1, 2, 3, 5):
-        run = {"seed": 7, "batch_size": batch_size, "settings": settings, **SIZE}
-        assert same(made(txt2img(tiny_model, PROMPTS, **run)), alone)
+        run = {"seed": 7, "n_samples": batch_size, "settings": settings, **SIZE}
+        assert same(made(make_images(tiny_model, Txt2Img, prompts=PROMPTS, **run)), alone)
 
 
 @pytest.mark.few(3)
@@ -274,10 +280,12 @@ def test_no_batch_size_changes_a_bit(tiny_model, rng, dtype):
 @pytest.mark.parametrize("rng", KEYED)
 def test_img2img_gives_the_same_picture_alone_and_in_a_batch(tiny_model, sampler, rng):
     image = np.random.default_rng(0).integers(0, 256, (16, 32, 3), np.uint8)
-    settings = Settings(sampler, 3, rng=rng, exact=True)
+    settings = dict(sampler=sampler, steps=3, rng=rng, exact=True)
     run = {"settings": settings, "strength": 0.7}
-    together = made(img2img(tiny_model, image, PROMPTS[:3], seed=7, batch_size=2, **run))
-    alone = made(img2img(tiny_model, image, [PROMPTS[2]], seed=9, **run))
+    together = made(
+        make_images(tiny_model, Img2Img, init_img=image, prompts=PROMPTS[:3], seed=7, n_samples=2, **run)
+    )
+    alone = made(make_images(tiny_model, Img2Img, init_img=image, prompts=[PROMPTS[2]], seed=9, **run))
     assert torch.equal(alone["images"], together["images"][2:])
 
 
@@ -285,30 +293,37 @@ def test_a_long_prompt_changes_no_picture_beside_it(tiny_model):
     """Neither by padding the shorter contexts, nor with other kernels, nor where guidance is off."""
     prompts = ["a", "a red apple and a cat, " * 20, "b", "a dog, " * 40]
     for scale, extra in ((9.0, {"guidance_rescale": 0.7, "dynamic_threshold": 0.995}), (1.0, {})):
-        kind = {"rng": "per-image", "guidance_scale": scale, **extra}
+        kind = {"rng": "per-image", "scale": scale, **extra}
         for exact, tolerance in ((True, 0), (False, 5e-5)):
-            run = {"settings": Settings("euler_a", 2, exact=exact, **kind), **SIZE}
-            together = made(txt2img(tiny_model, prompts, seed=7, batch_size=4, **run))
+            run = {"settings": dict(sampler="euler_a", steps=2, exact=exact, **kind), **SIZE}
+            together = made(make_images(tiny_model, Txt2Img, prompts=prompts, seed=7, n_samples=4, **run))
             for k, prompt in enumerate(prompts):
-                alone = made(txt2img(tiny_model, [prompt], seed=7 + k, **run))["images"]
+                alone = made(make_images(tiny_model, Txt2Img, prompts=[prompt], seed=7 + k, **run))["images"]
                 torch.testing.assert_close(together["images"][k : k + 1], alone, rtol=0, atol=tolerance)
 
 
 def test_iterations_go_on_counting(tiny_model):
-    run = {"settings": Settings("euler_a", 2, rng="per-image", exact=True), "batch_size": 2, **SIZE}
-    long = made(txt2img(tiny_model, PROMPTS[:3], seed=7, n_iter=2, **run))
+    run = {"settings": dict(sampler="euler_a", steps=2, rng="per-image", exact=True), "n_samples": 2, **SIZE}
+    long = made(make_images(tiny_model, Txt2Img, prompts=PROMPTS[:3], seed=7, n_iter=2, **run))
     assert long["seeds"] == [7, 8, 9, 10, 11, 12]
-    assert torch.equal(long["images"][3:], made(txt2img(tiny_model, PROMPTS[:3], seed=10, **run))["images"])
+    assert torch.equal(
+        long["images"][3:],
+        made(make_images(tiny_model, Txt2Img, prompts=PROMPTS[:3], seed=10, **run))["images"],
+    )
 
 
 def test_fixed_code_gives_every_picture_the_seed_of_the_run(tiny_model):
-    run = {"settings": Settings("euler_a", 2, rng="per-image", exact=True), "batch_size": 3, **SIZE}
-    fixed = made(txt2img(tiny_model, ["a", "b", "a"], seed=7, n_iter=2, fixed_code=True, **run))
+    run = {"settings": dict(sampler="euler_a", steps=2, rng="per-image", exact=True), "n_samples": 3, **SIZE}
+    fixed = made(
+        make_images(tiny_model, Txt2Img, prompts=["a", "b", "a"], seed=7, n_iter=2, fixed_code=True, **run)
+    )
     assert fixed["seeds"] == [7] * 6
     images = fixed["images"]
     assert torch.equal(images[0], images[2]) and torch.equal(images[:3], images[3:])
     assert not torch.equal(images[0], images[1])
-    assert torch.equal(images[1:2], made(txt2img(tiny_model, ["b"], seed=7, **run))["images"])
+    assert torch.equal(
+        images[1:2], made(make_images(tiny_model, Txt2Img, prompts=["b"], seed=7, **run))["images"]
+    )
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -344,15 +359,16 @@ def test_a_resumed_run_draws_what_an_unbroken_one_does(tiny_model, sampler, rng)
 
     def track(steps, total):
         for step in steps:
-            kept[step.i] = step.x_t, list(diffuser.sampler.memory), source.state()
+            kept[step.i] = SampleState(step.i + 1, step.x_t, tuple(run.sampler.memory)), run.noise.state()
             yield step
 
-    diffuser = Diffuser(tiny_model, Settings(sampler, 4, rng=rng), 2, track)
-    text = diffuser.text(["a", "b"])
-    source = draws(rng)
-    noise = source.batch(0, 2, start=1)
-    unbroken = diffuser.sample(noise.normal("start", 4, 2, 4), *text, noise, start=1)
-    x_t, memory, state = kept[1]
-    source = draws(rng)
-    source.restore(state)
-    assert torch.equal(unbroken, diffuser.sample(x_t, *text, source.batch(0, 2, 1), start=2, memory=memory))
+    prompts = ["a", "b"]
+    options = {"prompts": prompts, "seed": 42, "n_samples": 2, "sampler": sampler, "steps": 4, "rng": rng}
+    run = run_of(tiny_model, Txt2Img, track=track, **options)
+    halves = Halves(*map(Cond, run.text.contexts(prompts, one_by_one=False)))
+    noise = run.noise.batch(0, 2, start=1)
+    unbroken = run.sample(run.sampler, noise.normal("start", 4, 2, 4), halves, noise, start=1)
+    state, drawn = kept[1]
+    again = run_of(tiny_model, Txt2Img, resume=Position(prompts, 0, 0, state, drawn), **options)
+    resumed = again.sample(again.sampler, torch.zeros_like(state.x_t), halves, again.noise.batch(0, 2, 1), 1)
+    assert torch.equal(unbroken, resumed)

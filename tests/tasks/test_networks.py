@@ -1,28 +1,34 @@
-"""What half precision cannot hold is computed again in float32, from the last good latents, and said."""
+"""What overflows half precision is repeated in float32, from the last good latents, and only in that run."""
 
 import copy
+import gc
 import itertools
 import logging
 import math
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from requesting import make_images, run_of
 
+from ldm import networks as networks_module
+from ldm.backends import BACKENDS
+from ldm.backends.compiled import Compiled
+from ldm.diffusion.cond import Cond
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.prediction import denoiser
 from ldm.errors import BadImageError, OutOfMemory
 from ldm.models import attention, autoencoder
+from ldm.networks import Networks, are_finite, networks_of
+from ldm.requests import Img2Img, Txt2Img
 from ldm.samplers import SAMPLERS, make_sampler, sample_loop
 from ldm.samplers.loop import gaussian
-from ldm.tasks import guard as guard_module
-from ldm.tasks.guard import Guard, KeptDraws, are_finite
-from ldm.tasks.img2img import img2img
+from ldm.tasks.latents import StoppedAt
 from ldm.tasks.probe import probe_prediction
-from ldm.tasks.sampling import Diffuser, Settings
-from ldm.tasks.txt2img import txt2img
+from ldm.tasks.run import Halves, KeptNoise
 
 HALVES = [torch.float16, torch.bfloat16]
 STEPS = 6
@@ -49,7 +55,7 @@ def naive(monkeypatch):
     for module in (attention, autoencoder):
         monkeypatch.setattr(module, "attend", attend)
     same = {"text encoder", "UNet", "autoencoder"}
-    monkeypatch.setattr(guard_module, "network_dtypes", lambda dtype, _: dict.fromkeys(same, dtype))
+    monkeypatch.setattr(networks_module, "network_dtypes", lambda dtype, _: dict.fromkeys(same, dtype))
 
 
 def halved(model, dtype):
@@ -72,11 +78,19 @@ def overflowing(layer):
     scaled(layer, 30_000 / float(layer.weight.abs().max()))
 
 
+def sampled(model, **options):
+    """Run the steps of one prompt on random latents; returns the run."""
+    run = run_of(model, Txt2Img, prompts=["a"], **options)
+    halves = Halves(*map(Cond, run.text.contexts(["a"], one_by_one=False)))
+    run.sample(run.sampler, torch.randn(1, 4, 8, 8), halves, gaussian)
+    return run
+
+
 def picture(model, dtype=torch.float32, **settings):
     """Make one picture; returns its batch."""
-    settings = {"num_steps": 3, "spacing": "linspace", **settings}
-    settings = Settings("ddim", dtype=dtype, **settings)
-    return next(txt2img(model, ["a red apple"], seed=5, height=16, width=16, settings=settings))
+    settings = {"steps": 3, "schedule": "linspace", **settings}
+    settings = dict(sampler="ddim", dtype=dtype, **settings)
+    return next(make_images(model, Txt2Img, prompts=["a red apple"], seed=5, height=16, width=16, **settings))
 
 
 def big_logits(model):
@@ -152,19 +166,19 @@ def test_bfloat16_reaches_as_far_as_float32(tiny, naive, warnings, spoil, networ
 
 def test_weights_stored_in_half_precision_are_widened(tiny):
     big_residual(tiny)
-    diffuser = Diffuser(halved(tiny, torch.float16), Settings("ddim", 2, dtype=torch.float16), 1)
+    networks_of(halved(tiny, torch.float16), torch.float16)
     dtypes = [{p.dtype for p in part.parameters()} for part in (tiny.model, tiny.cond_stage_model)]
     assert dtypes == [{torch.float16}, {torch.float16}]
-    diffuser.sample(torch.randn(1, 4, 8, 8), *diffuser.text(["a"]), gaussian)
+    sampled(tiny, steps=2, dtype=torch.float16)
     dtypes = [{p.dtype for p in part.parameters()} for part in (tiny.model, tiny.cond_stage_model)]
     assert dtypes == [{torch.float32}, {torch.float16}]
 
 
 def test_later_batches_start_in_float32_and_say_nothing_more(tiny, warnings):
     big_residual(tiny)
-    settings = Settings("ddim", 2, dtype=torch.float16)
+    settings = dict(sampler="ddim", steps=2, dtype=torch.float16)
     halved(tiny, torch.float16)
-    one, two = txt2img(tiny, ["a", "b"], seed=5, height=16, width=16, settings=settings)
+    one, two = make_images(tiny, Txt2Img, prompts=["a", "b"], seed=5, height=16, width=16, **settings)
     assert len(warnings()) == 1
     assert one.computed_in == two.computed_in and "step 1 of 2" in one.computed_in["UNet"]
 
@@ -215,19 +229,19 @@ def test_every_sampler_goes_on_from_its_last_good_latents(tiny, warnings, name):
 
     def track(steps, total):
         for step in steps:
-            states.append(diffuser.state)
+            states.append(run.state)
             yield step
 
-    settings = Settings(name, STEPS, dtype=torch.float16, guidance_scale=3.0)
-    diffuser = Diffuser(halved(tiny, torch.float16), settings, 1, track)
-    cond, uncond = diffuser.text(["a"])
-    latents = diffuser.sample(torch.randn(1, 4, 8, 8), cond, uncond, noise)
+    settings = dict(sampler=name, steps=STEPS, dtype=torch.float16, scale=3.0)
+    run = run_of(halved(tiny, torch.float16), Txt2Img, prompts=["a"], track=track, **settings)
+    cond, uncond = map(Cond, run.text.contexts(["a"], one_by_one=False))
+    latents = run.sample(run.sampler, torch.randn(1, 4, 8, 8), Halves(cond, uncond), noise)
 
     (warning,) = warnings()
-    steps = len(diffuser.sampler)
+    steps = len(run.sampler)
     step = int(warning.split()[1])
     assert warning.startswith(f"step {step} of {steps}: float16 gave ")
-    assert warning.endswith(f"; going on in float32 from step {step}")
+    assert warning.endswith(f"; continuing in float32 from step {step}")
     assert 1 < step, "the overflow was to come later"
     assert [state.step for state in states] == list(range(1, steps + 1)), "every step is seen once"
 
@@ -235,9 +249,9 @@ def test_every_sampler_goes_on_from_its_last_good_latents(tiny, warnings, name):
     assert good.step == step - 1
     sampler = make_sampler(name, tiny.schedule, STEPS)
     denoise = denoiser(tiny.apply_model, tiny.schedule, tiny.parameterization)
-    guided = ClassifierFreeGuidance(denoise, uncond.float(), 3.0)
+    guided = ClassifierFreeGuidance(denoise, uncond, 3.0)
     expected = sample_loop(
-        sampler, guided, good.x_t, cond.float(),
+        sampler, guided, good.x_t, cond,
         noise=Replayed(noise.drawn), start=good.step, memory=good.memory,
     )  # fmt: skip
     *_, last = expected
@@ -257,11 +271,11 @@ def spoil_call(model, monkeypatch, bad, by):
 @pytest.mark.parametrize("bad", [0, 2, STEPS - 1], ids=["first", "third", "last"])
 def test_nan_in_one_step(tiny, monkeypatch, warnings, dtype, bad):
     """Also in the last, after which no network looks at the latents but the decoder."""
-    exact = picture(tiny, num_steps=STEPS, eta=1.0)
+    exact = picture(tiny, steps=STEPS, eta=1.0)
     calls = spoil_call(tiny, monkeypatch, bad, math.nan)
-    made = picture(tiny, dtype, num_steps=STEPS, eta=1.0)
+    made = picture(tiny, dtype, steps=STEPS, eta=1.0)
     name = str(dtype).removeprefix("torch.")
-    wanted = f"step {bad + 1} of {STEPS}: {name} gave NaN; going on in float32 from step {bad + 1}"
+    wanted = f"step {bad + 1} of {STEPS}: {name} gave NaN; continuing in float32 from step {bad + 1}"
     assert warnings() == [wanted]
     assert made.computed_in["UNet"] == f"float32, because {name} gave NaN (step {bad + 1} of {STEPS})"
     assert next(calls) == STEPS + 1
@@ -270,8 +284,8 @@ def test_nan_in_one_step(tiny, monkeypatch, warnings, dtype, bad):
 
 def test_the_published_draws_are_not_moved_by_a_step_taken_again(tiny, monkeypatch):
     """float32 all along but for one bad step: the picture is the same to the bit."""
-    monkeypatch.setattr(guard_module, "autocast", lambda device, dtype: torch.no_grad())
-    settings = {"num_steps": STEPS, "eta": 1.0}
+    monkeypatch.setattr(networks_module, "autocast", lambda device, dtype: torch.no_grad())
+    settings = {"steps": STEPS, "eta": 1.0}
     exact = picture(tiny, **settings)
     spoil_call(tiny, monkeypatch, 2, math.inf)
     made = picture(tiny, torch.float16, **settings)
@@ -280,7 +294,7 @@ def test_the_published_draws_are_not_moved_by_a_step_taken_again(tiny, monkeypat
 
 def test_draws_are_kept_for_one_step_and_purpose():
     numbers = itertools.count()
-    draws, x = KeptDraws(lambda x: torch.full_like(x, next(numbers))), torch.zeros(1)
+    draws, x = KeptNoise(lambda x: torch.full_like(x, next(numbers))), torch.zeros(1)
 
     def drawn(i, purpose, count):
         draw = draws.at(i, purpose)
@@ -294,20 +308,22 @@ def test_draws_are_kept_for_one_step_and_purpose():
 def test_a_picture_to_start_from_is_encoded_again(tiny, monkeypatch, warnings):
     overflowing(tiny.first_stage_model.encoder.down[0].block[0].conv1)
     same = ("text encoder", "UNet", "autoencoder")
-    monkeypatch.setattr(guard_module, "network_dtypes", lambda dtype, _: dict.fromkeys(same, dtype))
+    monkeypatch.setattr(networks_module, "network_dtypes", lambda dtype, _: dict.fromkeys(same, dtype))
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    settings = Settings("ddim", 3, dtype=torch.float16)
-    (batch,) = img2img(halved(tiny, torch.float16), image, ["a"], seed=1, settings=settings)
+    settings = dict(sampler="ddim", steps=3, dtype=torch.float16)
+    (batch,) = make_images(
+        halved(tiny, torch.float16), Img2Img, init_img=image, prompts=["a"], seed=1, **settings
+    )
     (warning,) = warnings()
-    assert warning.startswith("encoding the picture: float16 gave") and torch.isfinite(batch.images).all()
+    assert warning.startswith("encoding the image: float16 gave") and torch.isfinite(batch.images).all()
 
 
 def test_the_states_of_a_failed_encoding_are_not_kept(tiny, warnings):
     """Of the empty chunk, which fills up shorter prompts, and of the unconditional text."""
     big_text(tiny)
-    settings = Settings("ddim", 2, dtype=torch.float16)
-    diffuser = Diffuser(halved(tiny, torch.float16), settings, 1)
-    cond, uncond = diffuser.text(["word " * 100])
+    settings = dict(sampler="ddim", steps=2, dtype=torch.float16)
+    run = run_of(halved(tiny, torch.float16), Txt2Img, prompts=["a"], **settings)
+    cond, uncond = run.text.contexts(["word " * 100], one_by_one=False)
     assert cond.shape == uncond.shape and cond.dtype == torch.float32
     assert torch.isfinite(cond).all() and torch.isfinite(uncond).all() and len(warnings()) == 1
 
@@ -335,14 +351,14 @@ def test_where_float32_fails_too_there_is_no_picture(tiny, dtype, network):
 
 def test_no_room_for_float32_names_the_need(tiny, monkeypatch):
     big_residual(tiny)
-    diffuser = Diffuser(halved(tiny, torch.float16), Settings("plms", 2, dtype=torch.float16), 1)
+    halved(tiny, torch.float16)
 
     def refuse(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
 
     monkeypatch.setattr(tiny.model, "to", refuse)
     with pytest.raises(OutOfMemory, match=r"step 1 of 2.*the UNet in float32, 0\.\d\d GB of weights alone"):
-        diffuser.sample(torch.randn(1, 4, 8, 8), *diffuser.text(["a"]), gaussian)
+        sampled(tiny, sampler="plms", steps=2, dtype=torch.float16)
 
 
 def test_no_room_for_the_step_in_float32_names_the_need(tiny, monkeypatch):
@@ -382,16 +398,23 @@ def test_one_bad_number_is_seen_and_large_ones_are_not_bad(dtype):
 
 def test_a_run_that_was_stopped_after_it_goes_on_in_float32(tiny, warnings):
     """Where half precision might have been good enough again."""
-    diffuser = Diffuser(halved(tiny, torch.float16), Settings("ddim", 2, dtype=torch.float16), 1)
     big_residual(tiny)
-    diffuser.sample(torch.randn(1, 4, 8, 8), *diffuser.text(["a"]), gaussian)
-    assert diffuser.state.widened
-    guard = Guard(halved(tiny, torch.float16), torch.float16)
-    guard.go_on(replace(diffuser.state, widened=False))
-    assert guard.record()["UNet"] == "float16"
-    guard.go_on(diffuser.state)
-    assert guard.dtypes["UNet"] == torch.float32 and "before the run was stopped" in guard.record()["UNet"]
-    assert {p.dtype for p in tiny.model.parameters()} == {torch.float32}
+    options = {"steps": 2, "dtype": torch.float16, "prompts": ["a"], "height": 16, "width": 16}
+    stop = make_images(
+        halved(tiny, torch.float16), Txt2Img, track=lambda steps, total: itertools.islice(steps, 1), **options
+    )
+    with pytest.raises(StoppedAt) as stopped:
+        next(stop)
+    position = stopped.value.position
+    assert position.state.upcast and position.state.step == 1
+    plain = replace(position, state=replace(position.state, upcast=False))
+    tiny.model.diffusion_model.input_blocks[1][0].in_layers[2].weight.data /= 1000  # it would do again
+    for where, expected in (
+        (plain, "float16"),
+        (position, "float32, because float16 gave NaN before the run"),
+    ):
+        (batch,) = make_images(tiny, Txt2Img, resume=where, **options)
+        assert batch.computed_in["UNet"].startswith(expected)
 
 
 def test_what_the_network_predicts_is_told_in_spite_of_an_overflow(tiny, warnings):
@@ -404,22 +427,101 @@ def test_what_the_network_predicts_is_told_in_spite_of_an_overflow(tiny, warning
 
 
 def test_infinity_is_called_so(tiny, warnings):
-    guard = Guard(tiny, torch.float16)
-    guard.widen("text encoder", "encoding", torch.tensor([1.0, math.inf]))
-    assert warnings() == ["encoding: float16 gave infinity; done again in float32"]
+    networks = Networks(tiny, torch.float16)
+    networks.upcast("text encoder", "encoding", torch.tensor([1.0, math.inf]))
+    assert warnings() == ["encoding: float16 gave infinity; repeated in float32"]
 
 
 def test_the_dtypes_are_told_when_asked(tiny, caplog):
-    caplog.set_level(logging.DEBUG, "ldm.tasks.guard")
-    Guard(tiny, torch.float16)
+    caplog.set_level(logging.DEBUG, "ldm.networks")
+    Networks(tiny, torch.float16)
     assert "dtypes: text encoder float16, UNet float16, autoencoder float32" in caplog.text
 
 
 def test_float32_weights_are_left_where_they_are(tiny):
     """They may be mapped from the file."""
     before = [p.data_ptr() for p in tiny.parameters()]
-    Guard(tiny, torch.float32)
+    Networks(tiny, torch.float32)
     assert [p.data_ptr() for p in tiny.parameters()] == before
+
+
+def weights_of(model):
+    return {name: x.clone() for name, x in model.state_dict().items()}
+
+
+def test_an_overflow_leaves_no_trace_in_the_next_request(tiny, warnings):
+    """Neither in its dtypes and its record, nor in the weights."""
+    big_residual(tiny)
+    networks = networks_of(halved(tiny, torch.float16), torch.float16)
+    chosen, before = networks.dtypes, weights_of(tiny)
+    first = picture(tiny, torch.float16)
+    assert "because" in first.computed_in["UNet"] and networks.dtypes["UNet"] == torch.float32
+    assert {p.dtype for p in tiny.model.parameters()} == {torch.float32}
+    tiny.model.diffusion_model.input_blocks[1][0].in_layers[2].weight.data /= 1000
+    second = picture(tiny, torch.float16)
+    assert networks_of(tiny) is networks and networks.dtypes == chosen and not networks.has_upcast("UNet")
+    assert second.computed_in == {name: str(dtype)[6:] for name, dtype in chosen.items()}
+    assert len(warnings()) == 1
+    tiny.model.diffusion_model.input_blocks[1][0].in_layers[2].weight.data *= 1000
+    picture(tiny, torch.float16)
+    networks.begin()
+    after = weights_of(tiny)
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert [name for name in before if before[name].dtype != after[name].dtype] == []
+    assert set(changed) <= {"model.diffusion_model.input_blocks.1.0.in_layers.2.weight"}, "scaled by hand"
+
+
+def test_networks_belong_to_their_model(tiny):
+    first = networks_of(tiny, torch.float32)
+    assert networks_of(tiny) is first and networks_of(tiny, torch.float32) is first
+    assert networks_of(tiny, torch.float16) is not first and networks_of(tiny).dtype == torch.float16
+    assert networks_of(copy.deepcopy(tiny)).model is not tiny
+    reference = weakref.ref(networks_of(halved(copy.deepcopy(tiny), torch.bfloat16)))
+    gc.collect()
+    assert reference() is None, "they do not keep a model alive"
+
+
+class Counted:
+    """A backend that counts what it prepares and what it runs."""
+
+    name = "counted"
+
+    def __init__(self):
+        self.prepared, self.runs = [], 0
+
+    def prepare(self, network, example):
+        self.prepared.append((type(network).__name__, tuple(example[0].shape)))
+
+        def run(*args):
+            self.runs += 1
+            return network(*args)
+
+        return run
+
+
+def test_a_backend_prepares_the_unet_once_for_each_shape(tiny):
+    expected = picture(tiny)
+    backend = Counted()
+    networks_of(tiny, torch.float32, backend)
+    for _ in range(2):
+        assert torch.equal(picture(tiny).images, expected.images)
+    assert backend.prepared == [("UNetModel", (2, 4, 2, 2))] and backend.runs == 6
+    picture(tiny, scale=1.0)
+    assert [shape for _, shape in backend.prepared] == [(2, 4, 2, 2), (1, 4, 2, 2)]
+    networks_of(tiny, backend=BACKENDS["eager"]())
+    picture(tiny)
+    assert backend.runs == 9
+
+
+def test_the_compiled_backend_gives_the_same_or_says_why_not(tiny, warnings):
+    expected = picture(tiny)
+    networks_of(tiny, torch.float32, Compiled("aot_eager"))
+    torch.testing.assert_close(picture(tiny).images, expected.images, atol=1e-5, rtol=0)
+    assert warnings() == []
+    networks_of(tiny, torch.float32, Compiled("no_such_compiler"))
+    assert torch.equal(picture(tiny).images, expected.images)
+    (warning,) = warnings()
+    assert warning.startswith("UNetModel cannot be compiled (") and warning.endswith("it runs without")
 
 
 @pytest.mark.gpu

@@ -1,11 +1,11 @@
-"""The randomness of a run behind one interface: a task asks for the noise of a batch by its purpose.
+"""The random numbers of a run behind one interface: a task asks for the noise of a batch by its purpose.
 
-    draws = make_draws(settings.rng, seed, device, batch_size, pictures, fixed_code=fixed_code)
-    noise = draws.batch(first, count)              # of `count` pictures, the first of which is number `first`
+    source = make_noise_source(rng, seed, device, batch_size, images, fixed_code=fixed_code)
+    noise = source.batch(first, count)             # of `count` images, the first of which is number `first`
     x_t = noise.normal("start", c, h, w)           # (count, c, h, w) float32 on the device
-    latents = diffuser.sample(x_t, cond, uncond, noise)
+    for step in sample_loop(sampler, denoise, x_t, cond, noise=noise): ...
 
-A new source of random numbers is one subclass of `Draws` and one row in `RNGS`.
+A new source of random numbers is one subclass of `NoiseSource` and one row in `RNGS`.
 """
 
 import itertools
@@ -24,29 +24,29 @@ from ldm.samplers.base import Noise
 MAX_SEED = 2**32 - 1
 
 PURPOSES = {
-    "start": 1,  # the noise that a batch begins with, or that is added to the picture to begin with
+    "start": 1,  # the noise that a batch begins with, or that is added to the image to begin with
     "step": 2,  # a step of the sampler
-    "keep": 3,  # the masked part, anew before each step
+    "keep": 3,  # the masked part, drawn before each step
     "posterior": 4,  # of the autoencoder
-    "conditioning": 5,  # on the picture that the model is conditioned on: the upscaler's, unCLIP's
+    "conditioning": 5,  # on the image that the model is conditioned on: the upscaler's, unCLIP's
 }
 """What is drawn, and the number of each in `per-image`: rows are added, never changed. CUDA's own is 0."""
 ONCE = ("posterior", "conditioning")
-"""What the published scripts draw once a run."""
+"""What the reference scripts draw once a run."""
 
 
-class Draws:
+class NoiseSource:
     """The random numbers of one run.
 
     Args:
         seed: of the run.
         batch_size: rows of a full batch.
         fixed_code: as --fixed_code: see the classes.
-        numpy_start: the published script of this task takes its start noise from NumPy.
+        numpy_start: the reference script of this task takes its start noise from NumPy.
     """
 
     own_seeds = False
-    """picture k of a run is that of a run of one with the seed seed + k"""
+    """image k of a run is that of a run of one with the seed seed + k"""
 
     def __init__(
         self,
@@ -63,29 +63,29 @@ class Draws:
         self.fixed_code = fixed_code
         self.numpy_start = numpy_start
 
-    def batch(self, first: int, count: int, start: int = 0, stage: int = 0) -> "BatchDraws":
-        """Return the random numbers of `count` pictures, the first of which is number `first` of the run.
+    def batch(self, first: int, count: int, start: int = 0, stage: int = 0) -> "BatchNoise":
+        """Return the random numbers of `count` images, the first of which is number `first` of the run.
 
         Args:
             start: the step that they are sampled from.
-            stage: which sampling of these pictures this is, 1 for the second pass of two.
+            stage: which sampling of these images this is, 1 for the second pass of two.
         """
-        return BatchDraws(self, first, count, start, stage)
+        return BatchNoise(self, first, count, start, stage)
 
-    def draw(self, batch: "BatchDraws", key: "Key", shape: Sequence[int]) -> Tensor:
+    def sample(self, batch: "BatchNoise", key: "Key", shape: Sequence[int]) -> Tensor:
         """Return standard normal numbers (batch.count, *shape) in float32 on the device."""
         raise NotImplementedError
 
     def seeds(self, first: int, count: int) -> tuple[int, ...]:
-        """Return what each picture can be made again from alone; empty where it cannot."""
+        """Return what each image can be made again from alone; empty where it cannot."""
         return ()
 
     def state(self) -> dict[str, Tensor]:
-        """Return what `restore` needs to go on drawing from here in another process."""
+        """Return what `restore` needs to continue from here in another process."""
         return {}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on where `state` was taken."""
+        """Continue where `state` was taken."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,14 @@ class Key:
     purpose: str
     step: int = 0
     call: int = 0
-    channels_last: bool = False  # the published script draws into (b, h, w, c): see BatchDraws.normal
+    channels_last: bool = False  # the reference script draws into (b, h, w, c): see BatchNoise.normal
 
 
 @dataclass(frozen=True)
-class BatchDraws:
-    """The random numbers of the pictures of one batch; a `KeyedNoise` for the sampling loop."""
+class BatchNoise:
+    """The random numbers of the images of one batch; a `KeyedNoise` for the sampling loop."""
 
-    draws: Draws
+    source: NoiseSource
     first: int
     count: int
     start: int = 0
@@ -110,31 +110,31 @@ class BatchDraws:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return self.draws.seeds(self.first, self.count)
+        return self.source.seeds(self.first, self.count)
 
     def normal(self, purpose: str, *shape: int, call: int = 0, channels_last: bool = False) -> Tensor:
         """Draw (count, *shape) in float32 on the device, for a purpose outside the steps.
 
         Args:
             call: 1, 2, ... for a second and third draw of one purpose.
-            channels_last: `shape` (c, h, w) is a picture whose noise the published script draws in the memory
+            channels_last: `shape` (c, h, w) is a image whose noise the reference script draws in the memory
                 order of its file, channels innermost: another order of the same numbers.
         """
-        return self.draws.draw(self, Key(purpose, call=call, channels_last=channels_last), shape)
+        return self.source.sample(self, Key(purpose, call=call, channels_last=channels_last), shape)
 
     def at(self, i: int, purpose: str) -> Noise:
         """Return the noise of step `i`, which may be called more than once."""
         calls = itertools.count()
-        return lambda x: self.draws.draw(self, Key(purpose, i, next(calls)), x.shape[1:]).to(x)
+        return lambda x: self.source.sample(self, Key(purpose, i, next(calls)), x.shape[1:]).to(x)
 
 
-class Reference(Draws):
-    """The published scripts' draws in their order, so that a seed gives their picture.
+class Reference(NoiseSource):
+    """The reference scripts' draws in their order, so that a seed gives their image.
 
     Two generators are seeded alike, one on the model's device and one on the CPU; on the CPU they are the
     same one. Every draw is that of a full batch; a short last batch uses the first rows. Posterior noise
     comes from the CPU's generator. It and the noise on conditioning are drawn once a run, before all else, so
-    that a run that goes on draws them again alike; with `fixed_code` the start noise too is drawn once.
+    that a resumed run draws them alike; with `fixed_code` the start noise too is drawn once.
     """
 
     def __init__(self, seed: int, device: torch.device, batch_size: int, **options: bool):
@@ -144,7 +144,7 @@ class Reference(Draws):
         self._cpu_generator = self._generator if on_cpu else torch.Generator().manual_seed(seed)
         self._once: dict[str, Tensor] = {}
 
-    def draw(self, batch: BatchDraws, key: Key, shape: Sequence[int]) -> Tensor:
+    def sample(self, batch: BatchNoise, key: Key, shape: Sequence[int]) -> Tensor:
         full = (self.batch_size, *shape)
         if key.purpose in ONCE or (key.purpose == "start" and self.fixed_code):
             name = f"{key.purpose}.{batch.stage}" + (f".{key.call}" if key.call else "")
@@ -178,13 +178,13 @@ class Reference(Draws):
         }
 
 
-class PerImage(Draws):
-    """Every draw is a function of the picture's own seed, the step and the purpose, and of nothing else.
+class PerImage(NoiseSource):
+    """Every draw is a function of the image's own seed, the step and the purpose, and of nothing else.
 
     Picture k of the run has the seed seed + k; with `fixed_code` all have the run's, so that only the prompts
     tell them apart. The numbers of a draw are those of the blocks 0, 1, 2, ... of Philox4x32-10:
 
-        counter = (block, step, call, purpose)      key = (seed of the picture, stage)
+        counter = (block, step, call, purpose)      key = (seed of the image, stage)
 
     `call` counts the draws of one step, `purpose` is a row of `PURPOSES`, `stage` is 1 in a second pass. They
     are drawn on the CPU whatever the device, and no bit of them may ever change.
@@ -195,26 +195,26 @@ class PerImage(Draws):
     def seeds(self, first: int, count: int) -> tuple[int, ...]:
         return tuple(self.seed + (0 if self.fixed_code else k) for k in range(first, first + count))
 
-    def draw(self, batch: BatchDraws, key: Key, shape: Sequence[int]) -> Tensor:
+    def sample(self, batch: BatchNoise, key: Key, shape: Sequence[int]) -> Tensor:
         size = math.prod(shape)
         drawn = [self.row(seed, key, batch, size).reshape(shape) for seed in batch.seeds]
         return torch.from_numpy(np.stack(drawn)).to(self.device)
 
-    def row(self, seed: int, key: Key, batch: BatchDraws, size: int) -> np.ndarray:
-        """Return the draw of one picture, (size,) float32."""
+    def row(self, seed: int, key: Key, batch: BatchNoise, size: int) -> np.ndarray:
+        """Return the draw of one image, (size,) float32."""
         blocks = np.arange(-(-size // 4))
         return normal(philox((blocks, key.step, key.call, PURPOSES[key.purpose]), (seed, batch.stage)))[:size]
 
 
 class GpuPhilox(PerImage):
-    """What a CUDA device draws from a generator of each picture's own, seeded with seed + k.
+    """What a CUDA device draws from a generator of each image's own, seeded with seed + k.
 
-    Draw 0 is the start noise, then one for each step; a second pass begins anew. The other purposes, a
+    Draw 0 is the start noise, then one for each step; a second pass begins again at 0. The other purposes, a
     second draw within a step, and stages beyond the second pass are drawn as `per-image` draws them and do
     not move the generator on.
     """
 
-    def row(self, seed: int, key: Key, batch: BatchDraws, size: int) -> np.ndarray:
+    def row(self, seed: int, key: Key, batch: BatchNoise, size: int) -> np.ndarray:
         if batch.stage > 1:
             return super().row(seed, key, batch, size)
         if key.purpose == "start":
@@ -224,35 +224,35 @@ class GpuPhilox(PerImage):
         return super().row(seed, key, batch, size)
 
 
-RNGS: dict[str, type[Draws]] = {"reference": Reference, "per-image": PerImage, "gpu-philox": GpuPhilox}
+RNGS: dict[str, type[NoiseSource]] = {"reference": Reference, "per-image": PerImage, "gpu-philox": GpuPhilox}
 
 
-def check_seeds(rng: str, seed: int, pictures: int, fixed_code: bool = False) -> None:
-    """Raise InputError where there is no such rng, or the last of the pictures has no seed."""
+def check_seeds(rng: str, seed: int, images: int, fixed_code: bool = False) -> None:
+    """Raise InputError where there is no such rng, or the last of the images has no seed."""
     if rng not in RNGS:
         raise InputError(f"unknown rng {rng!r}: expected one of {', '.join(RNGS)}")
-    last = seed if fixed_code else seed + pictures - 1
+    last = seed if fixed_code else seed + images - 1
     if RNGS[rng].own_seeds and not 0 <= seed <= last <= MAX_SEED:
         raise InputError(
-            f"the {pictures} pictures of this run would have the seeds {seed} to {last}: "
+            f"the {images} images of this run would have the seeds {seed} to {last}: "
             f"expected 0 to {MAX_SEED}; choose a smaller seed"
         )
 
 
-def make_draws(
+def make_noise_source(
     rng: str,
     seed: int,
     device: torch.device,
     batch_size: int,
-    pictures: int,
+    images: int,
     *,
     fixed_code: bool = False,
     numpy_start: bool = False,
-) -> Draws:
-    """Build a row of `RNGS` by name, for a run of so many pictures.
+) -> NoiseSource:
+    """Build a row of `RNGS` by name, for a run of so many images.
 
     Raises:
-        InputError: there is none of that name, or the seeds of the pictures go beyond the last one.
+        InputError: there is none of that name, or the seeds of the images go beyond the last one.
     """
-    check_seeds(rng, seed, pictures, fixed_code)
+    check_seeds(rng, seed, images, fixed_code)
     return RNGS[rng](seed, device, batch_size, fixed_code=fixed_code, numpy_start=numpy_start)

@@ -1,3 +1,0 @@
-"""`ldm.devices` has it."""
-
-from ldm.devices import *  # noqa: F403
