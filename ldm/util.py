@@ -50,7 +50,7 @@ def ismap(x: Any) -> bool:
 
 
 def isimage(x: Any) -> bool:
-    """Tell whether `x` is a batch of pictures: (b, c, h, w) with one or three channels."""
+    """Tell whether `x` is a batch of images: (b, c, h, w) with one or three channels."""
     return getattr(x, "ndim", 0) == 4 and x.shape[1] in (1, 3)
 
 
@@ -60,17 +60,17 @@ def mean_flat(tensor: "Tensor") -> "Tensor":
 
 
 def log_txt_as_img(wh: Sequence[int], xc: Sequence[str], size: int = 10) -> "Tensor":
-    """Draw captions in black on white pictures of (width, height): (b, 3, h, w) in -1..1."""
+    """Draw captions in black on white images of (width, height): (b, 3, h, w) in -1..1."""
     import numpy as np
     import torch
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(size)
     columns = max(1, int(40 * wh[0] / 256))     # characters a line
-    pictures = []
+    images = []
     for caption in xc:
-        picture = Image.new("RGB", tuple(wh), "white")
+        image = Image.new("RGB", tuple(wh), "white")
         text = textwrap.fill(caption, columns)
-        ImageDraw.Draw(picture).multiline_text((0, 0), text, fill="black", font=font)
-        pictures.append(np.asarray(picture, dtype=np.float32))
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
+        ImageDraw.Draw(image).multiline_text((0, 0), text, fill="black", font=font)
+        images.append(np.asarray(image, dtype=np.float32))
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1

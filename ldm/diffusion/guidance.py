@@ -23,7 +23,7 @@ from ldm.diffusion.schedule import Schedule
 from ldm.errors import InputError
 
 LATENT_RANGE = 4.0
-"""where the latents of pictures end, about: autoencoders' scale_factor makes their standard deviation 1"""
+"""where the latents of images end, about: autoencoders' scale_factor makes their standard deviation 1"""
 
 
 class Conditioning(Protocol):
@@ -142,7 +142,7 @@ class DynamicThreshold:
         s   = max(quantile_p |x_0|, value)                           (arXiv 2205.11487, section 2.3)
         x_0 = value clip(x_0, -s, s) / s,   eps = (x_t - alpha x_0) / sigma
 
-    with the quantile over channels and pixels of each sample. The paper's pictures end at value 1; latents,
+    with the quantile over channels and pixels of each sample. The paper's images end at value 1; latents,
     of standard deviation 1, at about 4. A sample within the value is left as it is, bit for bit. Unlike
     the `dynamic_threshold` of the published classes, which scales x_0 by its root mean square and leaves
     eps alone, this keeps x_t = alpha x_0 + sigma eps.

@@ -29,7 +29,7 @@ def _uniform(schedule: Schedule, n: int) -> list[int]:
 
 
 def _quad(schedule: Schedule, n: int) -> list[int]:
-    """Denser towards the picture: the published "quad" (arXiv 2010.02502, appendix D.3), no time twice."""
+    """Denser towards the image: the published "quad" (arXiv 2010.02502, appendix D.3), no time twice."""
     times = (np.linspace(0, math.sqrt(0.8 * schedule.num_timesteps), n) ** 2).astype(np.int64) + 1
     return _whole(np.minimum(np.maximum(times, np.arange(1, n + 1)), schedule.num_timesteps - 1)[::-1])
 

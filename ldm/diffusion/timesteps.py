@@ -1,7 +1,7 @@
 """Which training times a sampler visits, and how a network is told the time.
 
 The published choice ("uniform") strides by N // S, so it can give more times than asked for (30 -> 31),
-and adds 1 to each. It is kept, because a seed's picture depends on it.
+and adds 1 to each. It is kept, because a seed's image depends on it.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""Pictures of a given depth: the UNet sees a depth map beside x_t (5 input channels).
+"""Images of a given depth: the UNet sees a depth map beside x_t (5 input channels).
 
-    c_concat = 2 (d - min d) / (max d - min d) - 1      per picture, at the latents' size
+    c_concat = 2 (d - min d) / (max d - min d) - 1      per image, at the latents' size
 
 d is inverse depth as MiDaS gives it: larger is nearer. Both halves of guidance see the same map.
 """
@@ -21,7 +21,7 @@ class LatentDepth2ImageDiffusion(LatentFinetuneDiffusion):
     """Latent diffusion with a depth map beside x_t.
 
     Args:
-        depth_stage_config: network that estimates the map of a picture prepared for it; None where maps are
+        depth_stage_config: network that estimates the map of an image prepared for it; None where maps are
             always given, and after loading a file that holds no such network.
     """
 
@@ -32,7 +32,7 @@ class LatentDepth2ImageDiffusion(LatentFinetuneDiffusion):
         self.depth_model = depth_stage_config
 
     def estimate_depth(self, images: Tensor) -> Tensor:
-        """Return the inverse depth (b, 1, h', w') of pictures (b, 3, H, W) in [-1, 1], at a size of its own.
+        """Return the inverse depth (b, 1, h', w') of images (b, 3, H, W) in [-1, 1], at a size of its own.
 
         Raises:
             ConfigError: the model has no depth network.

@@ -157,7 +157,7 @@ class LatentDiffusion(DDPM):
 
     @property
     def size_multiple(self) -> int:
-        """Picture sides, in pixels, must be multiples of this for the UNet's skips to fit: 64 for SD."""
+        """Image sides, in pixels, must be multiples of this for the UNet's skips to fit: 64 for SD."""
         return self.downsampling_factor * self.model.diffusion_model.downsampling_factor
 
     def apply_model(self, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
@@ -208,7 +208,7 @@ class LatentDiffusion(DDPM):
         return nullcontext()
 
     def encode_first_stage(self, images: Tensor) -> DiagonalGaussianDistribution:
-        """Encode pictures (b, 3, H, W) in [-1, 1] to the distribution of their unscaled latents."""
+        """Encode images (b, 3, H, W) in [-1, 1] to the distribution of their unscaled latents."""
         return self.first_stage_model.encode(images)
 
     def get_first_stage_encoding(
@@ -219,7 +219,7 @@ class LatentDiffusion(DDPM):
         return self.scale_factor * z
 
     def decode_first_stage(self, latents: Tensor) -> Tensor:
-        """Decode scaled latents (b, c, h, w) to pictures, about [-1, 1], not clamped."""
+        """Decode scaled latents (b, c, h, w) to images, about [-1, 1], not clamped."""
         return self.first_stage_model.decode(latents / self.scale_factor)
 
 

@@ -1,9 +1,9 @@
-"""Four times larger pictures: the UNet sees the small picture, noised, beside x_t (arXiv 2106.15282).
+"""Four times larger images: the UNet sees the small image, noised, beside x_t (arXiv 2106.15282).
 
-    c_concat = z,  y = l     where z is the small picture at noise level l (ldm.models.noise_augmentation)
+    c_concat = z,  y = l     where z is the small image at noise level l (ldm.models.noise_augmentation)
 
-The latents have the sides of the small picture, and the decoder enlarges by 4. Both halves of guidance see
-the same noised picture and level.
+The latents have the sides of the small image, and the decoder enlarges by 4. Both halves of guidance see
+the same noised image and level.
 """
 
 from dataclasses import replace
@@ -17,10 +17,10 @@ from ldm.models.latent_diffusion import LatentDiffusion, LatentFinetuneDiffusion
 
 
 class LatentUpscaleDiffusion(LatentDiffusion):
-    """Latent diffusion with a small picture beside x_t, and its noise level as the label.
+    """Latent diffusion with a small image beside x_t, and its noise level as the label.
 
     Args:
-        low_scale_config: what noises the small picture.
+        low_scale_config: what noises the small image.
     """
 
     def __init__(self, low_scale_config: nn.Module, **latent_diffusion) -> None:
@@ -38,9 +38,9 @@ class LatentUpscaleDiffusion(LatentDiffusion):
 
         Args:
             context: (b, n, width) encoded prompts.
-            images: (b or 1, 3, h, w) small pictures in [-1, 1], of the latents' size.
+            images: (b or 1, 3, h, w) small images in [-1, 1], of the latents' size.
             noise_level: one, or (b,) integers.
-            noise: (b, 3, h, w); drawn on the pictures' device if None.
+            noise: (b, 3, h, w); drawn on the images' device if None.
         """
         images = images.expand(len(context), -1, -1, -1)
         noised, levels = self.low_scale_model(images, noise_level, noise)
@@ -48,12 +48,12 @@ class LatentUpscaleDiffusion(LatentDiffusion):
 
 
 class LatentUpscaleFinetuneDiffusion(LatentFinetuneDiffusion):
-    """The upscaler as it was finetuned: the small picture may be cut up into channels, noise is optional.
+    """The upscaler as it was finetuned: the small image may be cut up into channels, noise is optional.
 
     Args:
         reshuffle_patch_size: p turns (b, c, p h, p w) into (b, p p c, h, w), one group of channels for each
-            of the p x p tiles of the picture. None leaves it.
-        low_scale_config: what noises the small picture; None leaves it.
+            of the p x p tiles of the image. None leaves it.
+        low_scale_config: what noises the small image; None leaves it.
     """
 
     def __init__(
@@ -93,5 +93,5 @@ def tiles(images: Tensor, count: int) -> Tensor:
         InputError: a side that `count` does not divide.
     """
     if images.shape[-2] % count or images.shape[-1] % count:
-        raise InputError(f"a picture of {tuple(images.shape[-2:])} has no {count} x {count} equal tiles")
+        raise InputError(f"an image of {tuple(images.shape[-2:])} has no {count} x {count} equal tiles")
     return rearrange(images, "b c (n h) (m w) -> b (n m c) h w", n=count, m=count)

@@ -1,18 +1,18 @@
-"""The decoder of an autoencoder on tiles, exactly: the whole picture's result in a tile's memory.
+"""The decoder of an autoencoder on tiles, exactly: the whole image's result in a tile's memory.
 
 A convolution needs a margin around a tile, no more. A GroupNorm needs the mean and variance of the whole
-picture: tiles that use their own shift in colour against each other. So a stage, a run of layers without
+image: tiles that use their own shift in colour against each other. So a stage, a run of layers without
 attention, goes over all tiles once for each of its norms, to find that norm's statistics, and once more for
 the result:
 
     pass k = 0 .. n-1    each tile up to norm k, with the statistics of the norms before it: those of norm k
     pass n               each tile to the end
 
-which computes the layers some n/2 times more often, and gives what the whole picture would, up to rounding.
+which computes the layers some n/2 times more often, and gives what the whole image would, up to rounding.
 Stages are cut before every doubling of the resolution and around attention, so that only what lies between
 them is whole:
 
-    [post_quant_conv, conv_in, block] [attention] [block, blocks] [doubling, blocks] ... [.., to the picture]
+    [post_quant_conv, conv_in, block] [attention] [block, blocks] [doubling, blocks] ... [.., to the image]
 
 that is 3 + 1 + 9 + 7 + 8 passes over the stages of the published upscaler's decoder (three residual blocks of
 two norms at each of three levels). Attention takes its queries in bands, keys and values of the whole.
@@ -70,7 +70,7 @@ def margin(stage: nn.Sequential) -> int:
 
 
 class Tile(NamedTuple):
-    """One tile of a picture: what is computed, and the part of it that counts."""
+    """One tile of an image: what is computed, and the part of it that counts."""
 
     rows: slice
     columns: slice
@@ -154,7 +154,7 @@ class Moments:
 
 
 class SharedNorms:
-    """Makes the GroupNorms of a stage use the statistics of the whole picture, which it finds one by one."""
+    """Makes the GroupNorms of a stage use the statistics of the whole image, which it finds one by one."""
 
     def __init__(self, stage: nn.Sequential) -> None:
         self.norms = [module for module in stage.modules() if isinstance(module, nn.GroupNorm)]

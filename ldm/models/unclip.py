@@ -1,4 +1,4 @@
-"""Pictures like a picture: the UNet is given a CLIP image embedding (arXiv 2204.06125, section 2.1).
+"""Images like an image: the UNet is given a CLIP image embedding (arXiv 2204.06125, section 2.1).
 
     c_adm = [z, emb(l)]      z: the embedding at noise level l (ldm.models.noise_augmentation)
 
@@ -20,7 +20,7 @@ class ImageEmbeddingConditionedLatentDiffusion(LatentDiffusion):
     """Latent diffusion conditioned on text and on the embedding of an image.
 
     Args:
-        embedder_config: image encoder, pictures (b, 3, H, W) in [-1, 1] -> (b, D).
+        embedder_config: image encoder, images (b, 3, H, W) in [-1, 1] -> (b, D).
         noise_aug_config: what noises the embedding; None hands it over as it is.
     """
 
@@ -57,7 +57,7 @@ class ImageEmbeddingConditionedLatentDiffusion(LatentDiffusion):
         return torch.cat(self.noise_augmentor(embedding, noise_level, noise), dim=1)
 
     def mix(self, labels: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        """Return the weighted mean of the labels (b, width) of several pictures.
+        """Return the weighted mean of the labels (b, width) of several images.
 
         Raises:
             InputError: not one weight a label, or weights whose sum is 0.

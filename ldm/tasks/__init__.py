@@ -1,1 +1,1 @@
-"""One file a task: a model and plain inputs in, batches of pictures out. Nothing here prints or saves."""
+"""One file a task: a model and plain inputs in, batches of images out. Nothing here prints or saves."""

@@ -80,21 +80,21 @@ def steps_of(run: Run, strength: float) -> int:
     return len(run.sampler) if strength == 1 else steps
 
 
-def chosen_strength(has_picture: bool, strength: float | None) -> float:
+def chosen_strength(has_image: bool, strength: float | None) -> float:
     """Return the strength that is meant. Raises: InputError where it makes no sense."""
     if strength is None:
-        return STRENGTH if has_picture else 1.0
+        return STRENGTH if has_image else 1.0
     if not 0 <= strength <= 1:
-        raise InputError(f"strength is {strength}; expected 0 (keep the picture) to 1 (keep its depth alone)")
-    if not has_picture and strength != 1:
-        raise InputError(f"strength is {strength} without a picture to keep anything of; leave it out")
+        raise InputError(f"strength is {strength}; expected 0 (keep the image) to 1 (keep only its depth)")
+    if not has_image and strength != 1:
+        raise InputError(f"strength is {strength} without an image to keep anything of; leave it out")
     return strength
 
 
 def check_size(shape: tuple[int, ...], height: int, width: int) -> None:
-    """Refuse a map (h, w) of another aspect ratio than the picture's.
+    """Refuse a map (h, w) of another aspect ratio than the image's.
 
-    Sides may be rounded, and the map may be of the size at which the depth network looks at the picture,
+    Sides may be rounded, and the map may be of the size at which the depth network looks at the image,
     which is that of the maps that the published demo shows.
 
     Raises: InputError.
@@ -107,24 +107,24 @@ def check_size(shape: tuple[int, ...], height: int, width: int) -> None:
     rounding = max(height + width, h + w) / 2
     if abs(h * width - w * height) > rounding and (h, w) != network_size(height, width):
         raise InputError(
-            f"the depth map is {w}x{h} and the picture {width}x{height}, another aspect ratio; "
-            "expected the map of this picture, uncropped"
+            f"the depth map is {w}x{h} and the image {width}x{height}, another aspect ratio; "
+            "expected the map of this image, uncropped"
         )
-    logger.info("the depth map is %dx%d and the picture %dx%d: it is resized", w, h, width, height)
+    logger.info("the depth map is %dx%d and the image %dx%d: it is resized", w, h, width, height)
 
 
 def alpha_depth(alpha: np.ndarray) -> np.ndarray:
     """Return what stands for the depth of a cut-out: its alpha (h, w) uint8 inflated, 0 to 1 (h, w).
 
     It is what models are trained on by `hint: depth` of the data, in place of an estimate. The map of a
-    picture with a side above 512 pixels is smaller: inflating takes a pass over it for each step inwards.
+    image with a side above 512 pixels is smaller: inflating takes a pass over it for each step inwards.
 
     Raises: InputError where nothing is transparent, or nothing opaque.
     """
     share = torch.from_numpy(alpha.astype(np.float32))[None, None] / 255
     if bool((share >= 0.5).all()) or bool((share < 0.5).all()):
         state = "transparent" if share[0, 0, 0, 0] < 0.5 else "opaque"
-        raise InputError(f"the picture is {state} throughout: its alpha has no shape to inflate")
+        raise InputError(f"the image is {state} throughout: its alpha has no shape to inflate")
     scale = ALPHA_SIDE / max(alpha.shape)
     if scale < 1:
         size = [max(1, round(scale * side)) for side in alpha.shape]
@@ -182,7 +182,7 @@ def _given(request: Depth2Img) -> Tensor:
 
 
 def _framed(depth: Tensor, frame: Frame) -> Tensor:
-    """Pad a map (1, 1, h, w) as the picture is padded, at its size; as it is where nothing is padded."""
+    """Pad a map (1, 1, h, w) as the image is padded, at its size; as it is where nothing is padded."""
     if (frame.height, frame.width) == (frame.inner_height, frame.inner_width):
         return depth
     size = (frame.height, frame.width)

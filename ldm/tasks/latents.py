@@ -6,8 +6,8 @@
 A file is a .safetensors with the latents (n, c, h, w), scaled as the sampler sees them, as `latents` (or as
 its only tensor). Its metadata entry `ldm` is a JSON record, and the record's `kind` says what they are:
 
-    (none)     latents of other origin: txt2img starts from them as its noise, img2img as its picture
-    final      of one picture, as `--save-latents` keeps them
+    (none)     latents of other origin: txt2img starts from them as its noise, img2img as its image
+    final      of one image, as `--save-latents` keeps them
     stopped    of the batch that a run was stopped in, before step `step`, with `memory.0`, ... of the sampler
                and `noise.*`, the generators, and `made.*` of earlier stages of the batch; what is computed
                from prompts is computed again
@@ -46,7 +46,7 @@ class Position:
     """Where a run stands: before a step of one of its batches, with all that is needed to resume exactly."""
 
     prompts: list[str]  # of the whole run, once
-    first: int  # number of the batch's first picture in the run
+    first: int  # number of the batch's first image in the run
     stage: int  # 1 in the second pass of two
     state: SampleState
     noise: dict[str, Tensor]  # NoiseSource.state() here
@@ -81,7 +81,7 @@ class LatentsFile:
 
 
 def final_file(latents: Tensor, record: dict[str, Any]) -> bytes:
-    """Return the file of the latents (c, h, w) of a finished picture."""
+    """Return the file of the latents (c, h, w) of a finished image."""
     return _bytes({"latents": latents[None].float()}, record | {"kind": "final"})
 
 

@@ -3,15 +3,15 @@
 The first of these that fits is taken:
 
     UNet       the whole, all samples together    one sample at a time    tiles, as large as may be
-    decoder    the whole, all pictures together   one at a time           tiles, which give exactly the same
+    decoder    the whole, all images together   one at a time           tiles, which give exactly the same
 
 A small probe measures what each network takes for a latent pixel (ldm.backends.memory), with A = h w:
 
-    UNet               u * samples * A                                  guidance has two samples a picture
+    UNet               u * samples * A                                  guidance has two samples an image
     UNet, tile n       u * n^2
-    decoder            d * pictures * A
+    decoder            d * images * A
     decoder, tile n    max over stages of  (in + out) A + work * (n + 2 margin)^2
-    both               o * pictures * A       x_t, conditioning, the sampler's memory, what is saved
+    both               o * images * A       x_t, conditioning, the sampler's memory, what is saved
 """
 
 import logging
@@ -38,7 +38,7 @@ FREE = 0.9  # of what is free, how much a plan counts on
 SMALLEST_DECODER_TILE = 8
 HEADROOM = {"cpu": 100_000_000}  # what libraries take at the first large run, and keep
 LATENT_COPIES = 12  # x_t, its noise, predictions, the sampler's memory, all in float32
-PICTURE_COPIES = 6  # decoded, cropped, scaled, 8 bits, marked, as a file
+IMAGE_COPIES = 6  # decoded, cropped, scaled, 8 bits, marked, as a file
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,16 @@ class Costs:
     unet: float
     decoder: float
     stages: tuple[Stage, ...]
-    picture: float
+    image: float
 
     def sampling(self, sides: tuple[int, int], samples: int, tile: int | None = None) -> float:
         height, width = sides if tile is None else (min(side, tile) for side in sides)
         return self.unet * samples * height * width
 
-    def decoding(self, sides: tuple[int, int], pictures: int, tile: int | None = None) -> float:
+    def decoding(self, sides: tuple[int, int], images: int, tile: int | None = None) -> float:
         area = sides[0] * sides[1]
         if tile is None or max(sides) <= tile:
-            return self.decoder * pictures * area
+            return self.decoder * images * area
         return max(stage.whole * area + stage.work * (tile + 2 * stage.margin) ** 2 for stage in self.stages)
 
 
@@ -121,15 +121,15 @@ def measure(networks: Networks) -> Costs:
             found.append(Stage(sum(sizes), work, margin(stage) / scale))
             z, scale = out[0], scale * enlargement(stage)
     pixels = 3 * 4 * scale**2
-    picture = 4 * model.channels * LATENT_COPIES + pixels * PICTURE_COPIES
+    image = 4 * model.channels * LATENT_COPIES + pixels * IMAGE_COPIES
     used = used_bytes(device) + HEADROOM.get(device.type, 0)
-    return Costs(used, unet, decoder, tuple(found), picture)
+    return Costs(used, unet, decoder, tuple(found), image)
 
 
 def fitting(
     costs: Costs,
     sides: tuple[int, int],
-    pictures: int,
+    images: int,
     samples: int,
     multiple: int,
     budget: float,
@@ -139,12 +139,12 @@ def fitting(
 
     Args:
         sides: of the latents.
-        pictures: of a batch.
-        samples: that the UNet sees together, two a picture under guidance.
+        images: of a batch.
+        samples: that the UNet sees together, two an image under guidance.
         multiple: what the sides of a UNet's tile must be multiples of.
         forced: the tiling of the UNet that was asked for.
     """
-    base = costs.used + costs.picture * pictures * sides[0] * sides[1]
+    base = costs.used + costs.image * images * sides[0] * sides[1]
 
     def fits(bytes_: float) -> bool:
         return base + bytes_ <= budget
@@ -163,7 +163,7 @@ def fitting(
             return None
         tiling, sampling = tiling_of(tile, None, multiple), costs.sampling(sides, 1, tile)
     tiling = replace(tiling, decoder_tile=None)
-    if fits(decoding := costs.decoding(sides, pictures)) and not tiling.one_by_one:
+    if fits(decoding := costs.decoding(sides, images)) and not tiling.one_by_one:
         pass
     elif fits(decoding := costs.decoding(sides, 1)):
         tiling = replace(tiling, one_by_one=True)
@@ -181,7 +181,7 @@ def fitting(
 def plan(
     costs: Costs,
     sides: tuple[int, int],
-    pictures: int,
+    images: int,
     samples: int,
     multiple: int,
     device: torch.device,
@@ -196,7 +196,7 @@ def plan(
     """
     free = free_bytes(device)
     budget = max_memory or (float("inf") if free is None else costs.used + FREE * free)
-    shape = sides, pictures, samples, multiple
+    shape = sides, images, samples, multiple
     found = fitting(costs, *shape, budget, forced)
     if found is None:
         least = _least(costs, *shape, forced)
@@ -220,12 +220,12 @@ def described(tiling: Tiling) -> str:
     return unet + (", one sample at a time" if tiling.one_by_one else "") + decoder
 
 
-def _least(costs: Costs, sides, pictures: int, samples: int, multiple: int, forced: Tiling | None) -> float:
+def _least(costs: Costs, sides, images: int, samples: int, multiple: int, forced: Tiling | None) -> float:
     tile = MIN_TILES * multiple if forced is None else forced.tile
     network = max(
         costs.sampling(sides, 1, tile), costs.decoding(sides, 1, min(max(sides), SMALLEST_DECODER_TILE))
     )
-    return costs.used + costs.picture * pictures * sides[0] * sides[1] + network
+    return costs.used + costs.image * images * sides[0] * sides[1] + network
 
 
 def _gb(size: float) -> str:

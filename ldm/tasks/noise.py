@@ -117,7 +117,7 @@ class BatchNoise:
 
         Args:
             call: 1, 2, ... for a second and third draw of one purpose.
-            channels_last: `shape` (c, h, w) is a image whose noise the reference script draws in the memory
+            channels_last: `shape` (c, h, w) is an image whose noise the reference script draws in the memory
                 order of its file, channels innermost: another order of the same numbers.
         """
         return self.source.sample(self, Key(purpose, call=call, channels_last=channels_last), shape)
@@ -181,7 +181,7 @@ class Reference(NoiseSource):
 class PerImage(NoiseSource):
     """Every draw is a function of the image's own seed, the step and the purpose, and of nothing else.
 
-    Picture k of the run has the seed seed + k; with `fixed_code` all have the run's, so that only the prompts
+    Image k of the run has the seed seed + k; with `fixed_code` all have the run's, so that only the prompts
     tell them apart. The numbers of a draw are those of the blocks 0, 1, 2, ... of Philox4x32-10:
 
         counter = (block, step, call, purpose)      key = (seed of the image, stage)

@@ -1,4 +1,4 @@
-"""Tell eps from v by one step of the network on pictures whose noise is known.
+"""Tell eps from v by one step of the network on images whose noise is known.
 
 With x_t = alpha x_0 + sigma eps and alpha^2 + sigma^2 = 1 (arXiv 2202.00512, appendix D):
 
@@ -6,11 +6,11 @@ With x_t = alpha x_0 + sigma eps and alpha^2 + sigma^2 = 1 (arXiv 2202.00512, ap
     eps = sigma x_t + alpha v            what an eps-network gives
 
 x_t and v are uncorrelated. So either answer needs an output that correlates with v, which only a network that
-tells a picture from its noise has; an eps-network's correlates with x_t as well. One that copies or blurs its
+tells an image from its noise has; an eps-network's correlates with x_t as well. One that copies or blurs its
 input, or gives something of its own, agrees with neither.
 
-The pictures, smooth colours with discs, go through the model's own autoencoder: on latents that are no
-picture's even a good network fails (agreement of the demonstration model: 0.3 instead of 0.8).
+The images, smooth colours with discs, go through the model's own autoencoder: on latents that are no
+image's even a good network fails (agreement of the demo model: 0.3 instead of 0.8).
 """
 
 from dataclasses import dataclass, replace
@@ -25,8 +25,8 @@ from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.networks import are_finite, networks_of
 
 METHOD = 1  # to be raised with every change that may give other verdicts
-TIMES = (400, 500, 600)  # of 1000; both noise and picture matter there
-PICTURES = 2  # at each of the times
+TIMES = (400, 500, 600)  # of 1000; both noise and image matter there
+IMAGES = 2  # at each of the times
 SIDES = (16, 32)  # least and most latents a side
 AGREEMENT = 0.6  # correlation that the answer must have,
 LEAD = 0.15  # and lead the other one by,
@@ -48,7 +48,7 @@ class Verdict:
 
 @torch.no_grad()
 def probe_prediction(model: LatentDiffusion, dtype: torch.dtype = torch.float32) -> Verdict:
-    """Run the network once on noisy pictures and see what comes out; no random state but its own is touched.
+    """Run the network once on noisy images and see what comes out; no random state but its own is touched.
 
     Args:
         model: loaded, with an autoencoder; models of every task have their further inputs filled in.
@@ -56,8 +56,8 @@ def probe_prediction(model: LatentDiffusion, dtype: torch.dtype = torch.float32)
     """
     generator = torch.Generator().manual_seed(0)
     side = _side(model)
-    images = synthetic_pictures(PICTURES, side * model.downsampling_factor, generator).to(model.device)
-    t = torch.tensor([time * model.num_timesteps // 1000 for time in TIMES]).repeat_interleave(PICTURES)
+    images = synthetic_images(IMAGES, side * model.downsampling_factor, generator).to(model.device)
+    t = torch.tensor([time * model.num_timesteps // 1000 for time in TIMES]).repeat_interleave(IMAGES)
     alphas_cumprod = torch.as_tensor(model.schedule.alphas_cumprod)[t].float().to(model.device)
     alphas_cumprod = alphas_cumprod.view(-1, 1, 1, 1)
     alpha, sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
@@ -89,7 +89,7 @@ def judge(agreement_eps: float, agreement_v: float, alpha: float) -> Verdict:
     return Verdict(prediction, agreement_eps, agreement_v)
 
 
-def synthetic_pictures(count: int, side: int, generator: torch.Generator) -> Tensor:
+def synthetic_images(count: int, side: int, generator: torch.Generator) -> Tensor:
     """Return smooth backgrounds with discs of one colour, (count, 3, side, side) in [-1, 1]."""
     corners = 2 * torch.rand(count, 3, 3, 3, generator=generator) - 1
     images = F.interpolate(corners, size=(side, side), mode="bilinear", align_corners=True)
@@ -126,11 +126,11 @@ def further_inputs(model: LatentDiffusion, images: Tensor, x_0: Tensor) -> Cond:
 def _further_channels(count: int, images: Tensor, x_0: Tensor) -> Tensor:
     """Return the channels that a task joins to x_t, by their number."""
     nothing = x_0.new_zeros(len(x_0), 1, *x_0.shape[2:])
-    if count == x_0.shape[1]:  # editing: the picture before
+    if count == x_0.shape[1]:  # editing: the image before
         return x_0
     if count == 1 + x_0.shape[1]:  # inpainting: a mask, and what is outside it: all
         return torch.cat([nothing, x_0], dim=1)
-    if count == 3:  # upscaling: the small picture
+    if count == 3:  # upscaling: the small image
         return F.interpolate(images, size=x_0.shape[2:], mode="area")
     return nothing.expand(-1, count, -1, -1)  # depth: the same everywhere
 

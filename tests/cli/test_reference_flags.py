@@ -51,8 +51,8 @@ def test_each_is_an_option_of_the_request(line, options):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("--plms --sampler ddim", "--plms and --sampler ddim ask for different samplers; give one of them"),
-        ("--dpm --sampler dpmpp_2m", "--dpm and --sampler dpmpp_2m ask for different samplers"),
+        ("--plms --sampler ddim", "--plms and --sampler ddim are different samplers; give one of them"),
+        ("--dpm --sampler dpmpp_2m", "--dpm and --sampler dpmpp_2m are different samplers"),
         ("--dpm --sampler eulr", "unknown sampler 'eulr'"),
         ("--eta 0.5 --ddim_eta 0.2", "--eta 0.5 and --ddim_eta 0.2 contradict each other; give one"),
         ("--bf16 --dtype float16", "--bf16 and --dtype float16 contradict each other"),
@@ -76,7 +76,7 @@ def test_the_usual_eta_of_a_task_is_ddim_s_alone():
 def test_flags_without_effect_say_so(caplog):
     with caplog.at_level(logging.INFO, "ldm"):
         fold(Txt2Img, "--torchscript --ipex")
-    assert "--torchscript has no effect" in caplog.text and "--ipex only sets channels-last" in caplog.text
+    assert "--torchscript has no effect" in caplog.text and "--ipex only sets --channels-last" in caplog.text
 
 
 @pytest.mark.parametrize("task", NAMES)

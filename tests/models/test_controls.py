@@ -160,7 +160,7 @@ def test_in_tiles_each_sees_its_own_part_of_the_hint(model_of, networks):
         seen.append(c)
         return model.apply_model(x, t, c)
 
-    out = tiled(spied, Tiling(16, 0, apart=True), 4)(x_t, T[1:], cond)
+    out = tiled(spied, Tiling(16, 0, one_by_one=True), 4)(x_t, T[1:], cond)
     left, right = seen
     assert torch.equal(left.controls[0].hint, hint[..., :128])
     assert torch.equal(right.controls[0].hint, hint[..., 64:])

@@ -98,7 +98,7 @@ def test_bounds_hold_at_both_ends_and_errors_name_the_option(cls, each):
         ("zero_snr", "yes", "zero_snr: got 'yes', expected true or false"),
         ("prompt", 7, "prompt: got 7, expected text"),
         ("prompts", [7], r"prompts: got \[7\], expected a list of texts"),
-        ("seed", -1, "seed: got -1, .*none of them is random"),
+        ("seed", -1, "seed: got -1, .*no value means random"),
         ("device", None, "device: got None, expected text"),
     ],
 )

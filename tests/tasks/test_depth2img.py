@@ -176,7 +176,7 @@ def test_strength_0_keeps_the_picture_and_more_keeps_less(model):
 
 @pytest.mark.parametrize("strength", [-0.1, 1.0001, float("nan")])
 def test_another_strength_is_refused(model, strength):
-    with pytest.raises(InputError, match="expected 0"):
+    with pytest.raises(InputError, match="expected a number from 0 to 1"):
         make_images(model, Depth2Img, init_img=IMAGE, prompts=["a"], depth=DEPTH, seed=1, strength=strength)
 
 

@@ -21,7 +21,7 @@ from ldm.tasks import memory_plan
 from ldm.tasks.memory_plan import Costs, Stage, fitting, plan, tiling_for
 from ldm.tasks.tiles import Tiling
 
-COSTS = Costs(used=1_000_000, unet=100, decoder=400, stages=(Stage(50, 300, 2), Stage(80, 350, 1)), picture=1)
+COSTS = Costs(used=1_000_000, unet=100, decoder=400, stages=(Stage(50, 300, 2), Stage(80, 350, 1)), image=1)
 SIDES = (256, 200)
 AREA = 256 * 200
 

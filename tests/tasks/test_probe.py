@@ -11,7 +11,7 @@ from ldm.config import find_config
 from ldm.diffusion.loss import target
 from ldm.loading import load_model
 from ldm.models.unet import UNetModel
-from ldm.tasks.probe import judge, probe_prediction, synthetic_pictures
+from ldm.tasks.probe import judge, probe_prediction, synthetic_images
 
 STEPS = 60
 DTYPES = (torch.float32, torch.bfloat16)
@@ -97,7 +97,7 @@ def test_a_tiny_network_trained_for_seconds(prediction):
     )  # fmt: skip
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        pictures = synthetic_pictures(64, 64, generator)
+        pictures = synthetic_images(64, 64, generator)
         latents = model.get_first_stage_encoding(model.encode_first_stage(pictures).mode())
         context = model.get_learned_conditioning([""])
     optimizer = torch.optim.AdamW(unet.parameters(), lr=2e-3)

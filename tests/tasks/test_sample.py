@@ -6,6 +6,7 @@ from requesting import make_images
 from tiny_models import tiny_config
 from tiny_models import tiny_model as built
 
+import ldm
 from ldm.diffusion.prediction import denoiser
 from ldm.errors import InputError
 from ldm.requests import Sample, Txt2Img
@@ -62,9 +63,10 @@ def test_a_text_model_is_asked_with_the_empty_prompt(tiny_model):
 
 def test_by_default_the_size_is_the_models_and_guidance_is_off(tiny_model):
     side = tiny_model.image_size * tiny_model.downsampling_factor
-    track = lambda steps, total: list(steps)[:0] or iter(())  # noqa: E731
-    (batch,) = make_images(tiny_model, Sample, prompts=[""], seed=5, scale=None, track=track)
+    (batch,) = ldm.generate(tiny_model, Sample(prompts=[""], seed=5, steps=2))
     assert batch.images.shape[-2:] == (side, side)
+    (unguided,) = ldm.generate(tiny_model, Sample(prompts=[""], seed=5, steps=2, scale=1.0))
+    assert torch.equal(batch.images, unguided.images)
 
 
 @pytest.mark.parametrize(("scale", "negative"), [(2.0, ""), (1.0, "a cat"), (3.0, "a cat")])

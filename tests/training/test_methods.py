@@ -196,7 +196,7 @@ def test_a_clip_goes_on_from_its_file_and_refuses_another(config, tmp_path):
     second = build_module(resolve_config(config("clip", {"ckpt": str(file)}, seed=2)))
     assert changed(weights(first.clip), second.clip) == set()
     save_file({"visual.proj": torch.zeros(2, 2)}, file)
-    with pytest.raises(CheckpointError, match=r"clip\.safetensors does not fit the model"):
+    with pytest.raises(CheckpointError, match=r"clip\.safetensors does not fit CLIPModel"):
         build_module(resolve_config(config("clip", {"ckpt": str(file)})))
 
 
