@@ -24,8 +24,8 @@ class Compiled:
 
     def prepare(self, network: nn.Module, example: tuple[Any, ...]) -> Callable[..., Tensor]:
         """Compile the network for inputs like `example` and run it once."""
-        compiled = torch.compile(network, backend=self.compiler, dynamic=False)
         try:
+            compiled = torch.compile(network, backend=self.compiler, dynamic=False)
             compiled(*example)
         except Exception as error:  # of any of the compiler's parts, or a missing C++ compiler
             said = "%s cannot be compiled (%s: %s); it runs without"
