@@ -21,13 +21,14 @@ from ldm.tasks.run import Run
 def asked(cls: type[Request], **options: Any) -> Request:
     """Return a request of one image a batch and one pass, by DDIM without noise of its own.
 
-    The samplers of the reference take its times unless there is a `schedule`.
+    The samplers of the reference take its times unless there is a `schedule`. What is None is the request's
+    own default.
     """
     sampler = options.get("sampler") or "ddim"
     own = {"sampler": sampler, "n_samples": 1, "n_iter": 1, "scale": 9.0}
     if sampler == "ddim":
         own["eta"] = 0.0
-    request = own | {name: value for name, value in options.items() if value is not None}
+    request = {name: value for name, value in (own | options).items() if value is not None}
     if "schedule" not in request and find_sampler(sampler).cls.default_spacing is None:
         request["schedule"] = REFERENCE
     return cls(**request)
