@@ -183,14 +183,14 @@ class SpatialTransformer(nn.Module):
         x = self.norm(x)
         if not self.use_linear:
             x = self.proj_in(x)
-        x = rearrange(x, "b c h w -> b (h w) c")
+        x = x.flatten(2).transpose(1, 2)                     # (b, h*w, c)
         if self.use_linear:
             x = self.proj_in(x)
         for block in self.transformer_blocks:
             x = block(x, context)
         if self.use_linear:
             x = self.proj_out(x)
-        x = rearrange(x, "b (h w) c -> b c h w", h=h, w=w)
+        x = x.transpose(1, 2).unflatten(2, (h, w))           # (b, c, h, w)
         if not self.use_linear:
             x = self.proj_out(x)
         return x_in + x    # in this order the sum keeps the memory layout of the surrounding convolutions

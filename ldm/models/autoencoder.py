@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
@@ -54,10 +53,11 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
         # Contiguous, because torch's attention falls back to a matrix of n x n weights for other layouts.
-        q, k, v = (
-            rearrange(f(y), "b c h w -> b 1 (h w) c").contiguous() for f in (self.q, self.k, self.v)
-        )
-        out = rearrange(attend(q, k, v), "b 1 (h w) c -> b c h w", h=x.shape[2])
+        tokens = (f(y).flatten(2).transpose(1, 2).contiguous() for f in (self.q, self.k, self.v))
+        q, k, v = (t[:, None] for t in tokens)                                                  # (b, 1, n, c)
+        out = attend(q, k, v)
+        # Not by einops, whose strides for a batch of one make the convolution after it round differently.
+        out = out.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])                          # (b, c, h, w)
         return x + self.proj_out(out)
 
 
