@@ -1,14 +1,14 @@
-# make demo          make .venv, install, and turn a prompt into a picture
+# make demo          make .venv, install, and turn a prompt into an image
 # make test          install what the tests need and run them
 # make test-all      make test, then the slow tests that it leaves out
 # make check         look at the code without running it
 # make lock          look up the newest packages and write their versions to requirements/
 # make test-latest   run the tests with the newest packages that setup.py allows, in .venv-latest
 # make test-oldest   run the tests with the oldest packages that setup.py allows, in .venv-oldest
-# make clean         remove what these made, except pictures
+# make clean         remove what these made, except images
 #
 # PYTHON=python3.12 chooses the interpreter that .venv is made with (3.10 or newer);
-# PROMPT="3d emoji of a fox, yellow background" chooses what make demo draws; PYTEST="-k ddim" what make test runs.
+# PROMPT="3d emoji of a fox, yellow background" is the prompt of make demo; PYTEST="-k ddim" what make test runs.
 
 PYTHON ?= python3
 PROMPT ?= 3d emoji of a cat, blue background

@@ -40,7 +40,7 @@ TEST = [
     "diffusers>=0.36",
     "transformers>=5.0",
     "compel>=2.5",  # prompts are read and weighed as it does
-    "scikit-image>=0.22",  # for its pictures: a stereo pair with measured disparity
+    "scikit-image>=0.22",  # for its images: a stereo pair with measured disparity
     "torchvision",  # some checkpoints of others pickle its classes
     "opencv-python-headless>=4.10",  # resizing and colours are compared with it
     "ruff>=0.6",

@@ -183,7 +183,9 @@ class Networks:
     def _call(self, network: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run a network on the backend, which prepares it for each shape of inputs."""
         if kwargs:  # those of the UNet, in the order of its parameters
-            args = (*args, *(kwargs.get(name) for name in ("context", "y", "control")))
+            args = (*args, *(kwargs.pop(name, None) for name in ("context", "y", "control")))
+            if kwargs:
+                raise TypeError(f"backends do not pass on {', '.join(kwargs)} to a network")
         key = (id(network), self.dtypes["UNet"], *map(_shape, args))
         if key not in self._prepared:
             self._prepared[key] = self.backend.prepare(network, args)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.errors import is_out_of_memory
+
 logger = logging.getLogger(__name__)
 
 
@@ -28,6 +30,8 @@ class Compiled:
             compiled = torch.compile(network, backend=self.compiler, dynamic=False)
             compiled(*example)
         except Exception as error:  # of any of the compiler's parts, or a missing C++ compiler
+            if is_out_of_memory(error):
+                raise
             said = "%s cannot be compiled (%s: %s); it runs without"
             first_line = str(error).strip().partition("\n")[0]
             logger.warning(said, type(network).__name__, type(error).__name__, first_line)

@@ -51,9 +51,9 @@ def generate(
     The request itself is checked at the call, and against the model when the first batch is generated.
 
     Args:
-        model: from `ldm.load_model`; the request's own options of the model are ignored. track: wraps the
-        iterator over the steps of a batch, given its length, for a progress bar or a preview.
-            If it ends before the steps do, sampling stops there (`StoppedAt`).
+        model: from `ldm.load_model`; the request's own options of the model are ignored.
+        track: wraps the iterator over the steps of a batch, given its length, for a progress bar or a
+            preview. If it ends before the steps do, sampling stops there (`StoppedAt`).
         resume: where to resume an interrupted run.
 
     Raises:
@@ -92,18 +92,22 @@ def execute(
     batches = _batches(loaded, opened, watch, resume, saving)
     total = batches_left(loaded, resume)
     try:
-        with heeding_signals():
-            for batch in watch.batches(batches, total):
-                if not saving.run:  # not before: the record waits for the digest of the weights
-                    saving.run = _record(request, loaded, opened, resume)
-                saving.add(batch)
+        with heeding_signals():  # also while the state of a stopped run is saved
+            try:
+                for batch in watch.batches(batches, total):
+                    if not saving.run:  # not before: the record waits for the digest of the weights
+                        saving.run = _record(request, loaded, opened, resume)
+                    saving.add(batch)
+            except Stopped as stopped:
+                saving.run = saving.run or _record(request, loaded, opened, resume)
+                path = saving.save_stopped(stopped.position)
+                command = command_to_resume(path, request)
+                raise Stopped(f"{stopped}; to resume: {command}") from None
             saving.save_grid()
-    except Stopped as stopped:
-        saving.run = saving.run or _record(request, loaded, opened, resume)
-        path = saving.save_stopped(stopped.position)
+    except Stopped:
         if saving.saved:
             log.info(saving.summary())
-        raise Stopped(f"{stopped}; to resume: {command_to_resume(path, request)}") from None
+        raise
     except BaseException:
         if saving.saved:
             log.warning("stopped early, kept %s", saving.summary())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ldm.errors import InputError
+from ldm.files.digest import fresh_sha256
 from ldm.requests import Request
 from ldm.requests.loaded import InputArray
 from ldm.requests.resolving import sampler_options
@@ -172,7 +173,7 @@ def _of_array(values: "np.ndarray") -> InputArray:
 
 
 def _sha256(path: Any) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return fresh_sha256(os.path.expanduser(path))
 
 
 def _need(value: Any, what: str) -> Any:
@@ -194,6 +195,11 @@ def _noise(request: R, finished: bool = False) -> R:
         values = request.latents.float().reshape(-1, *request.latents.shape[-3:])
         return replace(request, latents=_of_tensor(values))
     file = read_latents(request.latents)
+    if file.kind == "stopped":
+        raise InputError(
+            f"{file.path} is an interrupted run, not noise: resume it on its own, with "
+            f"scripts/{file.record.get('task')}.py --latents {file.path}"
+        )
     if file.kind == "final" and not finished:
         raise InputError(
             f"{file.path} contains the latents of a finished image, but this task starts from noise; use "

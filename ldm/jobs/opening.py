@@ -108,7 +108,6 @@ def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
 
         model.model.diffusion_model.to(memory_format=torch.channels_last)
         model.first_stage_model.to(memory_format=torch.channels_last)
-    model.defaults = load_config(config).get("defaults", {})
     if choice is not None:
         identity = replace(choice.identity, prediction=model.parameterization)
         model.trained_at = identity.training_size
@@ -120,9 +119,11 @@ def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
 
 def facts_of(model: "LatentDiffusion") -> ModelFacts:
     """Return the properties of the model that requests are resolved with."""
+    highest = getattr(getattr(model, "low_scale_model", None), "max_noise_level", 0)
     return ModelFacts(
-        model.native_size, model.training_size, model.channels, model.downsampling_factor, model.defaults
-    )
+        model.native_size, model.training_size, model.channels, model.downsampling_factor, highest,
+        model.defaults,
+    )  # fmt: skip
 
 
 def _open_depth_network(model: "LatentDiffusion", config: Path, path: Path) -> None:

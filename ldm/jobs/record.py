@@ -3,7 +3,8 @@
     format      2; increased when the meaning of an entry changes
     task        name of the request
     request     the options as given, without those at their defaults
-    resolved    all options that decide the image, with the defaults of the model and the sampler filled in
+    resolved    the options in force, with the defaults of the model and the sampler filled in
+    tiling      what the networks saw at once, in latents, if that was not the whole image
     inputs      name and SHA-256 of every input file
     prompts     the prompts of the image's batch, if they are not all the same
     prompt, seed, iteration, batch, index_in_batch, pass_size      which image of the run it is
@@ -12,6 +13,7 @@
 No date and no absolute path is stored: the same command gives the same bytes.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +64,8 @@ def image_record(run: dict[str, Any], batch: "Batch", position: int) -> dict[str
         where["prompts"] = list(batch.prompts)
     if batch.computed_in:
         where["computed_in"] = batch.computed_in
+    if batch.tiling != type(batch.tiling)():
+        where["tiling"] = asdict(batch.tiling)
     return run | where
 
 

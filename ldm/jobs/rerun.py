@@ -96,7 +96,8 @@ def rerun(
         position, then = found["index_in_batch"], [found[name] for name in ("version", "torch", "device")]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{image}: its metadata are damaged ({type(error).__name__}: {error})") from error
-    request = replace(request, **_read(request, changes), outdir=str(outdir), device=device)
+    request = replace(request, outdir=str(outdir), device=device)
+    request = replace(request, **_read(request, changes))
     saving = Saving(replace(request, no_grid=True))
     loaded = load_inputs(request)
     opened = (models or Models()).open(request, watch)
@@ -202,6 +203,10 @@ def _check_model(
 
 def _read(request: Request, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the changed options; a new prompt replaces all prompts of a pass."""
+    useless = {"outdir", "device", *PROMPT_OPTIONS} - {"prompt"}
+    for name in changes:
+        if name in useless:
+            raise InputError(f"--with {name}: use rerun.py's own flag, or prompt=TEXT for another prompt")
     changed = build(type(request), changes)
     read = {name: getattr(changed, name) for name in changes}
     return read | ({"prompts": (changed.prompt,) * len(request.prompts)} if "prompt" in changes else {})

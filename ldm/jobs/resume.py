@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.errors import InputError
 from ldm.jobs.inputs import digests
-from ldm.jobs.record import KEPT, task_of
+from ldm.jobs.record import FORMAT, KEPT, task_of
 from ldm.requests import Request, build, fields_of, names_of
 from ldm.requests.groups import Model
 
@@ -84,11 +84,13 @@ def resumed(cls: type[Request], given: Mapping[str, Any]) -> Resumed | None:
         raise InputError(f"{path} is of a run of scripts/{stored.get('task')}.py; resume it with that")
     if kind != "stopped" and (kind != "final" or task not in DECODING):
         return None
-    values = {
-        name: _found(str(stored.get("folder", "")), value) if fields_of(cls)[name].option.is_file else value
-        for name, value in dict(stored.get("command", {})).items()
-        if name in fields_of(cls)
-    }
+    command, folder = stored.get("command"), str(stored.get("folder", ""))
+    if stored.get("format") != FORMAT or not isinstance(command, dict):
+        found = stored.get("format", 1)
+        raise InputError(f"{path} was saved by another version, in format {found}; expected {FORMAT}")
+    build(cls, command)  # refuses options that this version does not have
+    is_file = {name: each.option.is_file for name, each in fields_of(cls).items()}
+    values = {name: _found(folder, value) if is_file[name] else value for name, value in command.items()}
     request = build(cls, values)
     own = {name: value for name, value in given.items() if name != "latents"}
     for name in sorted(own):

@@ -1,19 +1,21 @@
 """Fill in the options that a request leaves to the model and to the sampler.
 
-No option of a resolved request means "the model's own" any more, so it contains everything that decides an
-image.
+Two things that decide an image are not options: the dtype that was chosen for the device, and tiles that were
+chosen for the free memory. Images record both on their own (`ldm.jobs.record`).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from ldm.errors import InputError
+from ldm.errors import ConfigError, InputError, nearest
+from ldm.requests import NAMES
 from ldm.requests.base import Request
 from ldm.requests.fields import fields_of
 from ldm.requests.groups import Size
 
-MIX_NOISE_LEVEL = 50  # of the reference page
+MIX_NOISE_LEVEL = 50  # of the reference page, as the next
+NOISE_LEVEL = 20
 
 R = TypeVar("R", bound=Request)
 
@@ -29,6 +31,7 @@ class ModelFacts:
         native_size: side in pixels of the images that the model is configured for.
         training_size: side in pixels that the weights were trained at, which may differ.
         latent_channels, latent_factor: channels of a latent, and pixels per latent.
+        max_noise_level: of the noise that an upscaler adds to the small image; 0 if it adds none.
         defaults: options that the model's YAML recommends, by task.
     """
 
@@ -36,6 +39,7 @@ class ModelFacts:
     training_size: int
     latent_channels: int
     latent_factor: int
+    max_noise_level: int = 0
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -44,10 +48,10 @@ def resolved(request: R, facts: ModelFacts) -> R:
 
     Raises: InputError for options that contradict each other, the sampler, or the model.
     """
-    own = facts.defaults.get(type(request).__name__.lower(), {})
+    own = _recommended(type(request), facts)
     values = {}
     for name, each in fields_of(type(request)).items():
-        if getattr(request, name) is None and name != "eta":
+        if getattr(request, name) is None and (name != "eta" or name in own):
             values[name] = own.get(name, each.option.usual)
     request = replace(request, **values)
     request = replace(request, **sampler_options(request))
@@ -57,6 +61,25 @@ def resolved(request: R, facts: ModelFacts) -> R:
             "leave --C out"
         )
     return replace(request, **_size(request, facts), **_further(request, facts))
+
+
+def _recommended(cls: type[Request], facts: ModelFacts) -> Mapping[str, Any]:
+    """Return the options that the model's YAML recommends for a task.
+
+    Raises: ConfigError for a task or an option that does not exist, or one that has a default of its own.
+    """
+    for task in facts.defaults:
+        if task not in NAMES:
+            raise ConfigError(f"the model's YAML: defaults: there is no task {task!r}{nearest(task, NAMES)}")
+    own = facts.defaults.get(cls.__name__.lower(), {})
+    open_ones = [name for name, each in fields_of(cls).items() if each.default is None]
+    for name in own:
+        if name not in open_ones:
+            raise ConfigError(
+                f"the model's YAML: defaults: no model can recommend {name!r} for {cls.__name__}"
+                f"{nearest(name, open_ones)}"
+            )
+    return own
 
 
 def sampler_options(request: Request) -> dict[str, Any]:
@@ -115,6 +138,8 @@ def _further(request: Request, facts: ModelFacts) -> dict[str, Any]:
         found["fit"] = "crop" if request.height or request.width else "exact"
     if getattr(request, "mix_noise_level", 0) is None and len(request.init_img) > 1:
         found["mix_noise_level"] = MIX_NOISE_LEVEL
+    if facts.max_noise_level and getattr(request, "noise_level", 0) is None:
+        found["noise_level"] = min(NOISE_LEVEL, facts.max_noise_level)
     if hasattr(request, "window"):
         found["window"] = request.window or facts.training_size
     return found

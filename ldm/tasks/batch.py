@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ldm.imaging.colour import to_uint8
 from ldm.imaging.paste import Paste
+from ldm.tasks.tiles import WHOLE, Tiling
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Batch:
     computed_in: dict[str, str] = field(default_factory=dict)  # see ldm.networks.Networks.record
     offset: int = 0  # place of the first of these in the batch that they were made in
     paste: Paste | None = None  # the original image, whose pixels come back where nothing was repainted
+    tiling: Tiling = WHOLE  # what the networks saw at once
     extras: dict[str, np.ndarray] = field(default_factory=dict)  # "depth": the map that was used (h, w)
 
     def to_uint8(self) -> list[np.ndarray]:

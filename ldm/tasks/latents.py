@@ -1,7 +1,7 @@
 """Latents in files: noise to start from, finished ones, and where a run was stopped.
 
     file = read_latents("outputs/interrupted-00000.safetensors")
-    for batch in txt2img(model, file.position.prompts, ..., resume=file.position): ...
+    for batch in generate(model, request, resume=file.position): ...
 
 A file is a .safetensors with the latents (n, c, h, w), scaled as the sampler sees them, as `latents` (or as
 its only tensor). Its metadata entry `ldm` is a JSON record, and the record's `kind` says what they are:

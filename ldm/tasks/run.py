@@ -228,7 +228,7 @@ class Run:
 
         Raises: StoppedAt, where `track` ended before the steps.
         """
-        self.state = SampleState(start, x_t)
+        self.state = SampleState(start, x_t, upcast=self.networks.has_upcast("UNet"))
         if self.resume is not None and self.resume.is_of(noise):
             self.state = restored(self.resume, noise, x_t, len(sampler))
             if self.state.upcast:
@@ -391,7 +391,7 @@ class BatchRun:
         part, computed_in = self.part, self.run.networks.record()
         return Batch(
             part.prompts, images, latents, part.iteration, part.index, self.noise.seeds, computed_in,
-            paste=paste,
+            paste=paste, tiling=self.run.tiling,
         )  # fmt: skip
 
     def _expanded(self, latents: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """--preview-every, --save-latents, --latents, Ctrl-C and --hires as a user meets them."""
 
+import json
 import os
 import signal
 import subprocess
@@ -71,7 +72,7 @@ def test_a_real_ctrl_c_in_a_process_of_its_own(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
-    for _ in range(600):
+    for _ in range(2400):  # a slow machine takes a minute to start
         if (tmp_path / "o" / "preview.png").exists() or process.poll() is not None:
             break
         time.sleep(0.1)
@@ -268,3 +269,26 @@ def test_an_ignored_signal_stays_ignored():
     finally:
         signal.signal(signal.SIGINT, before)
     assert not signals.stop_asked()
+
+
+def test_an_interrupted_run_is_no_noise_and_another_format_is_refused(run, tmp_path, stop_at):
+    from safetensors import safe_open
+
+    from ldm.errors import InputError
+    from ldm.jobs.inputs import load_inputs
+    from ldm.requests import Txt2Img
+
+    stop_at(2)
+    assert run("txt2img.py", *RUN, "--steps", 4, "--outdir", "o").code == 75
+    stop_at(-1)
+    file = "o/interrupted-00000.safetensors"
+    with pytest.raises(InputError, match="is an interrupted run, not noise: resume it"):
+        load_inputs(Txt2Img(latents=file))
+    with safe_open(tmp_path / file, "pt") as opened:
+        record = json.loads(opened.metadata()["ldm"])
+    foreign = ({"format": 1}, "in format 1; expected 2"), ({"command": {"stepz": 4}}, "no option 'stepz'")
+    for changes, says in foreign:
+        about = {"ldm": json.dumps(record | changes)}
+        save_file(load_file(tmp_path / file), tmp_path / "old.safetensors", about)
+        outcome = run("txt2img.py", "--latents", "old.safetensors")
+        assert outcome.code == 2 and says in outcome.err and outcome.err.count("\n") == 1, outcome.err

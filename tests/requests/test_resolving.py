@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from ldm.errors import InputError
+import ldm
+from ldm.errors import ConfigError, InputError
+from ldm.jobs.opening import demo_files, facts_of
 from ldm.requests import NAMES, Img2Img, Inpaint, Outpaint, Sample, Txt2Img, Unclip, fields_of, find
 from ldm.requests.resolving import ModelFacts, resolved
 from ldm.samplers import SAMPLERS
@@ -78,3 +80,23 @@ def test_the_second_pass_the_window_the_fit_and_the_mix():
     both = Unclip(init_img=["a", "b"])
     mixes = [Unclip(init_img="a"), both, replace(both, mix_noise_level="off")]
     assert [resolved(mix, SD).mix_noise_level for mix in mixes] == [None, 50, "off"]
+
+
+def test_the_library_takes_what_a_models_yaml_recommends():
+    model = ldm.load_model(*demo_files(), device="cpu")
+    request = Txt2Img(prompts=["a"], steps=1)
+    assert resolved(request, facts_of(model)).scale == 4
+    assert resolved(replace(request, scale=7.0), facts_of(model)).scale == 7
+
+
+@pytest.mark.parametrize(
+    ("defaults", "says"),
+    [
+        ({"txt2im": {"scale": 4}}, "no task 'txt2im'; did you mean 'txt2img'"),
+        ({"txt2img": {"scal": 4}}, "no model can recommend 'scal' for Txt2Img; did you mean 'scale'"),
+        ({"txt2img": {"rng": "per-image"}}, "no model can recommend 'rng'"),
+    ],
+)
+def test_mistakes_in_recommended_options_are_errors(defaults, says):
+    with pytest.raises(ConfigError, match=says):
+        resolved(Txt2Img(prompts=["a"]), ModelFacts(64, 64, 4, 8, defaults=defaults))
