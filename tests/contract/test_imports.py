@@ -137,6 +137,7 @@ OPTIONAL = set(
 )
 
 
+@pytest.mark.slow
 def test_making_pictures_loads_nothing_optional():
     loaded = loaded_modules("import ldm.loading, ldm.samplers, ldm.tasks.txt2img, ldm.tasks.img2img")
     assert OPTIONAL & loaded == set()
