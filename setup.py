@@ -14,7 +14,7 @@ VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "ldm/__init__.py").read_te
 
 # The lower bounds are what `make test-oldest` installs; requirements/lock.txt has the versions that are used.
 CORE = [
-    "torch>=2.8",
+    "torch>=2.10",  # before it, reading a .ckpt could corrupt memory
     "numpy>=1.26",
     "pillow>=10",
     "omegaconf>=2.3",

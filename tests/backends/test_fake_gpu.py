@@ -194,7 +194,7 @@ def control():
     return model, lambda context: model.conditioning(context, torch.rand(1, 3, 64, 64, device=GPU))
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("made", [inpainting, depth, upscaling, unclip, control])
 def test_conditional_models_agree_on_device_and_dtype(made, dtype):
     model, conditioning = made()

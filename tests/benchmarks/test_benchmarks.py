@@ -51,6 +51,7 @@ def test_looking_for_nan_costs_less_than_a_hundredth_of_a_step():
     assert row[0] == "float32" and float(row[3].rstrip("%")) < 1
 
 
+@pytest.mark.slow
 def test_batch_variance_finds_none_where_the_networks_see_one_picture_at_a_time():
     files = cases("e2e_txt2img")[0].files
     arguments = ["--config", str(files["config"]), "--ckpt", str(files["checkpoint"]), "--size", "64"]

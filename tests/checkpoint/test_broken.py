@@ -81,6 +81,7 @@ def test_folder_and_absence(tmp_path):
     _fails(tmp_path / "empty", NotACheckpointError)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", FORMATS)
 def test_truncated_at_every_byte(kind, tmp_path):
     path = tmp_path / "model.ckpt"

@@ -78,7 +78,7 @@ def same(got: dict[str, Tensor], want: dict[str, Tensor]) -> bool:
     )
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("task", TASKS)
 def test_a_file_comes_back_bit_by_bit(case, task: str, tmp_path: Path):
     convert(case(task).folder, tmp_path / "back.safetensors")
@@ -184,7 +184,7 @@ def theirs(pipeline: Any, task: str) -> Tensor:
     ).images
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("task", TASKS)
 def test_diffusers_gives_the_same_latents(case, task: str):
     made = case(task)
@@ -200,7 +200,7 @@ def test_diffusers_gives_the_same_latents_from_an_image(case):
     torch.testing.assert_close(theirs(pipeline, "img2img"), expected, **CLOSE)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "depth"])
 def test_what_diffusers_saves_is_loaded(case, task: str, tmp_path: Path):
     """Such a folder lacks what is unused; the model is the same in all else, so its latents are."""
@@ -238,7 +238,7 @@ DISTINCT = ["v1-inference", "v2-inference", "v2-inpainting-inference", "v2-midas
 DISTINCT += ["v2-1-stable-unclip-h-inference", "v2-1-stable-unclip-l-inference", "cldm_v15", "cldm_v21"]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", DISTINCT)
 def test_the_descriptions_fit_at_full_size(name: str):
     """The classes of diffusers and transformers that config.json describes have the tensors of the file."""
@@ -292,7 +292,7 @@ def training_file(case, tmp_path: Path) -> Path:
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("options", "scale", "copies", "said"),
     [

@@ -46,6 +46,7 @@ def fails(tensors, tmp_path, *expected, error=WrongModelError, **options):
     assert all(part in message for part in expected), message
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["checkpoint", "checkpoint_ckpt"])
 def test_both_formats_load_every_tensor_exactly(kind, stored):
     model = ldm.load_model(YAML, BASE[kind], device="cpu")
@@ -266,6 +267,7 @@ def test_a_part_is_no_model(prefix, tmp_path, stored):
     fails(unet, tmp_path, "model.safetensors is the UNet alone, but ", "missing ", " of the VAE (")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
 def test_a_part_of_a_loaded_model_is_replaced(prefix, tmp_path, stored):
     model = load(stored, tmp_path, dtype="bfloat16")
@@ -326,6 +328,7 @@ def test_a_file_may_hold_buffers_that_published_ones_lack():
     assert match_keys(part, {"std": torch.ones(3)}).unexpected
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_value_that_is_no_number_is_found(value, tmp_path, stored, caplog):
     spoilt = stored[FIRST_CONV].clone()

@@ -299,6 +299,7 @@ print(max(seen) - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is counted in kB only on Linux")
 def test_the_peak_memory_is_a_tensor_and_not_the_models(tmp_path):
     size, count = 1_000_000, 40

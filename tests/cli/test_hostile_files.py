@@ -118,6 +118,7 @@ GREEDY = {
 }
 
 
+@pytest.mark.slow
 def test_hostile_files_cost_little(at):
     """Measured in a process of its own: less than 100 MB more, about a second for each."""
     for name, write in GREEDY.items():

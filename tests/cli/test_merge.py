@@ -100,6 +100,7 @@ def test_what_is_there_is_only_replaced_when_asked(run, models, tmp_path):
     assert models[0].read_bytes() == before
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "flags, message",
     [

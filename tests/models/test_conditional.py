@@ -115,7 +115,7 @@ X_T, T, CONTEXT = torch.randn(2, 4, 8, 16), torch.tensor([1, 981]), torch.randn(
 HINT = torch.rand(2, 3, 64, 128)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("pooling", [False, True])
 @pytest.mark.parametrize("guess_mode", [False, True])
 def test_controlnet_equals_diffusers(guess_mode: bool, pooling: bool):

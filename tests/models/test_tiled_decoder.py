@@ -26,7 +26,7 @@ def latents(batch: int, height: int, width: int) -> torch.Tensor:
     return torch.randn(batch, 4, height, width, generator=torch.Generator().manual_seed(1)) + slope
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("tile", [4, 7, 16])
 @pytest.mark.parametrize("size", [(17, 13), (1, 30), (23, 8)])
 def test_tiles_give_what_the_whole_gives(size, tile):
@@ -37,6 +37,7 @@ def test_tiles_give_what_the_whole_gives(size, tile):
     torch.testing.assert_close(tiled, whole, atol=1e-4, rtol=0)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "options",
     [
@@ -57,6 +58,7 @@ def test_a_tile_that_holds_the_picture_is_the_whole():
     assert torch.equal(decode_tiled(model, z, 6), model.decode(z))
 
 
+@pytest.mark.slow
 def test_half_precision_is_as_near_as_half_precision_can_be():
     model, z = autoencoder(), latents(1, 17, 13)
     whole = model.decode(z)

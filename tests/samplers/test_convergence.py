@@ -66,7 +66,7 @@ def test_every_deterministic_sampler_has_its_order_asserted():
     assert set(ORDERS) == set(SAMPLERS) - {"ddpm", "lcm"}
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", ORDERS)
 @pytest.mark.parametrize("data", DATA)
 def test_order_of_convergence(name: str, data: str):
@@ -81,7 +81,7 @@ def test_order_of_convergence(name: str, data: str):
     assert errors[-1] < 0.05 / 10 ** (ORDERS[name] - 1) ** 1.2
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("cls", "options", "kept", "order"),
     [

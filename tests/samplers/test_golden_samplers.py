@@ -38,7 +38,7 @@ def run(sampler, case: Case):
     )
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @by_name("sampler_ddim", "sampler_plms")
 def test_table_samplers_give_every_intermediate_of_the_reference(case: Case):
     cls = DDIMSampler if case.kind == "sampler_ddim" else PLMSSampler

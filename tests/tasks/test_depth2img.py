@@ -301,6 +301,7 @@ def test_the_model_s_own_network_is_asked_once_for_a_run(seeing, network):
     torch.testing.assert_close(made(seeing, depth=seen), made(seeing, depth=None), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_half_precision_that_fails_is_done_again(seeing, network, caplog):
     """The guard looks at the depth network too."""
     failing = iter([float("inf")])
@@ -361,6 +362,7 @@ def published_names(network):
     return {name.removeprefix("model."): x.clone() for name, x in network.state_dict().items()}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["midas.pt", "midas.safetensors", "whole.safetensors"])
 def test_the_network_s_own_file_is_enough(model, network, tmp_path, kind):
     file, weights = tmp_path / kind, published_names(network)

@@ -145,6 +145,7 @@ def test_naive_float16_overflows_and_is_done_again(tiny, naive, warnings, spoil,
         assert (made.images - exact.images).abs().mean() < 0.1
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "spoil", [big_logits, big_decoder_attention, big_decoder_level], ids=lambda spoil: spoil.__name__
 )
@@ -219,7 +220,7 @@ class Replayed:
         return lambda x: next(again)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_goes_on_from_its_last_good_latents(tiny, warnings, name):
     """As if it had been started there in float32: the same memory, the same noise."""

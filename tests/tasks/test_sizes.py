@@ -126,7 +126,7 @@ def only(batches) -> Batch:
     return batch
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
 @FEW
 @given(SIDES, SIDES, st.integers(0, 99))

@@ -86,6 +86,7 @@ K_SAMPLERS = (
 ).split()
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", K_SAMPLERS)
 @torch.no_grad()
 def test_k_diffusions_samplers_run_on_the_model(tiny, wrapped, k_diffusion, name):

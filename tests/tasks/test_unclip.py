@@ -115,6 +115,7 @@ def test_the_mix_itself_where_it_is_not_noised_again(models, asked):
     torch.testing.assert_close(seen[0][2].label[1:].double(), label, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("task", TASKS)
 def test_diffusers_gives_the_same_latents_for_the_same_seed(configs, models, task, tmp_path):
     import diffusers
@@ -137,6 +138,7 @@ def test_diffusers_gives_the_same_latents_for_the_same_seed(configs, models, tas
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rng", ["per-image", "gpu-philox"])
 def test_a_picture_of_a_batch_is_that_of_its_seed_alone(model, rng):
     settings = dict(sampler="euler_a", steps=3, rng=rng, exact=True)
@@ -176,6 +178,7 @@ def test_a_stopped_run_goes_on_exactly(models, rng, stop):
         assert torch.equal(got.images, expected.images) and got.seeds == expected.seeds
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler(model, sampler):
     (batch,) = made(model, settings=dict(sampler=sampler, steps=3))

@@ -65,6 +65,7 @@ def test_a_picture_does_not_depend_on_its_batch(model):
     assert not torch.allclose(images[0], images[1])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rng", ["reference", "per-image"])
 @pytest.mark.parametrize("stop", [2, 5])
 def test_going_on_is_exact(model, rng, stop):
@@ -149,6 +150,7 @@ def slopes() -> np.ndarray:
     return np.stack([x, y, 255 - x], axis=-1).astype(np.uint8)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("make", [sprite, slopes])
 @pytest.mark.parametrize(
     ("faithful", "most_shift", "least_psnr"), [("on", 0.1, 45), ("off", 5, 28)], ids=["faithful", "raw"]

@@ -177,7 +177,7 @@ RUNS = {
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", RUNS)
 def test_resume_equals_uninterrupted(train, config, tmp_path, monkeypatch, leaves, method):
     options, settings = RUNS[method]

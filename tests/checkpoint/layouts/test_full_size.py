@@ -28,6 +28,7 @@ def test_a_published_file_has_the_tensors_of_the_modules_of_diffusers(layout: st
         assert shapes(got[part]) == shapes(want[part])
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("layout", UNETS)
 def test_the_modules_of_diffusers_have_the_tensors_of_a_published_file(layout: str):
     want = {name: shape for name, (shape, _) in manifest(layout).items()}

@@ -330,7 +330,7 @@ def architectures(draw) -> tuple[dict, dict]:
     return ours, theirs
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(architectures())
 def test_any_unet_has_the_names_and_shapes_of_diffusers(architecture: tuple[dict, dict]):
     ours, theirs = architecture
