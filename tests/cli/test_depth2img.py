@@ -214,7 +214,7 @@ WRONG = [
     (("--init-img", "room.png", "--depth", "room.png"), "in colour"),
     (("--init-img", "room.png", "--depth", "cropped.npy"), "another aspect ratio"),
     (("--depth", "nan.npy"), "every pixel"),
-    (("--depth", "depth.png", "--strength", 0.5), "without a picture"),
+    (("--depth", "depth.png", "--strength", 0.5), "without an image"),
     (("--depth", "depth.png", "--H", 64, "--W", 64), "another aspect ratio"),
     (("--depth", "depth.png", "--strength", 1.5), "--strength"),
     (("--depth", "depth.png", "--depth-invert", "mirror"), "--depth-invert"),

@@ -216,7 +216,7 @@ def test_inpainting_sees_the_mask_and_what_is_left():
     uncond = model.unconditional(cond, EMPTY)
     assert uncond.concat is cond.concat and uncond.context is EMPTY
     assert model.apply_model(torch.randn(2, 4, 4, 6), T, cond).shape == (2, 4, 4, 6)
-    with pytest.raises(InputError, match="the picture's size"):
+    with pytest.raises(InputError, match="the image's size"):
         model.conditioning(TEXT, image, mask[..., 1:])
 
 
