@@ -98,7 +98,7 @@ def test_the_commands_run(clone: Path, capsys: pytest.CaptureFixture):
     assert made == {f"{task}-samples" for task in NAMES} | {"rerun"}
 
 
-@pytest.mark.parametrize("block", [b for b in blocks(README, "python") if b["mark"]], ids=str)
+@pytest.mark.parametrize("block", [b for b in blocks(README, "python") if b["mark"]], ids=["library"])
 def test_the_python_block_runs(block: re.Match[str], clone: Path):
     code = block["code"].replace("steps=15", "steps=2")
     assert code != block["code"]
