@@ -192,8 +192,8 @@ def pretend(monkeypatch, tmp_path):
         original, seen = loading.load_model, []
 
         def load_model(config, checkpoint, **options):
-            node = load_config(config) if not hasattr(config, "model") else config
-            seen.append(node.model.params.get("parameterization", "eps"))
+            node = config if isinstance(config, dict) else load_config(config)
+            seen.append(node["model"]["params"].get("parameterization", "eps"))
             model = original(CASE.files["config"], CASE.files["checkpoint"], device="cpu", dtype="float32")
             model.parameterization = seen[-1]
             return model
