@@ -121,8 +121,8 @@ def facts_of(model: "LatentDiffusion") -> ModelFacts:
     """Return the properties of the model that requests are resolved with."""
     highest = getattr(getattr(model, "low_scale_model", None), "max_noise_level", 0)
     return ModelFacts(
-        model.native_size, model.training_size, model.channels, model.downsampling_factor, highest,
-        model.defaults,
+        model.native_size, model.training_size, model.channels, model.downsampling_factor,
+        model.defaults, highest,
     )  # fmt: skip
 
 

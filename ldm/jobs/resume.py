@@ -88,6 +88,8 @@ def resumed(cls: type[Request], given: Mapping[str, Any]) -> Resumed | None:
     if stored.get("format") != FORMAT or not isinstance(command, dict):
         found = stored.get("format", 1)
         raise InputError(f"{path} was saved by another version, in format {found}; expected {FORMAT}")
+    if stored.get("task") != task:  # its latents are decoded without its own options
+        command = {name: value for name, value in command.items() if name in fields_of(cls)}
     build(cls, command)  # refuses options that this version does not have
     is_file = {name: each.option.is_file for name, each in fields_of(cls).items()}
     values = {name: _found(folder, value) if is_file[name] else value for name, value in command.items()}

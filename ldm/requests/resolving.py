@@ -31,16 +31,16 @@ class ModelFacts:
         native_size: side in pixels of the images that the model is configured for.
         training_size: side in pixels that the weights were trained at, which may differ.
         latent_channels, latent_factor: channels of a latent, and pixels per latent.
-        max_noise_level: of the noise that an upscaler adds to the small image; 0 if it adds none.
         defaults: options that the model's YAML recommends, by task.
+        max_noise_level: of the noise that an upscaler adds to the small image; 0 if it adds none.
     """
 
     native_size: int
     training_size: int
     latent_channels: int
     latent_factor: int
-    max_noise_level: int = 0
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    max_noise_level: int = 0
 
 
 def resolved(request: R, facts: ModelFacts) -> R:
