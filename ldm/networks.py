@@ -84,7 +84,8 @@ class Networks:
     @property
     def model(self) -> LatentDiffusion:
         model = self._model()
-        assert model is not None, "the model is gone"
+        if model is None:
+            raise ReferenceError("the model of these networks no longer exists; keep it while they are used")
         return model
 
     @property

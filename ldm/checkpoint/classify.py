@@ -196,9 +196,9 @@ def _unet_facts(groups: dict[str, Group], part: str = "unet") -> dict[str, Any]:
     is_whole = len(group) >= WHOLE_UNET or part != "unet"
     notes = []
     if family and not is_whole:
-        notes.append(f"its UNet has {len(group)} tensors, published ones 686: distilled, or not all there")
+        notes.append(f"its UNet has {len(group)} tensors (reference: 686); it is distilled or incomplete")
     elif width and not family:
-        notes.append(f"its UNet is of no published size: {trunk} channels wide, for texts of width {width}")
+        notes.append(f"its UNet has no reference size: {trunk} channels wide, texts of width {width}")
     return {
         "family": family, "task": task, "in_channels": channels, "context_width": width, "notes": notes,
         "is_whole": is_whole,

@@ -106,7 +106,7 @@ def convert(
     done.dropped = dropped
     if is_usual and (target / "scheduler").is_dir():
         done.notes.append(
-            f"scheduler_config.json says {described.prediction}, as do all published models of this kind; "
+            f"scheduler_config.json says {described.prediction}, as do all reference models of this kind; "
             "if this one may not, let scripts/identify.py --probe tell, and convert it again"
         )
     if opened.container is Container.FOLDER and UNUSED not in opened.parts:
@@ -135,7 +135,7 @@ class _Described:
             beside = yaml_beside(identity.path)
             own = f"{beside}, if that is its own" if beside else "YAML, by which a folder is written"
             what = "does not say whether it predicts eps or v: give --prediction" if is_open else (
-                f"no published configuration describes it: give --config {own}"
+                f"no included configuration describes it: give --config {own}"
             )
             raise ConfigError(f"{identity.path} is {identity.sentence()}, and {what}")
         node = read_config(path).get("model")

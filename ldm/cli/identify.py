@@ -19,7 +19,7 @@ Result = tuple[str, "Identity | LdmError"]
 SOURCES = {
     "metadata": "its metadata say so",
     "scheduler_config": "its scheduler_config.json says so",
-    "family": "as all published models of this kind",
+    "family": "as all reference models of this kind",
     "probe": "found by one UNet evaluation",
 }
 WEIGHTS = {
@@ -158,7 +158,7 @@ def _config(identity: "Identity") -> str | None:
     from ldm.config import yaml_beside
 
     beside = yaml_beside(identity.path)
-    return "none of the published ones" + (f"; {beside} is next to it" if beside else "")
+    return "none of the included ones" + (f"; {beside} is next to it" if beside else "")
 
 
 def _bytes(count: int | None) -> str:
@@ -215,7 +215,7 @@ def _probed(identity: "Identity") -> "Identity":
         check_kind(identity, None, whole=True)
         config = config_for(identity, identity.prediction or "eps")
         if config is None:
-            note = "it was not probed: no published configuration describes it"
+            note = "it was not probed: no included configuration describes it"
             return replace(identity, notes=[*identity.notes, note])
         model = load_model(find_config(config), identity.path, dtype="float32")
         verdict = probe(model, Path(identity.path), torch.float32)

@@ -231,7 +231,7 @@ def _published(identity: "Identity", prediction: str | None) -> Path:
     if name is None:
         beside = yaml_beside(identity.path)
         raise InputError(
-            f"{identity.path} is {identity.sentence()}, which no published configuration describes; "
+            f"{identity.path} is {identity.sentence()}, which no included configuration describes; "
             + (f"give --config {beside}, if that is its own" if beside else "give --config YAML")
         )
     return find_config(name)

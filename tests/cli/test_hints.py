@@ -56,7 +56,7 @@ def test_converting_a_model_of_its_own_names_the_yaml_beside_it(run, tmp_path):
     assert error.endswith("give --config YAML, by which a folder is written\n")
     (tmp_path / "mine.yaml").write_bytes((DEMO / "emoji.yaml").read_bytes())
     assert error_of(run("convert.py", "mine.safetensors", "folder")).endswith(
-        "no published configuration describes it: give --config mine.yaml, if that is its own\n"
+        "no included configuration describes it: give --config mine.yaml, if that is its own\n"
     )
     assert not (tmp_path / "folder").exists()
 
