@@ -72,6 +72,8 @@ def parameters_text(record: dict[str, Any]) -> str:
 
 def read_record(path: str | Path) -> dict[str, Any]:
     """Return the JSON record of a PNG. Raises: InputError when the file has none."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: there is no such file; expected a PNG file of this toolkit")
     try:
         with Image.open(path, formats=["PNG"]) as image:
             image.load()  # text chunks may follow the pixels

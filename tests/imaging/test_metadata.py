@@ -103,3 +103,8 @@ def test_an_image_without_metadata_is_an_error(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     with pytest.raises(InputError, match="no metadata"):
         metadata.read_record(tmp_path / "plain.png")
+
+
+def test_a_missing_image_is_named_as_missing(tmp_path):
+    with pytest.raises(InputError, match=r"none\.png: there is no such file; expected a PNG"):
+        metadata.read_record(tmp_path / "none.png")
