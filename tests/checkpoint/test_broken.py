@@ -29,7 +29,7 @@ def _fails(path, error_class, *expected):
     started = time.process_time()
     with pytest.raises(CheckpointError) as caught:
         stored(path)
-    assert time.process_time() - started < 2        # under 1 s on an idle machine; busy cores take longer
+    assert time.process_time() - started < 20       # an attack takes minutes; a slow machine seconds
     message = str(caught.value)
     assert type(caught.value) is error_class, (type(caught.value), message)
     assert message.startswith(f"{path}: ") and "\n" not in message and len(message) < len(str(path)) + 400

