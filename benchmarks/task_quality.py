@@ -37,13 +37,13 @@ from benchmarks.quality import (
     single_requests,
 )
 from demo.hints import shrunk
+from demo.perceptual import PerceptualDistance
 from demo.scenes import EmojiScenes
 from ldm.data.hints import inflated
 from ldm.devices import resolve_device
 from ldm.imaging.back_projection import back_project
 from ldm.imaging.colour import from_uint8, to_uint8
 from ldm.requests import Depth2Img, Inpaint, Request, Unclip, Upscale
-from ldm.training.perceptual import load_perceptual
 
 BOX = 0.75  # of the image's side: the largest that training masked, short of the whole
 PROMPTS = 4  # an image that is inpainted
@@ -214,7 +214,7 @@ class TaskBenchmark:
             self.sheet += [(f"{name}: {one.prompt(held_out)}", x[i]) for name, x in made.items()]
             self.sheet.append(("original", originals[i]))
         found = {"psnr_db": compared({name: psnr(x, originals) for name, x in made.items()}, higher=True)}
-        distance = load_perceptual()
+        distance = PerceptualDistance.load()
         if distance is not None:
             values = {name: distances(distance, x, originals) for name, x in made.items()}
             found["perceptual_distance"] = compared(values, higher=False)

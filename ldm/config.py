@@ -35,7 +35,10 @@ NODE_KEYS = ("target", "params", "base_learning_rate")
 FILE_KEYS = {"arch": ".json", "bpe_path": "", "model": ".json"}
 BUILDABLE_PACKAGES = ("ldm.models.", "ldm.training.", "ldm.data.", "ldm.adapters.")
 # Of a checkout; see docs/DEMO_DATA.md.
-DEMO_CLASSES = ("demo.scenes.EmojiScenes", "demo.discs.Discs", "demo.clip_training.ClipTraining")
+DEMO_CLASSES = (
+    "demo.scenes.EmojiScenes", "demo.discs.Discs", "demo.clip_training.ClipTraining",
+    "demo.perceptual.PerceptualDistance",
+)  # fmt: skip
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 PACKAGE = Path(__file__).resolve().parent
 

@@ -65,7 +65,6 @@ class DDIM(Sampler):
         self.noise_dropout = noise_dropout
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Take step `i` and return (x_prev, x_0)."""
         prediction = denoise(x_t, batch_of(self.timesteps[i], x_t))
         return self.update(i, prediction, noise(x_t))
 

@@ -32,7 +32,6 @@ class Heun(GridSampler):
         return sum(2 if self._is_corrected(i) else 1 for i in range(start, len(self)))
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Take step `i` and return (x_t at the next node, x_0)."""
         prediction = self.predict(i, x_t, denoise)
         ahead = self.straight(i, prediction)
         if not self._is_corrected(i):

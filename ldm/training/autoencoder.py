@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.config import find_class
 from ldm.loading import load_part
 from ldm.training.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss
 from ldm.training.ema import LitEma
@@ -58,9 +59,7 @@ class AutoencoderTraining(TrainingModule):
             self.discriminator = PatchDiscriminator(3, options.disc_channels, options.disc_num_layers)
         self.perceptual = None
         if options.perceptual_weight > 0:
-            from ldm.training.perceptual import load_perceptual
-
-            self.perceptual = load_perceptual()
+            self.perceptual = find_class("demo.perceptual.PerceptualDistance").load()
         self.ema = LitEma(model, options.ema_decay) if options.ema_decay > 0 else None
 
     def compile_networks(self) -> None:
