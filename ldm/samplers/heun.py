@@ -21,7 +21,6 @@ class Heun(GridSampler):
     default_spacing = "karras"
 
     def steps_for(self, evaluations: int) -> int:
-        """Return the number of steps that take `evaluations` UNet evaluations."""
         self.plain = 1 - evaluations % 2
         if self.schedule.zero_terminal_snr and evaluations > 1:
             self.plain = 2 - self.plain
