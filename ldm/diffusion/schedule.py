@@ -9,7 +9,6 @@ at 0 (zero terminal SNR) alpha itself is linear in the last interval.
 Everything is computed in float64 and cast once, when it meets the latents.
 """
 
-import difflib
 import math
 from collections.abc import Callable
 
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, nearest
 
 
 def _cosine(timesteps: int, offset: float, max_beta: float = 0.999) -> np.ndarray:
@@ -39,7 +38,7 @@ _BETAS: dict[str, Callable[[int, float, float, float], np.ndarray]] = {
 
 
 def make_betas(
-    name: str = "linear",
+    beta_schedule: str = "linear",
     timesteps: int = 1000,
     linear_start: float = 1e-4,
     linear_end: float = 2e-2,
@@ -50,15 +49,14 @@ def make_betas(
     Raises:
         ConfigError: the name is unknown, or the betas would not lie in [0, 1).
     """
-    if name not in _BETAS:
-        near = difflib.get_close_matches(str(name), _BETAS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"unknown beta_schedule {name!r}: expected one of {', '.join(_BETAS)}{hint}")
+    if beta_schedule not in _BETAS:
+        known = f"{', '.join(_BETAS)}{nearest(beta_schedule, _BETAS)}"
+        raise ConfigError(f"unknown beta_schedule {beta_schedule!r}: expected one of {known}")
     if timesteps < 1:
         raise ConfigError(f"timesteps is {timesteps}: a noise schedule needs at least 1")
     if not (0 <= linear_start < 1 and 0 <= linear_end < 1):
         raise ConfigError(f"linear_start {linear_start} and linear_end {linear_end} must lie in [0, 1)")
-    return _BETAS[name](int(timesteps), linear_start, linear_end, cosine_s)
+    return _BETAS[beta_schedule](int(timesteps), linear_start, linear_end, cosine_s)
 
 
 class Schedule:

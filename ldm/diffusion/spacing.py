@@ -6,14 +6,13 @@ one to where the sampler ends. The published scripts' own choice, which can give
 is `timesteps.ddim_timesteps`; "uniform" agrees with it wherever num_steps divides the training times.
 """
 
-import difflib
 import math
 from collections.abc import Callable
 
 import numpy as np
 
 from ldm.diffusion.schedule import Schedule
-from ldm.errors import InputError
+from ldm.errors import InputError, nearest
 
 RHO = 7.0  # arXiv 2206.00364, table 1
 
@@ -89,8 +88,7 @@ SPACINGS: dict[str, Callable[[Schedule, int], list[int] | list[float]]] = {
 def check_spacing(name: str) -> None:
     """Raise InputError unless this is a spacing."""
     if name not in SPACINGS:
-        near = difflib.get_close_matches(str(name), SPACINGS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(name, SPACINGS)
         raise InputError(f"unknown schedule {name!r}: expected one of {', '.join(SPACINGS)}{hint}")
 
 

@@ -193,7 +193,7 @@ def _noise(request: R, finished: bool = False) -> R:
 
     if isinstance(request.latents, torch.Tensor):
         values = request.latents.float().reshape(-1, *request.latents.shape[-3:])
-        return replace(request, latents=_of_tensor(values))
+        return replace(request, latents=InputArray(values, _of_array(values.cpu().numpy()).sha256))
     file = read_latents(request.latents)
     if file.kind == "stopped":
         raise InputError(
@@ -208,10 +208,6 @@ def _noise(request: R, finished: bool = False) -> R:
     size = (file.record["height"], file.record["width"]) if "height" in file.record else None
     loaded = InputArray(file.latents, _sha256(file.path), os.fspath(request.latents), size)
     return replace(request, latents=loaded)
-
-
-def _of_tensor(values: Any) -> InputArray:
-    return InputArray(values, hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest())
 
 
 def _img2img(request: R) -> R:

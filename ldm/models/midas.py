@@ -276,7 +276,7 @@ class Fusion(nn.Module):
 
     def forward(self, x: Tensor, path: Tensor | None = None) -> Tensor:
         x = self.resConfUnit2(x if path is None else path + self.resConfUnit1(x))
-        return self.out_conv(upsample(x))
+        return self.out_conv(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
 
 
 class Scratch(nn.Module):
@@ -302,10 +302,6 @@ class Scratch(nn.Module):
         for i, x in reversed(list(enumerate(maps, start=1))):           # strides 32, 16, 8, 4
             path = self.get_submodule(f"refinenet{i}")(self.get_submodule(f"layer{i}_rn")(x), path)
         return self.output_conv(path)                                   # (b, 1, h, w)
-
-
-def upsample(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
 
 class DPTHybrid(nn.Module):

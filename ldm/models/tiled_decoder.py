@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.models.attention import attend
-from ldm.models.autoencoder import AttnBlock, AutoencoderKL, ResnetBlock, Upsample
+from ldm.models.autoencoder import AttnBlock, AutoencoderKL, ResnetBlock
+from ldm.models.unet import Upsample
 
 
 @torch.no_grad()
