@@ -35,7 +35,7 @@ ONCE = ("posterior", "conditioning")
 """What the reference scripts draw once a run."""
 
 
-@dataclass
+@dataclass(eq=False)
 class NoiseSource:
     """The random numbers of one run.
 
@@ -120,6 +120,7 @@ class BatchNoise:
         return lambda x: self.source.sample(self, Key(purpose, i, next(calls)), x.shape[1:]).to(x)
 
 
+@dataclass(eq=False)
 class Reference(NoiseSource):
     """The reference scripts' draws in their order, so that a seed gives their image.
 
