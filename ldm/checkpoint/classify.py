@@ -255,11 +255,7 @@ def stated_predictions(
 
 
 def _prediction(
-    family: str | None,
-    task: str | None,
-    shapes: Shapes,
-    metadata: Mapping[str, str],
-    configs: Configs,
+    family: str | None, task: str | None, shapes: Shapes, metadata: Mapping[str, str], configs: Configs
 ) -> dict[str, str | None]:
     """Return eps or v and from where it is known; what a file says goes before what is usual."""
     stated = stated_predictions(shapes, metadata, configs)

@@ -270,12 +270,7 @@ def _copy(name: str, tensor: Tensor, dtype: torch.dtype | None, source: Path | s
 
 
 def _blend(
-    name: str,
-    operands: list[Tensor],
-    alpha: float,
-    mode: str,
-    dtype: torch.dtype | None,
-    paths: list[Path],
+    name: str, operands: list[Tensor], alpha: float, mode: str, dtype: torch.dtype | None, paths: list[Path]
 ) -> Entry:
     """Return an entry that computes one tensor of the merge."""
     a, high = operands[:2]

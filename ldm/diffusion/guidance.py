@@ -89,9 +89,7 @@ class GuidanceRescale:
     sample. phi 0 is none; the paper takes 0.7.
     """
 
-    def __init__(
-        self, guided: ClassifierFreeGuidance, phi: float, schedule: Schedule, parameterization: str
-    ):
+    def __init__(self, guided: ClassifierFreeGuidance, phi: float, schedule: Schedule, parameterization: str):
         self.guided = guided
         self.phi = phi
         self.schedule = schedule

@@ -65,10 +65,7 @@ def generate(
 
 
 def execute(
-    request: Request,
-    models: Models | None = None,
-    watch: Watch = SILENT,
-    resume: Resumed | None = None,
+    request: Request, models: Models | None = None, watch: Watch = SILENT, resume: Resumed | None = None
 ) -> Done:
     """Read the files of a request, open its model, generate its images, and save and record them.
 
@@ -145,9 +142,7 @@ def _batches(
     return run(opened.model, request, track, None if resume is None else resume.file.position, opened.dtype)
 
 
-def _record(
-    request: Request, loaded: Request, opened: OpenedModel, resume: Resumed | None
-) -> dict[str, Any]:
+def _record(request: Request, loaded: Request, opened: OpenedModel, resume: Resumed | None) -> dict[str, Any]:
     if _decodes(resume):
         return decoded_record(resume.file, opened)
     return run_record(request, resolved(loaded, opened.facts), opened)

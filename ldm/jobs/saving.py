@@ -147,9 +147,7 @@ class Saving:
         Image.fromarray(image).save(buffer, "PNG", pnginfo=chunks)
         return files.save(buffer.getvalue())
 
-    def _marked(
-        self, image: "np.ndarray", paste: "Paste | None" = None
-    ) -> tuple["np.ndarray", str | None]:
+    def _marked(self, image: "np.ndarray", paste: "Paste | None" = None) -> tuple["np.ndarray", str | None]:
         """Return the image with its watermark (only in its repainted part) and what to record about it."""
         from ldm.imaging import watermark
         from ldm.imaging.paste import opaque

@@ -58,9 +58,7 @@ class Sampler:
     count_exact_spacing: str | None = None
     """spacing that gives exactly `num_steps` evaluations; None if the default does"""
 
-    def __init__(
-        self, schedule: Schedule, timesteps: Sequence[float], correct_x_0: Correction | None = None
-    ):
+    def __init__(self, schedule: Schedule, timesteps: Sequence[float], correct_x_0: Correction | None = None):
         self.schedule = schedule
         self.timesteps = list(timesteps)
         self.num_steps = len(self.timesteps)

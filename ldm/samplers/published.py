@@ -234,11 +234,7 @@ class _PublishedSampler:
 
     @torch.no_grad()
     def stochastic_encode(
-        self,
-        x0: Tensor,
-        t: int | Tensor,
-        use_original_steps: bool = False,
-        noise: Tensor | None = None,
+        self, x0: Tensor, t: int | Tensor, use_original_steps: bool = False, noise: Tensor | None = None
     ) -> Tensor:
         """Add to `x0` the noise of row `t` ((b,) or one) of the table, or of training time `t`."""
         return self._steps(use_original_steps).noised(x0, t, gaussian(x0) if noise is None else noise)

@@ -232,12 +232,7 @@ def check_seeds(rng: str, seed: int, images: int, fixed_code: bool = False) -> N
 
 
 def make_noise_source(
-    rng: str,
-    seed: int,
-    device: torch.device,
-    batch_size: int,
-    images: int,
-    **options: bool,
+    rng: str, seed: int, device: torch.device, batch_size: int, images: int, **options: bool
 ) -> NoiseSource:
     """Build a row of `RNGS` by name, for a run of so many images; `options` are as `NoiseSource` has them.
 

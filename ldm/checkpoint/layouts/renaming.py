@@ -34,9 +34,7 @@ def _new_name(name: str, table: Mapping[str, str], what: str) -> str:
         if name[:end] in table:
             return table[name[:end]] + name[end:]
         end = name.rfind(".", 0, end)
-    raise WrongModelError(
-        f"{what} has {shown(name)}, which SD 1.x and 2.x have not; give a model of these"
-    )
+    raise WrongModelError(f"{what} has {shown(name)}, which SD 1.x and 2.x have not; give a model of these")
 
 
 def shown(name: str) -> str:
