@@ -201,11 +201,9 @@ def find_class(target: Any) -> type:
     module, _, name = dotted.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and not f"{module}.".startswith(f"{error.name}."):
             raise BackendUnavailable(f"{target} needs the package {error.name}; install it") from error
-        raise ConfigError(f"target {target} is unknown{nearest(target, known)}") from error
-    except AttributeError as error:
         raise ConfigError(f"target {target} is unknown{nearest(target, known)}") from error
     if not inspect.isclass(found) or not found.__module__.startswith(("ldm.", "demo.")):
         raise ConfigError(f"target {target} is not a class of this project")

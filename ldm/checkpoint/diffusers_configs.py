@@ -27,10 +27,8 @@ TRAINED_AT_96 = {"parameterization": "v", "image_size": 64}     # SD 2.x for 768
 # Its `torch_dtype` is for transformers 5, which would load half precision as it is stored, while diffusers
 # loads the other parts as float32.
 FIXED: dict[str, Json] = json.loads(Path(__file__).with_name("diffusers_files.json").read_text("utf-8"))
-CLASSES: dict[str, list[str]] = FIXED["classes"]
-# The parts that a pipeline's constructor names: those that all have, and those of each.
+# The parts that the constructor of every pipeline names; FIXED["pipelines"] has the further ones of each.
 ALWAYS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
-ALSO: dict[str, list[str]] = FIXED["pipelines"]
 # A key of the YAML -> its pipeline; for the others the channels that join the latents decide.
 BY_KEY = {
     "embedder_config": "StableUnCLIPImg2ImgPipeline",
@@ -49,7 +47,8 @@ def unet(model: Params) -> Json:
     params = params_of(model, "unet_config")
     _refuse(params, "unet_config", conv_resample=True, resblock_updown=False, dropout=0.0)
     side = model.get("image_size", 64)
-    if params.get("context_dim") == 1024 and params["model_channels"] == 320 and _has(model, TRAINED_AT_96):
+    is_sd_2 = params.get("context_dim") == 1024 and params["model_channels"] == 320
+    if is_sd_2 and TRAINED_AT_96.items() <= model.items():
         side = 96
     config = {
         **_fixed("unet"), **_encoder(params), "sample_size": side, "out_channels": params["out_channels"],
@@ -238,10 +237,10 @@ def model_index(model: Params, parts: Iterable[str]) -> Json:
     name = pipeline(model, parts)
     index: Json = {"_class_name": name, "_diffusers_version": DIFFUSERS_VERSION}
     extractor = feature_extractor(model)
-    classes = CLASSES if extractor is None else CLASSES | {
-        "feature_extractor": ["transformers", extractor["image_processor_type"]]
-    }
-    for part in (*ALWAYS, *ALSO[name]):
+    classes = dict(FIXED["classes"])
+    if extractor is not None:
+        classes["feature_extractor"] = ["transformers", extractor["image_processor_type"]]
+    for part in (*ALWAYS, *FIXED["pipelines"][name]):
         index[part] = classes[part] if part in parts else [None, None]
     if "safety_checker" in index and "watermarker" not in index:
         index["requires_safety_checker"] = False
@@ -290,9 +289,7 @@ def tokenizer_of(model: Params) -> Tokenizer:
     return _tokenizer(params_of(model, "cond_stage_config").get("bpe_path"))
 
 
-@cache
-def _tokenizer(merges: str | None) -> Tokenizer:
-    return Tokenizer(merges)
+_tokenizer = cache(Tokenizer)
 
 
 def is_openclip(model: Params) -> bool:
@@ -323,10 +320,6 @@ def _fixed(part: str) -> Json:
 
 def json_text(content: Json) -> str:
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
-
-
-def _has(params: Params, expected: Params) -> bool:
-    return all(params.get(key) == value for key, value in expected.items())
 
 
 def _refuse(params: Params, where: str, default: Any = None, /, **allowed: Any) -> None:

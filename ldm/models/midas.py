@@ -89,20 +89,6 @@ class Bottleneck(nn.Module):
         return F.relu(shortcut + self.norm3(self.conv3(x)))
 
 
-class Stage(nn.Module):
-    """Blocks of one resolution; the first changes channels and stride."""
-
-    def __init__(self, in_channels: int, out_channels: int, depth: int, stride: int, groups: int) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential()
-        for i in range(depth):
-            previous, step = (in_channels, stride) if i == 0 else (out_channels, 1)
-            self.blocks.append(Bottleneck(previous, out_channels, step, groups, first=i == 0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(x)
-
-
 class ResNet(nn.Module):
     """(b, 3, h, w) -> one map per stage, of strides 4, 8, 16."""
 
@@ -111,13 +97,15 @@ class ResNet(nn.Module):
         self.stem = Stem(stem, groups)
         self.stages = nn.ModuleList()
         for i, (previous, width, depth) in enumerate(zip((stem, *channels), channels, depths, strict=False)):
-            self.stages.append(Stage(previous, width, depth, 1 if i == 0 else 2, groups))
+            first = Bottleneck(previous, width, 1 if i == 0 else 2, groups, first=True)
+            rest = (Bottleneck(width, width, 1, groups, first=False) for _ in range(depth - 1))
+            self.stages.append(nn.ModuleDict({"blocks": nn.Sequential(first, *rest)}))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.stem(x)
         maps = []
         for stage in self.stages:
-            x = stage(x)
+            x = stage["blocks"](x)
             maps.append(x)
         return maps
 

@@ -94,10 +94,6 @@ class _How:
     unconditional_conditioning: Conditioning = None
     dynamic_threshold: float | None = None
 
-    def keywords(self) -> dict[str, Any]:
-        """Return the fields by name; `dataclasses.asdict` would copy the tensors."""
-        return dict(vars(self))
-
 
 class _PublishedSampler:
     """What the three published classes have in common."""
@@ -432,7 +428,7 @@ class DDIMSampler(_TableSampler):
 
         def take(i: int, x_t: Tensor) -> tuple[Tensor, Tensor]:
             scale = how.unconditional_guidance_scale if scales is None else scales[i - start]
-            keywords = replace(how, unconditional_guidance_scale=scale).keywords()
+            keywords = vars(replace(how, unconditional_guidance_scale=scale))   # asdict would copy tensors
             t, index = batch_of(table.timesteps[i], x_t), len(table) - 1 - i
             return self.p_sample_ddim(x_t, cond, t, index=index, use_original_steps=all_times, **keywords)
 

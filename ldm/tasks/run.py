@@ -114,14 +114,10 @@ class Run:
             request.scale, request.guidance_rescale, request.guidance_interval, request.dynamic_threshold
         )
         self.text = Text(self.networks, request)
+        images = request.n_iter * len(request.prompts)
+        options = {"fixed_code": request.fixed_code, "numpy_start": task.numpy_start}
         self.noise = make_noise_source(
-            request.rng,
-            request.seed,
-            model.device,
-            request.n_samples,
-            request.n_iter * len(request.prompts),
-            fixed_code=request.fixed_code,
-            numpy_start=task.numpy_start,
+            request.rng, request.seed, model.device, request.n_samples, images, **options
         )
         denoiser(self.networks.unet, self.schedule, model.parameterization)  # eps with zero SNR is refused
         self.tiling: Tiling = WHOLE
