@@ -267,7 +267,8 @@ class Model:
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = option(
         "auto", "--dtype", read=dtype,
-        default_text="{}: bfloat16 on GPUs that have it, float16 on others, float32 on CPUs and Macs",
+        default_text="{}: bfloat16 where the GPU or CPU has it, else float16 on GPUs and float32 on CPUs and "
+        "Macs",
         help="dtype in which the networks compute",
     )  # fmt: skip
     channels_last: bool = option(
