@@ -23,10 +23,13 @@ class TrainParser(Parser):
 def make_parser(description: str | None) -> Parser:
     parser = TrainParser(description=description)
     add = parser.add_argument
-    add("--config", help="training configuration; with --resume RUN, that run's own by default")
-    add("--run", help="folder of the run; default runs/NAME, with a number added if it exists")
-    add("--resume", metavar="RUN", help='resume the run in this folder, or "auto": the newest, if any')
-    add("--max-time", default="", metavar="TIME", help="stop after this wall-clock time, seconds or HH:MM:SS")
+    file = {"type": os.path.expanduser}
+    add("--config", **file, help="training configuration; with --resume RUN, that run's own by default")
+    add("--run", **file, help="folder of the run; default runs/NAME, with a number added if it exists")
+    add("--resume", **file, metavar="RUN", help='resume the run in this folder, or "auto": the newest, if any')
+    add(
+        "--max-time", default="", metavar="TIME", help="stop after this wall-clock time, seconds or HH:MM:SS"
+    )
     add("--dry-run", action="store_true", help="print the resolved configuration and exit")
     add("overrides", nargs="*", metavar="key=value", help="overrides, such as train.batch_size=8")
     add_messages(parser)
