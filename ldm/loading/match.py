@@ -140,7 +140,9 @@ def _unused_parameters(model: nn.Module, weights: Mapping[str, Tensor]) -> set[s
     return unused
 
 
-def refusal(found: KeyMatch, model: nn.Module, weights: Mapping[str, Tensor], file: Path, source: str) -> str:
+def refusal(
+    found: KeyMatch, model: nn.Module, weights: Mapping[str, Tensor], file: Path, source: str
+) -> str:
     """Return what the file is, what the configuration is for, what to do, and then what disagrees."""
     file_is, model_is = file_content(weights), _guess(model.state_dict())
     if all(name.startswith(VAE) for name in weights):
