@@ -281,7 +281,8 @@ def number(low: float | None = None, high: float | None = None) -> Callable[[Any
 def _bounded(
     convert: Callable[[Any], T | None], what: str, low: float | None, high: float | None
 ) -> Callable[[Any], T]:
-    bounds = "" if low is None else f" from {low:g}" + (" up" if high is None else f" to {high:g}")
+    least, most = (f"{bound:g}" if isinstance(bound, float) else str(bound) for bound in (low, high))
+    bounds = "" if low is None else f" from {least}" + (" up" if high is None else f" to {most}")
     low, high = -math.inf if low is None else low, math.inf if high is None else high
 
     def read(value: Any) -> T:
