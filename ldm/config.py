@@ -1,6 +1,6 @@
 """Configurations: read a YAML file, merge overrides, check it, build what it describes.
 
-A node is `{target: dotted.name, params: {...}}`. Published targets go through `published_names.PUBLISHED`;
+A node is `{target: dotted.name, params: {...}}`. Reference targets go through `published_names.PUBLISHED`;
 beyond those only classes of this project and `torch.nn.Identity` can be built, so that a YAML file from
 the net is data and not a program. Building reports all faults at once, each with its path in the file.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Published keys for what is not built; null or false, their published default, asks for nothing.
+# Reference keys for what is not built; null or false, their reference default, asks for nothing.
 NOT_BUILT = ("force_null_conditioning", "given_betas", "n_embed", "scale_by_std")
 
 NONE_LITERALS = ("__is_first_stage__", "__is_unconditional__")

@@ -18,7 +18,7 @@ from typing import Any
 
 # "moved": old module -> module of today -> the names that moved there. In a checkout scripts.txt2img and
 # scripts.img2img themselves are found first, and import the same functions.
-# "ignored": reason -> keys of published configurations that no longer matter. A class that takes one gets it.
+# "ignored": reason -> keys of reference configurations that no longer matter. A class that takes one gets it.
 _TABLE: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 PUBLISHED: dict[str, str] = {
     f"{old}.{name}": f"{new}.{name}"
@@ -58,7 +58,7 @@ class _OldModule(ModuleType):
             return value
         kept = [name for name in dir(self) if not name.startswith("_")]
         raise AttributeError(
-            f"module {self.__name__!r} has no attribute {attribute!r}; of the published names it keeps "
+            f"module {self.__name__!r} has no attribute {attribute!r}; of the reference names it keeps "
             f"{', '.join(kept)}; see ldm/published_names.json"
         )
 

@@ -1,6 +1,6 @@
 """Say in diffusers' words what a configuration describes: the JSON files of a diffusers folder.
 
-One function a part, from the `params` of a published YAML to the part's config.json. What is the same for all
+One function a part, from the `params` of a reference YAML to the part's config.json. What is the same for all
 models stands in diffusers_files.json, and here what depends on the model. The YAML's `linear`
 schedule is linear in sqrt(beta), which diffusers calls scaled_linear; a UNet's `attention_head_dim` there is
 the number of heads. What diffusers has no word for is refused, so that no folder runs as another model.
@@ -186,7 +186,7 @@ def depth_estimator(model: Params) -> Json:
 
 
 def scheduler(model: Params) -> Json:
-    """Return scheduler/scheduler_config.json: DDIM on the published time steps."""
+    """Return scheduler/scheduler_config.json: DDIM on the reference time steps."""
     prediction = model.get("parameterization", "eps")
     return {**_fixed("scheduler"), **_betas(model), "prediction_type": PREDICTION_TYPES[prediction]}
 
@@ -263,7 +263,7 @@ def feature_extractor(model: Params) -> Json | None:
 def tokenizer_files(model: Params) -> dict[str, str]:
     """Return the text of each file of tokenizer/, made from the merges that open_clip or the YAML gives.
 
-    SD 2.x pads with token 0, which is "!": as with the published folders, transformers reads a "!" of a
+    SD 2.x pads with token 0, which is "!": as with the reference folders, transformers reads a "!" of a
     prompt as padding.
     """
     tokens = tokenizer_of(model)
@@ -301,7 +301,7 @@ def is_openclip(model: Params) -> bool:
 
 
 def class_of(node: Json) -> str:
-    """Return the bare class name of a node, the same for published and for today's targets."""
+    """Return the bare class name of a node, the same for the reference's and for today's targets."""
     return node["target"].rpartition(".")[2]
 
 

@@ -6,7 +6,7 @@
     PIPELINE/unet/diffusion_pytorch_model.safetensors           or .bin
     PIPELINE/unet/diffusion_pytorch_model.fp16.safetensors      another variant of the same weights
     PIPELINE/text_encoder/model.safetensors                     or pytorch_model.bin
-    PIPELINE/unused.safetensors             of our conversion: published names that have no place in a part
+    PIPELINE/unused.safetensors             of our conversion: LDM key names that have no place in a part
     PART/NAME.safetensors.index.json        {"weight_map": {tensor: shard}}
     PART/NAME-00001-of-00002.safetensors    a shard
 
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 Reader = Callable[[Path, Container], "tuple[dict[str, Any], dict[str, str]]"]
 
 MODEL_INDEX = "model_index.json"
-ASIDE = "unused.safetensors"                # published tensors that diffusers has no place for: ours alone
+ASIDE = "unused.safetensors"                # reference tensors that diffusers has no place for: ours alone
 CONFIGS = ("config.json", "scheduler_config.json")
 MAX_JSON_BYTES = 16_000_000
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")

@@ -27,7 +27,7 @@ def _cosine(timesteps: int, offset: float, max_beta: float = 0.999) -> np.ndarra
 
 # name -> betas(timesteps, linear_start, linear_end, cosine_s)
 _BETAS: dict[str, Callable[[int, float, float, float], np.ndarray]] = {
-    # The published name "linear" means linear in sqrt(beta).
+    # The reference name "linear" means linear in sqrt(beta).
     "linear": lambda n, start, end, s: np.linspace(math.sqrt(start), math.sqrt(end), n) ** 2,
     "sqrt_linear": lambda n, start, end, s: np.linspace(start, end, n),
     "sqrt": lambda n, start, end, s: np.linspace(start, end, n) ** 0.5,
@@ -44,7 +44,7 @@ def make_betas(
     linear_end: float = 2e-2,
     cosine_s: float = 8e-3,
 ) -> np.ndarray:
-    """Return the float64 betas of a published schedule name.
+    """Return the float64 betas of a reference schedule name.
 
     Raises:
         ConfigError: the name is unknown, or the betas would not lie in [0, 1).
@@ -183,7 +183,7 @@ class Schedule:
     def lvlb_weights(self, parameterization: str = "eps") -> Tensor:
         """Return the (N,) float32 weights that turn the simple loss into the variational bound.
 
-        Index 0, where the posterior variance vanishes, takes the weight of index 1. Published runs were made
+        Index 0, where the posterior variance vanishes, takes the weight of index 1. Reference runs were made
         with two oddities that stay: the tables are rounded to float32 first, which moves that of index 1
         by 1e-4 of itself, and the x0 weights divide by 2 - abar where 2 (1 - abar) must have been meant.
         """
@@ -202,7 +202,7 @@ class Schedule:
         return weights
 
     def published_buffers(self) -> dict[str, Tensor]:
-        """Return the twelve float32 tables that published checkpoints carry, by their published names."""
+        """Return the twelve float32 tables that reference checkpoints carry, by their reference names."""
         abar, prev = self.alphas_cumprod, self.alphas_cumprod_prev
         tables = {
             "betas": self.betas,

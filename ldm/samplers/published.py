@@ -1,4 +1,4 @@
-"""The published sampler classes, called as third-party code calls them.
+"""The reference sampler classes, called as third-party code calls them.
 
     samples, intermediates = DDIMSampler(model).sample(50, 4, (4, 64, 64), cond, ...)
 
@@ -96,7 +96,7 @@ class _How:
 
 
 class _PublishedSampler:
-    """What the three published classes have in common."""
+    """What the three reference classes have in common."""
 
     name: str
     guidance: type[PublishedGuidance] = PublishedGuidance
@@ -105,7 +105,7 @@ class _PublishedSampler:
         """Wrap a model.
 
         Args:
-            schedule: only "linear", the published default: the noise schedule is the model's own.
+            schedule: only "linear", the reference default: the noise schedule is the model's own.
             device: where noise is drawn; the model's when None.
         """
         if schedule != "linear":
@@ -518,13 +518,13 @@ class ControlDDIMSampler(DDIMSampler):
 
 
 class PLMSSampler(_TableSampler):
-    """PLMS by its published name; for eps the published numbers, and right for v."""
+    """PLMS by its reference name; for eps the reference numbers, and right for v."""
 
     name = "plms"
 
 
 class DPMSolverSampler(_PublishedSampler):
-    """DPM-Solver++ (2M) by its published name."""
+    """DPM-Solver++ (2M) by its reference name."""
 
     name = "dpm"
 

@@ -4,7 +4,7 @@
     nll = rec / exp(logvar) + logvar
     L   = nll + w_kl KL(q(z|x) || N(0, 1)) + w_disc lambda g,    lambda = ||d nll|| / (||d g|| + 1e-4)
 
-Sums over an image are divided by its number of values, all alike: published weights keep their meaning, and
+Sums over an image are divided by its number of values, all alike: reference weights keep their meaning, and
 the size of the loss does not depend on the size of the image. Both optimizers use one pass of the
 autoencoder: the discriminator sees the reconstruction from before the autoencoder's step. `disc_start` counts
 optimizer steps of the autoencoder.
