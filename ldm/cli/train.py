@@ -26,10 +26,7 @@ def make_parser(description: str | None) -> Parser:
     file = {"type": os.path.expanduser}
     add("--config", **file, help="training configuration; with --resume RUN, that run's own by default")
     add("--run", **file, help="folder of the run; default runs/NAME, with a number added if it exists")
-    add(
-        "--resume", **file, metavar="RUN",
-        help='resume the run in this folder, or "auto": the newest, if any',
-    )  # fmt: skip
+    add("--resume", **file, metavar="RUN", help='resume the run in this folder; "auto": the newest, if any')
     add(
         "--max-time", default="", metavar="TIME", help="stop after this wall-clock time, seconds or HH:MM:SS"
     )

@@ -246,6 +246,9 @@ class Output:
     outdir: str = option(
         "outputs", "--outdir", metavar="DIR", changes_image=False,
         help="output folder: images are saved in DIR/samples, the grid in DIR")
+    skip_existing: bool = option(
+        False, "--skip-existing", changes_image=False,
+        help="make only the images of this command that DIR/samples lacks; their metadata identify them")
     n_rows: int = option(
         0, "--n_rows", metavar="N", low=0, default_text="0: n_samples", changes_image=False,
         help="images per row of the grid")
