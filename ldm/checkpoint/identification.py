@@ -7,10 +7,10 @@ from ldm.checkpoint.classify import CONFIGS, TEXT_TO_IMAGE_2, classify
 from ldm.checkpoint.delta import base_of, completed
 from ldm.checkpoint.header import read_header
 from ldm.checkpoint.identity import Identity
-from ldm.checkpoint.one_file import one_line_errors
 from ldm.checkpoint.sniff import Container, sniff
 from ldm.checkpoint.stored import Stored
 from ldm.errors import NotACheckpointError
+from ldm.files.reading import reading
 
 CONTAINERS = {
     Container.SAFETENSORS: "safetensors",
@@ -28,7 +28,7 @@ def identify(path: str | Path) -> Identity:
         CheckpointError: as loading does, but for NaN and infinite weights, which only reading them shows.
     """
     path = Path(path).expanduser()
-    with one_line_errors(path):
+    with reading(path):
         container = sniff(path)
         if container is Container.FOLDER:
             from ldm.checkpoint.folder import open_folder
@@ -62,7 +62,7 @@ def _header(path: Path, container: Container) -> tuple[dict[str, Stored], dict[s
     base = base_of(path, metadata)
     if base is None:
         return shapes, metadata, [path]
-    with one_line_errors(base):
+    with reading(base):
         theirs, said = read_header(base, sniff(base))
     return *completed(path, shapes, metadata, theirs, said), [path, base]
 
