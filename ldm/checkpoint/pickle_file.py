@@ -20,7 +20,7 @@ from ldm.checkpoint.sniff import Container, damaged, shown
 from ldm.checkpoint.stored import Stored
 from ldm.checkpoint.symbolic_pickle import SymbolicUnpickler, nameless, walk
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError, UnsafeCheckpointError
-from ldm.files.reading import ADVICE, reading
+from ldm.files.reading import ADVICE, name_in_utf8, reading
 
 SAFE_SINCE = (2, 10)            # before it, a file could corrupt memory all the same: CVE-2026-24747
 MAX_PICKLE_BYTES = 16_000_000
@@ -39,7 +39,8 @@ def read_zip(path: Path) -> Any:
     if path.suffix.lower() == ".safetensors":       # torch goes by the name and would not look inside
         with path.open("rb") as file:
             return _load(file, names, path)
-    return _load(path, names, path)
+    with reading(path), name_in_utf8(path) as name:
+        return _load(name, names, path)
 
 
 def read_legacy(path: Path) -> Any:
@@ -145,7 +146,7 @@ def _load(source: Path | BinaryIO, names: set[str], path: Path) -> Any:
     """Let torch read a file that was checked: mapped where it gets the path, in whole where an open file."""
     import torch
 
-    mmap = source is path
+    mmap = isinstance(source, Path)
     advice = ADVICE if mmap else f"{ADVICE}, or convert it there: scripts/convert.py IN OUT.safetensors"
     with reading(path, damaged(path), advice), _allow_list, torch.serialization.safe_globals(stubs(names)):
         return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)

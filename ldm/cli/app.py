@@ -42,6 +42,9 @@ def exit_code(
 ) -> int:
     """Parse the command line, run `main(args)` and return the exit code; failures are printed as one line."""
     args = argparse.Namespace()
+    for stream in (sys.stdout, sys.stderr):  # names of files may be in no encoding
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         parser.parse_args(argv, args)
         set_up_logging(quiet=getattr(args, "quiet", False), debug=getattr(args, "debug", False))

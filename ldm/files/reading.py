@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ldm.errors import LdmError, OutOfMemory, is_out_of_memory
 
@@ -51,6 +52,18 @@ def reading(
         if damaged is None:
             raise
         raise damaged(_reason(error)) from error
+
+
+@contextmanager
+def name_in_utf8(path: Path) -> Iterator[Path]:
+    """Yield a name of the file that is UTF-8, for libraries that take no other; it holds within the block."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        with open(path, "rb") as file:
+            yield Path(f"/dev/fd/{file.fileno()}")
+    else:
+        yield path
 
 
 def _system_errno(error: Exception) -> int | None:

@@ -90,7 +90,7 @@ def check_digest(expected: str | None, checkpoint: Path) -> None:
         raise InputError(f"--sha256: {checkpoint} is a folder; only a file has a digest")
     from ldm.files.digest import sha256
 
-    digest = sha256(checkpoint)
+    digest = sha256(checkpoint, afresh=True)
     if digest != expected:
         raise CheckpointError(
             f"{checkpoint}: its SHA-256 is {digest}, expected {expected}; download it again"
