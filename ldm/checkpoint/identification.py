@@ -3,11 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ldm.checkpoint.classify import CONFIGS, TEXT_TO_IMAGE_2, classify
+from ldm.checkpoint.classify import CONFIGS, TEXT_TO_IMAGE_2, classify, of_no_part
 from ldm.checkpoint.delta import base_of, completed
 from ldm.checkpoint.header import read_header
 from ldm.checkpoint.identity import Identity
-from ldm.checkpoint.sniff import Container, sniff
+from ldm.checkpoint.sniff import Container, shown, sniff
 from ldm.checkpoint.stored import Stored
 from ldm.errors import NotACheckpointError
 from ldm.files.reading import reading
@@ -49,7 +49,10 @@ def identify(path: str | Path) -> Identity:
     return replace(
         identity,
         config=config if config in SHIPPED_CONFIGS else identity.config,
-        notes=[*identity.notes, *_notes(identity, metadata), *_note_on_base(container, files)],
+        notes=[
+            *identity.notes, *_note_on_foreign(shapes), *_notes(identity, metadata),
+            *_note_on_base(container, files),
+        ],
         path=str(path),
         container=CONTAINERS[container],
         bytes=sum(file.stat().st_size for file in files),
@@ -65,6 +68,14 @@ def _header(path: Path, container: Container) -> tuple[dict[str, Stored], dict[s
     with reading(base):
         theirs, said = read_header(base, sniff(base))
     return *completed(path, shapes, metadata, theirs, said), [path, base]
+
+
+def _note_on_foreign(shapes: dict[str, Stored]) -> list[str]:
+    names = [name for name in of_no_part(shapes) if "/" not in name]
+    if not names:
+        return []
+    some = ", ".join(map(shown, names[:3])) + (", ..." if len(names) > 3 else "")
+    return [f"{len(names)} of its tensors belong to no part of a model ({some}); loading leaves them out"]
 
 
 def _note_on_base(container: Container, files: list[Path]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint.classify import stated_predictions
+from ldm.checkpoint.classify import ZERO_SNR_MARK, stated_predictions
 from ldm.checkpoint.layouts.averaged import averaged_names
 from ldm.checkpoint.one_file import Opened
 from ldm.checkpoint.opened import open_weights, to_ldm_names
@@ -23,7 +23,7 @@ from ldm.config import instantiate, plain, read_config
 from ldm.devices import on_meta, resolve_device, resolve_dtype
 from ldm.errors import ConfigError, WrongModelError
 from ldm.loading.fill import Progress, fill_in, initialise_new, zero_pad_inputs
-from ldm.loading.match import ZERO_SNR_MARK, as_named_by, file_content, match_keys, refusal
+from ldm.loading.match import as_named_by, file_content, match_keys, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ def load_model(
     keys = match_keys(model, tensors)
     if not keys.is_good:
         raise WrongModelError(refusal(keys, model, tensors, file, source))
+    keys.log_foreign(file)
     _warn_of_another_schedule(model, tensors, has_zero_snr, file)
     kept = fill_in(model, keys, tensors, device, dtype, file, allow_nonfinite, progress)
     model.eval().requires_grad_(False)
@@ -125,7 +126,7 @@ def load_part(
     if grow_inputs or new_tensors:
         weights = zero_pad_inputs(model, weights, grow_inputs)
         weights |= initialise_new(model, weights, new_tensors or {})
-    keys = match_keys(model, weights, prefix)
+    keys = match_keys(model, weights, prefix, is_part=bool(prefix))
     if not keys.is_good and (prefix or not own):       # names of a whole model, or of another tool
         tensors = to_ldm_names(opened)
         weights = {name: x for name, x in tensors.items() if name.startswith(prefix)}
@@ -135,6 +136,7 @@ def load_part(
             raise WrongModelError(f"{file} holds no weights of {what}: it is {held}")
     if not keys.is_good:
         raise WrongModelError(f"{file} does not fit {what}: {keys.report()}")
+    keys.log_foreign(file)
     like = next(model.get_submodule(part).parameters())
     fill_in(model, keys, weights, like.device, like.dtype, file, allow_nonfinite, progress)
     logger.info("%s: %d tensors of %s", file.name, len(keys.matched), what)

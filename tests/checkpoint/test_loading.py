@@ -108,17 +108,60 @@ def test_a_tensor_of_another_shape_kind_or_name_is_refused(stored, on_meta):
 def test_the_refusal_counts_groups_and_guesses(tmp_path, stored):
     kept = {name: x for name, x in stored.items() if not name.startswith("first_stage_model.")}
     kept[FIRST_CONV] = torch.zeros(32, 9, 3, 3)
-    kept["strange"] = torch.zeros(1)
+    kept["model.strange"] = torch.zeros(1)
     lacking = len(stored) - len(kept) + 1
     fails(
         kept, tmp_path,
         f"{lacking} missing, 1 misshapen; 1 unexpected",
         f"missing {lacking} of the VAE (first_stage_model.",
         f"misshapen 1 of the UNet ({FIRST_CONV} (32, 9, 3, 3) instead of (32, 4, 3, 3))",
-        "unexpected 1 of no known part (strange)",
+        "unexpected 1 of no known part (model.strange)",
         "model.safetensors is a model of context width 8 for inpainting (9 input channels) without VAE, but "
         f"{YAML} asks for a model of context width 8 for text-to-image (4 input channels); ",
     )
+
+
+FOREIGN = {
+    "ddim_sigmas": torch.zeros(10),
+    "embedding_manager.string_to_param_dict.*": torch.zeros(2, 8),
+    "denoiser.sigmas": torch.ones(1000),
+    "nothing": torch.zeros(0, 3),
+    "optimizer.step": torch.tensor(5),
+    "a\nb" + 500 * "x": torch.ones(1),
+}
+
+
+def test_what_belongs_to_no_part_is_left_out_in_one_line(tmp_path, stored, caplog):
+    plain = load(stored, tmp_path).state_dict()
+    caplog.clear()
+    caplog.set_level(logging.WARNING, "ldm")
+    torch.save(stored | FOREIGN, tmp_path / "model.ckpt")       # which keeps the order
+    loaded = load_model(YAML, tmp_path / "model.ckpt", device="cpu").state_dict()
+    assert loaded.keys() == plain.keys() and all(torch.equal(x, plain[name]) for name, x in loaded.items())
+    assert caplog.messages == [
+        "model.ckpt: left out 6 tensors of no part of the model: "
+        + "ddim_sigmas, embedding_manager.string_to_param_dict.*, denoiser.sigmas, ..."
+    ]
+
+
+def test_a_surplus_inside_a_part_is_no_stranger(stored, on_meta):
+    for name in ("first_stage_model.x", "cond_stage_model.model.x.y", "model.diffusion_model.x", "model.x",
+                 "control_model.x", "embedder.model.x"):
+        found = match_keys(on_meta, stored | FOREIGN | {name: torch.zeros(1)})
+        assert found.unexpected == [name] and len(found.foreign) == len(FOREIGN)
+
+
+def test_an_autoencoder_with_strangers_is_loaded_as_a_part(tmp_path, stored, caplog):
+    model = load(stored, tmp_path)
+    prefix = "first_stage_model."
+    own = {name.removeprefix(prefix): 2 * x for name, x in stored.items() if name.startswith(prefix)}
+    save_file(own | {"ddim_sigmas": torch.zeros(3)}, tmp_path / "vae.safetensors")
+    load_part(model, tmp_path / "vae.safetensors")
+    assert torch.equal(model.first_stage_model.encoder.conv_in.bias, own["encoder.conv_in.bias"])
+    assert "left out 1 tensor of no part of the model: first_stage_model.ddim_sigmas" in caplog.text
+    save_file(own | {"encoder.x": torch.zeros(3)}, tmp_path / "vae.safetensors")
+    with pytest.raises(WrongModelError, match=r"unexpected 1 of the VAE \(first_stage_model.encoder.x\)"):
+        load_part(model, tmp_path / "vae.safetensors")
 
 
 def test_names_out_of_a_file_stay_on_their_line(tmp_path, stored):
@@ -325,7 +368,7 @@ def test_a_file_may_hold_buffers_that_published_ones_lack():
     part = Tables()
     assert match_keys(part, {}).is_good and match_keys(part, {"mean": torch.ones(1, 3)}).matched == ["mean"]
     assert match_keys(part, {"mean": torch.ones(3)}).misshapen
-    assert match_keys(part, {"std": torch.ones(3)}).unexpected
+    assert match_keys(part, {"std": torch.ones(3)}).foreign == ["std"]
 
 
 @pytest.mark.few(1)
