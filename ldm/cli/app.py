@@ -12,6 +12,7 @@ Other output goes to stdout, warnings to stderr.
 """
 
 import argparse
+import contextlib
 import errno
 import logging
 import re
@@ -42,8 +43,8 @@ def exit_code(
 ) -> int:
     """Parse the command line, run `main(args)` and return the exit code; failures are printed as one line."""
     args = argparse.Namespace()
-    for stream in (sys.stdout, sys.stderr):  # names of files may be in no encoding
-        if hasattr(stream, "reconfigure"):
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what its encoding lacks is written as an escape
             stream.reconfigure(errors="backslashreplace")
     try:
         parser.parse_args(argv, args)
@@ -111,6 +112,10 @@ class _BesideBars(logging.StreamHandler):
             super().emit(record)
 
 
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Lose a message that the stream does not take, such as that of a closed terminal."""
+
+
 class _LowerCaseLevel(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         record.levelname = record.levelname.lower()
@@ -125,4 +130,5 @@ def _report(message: str, prefix: str = "error: ") -> None:
 
         for bar in sorted(getattr(tqdm, "_instances", ()), key=lambda bar: -abs(bar.pos)):
             bar.close()
-    print(f"{prefix}{line}".encode("utf-8", "replace").decode(), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(f"{prefix}{line}", file=sys.stderr, flush=True)
