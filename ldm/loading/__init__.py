@@ -23,7 +23,7 @@ from ldm.config import instantiate, plain, read_config
 from ldm.devices import on_meta, resolve_device, resolve_dtype
 from ldm.errors import ConfigError, WrongModelError
 from ldm.loading.fill import Progress, fill_in, initialise_new, zero_pad_inputs
-from ldm.loading.match import as_named_by, file_content, match_keys, refusal
+from ldm.loading.match import as_named_by, check_scale, file_content, match_keys, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,10 @@ def load_model(
     file = Path(checkpoint)
     opened = open_weights(file)
     _check_prediction(model, opened, source)
+    if opened.configs:
+        from ldm.loading.stated import check_folder
+
+        check_folder(opened, node.get("params") or {}, source)
     mark = opened.metadata.get("sd.weights")
     has_zero_snr = opened.configs.get("scheduler", {}).get("rescale_betas_zero_snr") is True
     tensors = as_named_by(model, to_ldm_names(opened))
@@ -85,6 +89,7 @@ def load_model(
     if not keys.is_good:
         raise WrongModelError(refusal(keys, model, tensors, file, source))
     keys.log_foreign(file)
+    check_scale(tensors, model, source, file.name)
     _warn_of_another_schedule(model, tensors, has_zero_snr, file)
     kept = fill_in(model, keys, tensors, device, dtype, file, allow_nonfinite, progress)
     model.eval().requires_grad_(False)
@@ -121,6 +126,10 @@ def load_part(
     file, prefix = Path(path), f"{part}." if part else ""
     what = _label(prefix) if part else type(model).__name__
     opened = open_weights(file)
+    if part == "first_stage_model" and opened.configs:
+        from ldm.loading.stated import check_vae
+
+        check_vae(opened, model)
     own = opened.parts.get("", {})
     weights = {prefix + name: x for name, x in own.items()}
     if grow_inputs or new_tensors:
@@ -205,7 +214,10 @@ def _warn_of_another_schedule(
     if schedule is None:
         return
     if (has_zero_snr or ZERO_SNR_MARK in weights) and not schedule.zero_terminal_snr:
-        logger.warning("%s was trained to zero terminal SNR; the configuration's schedule is used", file.name)
+        logger.warning(
+            "%s was trained to zero terminal SNR, which the configuration does not say: use --zero-snr",
+            file.name,
+        )
     if stored is None:
         return
     ours = torch.as_tensor(schedule.alphas_cumprod).double()

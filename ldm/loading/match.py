@@ -5,6 +5,7 @@ here by name, and what a module itself names as unused. What belongs to no part 
 """
 
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ldm.checkpoint.classify import V_MARK, ZERO_SNR_MARK, classify
 from ldm.checkpoint.parts import TABLE, VAE, part_of
 from ldm.checkpoint.sniff import shown
+from ldm.errors import WrongModelError
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ COMPUTED = {
 SURPLUS = {
     SCHEDULE: COMPUTED[SCHEDULE],
     "lvlb_weights|logvar": "weights of the training loss",
+    "scale_factor": "the scale of the latents, which is compared with the configuration's",
     r"model_ema\.(decay|num_updates)": "counters of the EMA; every published .ckpt has them",
     r"model_ema\..*": "the EMA weights, where the raw ones are used; the log says which",
     r"(first_stage_model\.)?loss\..*": "the discriminator that the autoencoder was trained against",
@@ -163,6 +166,22 @@ def _unused_parameters(model: nn.Module, weights: Mapping[str, Tensor]) -> set[s
             names = {f"{path}.{name}" if path else name for name in module.unused_parameters()}
             unused |= names if names.isdisjoint(weights) else set()
     return unused
+
+
+def check_scale(tensors: Mapping[str, Tensor], model: nn.Module, source: str, file: str) -> None:
+    """Compare the scale of the latents that some training files hold as a tensor with the model's.
+
+    Raises:
+        WrongModelError: they differ by more than bfloat16 rounds away.
+    """
+    stored, own = tensors.get("scale_factor"), getattr(model, "scale_factor", None)
+    if stored is None or own is None or stored.numel() != 1:
+        return
+    theirs = float(stored)
+    if not math.isclose(theirs, own, rel_tol=1 / 256):
+        raise WrongModelError(
+            f"{file} says scale_factor {theirs:.6g}, and {source} {own:.6g}; give a --config that says so too"
+        )
 
 
 def refusal(
