@@ -160,8 +160,15 @@ def _by_parts(
     for part in ("vae", "text_encoder", "image_encoder", "depth_estimator"):
         if held == {part} or (part == "text_encoder" and held == {"text_encoder", "image_encoder"}):
             family = _text_family(groups[part]) if part == "text_encoder" else None
-            return {"kind": part, "family": family}
+            return {"kind": part, "family": family, "notes": _vae_notes(groups.get("vae", {}))}
     return {"kind": "unknown"}
+
+
+def _vae_notes(group: Group) -> list[str]:
+    first = group.get("decoder.conv_in.weight")
+    channels = first.shape[1] if first and len(first.shape) == 4 else 4
+    whose = ", those of SD3 and Flux 16" if channels == 16 else ""
+    return [] if channels == 4 else [f"its latents have {channels} channels; those of SD have 4{whose}"]
 
 
 def _has_ema(groups: dict[str, Group]) -> bool:

@@ -109,6 +109,7 @@ def check_kind(identity: "Identity", tasks: tuple[str, ...] | None, whole: bool)
         raise WrongModelError(f"{file} is {what}; this program runs Stable Diffusion 1.x and 2.x")
     if not identity.is_model and identity.kind != "unknown":
         advice = "; give this file to --vae" if identity.kind == "vae" else ""
+        advice = f"; {identity.notes[0]}" if identity.kind == "training" else advice
         raise WrongModelError(f"{file} is {what}; --ckpt takes a whole model{advice}")
     if whole and (identity.kind == "unet" or identity.lacks):
         raise WrongModelError(f"{file} is {what}; --ckpt takes a whole model: UNet, VAE and text encoder")

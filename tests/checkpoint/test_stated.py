@@ -75,7 +75,7 @@ def check(folder, config):
 def test_loading_and_converting_check(whole, tmp_path):
     config, folder = whole
     folder = changed(folder, tmp_path, "scheduler", beta_end=0.02)
-    with pytest.raises(WrongModelError, match=r"beta_end 0.02, and .* 0.012; give a --config that says so too"):
+    with pytest.raises(WrongModelError, match="beta_end 0.02, and .* 0.012; give a --config that says so"):
         load_model(config, folder, device="cpu")
     with pytest.raises(WrongModelError, match="beta_end 0.02"):
         convert(folder, tmp_path / "out.safetensors", ConvertOptions(config=str(config)))
