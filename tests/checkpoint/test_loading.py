@@ -11,8 +11,9 @@ from golden_cases import case
 from ldm.checkpoint.classify import classify
 from ldm.checkpoint.layouts.averaged import averaged_names
 from ldm.config import instantiate, load_config
+from ldm.diffusion.schedule import Schedule, make_betas
 from ldm.errors import BackendUnavailable, BadValuesError, ConfigError, LdmError, WrongModelError
-from ldm.loading import load_model, load_part
+from ldm.loading import is_same_schedule, load_model, load_part
 from ldm.loading.match import COMPUTED, SURPLUS, UNUSED, match_keys
 
 BASE = case("e2e_txt2img_ddim").files
@@ -84,6 +85,40 @@ def test_the_schedule_comes_from_the_configuration(tmp_path, stored, caplog):
     with caplog.at_level(logging.WARNING):
         load(other, tmp_path)
     assert "another noise schedule" in caplog.text
+
+
+def truncated(x):
+    """Cut float32 to bfloat16 without rounding, as some converters do."""
+    return (x.view(torch.int32) & -65536).view(torch.float32)
+
+
+CASTS = {
+    "float16": lambda x: x.half(),
+    "bfloat16": lambda x: x.bfloat16(),
+    "float16, bfloat16": lambda x: x.half().bfloat16(),
+    "bfloat16, float16": lambda x: x.bfloat16().half(),
+    "float16, bfloat16, float32": lambda x: x.half().bfloat16().float(),
+    "cut": truncated,
+    "float16, cut": lambda x: truncated(x.half().float()),
+}
+SCHEDULES = [("linear", 0.00085, 0.012), ("linear", 1e-4, 0.02), ("sqrt_linear", 1e-4, 0.02),
+             ("cosine", 0, 0), ("squaredcos_cap_v2", 0, 0)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, start, end", SCHEDULES)
+def test_roundings_are_no_other_schedule_and_other_numbers_are(name, start, end):
+    schedule = Schedule(make_betas(name, 1000, start, end))
+    ours, stored = schedule.alphas_cumprod, schedule.published_buffers()["alphas_cumprod"]
+    for cast in CASTS.values():
+        assert is_same_schedule(cast(stored), ours)
+    others = [Schedule(make_betas(other, 1000, *ends)) for other, *ends in SCHEDULES[:3]]
+    if end:
+        more = ((1000, end + 2e-4), (999, end))
+        others += [Schedule(make_betas(name, count, start, last)) for count, last in more]
+        others.append(schedule.with_zero_terminal_snr())
+    for other in (x for x in others if not torch.equal(x.alphas_cumprod, ours)):
+        for cast in (torch.clone, *CASTS.values()):
+            assert not is_same_schedule(cast(other.alphas_cumprod.float()), ours)
 
 
 def test_a_file_that_lacks_one_tensor_is_refused(stored, on_meta):
