@@ -4,6 +4,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ldm.cli.other_flags import translate, unknown
@@ -59,6 +60,11 @@ class Parser(argparse.ArgumentParser):
         if found := re.match(r"unrecognized arguments: (-[A-Za-z][\w-]*)(\s|$)", message):
             raise unknown(found[1], self._option_string_actions, self.prog)
         raise InputError(f"{message}; see --help")
+
+
+def path(word: str) -> Path:
+    """Return a path with ~ expanded, which shells do not do in --flag=~/file."""
+    return Path(word).expanduser()
 
 
 def argument_type(read: Callable[[str], Any]) -> Callable[[str], Any]:

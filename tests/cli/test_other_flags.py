@@ -5,10 +5,15 @@ import re
 import pytest
 import torch
 
+from ldm.cli.convert import main as convert
 from ldm.cli.flags import parser_of
 from ldm.cli.identify import main as identify
+from ldm.cli.merge import main as merge
 from ldm.cli.other_flags import ADVICE, SAME, WORDS, fold
 from ldm.cli.reference_flags import folded
+from ldm.cli.rerun import main as rerun
+from ldm.cli.train import main as train
+from ldm.cli.watermark import main as watermark
 from ldm.errors import InputError
 from ldm.requests import NAMES, Img2Img, Inpaint, Txt2Img, build, fields_of, find
 from ldm.requests.readers import seed
@@ -123,3 +128,33 @@ def test_a_larger_seed_names_the_one_that_draws_the_same():
         seed(str(asked))
     numbers = [torch.randn(9, generator=torch.Generator().manual_seed(each)) for each in (asked, 12_345)]
     assert torch.equal(*numbers)
+
+
+@pytest.mark.parametrize(
+    "main, words",
+    [
+        (identify, "~/a.bin"),
+        (convert, "~/a.bin ~/b.safetensors"),
+        (merge, "~/a.bin ~/a.bin --alpha 0.5 --out=~/b.safetensors"),
+        (rerun, "--outdir=~/o ~/a.bin"),
+        (watermark, "--img_path=~/a.bin"),
+        (train, "--config=~/a.bin"),
+        (train, "--resume=~/a.bin"),
+    ],
+)
+def test_a_home_folder_is_found_in_the_paths_of_every_command(main, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.bin").write_bytes(b"nothing")
+    assert main("", words.split()) == 2
+    assert str(tmp_path) in capsys.readouterr().err.replace("~/", "")
+    assert [each.name for each in tmp_path.iterdir()] == ["a.bin"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_home_folder_is_found_in_every_path_of_a_request(name, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for each in fields_of(find(name)).values():
+        if each.option.metavar in ("FILE", "DIR") or each.option.is_file:
+            value = each.read(["~/a", "b"]) if each.many else each.read("~/a")
+            assert value in ("/home/me/a", ("/home/me/a", "b"))
