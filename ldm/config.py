@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.errors import BackendUnavailable, ConfigError, nearest
+from ldm.errors import BackendUnavailable, ConfigError, is_out_of_memory, nearest
 from ldm.published_names import IGNORED_PARAMS, PUBLISHED
 from ldm.yaml_file import parse_yaml, read_yaml
 
@@ -359,5 +359,7 @@ def _build(value: Any, path: str) -> Any:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except (TypeError, ValueError, KeyError, IndexError, ArithmeticError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{path}: {cls.__name__} cannot be built from these params: {reason}") from error
