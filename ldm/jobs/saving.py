@@ -47,7 +47,6 @@ class Saving:
         self.request = request
         self.outdir = checked_outdir(request.outdir)
         self.columns = request.n_rows or request.n_samples
-        self.watermark = request.watermark == "on"
         self.run: dict[str, Any] = {}
         self.saved: list[Path] = []
         self.refused: list[str] = []  # prompts of images that are black or NaN
@@ -154,13 +153,15 @@ class Saving:
         from ldm.imaging import watermark
         from ldm.imaging.paste import opaque
 
-        fits = self.watermark and watermark.fits(image)
+        wanted = self.request.watermark
+        fits = wanted != "off" and watermark.fits(image)
         if fits:
-            image = watermark.mark(image)
+            mark = watermark.mark_as_reference if wanted == "reference" else watermark.mark
+            image = mark(image)
         if paste is not None:
             image = paste.onto(image)
         if not fits:
-            if self.watermark:
+            if wanted != "off":
                 self._say(
                     logging.INFO,
                     "images under %d pixels cannot carry the watermark and are saved without it",

@@ -294,10 +294,11 @@ class Output:
     no_grid: bool = option(
         False, "--no-grid", changes_image=False, help="save no grid, so that long runs use constant memory"
     )
-    watermark: Literal["on", "off"] = option(
+    watermark: Literal["on", "reference", "off"] = option(
         "on", "--watermark", changes_image=False,
-        help="add the invisible watermark SDV2 of the reference scripts",
-    )
+        help="add the invisible watermark SDV2 of the reference scripts; reference: with the bytes of their "
+        "package, which damages edges in colour",
+    )  # fmt: skip
     no_metadata: bool = option(
         False, "--no-metadata", changes_image=False, help="save PNG files without prompt and options"
     )
