@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ldm.imaging import watermark
 from ldm.imaging.files import open_image

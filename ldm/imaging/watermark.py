@@ -164,7 +164,7 @@ def _moved(pixels: np.ndarray, target: np.ndarray, sign: int) -> np.ndarray:
     slope = sign * U_OF_RGB
     moved, todo = pixels.astype(np.float64), np.arange(len(pixels))
     power = np.square(np.where(slope > 0, pixels < most, pixels > least) * slope).sum(axis=2)
-    share = power / np.maximum(power[:, ::-1].cumsum(axis=1)[:, ::-1], 1e-9)  # of what the pixels before leave
+    share = power / np.maximum(power[:, ::-1].cumsum(axis=1)[:, ::-1], 1e-9)  # of the rest
     for turn in range(ROUNDS):  # one pixel at a time, so that each makes use of how the others were rounded
         left = 2 * sign * (target[todo] - _low(np.rint(moved[todo]).astype(np.int16)))
         todo, left = todo[left > 0], left[left > 0]
