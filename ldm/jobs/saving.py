@@ -63,7 +63,6 @@ class Saving:
         """Save the images of a batch; images that are black or NaN are left out, and `check` then raises."""
         from ldm.imaging.colour import is_black, to_uint8
         from ldm.imaging.depth import depth_png
-        from ldm.imaging.paste import opaque
 
         if getattr(self.request, "save_depth", False) and batch.index == 0:
             self._depths.save(depth_png(batch.extras["depth"]))
@@ -77,7 +76,7 @@ class Saving:
             if getattr(self.request, "save_latents", False):
                 self._save_latents(self.saved[-1], batch, position, about)
             if self.grid is not None:
-                self.grid.append(image if batch.paste is None else opaque(batch.paste.onto(image)))
+                self.grid.append(image if batch.paste is None else batch.paste.shown(image))
                 self._prompts[prompt] = None
 
     def save_grid(self) -> None:
@@ -143,7 +142,8 @@ class Saving:
         image, mark = self._marked(image, paste)
         about = about | {"width": width, "height": height, "watermark": mark}
         buffer, chunks = io.BytesIO(), None if self.request.no_metadata else metadata.png_chunks(about)
-        Image.fromarray(image).save(buffer, "PNG", pnginfo=chunks)
+        profile = None if paste is None else paste.profile
+        Image.fromarray(image).save(buffer, "PNG", pnginfo=chunks, icc_profile=profile)
         return files.save(buffer.getvalue())
 
     def _marked(
@@ -154,12 +154,13 @@ class Saving:
         from ldm.imaging.paste import opaque
 
         wanted = self.request.watermark
-        fits = wanted != "off" and watermark.fits(image)
+        fits, mark = wanted != "off" and watermark.fits(image), None
         if fits:
             mark = watermark.mark_as_reference if wanted == "reference" else watermark.mark
-            image = mark(image)
         if paste is not None:
-            image = paste.onto(image)
+            image = paste.onto(image, mark)
+        elif mark is not None:
+            image = mark(image)
         if not fits:
             if wanted != "off":
                 self._say(
