@@ -16,13 +16,17 @@ decoders are a frequent source of vulnerabilities. The size is checked before an
 file of a few kilobytes cannot fill the memory.
 """
 
+import contextlib
+import contextvars
 import errno
 import io
 import logging
 import re
 import struct
+import threading
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +46,7 @@ JPEG_METADATA = (*range(0xE1, 0xEE), 0xEF, 0xFE)  # but not APP0 (JFIF) and APP1
 TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation -> Image.Transpose that undoes it
 
 log = logging.getLogger(__name__)
+_quiet = contextvars.ContextVar("quiet", default=False)
 
 
 def open_image(
@@ -90,8 +95,7 @@ def decoded(data: bytes, name: str) -> Image.Image:
 
     Raises: InputError and OutOfMemory, without the name in the text.
     """
-    with warnings.catch_warnings(record=True) as noticed:
-        warnings.simplefilter("always")
+    with _WARNINGS.noticed(name):
         try:
             image = _decoded(data, name)
         except (InputError, OutOfMemory):
@@ -107,10 +111,7 @@ def decoded(data: bytes, name: str) -> Image.Image:
             except Exception as without:
                 raise _diagnosed(data, without) from without
             log.debug("%s: its metadata are damaged and left out: %s", name, _words(error))
-        upright = _upright(image, name)
-    for each in noticed:
-        log.debug("%s: %s", name, _words(each.message))
-    return upright
+        return _upright(image, name)
 
 
 def converted(
@@ -127,7 +128,7 @@ def converted(
             result = rgb.convert("RGBA")
         else:
             if transparent and rgb.getextrema()[3][0] < 255:
-                log.info("%s is partly transparent; it is composited over white", name)
+                _say("%s is partly transparent; it is composited over white", name)
             result = to_rgb(rgb, background)
     except (InputError, OutOfMemory):
         raise
@@ -189,11 +190,52 @@ def deep_colour(data: bytes) -> np.ndarray | None:
 def is_deep(data: bytes) -> bool:
     """Return whether an image file has 16 bits in several channels, of which Pillow reads the upper 8."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _WARNINGS.noticed("an image"):
             return _is_deep(Image.open(io.BytesIO(data), formats=FORMATS))
     except Exception:  # `decoded` reports what is wrong
         return False
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Log what becomes of images for debugging only, as where thousands of them are read."""
+    token = _quiet.set(True)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
+def _say(message: str, *words: object) -> None:
+    log.log(logging.DEBUG if _quiet.get() else logging.INFO, message, *words)
+
+
+class _Warnings:
+    """Turns Pillow's warnings into debug lines, in several threads at once: the filters belong to all."""
+
+    def __init__(self) -> None:
+        self.lock, self.users = threading.Lock(), 0
+
+    @contextlib.contextmanager
+    def noticed(self, name: str) -> Iterator[None]:
+        with self.lock:
+            if not self.users:
+                self.caught = warnings.catch_warnings(record=True)
+                self.list = self.caught.__enter__()
+                warnings.simplefilter("always")
+            self.users += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                while self.list:
+                    log.debug("%s: %s", name, _words(self.list.pop().message))
+                self.users -= 1
+                if not self.users:
+                    self.caught.__exit__(None, None, None)
+
+
+_WARNINGS = _Warnings()
 
 
 def _decoded(data: bytes, name: str) -> Image.Image:
@@ -204,9 +246,9 @@ def _decoded(data: bytes, name: str) -> Image.Image:
     except Exception:  # a second frame that is damaged
         frames = 1
     if frames > 1:
-        log.info("%s has %d frames; only the first is used", name, frames)
+        _say("%s has %d frames; only the first is used", name, frames)
     if _is_deep(image):
-        log.info("%s has 16 bits per channel; the upper 8 are used", name)
+        _say("%s has 16 bits per channel; the upper 8 are used", name)
         if "transparency" in image.info:  # Pillow compares this colour with the upper bits
             image.info["transparency"] = tuple(v >> 8 for v in image.info["transparency"])
     image.load()
@@ -238,9 +280,9 @@ def _with_colours(image: Image.Image, name: str, own: bool) -> tuple[Image.Image
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        log.info("%s: its colour profile cannot be used and is ignored: %s", name, _words(error))
+        _say("%s: its colour profile cannot be used and is ignored: %s", name, _words(error))
     if image.mode in ("CMYK", "LAB"):
-        log.info("%s is %s; it is converted to RGB, ignoring colour profiles", name, image.mode)
+        _say("%s is %s; it is converted to RGB, ignoring colour profiles", name, image.mode)
     return _plain(image), None
 
 
@@ -255,11 +297,11 @@ def _of_rgb_profile(
     if own and image.mode not in ("1", "L", "LA", "I", "I;16"):
         try:
             profiles.from_srgb(pixels[:1, :1], profile)  # some profiles only describe an input device
-            log.info("%s: its colour profile (%s) is kept, and the model sees sRGB", name, label)
+            _say("%s: its colour profile (%s) is kept, and the model sees sRGB", name, label)
             return _plain(image), profile
         except Exception as error:
             log.debug("%s: no conversion to its colour profile: %s", name, _words(error))
-    log.info("%s: its colours are converted to sRGB from its profile (%s)", name, label)
+    _say("%s: its colours are converted to sRGB from its profile (%s)", name, label)
     return Image.fromarray(profiles.to_srgb(pixels, profile)), None
 
 
@@ -276,7 +318,7 @@ def _by_profile(image: Image.Image, profile: bytes, name: str) -> Image.Image:
     plain = _eight_bits(image)
     rgb = profiles.srgb_image(plain.convert("L") if _mode_of(image) == "L" else plain, profile)
     if profiles.mode_of(profile) != "L" or _differs(rgb, plain):
-        log.info("%s: its colours are converted to sRGB %s", name, label.replace("LAB", "from LAB"))
+        _say("%s: its colours are converted to sRGB %s", name, label.replace("LAB", "from LAB"))
     if alpha is not None:
         rgb.putalpha(alpha)
     return rgb
@@ -324,7 +366,7 @@ def _diagnosed(data: bytes, error: Exception) -> InputError | OutOfMemory:
     if isinstance(error, Image.DecompressionBombError):
         return InputError(f"it is larger than {MAX_PIXELS // 10**6} megapixels: make it smaller first")
     if _is_cut(data, words):
-        return InputError(f"{words[:1].lower() + words[1:]}; is the file complete?")
+        return InputError("it ends too early; is the file complete?")
     if isinstance(error, Image.UnidentifiedImageError):
         return InputError(f"not an image in a known format ({', '.join(FORMATS)})")
     try:
