@@ -6,7 +6,8 @@ well-defined number: Lightning's own counter counts the steps of all optimizers 
 """
 
 from abc import abstractmethod
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ldm.errors import TrainingError
 from ldm.training.ema import LitEma
 from ldm.training.lr_scheduler import learning_rate_factor
 from ldm.training.options import TrainOptions
+from ldm.training.run_folder import Shown
 from ldm.training.seeding import draw_seed
 from ldm.training.self_check import SelfCheck, named
 
@@ -29,6 +31,8 @@ class TrainingModule(pl.LightningModule):
         step: optimizer steps taken, over resumes.
         progress: 0..1 of the time limit, set by the clock callback; used by `cosine_by_time`.
         metrics: figures of the last step, as tensors or floats.
+        hurried: tells `evaluate` and `sample` to return what they have, because training has to end.
+        images_shown, images_at_export: how many images the networks compute for these.
     """
 
     automatic_optimization = False
@@ -39,6 +43,8 @@ class TrainingModule(pl.LightningModule):
         self.step = 0
         self.progress = 0.0
         self.metrics: dict[str, Any] = {}
+        self.hurried: Callable[[], bool] = lambda: False
+        self.images_shown = self.images_at_export = 0
         self._checks: dict[str, SelfCheck] = {}
 
     # What a method fills in
@@ -73,8 +79,8 @@ class TrainingModule(pl.LightningModule):
         """Return figures on `data` that do not depend on the training's random numbers."""
         return {}
 
-    def sample(self, data: Any) -> Tensor | None:
-        """Return images (n, 3, h, w) in [-1, 1] for the grid, or None."""
+    def sample(self, data: Any) -> Shown | None:
+        """Return images for the grid, or None."""
         return None
 
     @abstractmethod
@@ -226,3 +232,13 @@ class TrainingModule(pl.LightningModule):
 def averaged(ema: LitEma | None, model: nn.Module) -> AbstractContextManager:
     """Return a context in which `model` holds the EMA weights, if there are any."""
     return nullcontext() if ema is None else ema.applied_to(model)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a block with `model` in evaluation mode, and put it back to training."""
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
