@@ -162,6 +162,7 @@ def train(
     stream.start = module.step
     if options.compile:
         module.compile_networks()
+        module.is_compiled = True
     weights = None
     with resumable(folder):
         fit(trainer, module, stream)
