@@ -46,6 +46,9 @@ def exit_code(
 ) -> int:
     """Parse the command line, run `main(args)` and return the exit code; failures are printed as one line."""
     args = argparse.Namespace()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what its encoding lacks is written as an escape
+            stream.reconfigure(errors="backslashreplace")
     try:
         parser.parse_args(argv, args)
         set_up_logging(quiet=getattr(args, "quiet", False), debug=getattr(args, "debug", False))
@@ -117,11 +120,9 @@ class _BesideBars(logging.StreamHandler):
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        if isinstance(sys.exc_info()[1], OSError):  # nobody reads any more
-            drop_dead_streams()
-        else:
-            super().handleError(record)
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Lose a message that the stream does not take, such as that of a closed terminal."""
+        drop_dead_streams()
 
 
 class _LowerCaseLevel(logging.Formatter):
@@ -139,4 +140,4 @@ def _report(message: str, prefix: str = "error: ") -> None:
         for bar in sorted(getattr(tqdm, "_instances", ()), key=lambda bar: -abs(bar.pos)):
             bar.close()
     with contextlib.suppress(OSError):  # stderr may be gone
-        print(f"{prefix}{line}".encode("utf-8", "replace").decode(), file=sys.stderr, flush=True)
+        print(f"{prefix}{line}", file=sys.stderr, flush=True)

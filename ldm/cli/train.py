@@ -23,9 +23,10 @@ class TrainParser(Parser):
 def make_parser(description: str | None) -> Parser:
     parser = TrainParser(description=description)
     add = parser.add_argument
-    add("--config", help="training configuration; with --resume RUN, that run's own by default")
-    add("--run", help="folder of the run; default runs/NAME, with a number added if it exists")
-    add("--resume", metavar="RUN", help='resume the run in this folder, or "auto": the newest, if any')
+    file = {"type": os.path.expanduser}
+    add("--config", **file, help="training configuration; with --resume RUN, that run's own by default")
+    add("--run", **file, help="folder of the run; default runs/NAME, with a number added if it exists")
+    add("--resume", **file, metavar="RUN", help='resume the run in this folder, or "auto": the newest, if any')
     add(
         "--max-time", default="", metavar="TIME", help="stop after this wall-clock time, seconds or HH:MM:SS"
     )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from ldm.requests.fields import option
 from ldm.requests.readers import (
     combinations,
+    dtype,
     enlargement,
     interval,
     percentile,
@@ -265,8 +266,9 @@ class Model:
         "auto", "--device", metavar="NAME", changes_image=False, help="auto, cpu, cuda, cuda:N, mps or xpu"
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = option(
-        "auto", "--dtype",
-        default_text="{}: bfloat16 on GPUs that have it, float16 on others, float32 on CPUs and Macs",
+        "auto", "--dtype", read=dtype,
+        default_text="{}: bfloat16 where the GPU or CPU has it, else float16 on GPUs and float32 on CPUs and "
+        "Macs",
         help="dtype in which the networks compute",
     )  # fmt: skip
     channels_last: bool = option(

@@ -36,7 +36,7 @@ def times_tensor(times: Sequence[float]) -> Tensor:
 def check_eta(cls: type["Sampler"], eta: float | None) -> None:
     """Raise InputError if a sampler does not support this eta."""
     if eta and cls.default_eta is None:
-        raise InputError(f"eta is {eta}: {cls.__name__} is deterministic; use eta 0, or another sampler")
+        raise InputError(f"eta is {eta}: {cls.__name__} takes no eta; leave it out, or use another sampler")
     if eta is not None and eta < 0:
         raise InputError(f"eta is {eta}: expected 0 (deterministic) to 1 (as noisy as DDPM)")
 
@@ -52,7 +52,7 @@ class Sampler:
     """
 
     default_eta: float | None = None
-    """default of eta, the noise added by each step; None: the sampler is deterministic and takes no eta"""
+    """default of eta, the noise added by each step; None: the sampler adds none, or always the same amount"""
     default_spacing: str | None = None
     """default spacing; None: the times of the reference"""
     count_exact_spacing: str | None = None

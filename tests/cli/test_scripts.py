@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from golden_cases import cases, names
+from ldm import devices
 from ldm.imaging import metadata
 from ldm.jobs import opening
 
@@ -225,6 +226,14 @@ def test_published_intel_flags_work_and_explain_themselves(run, tmp_path):
     assert outcome.code == 0, outcome.err
     assert "--torchscript has no effect" in outcome.out and "--ipex only" in outcome.out
     assert metadata.read_record(tmp_path / "o" / "samples" / "00000.png")["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("flag", ["--bf16", "--dtype=bfloat16", "--dtype=fp16"])
+def test_what_the_cpu_would_emulate_is_computed_in_float32(run, tmp_path, monkeypatch, flag):
+    monkeypatch.setattr(devices, "is_fast", lambda dtype, device: dtype == torch.float32)
+    outcome = run("txt2img.py", *weights(), *QUICK[:-2], "--device", "cpu", flag, "--outdir", "o")
+    assert outcome.code == 0 and outcome.err.count("computing in float32") == 1
+    assert metadata.read_record(tmp_path / "o" / "samples" / "00000.png")["dtype"] == "float32"
 
 
 def test_quiet_says_nothing(run):
