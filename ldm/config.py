@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.errors import BackendUnavailable, ConfigError, nearest
+from ldm.errors import BackendUnavailable, ConfigError, is_out_of_memory, nearest
 from ldm.published_names import IGNORED_PARAMS, PUBLISHED
 from ldm.yaml_file import parse_yaml, read_yaml
 
@@ -78,10 +78,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> "DictConfig"
     return OmegaConf.create(read_config(path, overrides))
 
 
-def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_config(
+    path: str | Path, overrides: Sequence[str] = (), sections: Mapping[str, type] | None = None
+) -> dict[str, Any]:
     """Read a YAML file and merge `overrides` ("model.params.image_size=96") over it.
 
-    Files that stand next to the YAML become absolute paths.
+    Where the class that takes a value expects text, the text of the override is taken as it is, and as YAML
+    everywhere else. Files that stand next to the YAML become absolute paths.
+
+    Args:
+        sections: classes of the sections that are no nodes, whose annotations say the types.
 
     Raises:
         ConfigError: naming file and line, or the override.
@@ -89,11 +95,11 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     file = find_config(path)
     content = read_yaml(file)
     for override in overrides:
-        _merge_override(content, override)
+        _merge_override(content, override, sections or {})
     return _with_files_in(file.absolute().parent, content)
 
 
-def _merge_override(content: dict[str, Any], override: str) -> None:
+def _merge_override(content: dict[str, Any], override: str, sections: Mapping[str, type]) -> None:
     """Set `a.b.c=value` in place. What it goes into must be there, so that a slip is not swallowed."""
     key, equals, text = override.partition("=")
     *above, last = key.strip().split(".")
@@ -106,7 +112,54 @@ def _merge_override(content: dict[str, Any], override: str) -> None:
         _existing(parent, last, override)
     if not isinstance(parent, (dict, list)):
         raise ConfigError(f"override {override!r}: {'.'.join(above)} is {parent!r}, which holds no {last!r}")
-    parent[last if isinstance(parent, dict) else int(last)] = parse_yaml(text, f"override {override!r}")
+    keys = [*above, last]
+    value = _override_value(text, f"override {override!r}", lambda: _hint_at(content, keys, sections))
+    parent[last if isinstance(parent, dict) else int(last)] = value
+
+
+def _override_value(text: str, source: str, hint: Callable[[], Any]) -> Any:
+    """Return the value that an override means; `hint` is asked only where text may be meant otherwise."""
+    try:
+        value = parse_yaml(text, source)
+        if value == text:
+            return value
+    except ConfigError:
+        if "${" in text or not _takes_text(hint()):
+            raise
+        return text
+    expected = hint()
+    if _takes_text(expected):
+        others = [each for each in typing.get_args(expected) if each is not str]
+        return value if any(_fits(value, each) for each in others) else text
+    if str in typing.get_args(expected) and isinstance(value, (list, dict)):
+        return parse_yaml(text, source, texts=True)
+    return value
+
+
+def _takes_text(hint: Any) -> bool:
+    """Tell whether a hint is str, or one of several with str among them."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return hint is str or (is_union and str in typing.get_args(hint))
+
+
+def _hint_at(content: Any, keys: list[str], sections: Mapping[str, type]) -> Any:
+    """Return the annotation of what takes the value at this path, or Any."""
+    hint: Any = Any
+    node: Any = {}
+    for i, key in enumerate(keys):
+        if i == 1 and keys[0] in sections:
+            hint = typing.get_type_hints(sections[keys[0]]).get(key, Any)
+        elif "target" in node:
+            try:
+                hint = _hints(find_class(node["target"])).get(key, Any)
+            except ConfigError:  # building it says so
+                return Any
+        else:
+            arguments = typing.get_args(hint)
+            hint = arguments[-1] if typing.get_origin(hint) in (list, dict) else Any
+        node = content if key == "params" else {}
+        content = content[int(key)] if isinstance(content, list) else (content or {}).get(key)
+    return hint
 
 
 def _existing(parent: Any, part: str, override: str) -> Any:
@@ -359,5 +412,7 @@ def _build(value: Any, path: str) -> Any:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except (TypeError, ValueError, KeyError, IndexError, ArithmeticError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{path}: {cls.__name__} cannot be built from these params: {reason}") from error

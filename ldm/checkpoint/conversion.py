@@ -27,6 +27,7 @@ from ldm.config import instantiate, read_config, yaml_beside
 from ldm.devices import on_meta
 from ldm.errors import ConfigError, InputError, WrongModelError
 from ldm.loading.match import match_keys
+from ldm.loading.stated import check_folder
 
 FILE_ENDING = ".safetensors"
 # unCLIP's statistics of image embeddings: a file may leave them out, a folder may not.
@@ -77,6 +78,9 @@ def convert(
     opened = open_weights(source, variant=options.variant if from_folder else None)
     identity = identify(source)
     tensors = to_ldm_names(opened) if from_folder or to_folder else opened.parts[""]
+    if from_folder and (options.config or identity.config):
+        config = options.config or identity.config
+        check_folder(opened, read_config(config)["model"].get("params") or {}, config)
     described = None
     if to_folder or options.config is not None:
         described = _Described.by(options, identity)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint import diffusers_configs as configs
+from ldm.checkpoint.classify import of_no_part
 from ldm.checkpoint.layouts import UNUSED, ldm_to_parts
 from ldm.checkpoint.layouts.averaged import COUNTERS, averaged_name, with_averaged_weights
 from ldm.checkpoint.parts import EMA, PARTS, UNET, part_of
@@ -99,7 +100,10 @@ def select(
     if prune:
         training = {name: x for name, x in tensors.items() if TRAINING.fullmatch(name)}
         dropped["needed for training only"] = amount(training.values())
-        tensors = {name: x for name, x in tensors.items() if name not in training}
+        foreign = {name: tensors[name] for name in of_no_part(tensors)}
+        dropped["of no part of the model"] = amount(foreign.values())
+        left = training.keys() | foreign.keys()
+        tensors = {name: x for name, x in tensors.items() if name not in left}
     return tensors, {reason: count for reason, count in dropped.items() if count[0]}
 
 

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.checkpoint.one_file import Opened, one_line_errors, read_file
+from ldm.checkpoint.one_file import Opened, read_file
 from ldm.checkpoint.parts import TABLE
 from ldm.checkpoint.sniff import Container, shown, sniff
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError
+from ldm.files.reading import reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -174,7 +175,7 @@ def _read_set(file: Path, root: Path, read: Reader) -> "tuple[Tensors, dict[str,
 
 
 def _read_weights(file: Path, root: Path, read: Reader) -> "tuple[Tensors, dict[str, str]]":
-    with one_line_errors(file):
+    with reading(file):
         _check_inside(file, root)
         return read(file, sniff(file))
 
@@ -236,7 +237,7 @@ def _check_inside(file: Path, root: Path) -> None:
 
 
 def _read_json(file: Path, root: Path) -> dict[str, Any]:
-    with one_line_errors(file):
+    with reading(file):
         _check_inside(file, root)
         if not file.is_file():
             raise DamagedCheckpointError(f"{file}: is not a regular file; expected JSON")

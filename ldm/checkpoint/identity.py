@@ -27,6 +27,8 @@ KINDS = {
     "textual_inversion": "a textual-inversion embedding",
     "hypernetwork": "a hypernetwork",
     "t2i_adapter": "a T2I adapter",
+    "training": "the state of a training run",
+    "optimizer": "the state of an optimizer",
     "foreign": "a foreign model",
     "unknown": "weights of no known kind",
 }

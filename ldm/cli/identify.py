@@ -191,7 +191,7 @@ def _digest(file: str, compute: bool) -> str | None:
         return None
     from ldm.files.digest import known_sha256, sha256
 
-    return sha256(path) if compute else known_sha256(path)
+    return sha256(path, afresh=True) if compute else known_sha256(path)
 
 
 def _probed(identity: "Identity") -> "Identity":

@@ -20,7 +20,7 @@ from ldm.jobs.watch import SILENT, Watch
 from ldm.requests import Request
 from ldm.requests.groups import Size
 from ldm.requests.resolving import resolved
-from ldm.signals import heeding_signals, stop_asked
+from ldm.signals import doing, heeding_signals, stop_asked
 
 if TYPE_CHECKING:
     from ldm.models.latent_diffusion import LatentDiffusion
@@ -90,7 +90,7 @@ def execute(
     batches = _batches(loaded, opened, watch, resume, saving, skip)
     total = max(0, batches_left(loaded, resume) - len(skip))
     try:
-        with heeding_signals():  # also while the state of a stopped run is saved
+        with heeding_signals("the preparations"):  # also while the state of a stopped run is saved
             try:
                 for batch in watch.batches(batches, total):
                     if not saving.run:  # not before: the record waits for the digest of the weights
@@ -194,11 +194,13 @@ def _track(
     def track(steps: "Iterable[Step]", total: int) -> "Iterator[Step]":
         if asked():
             return
+        doing(f"step 1 of {total}")
         for taken, step in enumerate(watch.steps(steps, total, request.sampler), start=1):
             if preview is not None and taken % every == 0:
                 preview.show(step)
             yield step
             if asked():
                 return
+            doing(f"step {taken + 1} of {total}" if taken < total else "the images of this batch")
 
     return track

@@ -51,7 +51,6 @@ class Saving:
         self.request = request
         self.outdir = checked_outdir(request.outdir)
         self.columns = request.n_rows or request.n_samples
-        self.watermark = request.watermark == "on"
         self.run: dict[str, Any] = {}
         self.saved: list[Path] = []
         self.existing: dict[Place, Path] = {}  # images of this run that were there before
@@ -69,7 +68,6 @@ class Saving:
         """Save the images of a batch; images that are black or NaN are left out, and `check` then raises."""
         from ldm.imaging.colour import is_black, to_uint8
         from ldm.imaging.depth import depth_png
-        from ldm.imaging.paste import opaque
 
         if getattr(self.request, "save_depth", False) and batch.index == 0:
             self._depths.save(depth_png(batch.extras["depth"]))
@@ -86,7 +84,7 @@ class Saving:
             if getattr(self.request, "save_latents", False):
                 self._save_latents(self.saved[-1], batch, position, about)
             if self.grid is not None:
-                self.grid[place] = image if batch.paste is None else opaque(batch.paste.onto(image))
+                self.grid[place] = image if batch.paste is None else batch.paste.shown(image)
                 self._prompts[prompt] = None
 
     def save_grid(self) -> None:
@@ -158,7 +156,8 @@ class Saving:
         image, mark = self._marked(image, paste)
         about = about | {"width": width, "height": height, "watermark": mark}
         buffer, chunks = io.BytesIO(), None if self.request.no_metadata else metadata.png_chunks(about)
-        Image.fromarray(image).save(buffer, "PNG", pnginfo=chunks)
+        profile = None if paste is None else paste.profile
+        Image.fromarray(image).save(buffer, "PNG", pnginfo=chunks, icc_profile=profile)
         return files.save(buffer.getvalue())
 
     def _marked(self, image: "np.ndarray", paste: "Paste | None" = None) -> tuple["np.ndarray", str | None]:
@@ -166,13 +165,16 @@ class Saving:
         from ldm.imaging import watermark
         from ldm.imaging.paste import opaque
 
-        fits = self.watermark and watermark.fits(image)
+        wanted = self.request.watermark
+        fits, mark = wanted != "off" and watermark.fits(image), None
         if fits:
-            image = watermark.mark(image)
+            mark = watermark.mark_as_reference if wanted == "reference" else watermark.mark
         if paste is not None:
-            image = paste.onto(image)
+            image = paste.onto(image, mark)
+        elif mark is not None:
+            image = mark(image)
         if not fits:
-            if self.watermark:
+            if wanted != "off":
                 self._say(
                     logging.INFO,
                     "images under %d pixels cannot carry the watermark and are saved without it",

@@ -19,6 +19,7 @@ from ldm.diffusion.prediction import add_noise
 from ldm.diffusion.schedule import Schedule, make_betas
 from ldm.diffusion.timesteps import timestep_embedding
 from ldm.errors import CheckpointError, ConfigError, InputError
+from ldm.files.reading import reading
 
 STATISTICS_SUFFIXES = (".th", ".pt", ".npz", ".safetensors")
 NUM_BUFFERS = 8     # files contain the schedule's buffers except those of the posterior
@@ -210,11 +211,9 @@ def read_statistics(path: Path) -> tuple[Tensor, Tensor]:
     Raises:
         CheckpointError: the file does not contain two finite vectors of one length, the second positive.
     """
-    try:
+    what = f"{path}: cannot be read as embedding statistics"
+    with reading(path, lambda reason: CheckpointError(f"{what}: {reason}")):
         content = _read(path)
-    except Exception as error:      # on damaged files, readers raise nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read as embedding statistics: {reason}") from error
     if isinstance(content, dict):
         content = [content[name] for name in ("mean", "std") if name in content]
     if not isinstance(content, (list, tuple)) or len(content) != 2:

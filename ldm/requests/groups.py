@@ -254,9 +254,10 @@ class Output:
         help="images per row of the grid")
     no_grid: bool = option(
         False, "--no-grid", changes_image=False, help="save no grid, so that long runs use constant memory")
-    watermark: Literal["on", "off"] = option(
+    watermark: Literal["on", "reference", "off"] = option(
         "on", "--watermark", changes_image=False,
-        help="add the invisible watermark SDV2 of the reference scripts")
+        help="add the invisible watermark SDV2 of the reference scripts; reference: with the bytes of their "
+        "package, which damages edges in colour")
     no_metadata: bool = option(
         False, "--no-metadata", changes_image=False, help="save PNG files without prompt and options")
 

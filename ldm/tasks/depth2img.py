@@ -177,7 +177,7 @@ def _estimated(run: Run, request: Depth2Img) -> Tensor:
 def _given(request: Depth2Img) -> Tensor:
     depth = request.depth.values
     if isinstance(depth, np.ndarray):
-        depth = torch.from_numpy(inverse_depth(depth))[None, None]
+        depth = torch.from_numpy(inverse_depth(depth, request.depth_invert))[None, None]
     return depth
 
 

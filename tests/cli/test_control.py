@@ -35,7 +35,8 @@ def images(folder) -> dict[str, bytes]:
 @pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("number", "step", "kept"),
-    [(signal.SIGINT, 2, 0), (signal.SIGINT, 4, 2), (signal.SIGTERM, 7, 2), (signal.SIGUSR1, 1, 0)],
+    [(signal.SIGINT, 2, 0), (signal.SIGINT, 4, 2), (signal.SIGTERM, 7, 2), (signal.SIGUSR1, 1, 0),
+     (signal.SIGHUP, 3, 0)],
 )
 def test_a_signal_saves_where_the_run_stands_and_it_goes_on_exactly(
     run, tmp_path, stop_at, number, step, kept
@@ -58,8 +59,57 @@ def test_a_second_signal_stops_at_once(run, tmp_path, stop_at):
     stop_at(2, times=2)
     outcome = run("txt2img.py", *RUN, "--steps", 4, "--outdir", "o")
     assert outcome.code == 130 and outcome.err.endswith("interrupted\n")
+    assert "Ctrl-C: finishing step 2 of 4, then saving the state; a second one ends the run" in outcome.err
     assert not (tmp_path / "o").exists() and not signals.stop_asked()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGTERM", 75), ("SIGHUP", 75), ("SIGUSR2", 75), ("SIGINT", 130)]
+)
+def test_a_signal_while_the_model_is_opened_ends_the_run_at_once(run, tmp_path, monkeypatch, name, code):
+    before = signal.getsignal(getattr(signal, name))
+
+    def opening(*_, **__):
+        try:
+            os.kill(os.getpid(), getattr(signal, name))
+            time.sleep(5)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM) if code == 75 else None  # cleaning up is not interrupted
+            (tmp_path / "cleaned").touch()
+
+    monkeypatch.setattr("ldm.jobs.opening.Models.open", opening)
+    outcome = run("txt2img.py", *RUN, "--outdir", "o")
+    assert outcome.code == code and len(outcome.err.splitlines()) == 1
+    assert ("interrupted" if code == 130 else f"stopped by {name}") in outcome.err
+    assert (tmp_path / "cleaned").exists() and not (tmp_path / "o").exists()
+    assert signal.getsignal(getattr(signal, name)) == before
+
+
+def test_what_is_finished_is_said_before_the_first_step_and_after_the_last(run, tmp_path, monkeypatch):
+    """While memory is planned, and while images are decoded."""
+    from ldm.models.latent_diffusion import LatentDiffusion
+    from ldm.tasks import run as runs
+
+    plan, decode = runs.tiling_for, LatentDiffusion.decode_first_stage
+
+    def then(function):
+        def killed(*args, **options):
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.01)
+            return function(*args, **options)
+
+        return killed
+
+    monkeypatch.setattr(runs, "tiling_for", then(plan))
+    outcome = run("txt2img.py", *RUN, "--steps", 2, "--outdir", "o")
+    assert outcome.code == 75
+    assert "SIGHUP: finishing the preparations, then saving the state; Ctrl-C ends" in outcome.err
+    monkeypatch.setattr(runs, "tiling_for", plan)
+    monkeypatch.setattr(LatentDiffusion, "decode_first_stage", then(decode))
+    outcome = run("txt2img.py", *RUN, "--steps", 2, "--outdir", "p")
+    assert outcome.code == 75 and "SIGHUP: finishing the images of this batch" in outcome.err
+    assert len(pictures(tmp_path / "p")) == 2
 
 
 def test_a_real_ctrl_c_in_a_process_of_its_own(tmp_path):

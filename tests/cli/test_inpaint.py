@@ -9,6 +9,7 @@ from tiny_models import tiny_config, tiny_model
 from ldm.cli.flags import parser_of
 from ldm.cli.reference_flags import folded
 from ldm.imaging import metadata
+from ldm.imaging.profiles import made_profile
 from ldm.requests import Inpaint, build
 from ldm.requests.resolving import ModelFacts, resolved
 
@@ -67,6 +68,20 @@ def test_every_byte_outside_the_mask_stays_under_the_watermark_too(run, tmp_path
     assert result.shape == pixels.shape and np.array_equal(result[kept], pixels[kept])
     assert (result[~kept][:, 3] == 255).all(), "what was transparent is painted"
     assert "SDV2" in metadata.read_record(tmp_path / "o/samples/00000.png")["watermark"]
+
+
+def test_bytes_keep_their_colour_profile(run, tmp_path, models, files):
+    pixels, mask = files
+    p3 = made_profile(2.2, (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06))
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "rgb.png", icc_profile=p3)
+    for flags in (), ("--raw",):
+        outcome = run("inpaint.py", *models["sd2"], *RUN[:-1], "mask.png", *flags, "--outdir", "o")
+        assert outcome.code == 0, outcome.err
+    with Image.open(tmp_path / "o/samples/00000.png") as image:
+        assert image.info["icc_profile"] == p3
+        assert np.array_equal(np.asarray(image)[~mask], pixels[~mask][:, :3])
+    with Image.open(tmp_path / "o/samples/00001.png") as image:
+        assert "icc_profile" not in image.info, "decoded as it is, in sRGB"
 
 
 def test_the_mask_may_come_as_a_file_inverted_or_as_alpha(run, tmp_path, models, files):
