@@ -52,9 +52,10 @@ def describe(config: dict[str, Any], deadline: float = 0.0) -> Iterator[str]:
     yield f"{method}: {count / 1e6:.1f} M parameters in {network}"
     per_step = train.batch_size * train.accumulate * train.devices
     height, width = images.shape[-2:]
-    many = f"{train.max_steps:,}" if train.max_steps else "no limit"
-    if train.max_steps and hasattr(data, "__len__"):
-        many += f", {train.max_steps * per_step / len(data):.3g} times through the data"
+    passes = ""
+    if hasattr(data, "__len__"):
+        passes = f", {train.max_steps * per_step / len(data):.3g} times through the data"
+    many = f"{train.max_steps:,}{passes}" if train.max_steps else "no limit"
     yield f"steps: {many}; {per_step} images of {width} x {height} in each"
     if method != "clip":
         yield from _costs(model, train, own, images, deadline)
