@@ -228,6 +228,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     "flags, words", WRONG, ids=lambda x: " ".join(map(str, x)) if type(x) is tuple else ""
 )

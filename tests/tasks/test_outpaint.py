@@ -62,7 +62,7 @@ def test_the_size_is_exact_and_the_pictures_bytes_come_back(model, size, channel
         assert (result[:, :, 3] == 255).all(), "what is painted is opaque"
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_in_several_windows(models, sampler):
     image = picture(40, 32)
