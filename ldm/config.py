@@ -60,10 +60,29 @@ def find_config(path: str | Path) -> Path:
     raise ConfigError(f"{path}: there is no such file{nearest(str(path), shipped)}")
 
 
-def yaml_beside(weights: str | Path) -> Path | None:
-    """Return NAME.yaml next to NAME.safetensors, as training writes it, if there is one."""
-    path = Path(weights).with_suffix(".yaml")
-    return path if Path(weights).is_file() and path.is_file() else None
+def yaml_beside(weights: str | Path, by_name: bool = True) -> Path | None:
+    """Return the configuration next to weights: NAME.yaml of NAME.safetensors, as training writes it.
+
+    A YAML file that describes no model of this project does not count.
+
+    Args:
+        by_name: without it, also model.yaml and config.yaml, which a training run's folder has.
+    """
+    weights = Path(weights)
+    names = [weights.with_suffix(".yaml").name, *(() if by_name else ("model.yaml", "config.yaml"))]
+    for path in (weights.with_name(name) for name in names):
+        if weights.is_file() and path.is_file() and _describes_a_model(path):
+            return path
+    return None
+
+
+def _describes_a_model(path: Path) -> bool:
+    try:
+        find_class(read_config(path)["model"]["target"])
+    except (ConfigError, KeyError, TypeError) as error:
+        logger.debug("%s describes no model: %s", path, error)
+        return False
+    return True
 
 
 def _shipped_configs() -> list[Path]:

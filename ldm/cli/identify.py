@@ -145,16 +145,18 @@ def _layout(identity: "Identity") -> str | None:
 
 
 def _config(identity: "Identity") -> str | None:
-    if identity.config or not identity.is_model:
+    from ldm.jobs.choosing import own_yaml
+
+    if not identity.is_model:
         return identity.config
+    own = own_yaml(identity)
+    if own or identity.config:
+        return f"{own}, which is next to it" if own else identity.config
     if identity.family == "2.x" and identity.prediction is None:
         from ldm.checkpoint.classify import TEXT_TO_IMAGE_2
 
         return " or ".join(Path(name).name for name in TEXT_TO_IMAGE_2.values()) + ", by what it predicts"
-    from ldm.config import yaml_beside
-
-    beside = yaml_beside(identity.path)
-    return "none of the included ones" + (f"; {beside} is next to it" if beside else "")
+    return "none of the included ones"
 
 
 def _bytes(count: int | None) -> str:

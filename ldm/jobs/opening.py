@@ -111,9 +111,11 @@ def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
         model.first_stage_model.to(memory_format=torch.channels_last)
     if choice is not None:
         identity = replace(choice.identity, prediction=model.parameterization)
-        model.trained_at = identity.training_size
-    known = choice is None or model.trained_at is not None
-    return OpenedModel(model, config, checkpoint, dtype, sha256, facts_of(model), choice is None, known, vae)
+        model.trained_at = None if choice.is_own else identity.training_size
+    known = choice is None or choice.is_own or model.trained_at is not None
+    return OpenedModel(
+        model, config, checkpoint, dtype, sha256, facts_of(model), choice is None, known, vae
+    )
 
 
 def _dtype(request: Request, device: "torch.device") -> "torch.dtype":

@@ -294,7 +294,11 @@ class DiffusionTraining(TrainingModule):
         with averaged(self.ema, self.diffusion.model):
             tensors = exported(self.diffusion)
             export_weights(path, tensors, self.train_options.export_dtype, about)
-        model = {**config["model"], "params": {**config["model"]["params"], "scale_factor": scale_factor}}
+        measured = {"scale_factor": scale_factor}
+        if self.hints is None:  # the size of its images is that which it was trained at
+            images, _ = data.batch(torch.Generator(), 1)
+            measured["image_size"] = images.shape[-1] // self.diffusion.downsampling_factor
+        model = {**config["model"], "params": config["model"]["params"] | measured}
         script = "sample.py" if self.diffusion.cond_stage_model is None else "txt2img.py --prompt ..."
         heading = f"python scripts/{script} --config {folder / 'model.yaml'} --ckpt {path}"
         if self.hints is not None:
