@@ -6,8 +6,9 @@ The default device is the first of CUDA, XPU, MPS and CPU that is available. Com
     "auto"         CUDA, XPU   bfloat16 where the hardware has it (from compute capability 8.0 on), for it
                                reaches as far as float32; else float16: either halves the memory
                    MPS         float32: autocast is young there
-                   CPU         float32: float16 is far slower than bfloat16 (30 times, a decode of the demo
-                               model), and bfloat16 is fast only on some
+                   CPU         bfloat16 where the CPU has it (AVX512-BF16, AMX, or ARM's), as the reference
+                               does; else float32, because torch then emulates bfloat16 and float16, far
+                               slower than float32 (docs/MEASUREMENTS.md)
     text encoder   as chosen
     UNet           as chosen; attention logits in float32 (`ldm.models.attention.attend`), because those of
                    SD 2.x, with 64 channels a head, pass 65,504, the largest float16
@@ -21,7 +22,7 @@ Values that still are not finite are computed again in float32 (`ldm.networks`).
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ AUTO_DTYPE = {
     "cuda": (torch.bfloat16, torch.float16),
     "xpu": (torch.bfloat16, torch.float16),
     "mps": (torch.float32, torch.float32),
-    "cpu": (torch.float32, torch.float32),
+    "cpu": (torch.bfloat16, torch.float32),
 }
 
 # kind -> (is there one, how to get one); the order is the order of preference of "auto"
@@ -91,12 +92,30 @@ def resolve_dtype(name: str | torch.dtype = "auto", device: torch.device | str =
 
 
 def has_bfloat16(device: torch.device | str) -> bool:
-    """Tell whether a GPU computes in bfloat16 itself; CUDA can also emulate it, slowly. False for others."""
+    """Tell whether a device computes in bfloat16 itself; CUDA and CPUs can also emulate it, slowly."""
     device = torch.device(device)
     if device.type == "cuda" and torch.cuda.is_available():
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return any(has for name, has in _cpu_features().items() if name.endswith("bf16"))
     return device.type == "xpu" and torch.xpu.is_available() and torch.xpu.is_bf16_supported()
+
+
+def is_fast(dtype: torch.dtype, device: torch.device | str) -> bool:
+    """Tell whether a device computes in a dtype itself; only CPUs are asked, others always do."""
+    if torch.device(device).type != "cpu" or dtype == torch.float32:
+        return True
+    if dtype == torch.bfloat16:
+        return has_bfloat16(device)
+    return any(_cpu_features().get(name, False) for name in ("avx512_fp16", "amx_fp16"))
+
+
+def _cpu_features() -> Mapping[str, Any]:
+    """Return the CPU's instruction sets as torch names them, each with whether it is there."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return torch.cpu.get_capabilities()
+    return {"avx512_bf16": torch.cpu._is_avx512_bf16_supported()}  # torch before 2.12
 
 
 def network_dtypes(dtype: torch.dtype, device: torch.device | str) -> dict[str, torch.dtype]:

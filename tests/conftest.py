@@ -64,6 +64,15 @@ def _fixed_seed():
 
 
 @pytest.fixture(autouse=True)
+def _plain_cpu(monkeypatch):
+    """Let every CPU compute in float32 by default, and in another dtype if asked to."""
+    from ldm import devices
+
+    monkeypatch.setattr(devices, "_cpu_features", dict)
+    monkeypatch.setattr(devices, "is_fast", lambda dtype, device: True)
+
+
+@pytest.fixture(autouse=True)
 def _fresh_log():
     """Leave the library's log as an importer finds it, whatever a script of the test set up."""
     yield

@@ -7,23 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.cli import app
-from ldm.cli.parser import Parser, add_messages
+from ldm.cli.parser import Parser, add_messages, path
 from ldm.errors import InputError, LdmError
 
 
 def make_parser(description: str | None) -> Parser:
     parser = Parser(description=description)
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="PNG files of this toolkit")
+    parser.add_argument("images", nargs="+", type=path, metavar="IMAGE", help="PNG files of this toolkit")
     parser.add_argument(
         "--with", nargs="+", action="extend", default=[], dest="changes", metavar="NAME=VALUE",
         help="change options, such as seed=7 scale=5; the images are then not compared",
     )  # fmt: skip
     parser.add_argument(
-        "--files", nargs="+", action="extend", default=[], type=Path, metavar="DIR",
+        "--files", nargs="+", action="extend", default=[], type=path, metavar="DIR",
         help="folders in which the weights and input files are looked for",
     )  # fmt: skip
     parser.add_argument(
-        "--outdir", type=Path, metavar="DIR",
+        "--outdir", type=path, metavar="DIR",
         help="keep the new images here (default: only with --with, in outputs/rerun)",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ...")

@@ -11,7 +11,7 @@ from ldm.cli import app
 from ldm.cli.parser import Parser, add_messages
 from ldm.config import read_config
 from ldm.errors import InputError, Stopped
-from ldm.training.options import parse_duration
+from ldm.training.options import SECTION_CLASSES, parse_duration
 
 
 class TrainParser(Parser):
@@ -23,9 +23,10 @@ class TrainParser(Parser):
 def make_parser(description: str | None) -> Parser:
     parser = TrainParser(description=description)
     add = parser.add_argument
-    add("--config", help="training configuration; with --resume RUN, that run's own by default")
-    add("--run", help="folder of the run; default runs/NAME, with a number added if it exists")
-    add("--resume", metavar="RUN", help='resume the run in this folder, or "auto": the newest, if any')
+    file = {"type": os.path.expanduser}
+    add("--config", **file, help="training configuration; with --resume RUN, that run's own by default")
+    add("--run", **file, help="folder of the run; default runs/NAME, with a number added if it exists")
+    add("--resume", **file, metavar="RUN", help='resume the run in this folder; "auto": the newest, if any')
     add(
         "--max-time", default="", metavar="TIME", help="stop after this wall-clock time, seconds or HH:MM:SS"
     )
@@ -70,7 +71,7 @@ def _train(args: argparse.Namespace, started: float) -> None:
 def _configuration(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Return the configuration with its overrides, and the name of its file."""
     if args.config is not None:
-        return read_config(args.config, args.overrides), Path(args.config).stem
+        return read_config(args.config, args.overrides, SECTION_CLASSES), Path(args.config).stem
     if args.resume in (None, "auto"):
         raise InputError("--config: missing; expected a YAML file of configs/training")
     folder = Path(args.resume)
@@ -81,7 +82,7 @@ def _configuration(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
             f"--resume {args.resume}: {folder} is not a training run; expected a folder such as runs/NAME, "
             "with the config.yaml that training writes there"
         )
-    return read_config(folder / "config.yaml", args.overrides), folder.name
+    return read_config(folder / "config.yaml", args.overrides, SECTION_CLASSES), folder.name
 
 
 def print_config(config: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ldm.cli import app
-from ldm.cli.parser import Parser, add_messages
+from ldm.cli.parser import Parser, add_messages, path
 from ldm.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ REFERENCE_BITS = 136
 
 def make_parser(description: str | None) -> Parser:
     parser = Parser(description=description)
-    parser.add_argument("positional", nargs="?", metavar="img_path", help="the image")
-    parser.add_argument("--img_path", metavar="FILE", help="the same as a flag")
+    parser.add_argument("positional", nargs="?", type=path, metavar="img_path", help="the image")
+    parser.add_argument("--img_path", type=path, metavar="FILE", help="the same as a flag")
     add_messages(parser)
     return parser
 

@@ -23,7 +23,7 @@ class NumberedFiles:
     """Hand out the names `pattern % number` in `folder`.
 
     folder      created by the first file
-    pattern     one %d, as in "grid-%04d.png"
+    pattern     one %0Nd, as in "grid-%04d.png"
     foreign     how many entries do not count: the reference's grid number leaves out samples/;
                 None: no entries count, and the first number is 0
     """
@@ -32,8 +32,9 @@ class NumberedFiles:
         self.folder = Path(folder)
         self.pattern = pattern
         self.foreign = foreign
-        before, digits, after = re.fullmatch(r"(.*)(%0?\d*d)(.*)", pattern).groups()
-        self._name = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
+        before, width, after = re.fullmatch(r"(.*)%0(\d+)d(.*)", pattern).groups()
+        # a longer number may be a date: where ours grow so long, each taken one is passed over
+        self._name = re.compile(re.escape(before) + rf"([0-9]{{{width}}})" + re.escape(after))
         self._attribute = f"user.ldm.next.{before}{after}"
         self._next = 0
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ldm.errors import InputError
 from ldm.files.digest import fresh_sha256
-from ldm.requests import Request
+from ldm.prompts.files import lines_of
+from ldm.requests import Request, fields_of
 from ldm.requests.loaded import InputArray
 from ldm.requests.resolving import sampler_options
 
@@ -40,8 +41,7 @@ def load_inputs(request: R) -> R:
     if request.overlap is not None and request.tile is None:
         raise InputError(f"--overlap {request.overlap} requires --tile")
     request = replace(request, prompts=request.prompts or tuple(read_prompts(request)))
-    for prompt in (*set(request.prompts), request.negative_prompt):
-        _check_syntax(prompt, request)
+    _check_prompts(request)
     sampler_options(request)
     total = request.n_iter * len(request.prompts)
     check_seeds(request.rng, request.seed, total, request.fixed_code)
@@ -83,8 +83,10 @@ def read_prompts(request: Request) -> list[str]:
         copies = repeat if request.combinations else request.n_samples
         return [text for text in prompts for _ in range(copies)]
     path = Path(request.from_file)
+    if request.prompt != fields_of(type(request))["prompt"].default:
+        log.warning("--prompt is not used: the prompts are those of --from-file %s", path)
     try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+        lines = lines_of(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read --from-file {path}: {error.strerror}") from error
     prompts = []
@@ -125,6 +127,20 @@ def _expander(request: Request) -> Callable[[str, int], list[str]]:
         return prompts
 
     return expand
+
+
+def _check_prompts(request: Request) -> None:
+    """Check the syntax of all prompts, and say what in them is taken literally. Raises: InputError."""
+    from ldm.prompts.syntaxes import advice
+
+    syntax, expands = getattr(request, "prompt_syntax", "plain"), bool(getattr(request, "combinations", None))
+    found = []
+    for prompt in dict.fromkeys((*request.prompts, request.negative_prompt)):
+        _check_syntax(prompt, request)
+        found += filter(None, [advice(prompt, syntax, expands)])
+    if found:
+        more = f" (the first of {len(found)} such prompts)" if len(found) > 1 else ""
+        log.warning("%s%s", found[0], more)
 
 
 def _check_syntax(text: str, request: Request) -> None:
@@ -196,7 +212,7 @@ def _noise(request: R, finished: bool = False) -> R:
 
     if isinstance(request.latents, torch.Tensor):
         values = request.latents.float().reshape(-1, *request.latents.shape[-3:])
-        return replace(request, latents=_of_tensor(values))
+        return replace(request, latents=InputArray(values, _of_array(values.cpu().numpy()).sha256))
     file = read_latents(request.latents)
     if file.kind == "stopped":
         raise InputError(
@@ -211,10 +227,6 @@ def _noise(request: R, finished: bool = False) -> R:
     size = (file.record["height"], file.record["width"]) if "height" in file.record else None
     loaded = InputArray(file.latents, _sha256(file.path), os.fspath(request.latents), size)
     return replace(request, latents=loaded)
-
-
-def _of_tensor(values: Any) -> InputArray:
-    return InputArray(values, hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest())
 
 
 def _img2img(request: R) -> R:

@@ -79,12 +79,14 @@ def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
         choice = choose_config(request, checkpoint, any_kind)
         config = choice.config
 
-    from ldm.devices import resolve_device, resolve_dtype
+    import torch
+
+    from ldm.devices import resolve_device
     from ldm.files.digest import sha256_in_background
     from ldm.loading import load_model, load_part
 
     device = resolve_device(request.device)
-    dtype = resolve_dtype(request.dtype, device)
+    dtype = _dtype(request, device)
     sha256 = sha256_in_background(checkpoint)
     source = config if choice is None else choice.source()
     with watch.loading() as progress:
@@ -103,8 +105,7 @@ def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
         log.info("no --ckpt given: using the small demo model that is included (%d pixels)", size)
     if getattr(request, "depth_ckpt", None) is not None:
         _open_depth_network(model, config, Path(request.depth_ckpt).expanduser())
-    if request.channels_last:
-        import torch
+    if request.channels_last or (device.type == "cpu" and dtype != torch.float32):
 
         model.model.diffusion_model.to(memory_format=torch.channels_last)
         model.first_stage_model.to(memory_format=torch.channels_last)
@@ -112,9 +113,21 @@ def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
         identity = replace(choice.identity, prediction=model.parameterization)
         model.trained_at = identity.training_size
     known = choice is None or model.trained_at is not None
-    return OpenedModel(
-        model, config, checkpoint, dtype, sha256, facts_of(model), choice is None, known, vae
-    )
+    return OpenedModel(model, config, checkpoint, dtype, sha256, facts_of(model), choice is None, known, vae)
+
+
+def _dtype(request: Request, device: "torch.device") -> "torch.dtype":
+    """Return --dtype, or float32 if the device would emulate it, which is far slower."""
+    from ldm import devices
+
+    dtype = devices.resolve_dtype(request.dtype, device)
+    if devices.is_fast(dtype, device):
+        return dtype
+    log.warning(
+        "this CPU emulates %s, which takes up to 24 times as long as float32 (docs/MEASUREMENTS.md): "
+        "computing in float32", request.dtype,
+    )  # fmt: skip
+    return devices.DTYPES["float32"]
 
 
 def facts_of(model: "LatentDiffusion") -> ModelFacts:

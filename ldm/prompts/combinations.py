@@ -2,7 +2,7 @@ r"""Expand one template to many prompts.
 
     {red|green} apple        red apple, green apple; an alternative may be empty or contain others
     __colour__ apple         every line of DIR/colour.txt; __food/fruit__ uses DIR/food/fruit.txt
-    \{ \} \|                 the literal character
+    \{ \} \| \_              the literal character
 
 In a wildcard file, empty lines and lines that start with # are skipped; a line may contain alternatives and
 wildcards. "all" gives every combination, with the rightmost place changing fastest; "random" draws each place
@@ -24,12 +24,16 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ldm.errors import InputError
+from ldm.prompts.files import lines_of
 from ldm.prompts.fragments import fault
 
 MAX_PROMPTS = 100_000
 MAX_DEPTH = 50
 
-SIGNS = re.compile(r"\\(?P<escaped>[{}|])|(?P<sign>[{}|])|__(?P<name>\w(?:[\w/-]*?\w)?)__")
+SIGNS = re.compile(
+    r"\\(?P<escaped>[{}|_])|(?P<sign>[{}|])"
+    r"|__(?P<name>[^\s_{}|](?:(?:(?!__)[^{}|\n])*?[^\s_{}|])?)__|(?<!\w)__(?P<open>[^\W_][\w.-]*)"
+)
 FOREIGN = re.compile(r"\s*(\d+(-\d+)?\$\$|\d*\.?\d+::)")
 
 
@@ -91,6 +95,9 @@ class Combinations:
                 place.append(match["escaped"])
             elif match["name"]:
                 place.append(self._wildcard(text, match))
+            elif match["open"]:
+                problem = rf"wildcard __{match['open']} is never closed; write __name__, or \__ for the text"
+                raise fault(text, match.start(), problem)
             elif sign == "{":
                 if foreign := FOREIGN.match(text, position):
                     problem = f"{foreign[1]!r} is not supported in braces; write the alternatives out"
@@ -135,8 +142,11 @@ class Combinations:
             problem = f"wildcard {match[0]}: give the folder of the wildcard files with --wildcards DIR"
             raise fault(text, match.start(), problem)
         path = self.folder / f"{name}.txt"
+        if name.startswith("/") or ".." in path.parts:
+            problem = f"wildcard {match[0]}: its file must be in --wildcards {self.folder}"
+            raise fault(text, match.start(), problem)
         try:
-            lines = path.read_text("utf-8-sig").splitlines()
+            lines = [line.decode() for line in lines_of(path.read_bytes())]
         except (OSError, UnicodeDecodeError) as error:
             known = [str(file.relative_to(self.folder))[:-4] for file in sorted(self.folder.rglob("*.txt"))]
             near = difflib.get_close_matches(name, known, n=1)

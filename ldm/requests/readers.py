@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ldm.errors import InputError
-from ldm.requests.fields import integer
+from ldm.requests.fields import choice, integer
 
 MAX_SEED = 2**32 - 1
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+OTHER_DTYPES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
 
 def seed(value: Any) -> int:
@@ -19,7 +21,16 @@ def seed(value: Any) -> int:
     try:
         return integer(0, MAX_SEED)(value)
     except InputError as error:
+        if str(value).strip().isdecimal():
+            same = int(value) % 2**32
+            raise InputError(f"{error}; on a CPU, torch draws the same numbers for {same}") from None
         raise InputError(f"{error}; no value means random: choose any seed, such as 7") from None
+
+
+def dtype(value: Any) -> str:
+    """Return a dtype by its name here, or by that of torch or another tool."""
+    name = str(value).removeprefix("torch.")
+    return choice(OTHER_DTYPES.get(name, name), DTYPES)
 
 
 def combinations(value: Any) -> str | tuple[str, int]:

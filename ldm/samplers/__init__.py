@@ -27,32 +27,7 @@ from ldm.samplers.loop import Step, sample_loop
 from ldm.samplers.plms import PLMS
 from ldm.samplers.unipc import UniPC
 
-__all__ = [
-    "DDIM",
-    "DDPM",
-    "DEIS",
-    "LCM",
-    "LMS",
-    "PLMS",
-    "SAMPLERS",
-    "DDIMInversion",
-    "DPMSolver",
-    "DPMpp2M",
-    "DPMpp2MSDE",
-    "DPMpp3MSDE",
-    "Euler",
-    "EulerAncestral",
-    "GridSampler",
-    "Heun",
-    "Sampler",
-    "SamplerRow",
-    "Step",
-    "UniPC",
-    "find_sampler",
-    "make_sampler",
-    "sample_loop",
-    "sampler_table",
-]
+__all__ = ["DDIMInversion", "GridSampler", "Step", "sample_loop"]  # beside what stands here
 
 
 class SamplerRow(NamedTuple):
@@ -68,22 +43,32 @@ SAMPLERS: dict[str, SamplerRow] = {
     row.name: row
     for row in (
         SamplerRow("ddim", DDIM, (), "the default of the reference; eta adds noise"),
-        SamplerRow("plms", PLMS, (), "DDIM steps with a fourth-order average of the predicted noise"),
+        SamplerRow("plms", PLMS, ("pndm",), "DDIM steps with a fourth-order average of the predicted noise"),
         SamplerRow(
             "dpm",
             DPMSolver,
             ("dpm++", "dpmpp", "dpm-solver", "dpm-solver++"),
             "DPM-Solver++ (2M) at the reference times: good images from about 15 steps",
         ),
-        SamplerRow("dpmpp_2m", DPMpp2M, ("dpm++2m",), "DPM++ 2M as in other tools, to the clean latents"),
+        SamplerRow(
+            "dpmpp_2m",
+            DPMpp2M,
+            ("dpm++2m", "dpmsolver-multistep"),
+            "DPM++ 2M as in other tools, to the clean latents",
+        ),
         SamplerRow("dpmpp_2m_sde", DPMpp2MSDE, ("dpm++2msde",), "second-order multistep; eta adds noise"),
         SamplerRow("dpmpp_3m_sde", DPMpp3MSDE, ("dpm++3msde",), "multistep of three steps; eta adds noise"),
-        SamplerRow("unipc", UniPC, (), "third-order predictor-corrector: good images from about 10 steps"),
+        SamplerRow(
+            "unipc",
+            UniPC,
+            ("uni_pc", "unipc-multistep"),
+            "third-order predictor-corrector: good images from about 10 steps",
+        ),
         SamplerRow("euler", Euler, (), "first order: DDIM's formula, to the clean latents"),
         SamplerRow("euler_a", EulerAncestral, ("euler-ancestral",), "first order; eta adds noise"),
         SamplerRow("heun", Heun, (), "second order, two evaluations per step"),
         SamplerRow("lms", LMS, (), "fourth-order linear multistep"),
-        SamplerRow("deis", DEIS, (), "third-order linear multistep in log sigma"),
+        SamplerRow("deis", DEIS, ("deis-multistep",), "third-order linear multistep in log sigma"),
         SamplerRow("ddpm", DDPM, (), "ancestral sampling of the training chain; needs many steps"),
         SamplerRow("lcm", LCM, (), "1 to 8 steps, for models distilled for it (LCM, LCM-LoRA)"),
     )
@@ -101,11 +86,15 @@ def sampler_table() -> str:
 
 
 def _folded(name: str) -> str:
-    return re.sub(r"[-_ ]", "", name.lower())
+    """Return a name without what other tools add: k_euler, sample_heun, EulerDiscreteScheduler."""
+    bare = re.sub(r"^(k_|sample_)|(Discrete)?Scheduler$", "", name.strip(), flags=re.IGNORECASE)
+    return re.sub(r"[-_ ]", "", bare.lower())
 
 
 def find_sampler(name: str) -> SamplerRow:
     """Return the row of a name or alias, ignoring case, spaces, hyphens and underscores.
+
+    The names of A1111's web UI, k-diffusion and diffusers are aliases.
 
     Raises:
         InputError: there is no such sampler; the text lists all names.
@@ -114,6 +103,9 @@ def find_sampler(name: str) -> SamplerRow:
     wanted = _folded(name)
     if wanted in rows:
         return rows[wanted]
+    for schedule in ("karras", "exponential"):
+        if (row := rows.get(wanted.removesuffix(schedule))) and row.cls.default_spacing:
+            raise InputError(f"sampler {name!r} is --sampler {row.name} --schedule {schedule} here")
     near = difflib.get_close_matches(wanted, rows, n=1)
     hint = f"; did you mean {rows[near[0]].name!r}?" if near else ""
     raise InputError(f"unknown sampler {name!r}: expected one of {', '.join(SAMPLERS)}{hint}")

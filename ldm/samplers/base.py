@@ -36,7 +36,7 @@ def times_tensor(times: Sequence[float]) -> Tensor:
 def check_eta(cls: type["Sampler"], eta: float | None) -> None:
     """Raise InputError if a sampler does not support this eta."""
     if eta and cls.default_eta is None:
-        raise InputError(f"eta is {eta}: {cls.__name__} is deterministic; use eta 0, or another sampler")
+        raise InputError(f"eta is {eta}: {cls.__name__} takes no eta; leave it out, or use another sampler")
     if eta is not None and eta < 0:
         raise InputError(f"eta is {eta}: expected 0 (deterministic) to 1 (as noisy as DDPM)")
 
@@ -52,15 +52,13 @@ class Sampler:
     """
 
     default_eta: float | None = None
-    """default of eta, the noise added by each step; None: the sampler is deterministic and takes no eta"""
+    """default of eta, the noise added by each step; None: the sampler adds none, or always the same amount"""
     default_spacing: str | None = None
     """default spacing; None: the times of the reference"""
     count_exact_spacing: str | None = None
     """spacing that gives exactly `num_steps` evaluations; None if the default does"""
 
-    def __init__(
-        self, schedule: Schedule, timesteps: Sequence[float], correct_x_0: Correction | None = None
-    ):
+    def __init__(self, schedule: Schedule, timesteps: Sequence[float], correct_x_0: Correction | None = None):
         self.schedule = schedule
         self.timesteps = list(timesteps)
         self.num_steps = len(self.timesteps)
@@ -106,10 +104,14 @@ class Sampler:
         left = torch.as_tensor(t_enc, device="cpu").long()
         if bool((left < 0).any()) or bool((left > len(self)).any()):
             raise InputError(f"cannot add the noise of {t_enc} of {len(self)} sampling steps")
-        times = times_tensor([*self.timesteps, type(self.timesteps[0])(0)])[len(self) - left]
+        times = self.times_before(left)
         if times.is_floating_point():
             times = times.to(torch.promote_types(x_0.dtype, torch.float32))
         return add_noise(self.schedule, x_0, eps, times.expand(len(x_0)).to(x_0.device))
+
+    def times_before(self, left: Tensor) -> Tensor:
+        """Return the training times whose noise latents have before the last `left` steps, () or (b,)."""
+        return times_tensor([*self.timesteps, type(self.timesteps[0])(0)])[len(self) - left]
 
 
 class Nodes(NamedTuple):

@@ -29,8 +29,9 @@ from ldm.training.cache import LatentCache, build_cache, fingerprint, load_cache
 from ldm.training.ema import LitEma
 from ldm.training.exporting import export_config, export_weights
 from ldm.training.hints import hints_for
-from ldm.training.module import TrainingModule, averaged
+from ldm.training.module import TrainingModule, averaged, evaluating
 from ldm.training.options import DiffusionOptions, TrainOptions
+from ldm.training.run_folder import Shown
 from ldm.training.seeding import generator
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class DiffusionTraining(TrainingModule):
                     module.use_checkpoint = True
         self.ema = LitEma(model.model, options.ema_decay) if options.ema_decay > 0 else None
         self.cache: LatentCache | None = None
+        self.images_shown = 32 * len(VALIDATION_TIMES) + 2 * options.sample_steps * options.sample_count
 
     def groups(self) -> dict[str, nn.Module]:
         return {"unet": self.diffusion.model}
@@ -115,8 +117,9 @@ class DiffusionTraining(TrainingModule):
             encode_hint = None if self.hints is None else self.encode_hint
             seed = self.train_options.seed
             cache = build_cache(
-                data, count, self.encode_moments, encode_text, options.cache_text_mb, seed, encode_hint
-            )
+                data, count, self.encode_moments, encode_text, options.cache_text_mb, seed, encode_hint,
+                self.hurried,
+            )  # fmt: skip
             save_cache(cache, path, mark)
         return cache
 
@@ -221,14 +224,14 @@ class DiffusionTraining(TrainingModule):
         cond = self.encode_text(captions) if model.cond_stage_model is not None else None
         cond = self.fixed_conditioning(cond, images, given)
         figures = {}
-        model.model.eval()
-        with averaged(self.ema, model.model):
+        with evaluating(model.model), averaged(self.ema, model.model):
             for fraction in VALIDATION_TIMES:
+                if self.hurried():
+                    return {}
                 t = torch.full((len(x_0),), int(fraction * model.num_timesteps), device=self.device)
                 output = model.apply_model(add_noise(model.schedule, x_0, eps, t), t, cond)
                 loss = diffusion_loss(model.schedule, model.parameterization, output, x_0, eps, t)
                 figures[f"val_loss_t{int(t[0])}"] = float(loss.simple)
-        model.model.train()
         return {"val_loss": sum(figures.values()) / len(figures), **figures}
 
     def fixed_conditioning(self, context: Tensor | None, images: Tensor, given: list[dict]) -> Cond:
@@ -241,7 +244,7 @@ class DiffusionTraining(TrainingModule):
             return self.hints.condition(context, hint, lambda x: torch.randn(x.shape).to(x), SHOWN_LEVEL)
 
     @torch.no_grad()
-    def sample(self, data: Any) -> Tensor | None:
+    def sample(self, data: Any) -> Shown | None:
         """Return images of fixed prompts from fixed noise, by DDIM with the EMA weights."""
         model, options = self.diffusion, self.options
         if options.sample_count == 0:
@@ -258,13 +261,13 @@ class DiffusionTraining(TrainingModule):
         denoise = denoiser(model.apply_model, model.schedule, model.parameterization)
         guided = ClassifierFreeGuidance(denoise, uncond, options.sample_scale)
         sampler = make_sampler("ddim", model.schedule, options.sample_steps)
-        model.model.eval()
-        with averaged(self.ema, model.model):
+        with evaluating(model.model), averaged(self.ema, model.model):
             x_t = noise.to(self.device)
             for step in sample_loop(sampler, guided, x_t, cond):
+                if self.hurried():
+                    return None
                 x_t = step.x_t
-        model.model.train()
-        return model.decode_first_stage(x_t).float()
+        return Shown(model.decode_first_stage(x_t).float(), prompts)
 
     # State
 

@@ -1,10 +1,12 @@
 """Assemble a run from its configuration, train, export."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +15,14 @@ import torch
 
 from ldm.config import find_class, instantiate, plain
 from ldm.devices import on_meta
-from ldm.errors import ConfigError, TrainingError
+from ldm.errors import ConfigError, Stopped, TrainingError
+from ldm.signals import Ended
 from ldm.training.callbacks import Clock, Keeper
 from ldm.training.exporting import versions
 from ldm.training.module import TrainingModule
 from ldm.training.options import METHODS, TrainOptions, method_of, parse_duration, read_options
-from ldm.training.run_folder import choose_folder, write_start
-from ldm.training.state import load_state
+from ldm.training.run_folder import choose_folder, read_durations, write_durations, write_start
+from ldm.training.state import has_state, load_state
 from ldm.training.stream import BatchStream
 
 log = logging.getLogger(__name__)
@@ -132,7 +135,9 @@ def train(
         torch.set_num_threads(options.num_threads)
     folder, resuming = shared_folder(folder, resume)
     state = load_state(folder / "checkpoints") if resuming else None
-    clock = Clock(state["elapsed"] if state else 0.0, parse_duration(options.max_time), deadline, started)
+    before = state["elapsed"] if state else 0.0
+    took = read_durations(folder) if state else {}
+    clock = Clock(before, parse_duration(options.max_time), deadline, started, took)
     if options.lr_schedule == "cosine_by_time" and not clock.horizon:
         raise ConfigError("train.lr_schedule=cosine_by_time needs --max-time or train.max_time")
     data = build_data(config, "data")
@@ -149,6 +154,7 @@ def train(
         module.step = state["step"]
         module.load_trained_state(state["trained"])
         log.info("resumed at step %d after %.0f s of training", module.step, state["elapsed"])
+    module.hurried = lambda: clock.lacks("save", "export")
     source = module.prepare(data, folder, trainer.strategy.root_device)
     stream = BatchStream(
         source, options.batch_size, options.accumulate, options.seed, trainer.global_rank, options.prefetch
@@ -156,15 +162,40 @@ def train(
     stream.start = module.step
     if options.compile:
         module.compile_networks()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pytorch_lightning")
-        trainer.fit(module, stream)
+        module.is_compiled = True
     weights = None
-    if trainer.is_global_zero and not keeper.interrupted:
-        with module.autocast():
-            weights = module.export(folder, config, val_data)
+    with resumable(folder):
+        fit(trainer, module, stream)
+        if trainer.is_global_zero and not keeper.interrupted:
+            with module.autocast(), clock.timing("export"):
+                weights = module.export(folder, config, val_data)
+            write_durations(folder, clock.took)
     log.info("stopped by %s at step %d after %.0f s", keeper.stopped_by, module.step, clock.elapsed)
     return Result(folder, module.step, keeper.stopped_by, weights)
+
+
+def fit(trainer: pl.Trainer, module: TrainingModule, stream: BatchStream) -> None:
+    """Let Lightning run the steps; it turns an interruption into SystemExit, which is turned back."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        try:
+            trainer.fit(module, stream)
+        except SystemExit as exit:
+            raise exit.__context__ if isinstance(exit.__context__, KeyboardInterrupt) else exit from None
+
+
+@contextlib.contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Say how to resume where a signal ends the block at once."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if not has_state(folder / "checkpoints"):
+            raise
+        if isinstance(interrupt, Ended):
+            raise Stopped(f"stopped by {interrupt}; resume with --resume {folder}") from None
+        log.warning("the last saved state is in %s; resume with --resume %s", folder / "checkpoints", folder)
+        raise
 
 
 def describe(config: dict[str, Any]) -> str:

@@ -114,6 +114,7 @@ METHODS = {
     "diffusion": (DiffusionOptions, "ldm.training.diffusion.DiffusionTraining"),
     "clip": (ClipOptions, "demo.clip_training.ClipTraining"),
 }
+SECTION_CLASSES = {"train": TrainOptions, **{name: options for name, (options, _) in METHODS.items()}}
 SECTIONS = ("model", "data", "val_data", "train", *METHODS)
 CHOICES = {
     "lr_schedule": ("constant", "cosine", "cosine_by_time"),

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ldm import devices as device_module
-from ldm.devices import autocast, has_bfloat16, network_dtypes, resolve_device, resolve_dtype
+from ldm.devices import _cpu_features as cpu_features
+from ldm.devices import autocast, has_bfloat16, is_fast, network_dtypes, resolve_device, resolve_dtype
 from ldm.errors import BackendUnavailable, InputError
 
 
@@ -127,3 +128,24 @@ def test_autocast_computes_in_the_dtype_and_leaves_float32_alone():
         assert (x @ x).dtype is torch.bfloat16
     with autocast(torch.device("cpu"), torch.float32):
         assert (x @ x).dtype is torch.float32
+
+
+FAST = {
+    "AVX2": ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, (False, False)),
+    "AVX512 without BF16": ({"avx512_f": True, "avx512_bf16": False}, (False, False)),
+    "AVX512-BF16": ({"avx512_bf16": True}, (True, False)),
+    "AMX": ({"amx_bf16": True, "amx_fp16": True}, (True, True)),
+    "ARM": ({"neon_bf16": True}, (True, False)),
+}
+
+
+@pytest.mark.parametrize("features, fast", FAST.values(), ids=FAST)
+def test_a_cpu_is_asked_for_half_precision(features, fast, monkeypatch):
+    monkeypatch.setattr(device_module, "_cpu_features", lambda: features)
+    assert (is_fast(torch.bfloat16, "cpu"), is_fast(torch.float16, "cpu")) == fast
+    assert is_fast(torch.float32, "cpu") and is_fast(torch.float16, "cuda")
+    assert resolve_dtype("auto", "cpu") is (torch.bfloat16 if fast[0] else torch.float32)
+
+
+def test_torch_is_asked_for_the_features_of_this_cpu():
+    assert {"avx2", "avx512_bf16"} <= cpu_features().keys() or "neon" in cpu_features()

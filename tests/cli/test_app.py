@@ -1,6 +1,7 @@
 """Failures become one line and an exit code."""
 
 import errno
+import io
 import logging
 
 import pytest
@@ -80,3 +81,40 @@ def test_quiet_leaves_warnings(capsys):
     logging.getLogger("ldm.somewhere").info("loaded")
     logging.getLogger("ldm.somewhere").warning("careful")
     assert tuple(capsys.readouterr()) == ("", "warning: careful\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_a_stream_of_any_encoding_takes_any_text(monkeypatch, encoding):
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", err)
+
+    def main(args):
+        print("é 灯 \udce8")
+        logging.getLogger("ldm.x").info("saved 灯.png")
+        raise InputError("no file 灯\udce8.png")
+
+    parser = Parser()
+    assert app.exit_code(parser, main, []) == 2
+    out.flush()
+    lamp = "灯" if encoding == "utf-8" else "\\u706f"
+    written = out.buffer.getvalue().decode(encoding)
+    assert written.splitlines()[1] == f"saved {lamp}.png" and "\\udce8" in written
+    assert err.buffer.getvalue().decode(encoding) == f"error: no file {lamp}\\udce8.png\n"
+
+
+def test_a_closed_terminal_costs_only_its_messages(monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("sys.stdout", Closed())
+    monkeypatch.setattr("sys.stderr", Closed())
+    done = []
+
+    def main(args):
+        logging.getLogger("ldm.x").warning("lost")
+        done.append(True)
+        raise InputError("lost too")
+
+    assert app.exit_code(Parser(), main, []) == 2 and done

@@ -276,3 +276,11 @@ def test_each_demonstration_model_has_what_suits_it_unless_told_otherwise(task):
     assert (asked.scale, asked.steps) == (expected["scale"], expected["steps"])
     asked = resolved(cls(scale=usual.scale, steps=usual.steps), facts)
     assert (asked.scale, asked.steps) == (usual.scale, usual.steps)
+
+
+def test_a_prompt_beside_a_prompt_file_is_not_dropped_silently(tmp_path, caplog):
+    (tmp_path / "prompts.txt").write_text("a cat")
+    file = "--from-file", tmp_path / "prompts.txt"
+    assert read_prompts(parsed(Txt2Img, *file)) == ["a cat"] and not caplog.text
+    assert read_prompts(parsed(Txt2Img, *file, "--prompt", "a dog")) == ["a cat"]
+    assert "--prompt is not used" in caplog.text

@@ -31,7 +31,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def files(tmp_path):
-    """Put a picture, one with alpha, and masks into the folder of the run; return the pixels of both."""
+    """Put an image, one with alpha, and masks into the folder of the run; return the pixels of both."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 4), np.uint8)
     mask = np.zeros((40, 56), np.uint8)
     mask[12:28, 20:40] = 255
@@ -150,7 +150,7 @@ def test_the_defaults_are_the_published_pages(run, files):
     ],
 )
 def test_wrong_input_is_one_line_before_the_model_is_loaded(run, tmp_path, files, flags, message):
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     outcome = run("inpaint.py", *flags, "--ckpt", "never-looked-at.safetensors", "--outdir", "o")
     assert outcome.code == 2 and message in outcome.err, outcome.err
     assert outcome.err.count("\n") == 1 and not (tmp_path / "o").exists()
@@ -193,7 +193,7 @@ def test_a_stopped_run_goes_on_exactly(run, tmp_path, models, files, stop_at, ki
         assert path.read_bytes() == (tmp_path / "o/samples" / path.name).read_bytes(), path.name
 
 
-def test_finished_latents_decode_to_the_raw_picture(run, tmp_path, models, files):
+def test_finished_latents_decode_to_the_raw_image(run, tmp_path, models, files):
     """By txt2img.py, though the model is for this task."""
     flags = *models["inpaint"], *RUN, "--save-latents", "--outdir", "o"
     assert run("inpaint.py", *flags).code == 0 and run("inpaint.py", *flags, "--raw").code == 0

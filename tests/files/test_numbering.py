@@ -75,6 +75,13 @@ def test_numbers_grow_beyond_their_digits(tmp_path):
     assert save(tmp_path, 2) == ["100000.png", "100001.png"]
 
 
+@pytest.mark.parametrize("name", ["20230409035063.png", "230409.png", "7.png", "٠٠٠٠٧.png", "00009.jpg.png"])
+def test_a_number_of_another_shape_does_not_count(tmp_path, name):
+    save(tmp_path, 2)
+    (tmp_path / name).touch()
+    assert save(tmp_path, 2) == ["00003.png", "00004.png"]  # after the number of entries, as in the reference
+
+
 def test_no_temporary_file_is_left_and_none_counts(tmp_path):
     (tmp_path / f"{TEMPORARY_PREFIX}of-a-killed-process.tmp").touch()
     assert save(tmp_path) == ["00000.png"]

@@ -41,7 +41,7 @@ SPECIAL = {
 def values_of(each: Field) -> st.SearchStrategy[Any]:
     """Return the values that an option may have."""
     about = each.option
-    if about.read is not None:
+    if about.read is not None and not each.choices:
         return SPECIAL[each.name]
     if each.choices:
         one = st.sampled_from(each.choices)

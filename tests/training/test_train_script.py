@@ -128,19 +128,66 @@ def kill_self(number: int, at_step: int, monkeypatch) -> None:
     monkeypatch.setattr(callbacks.Keeper, "on_train_batch_end", then_kill)
 
 
-@pytest.mark.few(1)
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"])
 def test_a_signal_saves_and_says_how_to_go_on(train, config, tmp_path, monkeypatch, name):
     handlers = signal.getsignal(signal.SIGTERM)
     kill_self(getattr(signal, name), 2, monkeypatch)
     code, out, err = train(config("autoencoder"), "--run", "run")
     assert code == 75 and f"stopped by {name}" in err and "--resume" in err
+    first = "Ctrl-C" if name == "SIGINT" else name
+    assert err.startswith(f"{first}: finishing step 2, then saving the state; ")
+    assert len(err.splitlines()) == 2
     assert state(tmp_path / "run")["step"] == 2
     assert signal.getsignal(signal.SIGTERM) == handlers
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     code, out, err = train(None, "--resume", "run")
     assert (code, err) == (0, "") and state(tmp_path / "run")["step"] == 3
+
+
+@pytest.mark.parametrize("where", ["evaluate", "export", "prepare"])
+def test_a_signal_outside_of_the_steps(train, config, tmp_path, monkeypatch, where):
+    """Validation is cut short and export ended at once; the state is there, and resuming exports it."""
+    from ldm.training.autoencoder import AutoencoderTraining
+
+    original = getattr(AutoencoderTraining, where)
+
+    def killed(self, *args):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return original(self, *args)
+
+    monkeypatch.setattr(AutoencoderTraining, where, killed)
+    code, out, err = train(config("autoencoder"), "--run", "run")
+    assert code == 75 and "stopped by SIGHUP" in err and not (tmp_path / "run" / "model.safetensors").exists()
+    assert bool(list((tmp_path / "run").glob("images/*"))) == (where == "export")
+    if where == "prepare":
+        assert err == "stopped by SIGHUP; run the command again\n"
+        return
+    assert ("SIGHUP: finishing the validation of step 3" in err) == (where == "evaluate")
+    assert "--resume run" in err and state(tmp_path / "run")["step"] == 3
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert train(None, "--resume", "run")[0] == 0
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_second_ctrl_c_ends_at_once_with_the_last_saved_state(train, config, tmp_path, monkeypatch):
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    backward = callbacks.TrainingModule.loss_backward
+
+    def twice(self, loss):
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        backward(self, loss)
+
+    monkeypatch.setattr(callbacks.TrainingModule, "loss_backward", twice)
+    code, out, err = train(config("autoencoder", save_every=1), "--run", "run")
+    restored = signal.signal(signal.SIGINT, handler)
+    assert code == 130 and "resume with --resume run" in err and err.endswith("interrupted\n")
+    assert restored is signal.default_int_handler
+    assert state(tmp_path / "run")["step"] == 2
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_state(train, config, tmp_path, monkeypatch):

@@ -1,0 +1,31 @@
+"""What of a prompt is read, and what is said of the rest."""
+
+import pytest
+
+from ldm.prompts.syntaxes import advice
+
+
+@pytest.mark.parametrize(
+    ("text", "syntax", "expected"),
+    [
+        ("a <lora:x:0.8> cat", "plain", "'<lora:x:0.8>' in a prompt is plain text: LoRAs"),
+        ("a <lora:x:0.8> cat", "a1111", "LoRAs"),
+        ("a (red:1.2) cat", "plain", "--prompt-syntax a1111"),
+        ("a ((red)) cat", "plain", "--prompt-syntax a1111"),
+        ("a cat BREAK a dog", "plain", "--prompt-syntax a1111"),
+        ("a (red:1.2) cat", "a1111", None),
+        ("a red++ cat", "plain", "--prompt-syntax compel"),
+        ("a (red hat)1.2", "plain", "--prompt-syntax compel"),
+        ("a red++ cat", "compel", None),
+        ("a {red|green} cat", "plain", "--combinations all"),
+        ("a __colour__ cat", "plain", "--combinations all"),
+        ("a cat (2001), well-known -- 16:9, f/1.8 [sic] a_b", "plain", None),
+    ],
+)
+def test_what_other_tools_read_and_this_syntax_does_not_is_said(text, syntax, expected):
+    found = advice(text, syntax)
+    assert found is None if expected is None else expected in found
+
+
+def test_alternatives_that_are_expanded_need_no_advice():
+    assert advice("{a|b} __c__", "plain", expands=True) is None
