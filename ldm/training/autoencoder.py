@@ -65,7 +65,8 @@ class AutoencoderTraining(TrainingModule):
 
             self.perceptual = load_perceptual()
         self.ema = LitEma(model, options.ema_decay) if options.ema_decay > 0 else None
-        self.images_shown, self.images_at_export = VALIDATED + SHOWN, options.scale_images
+        self.images_shown = VALIDATED + SHOWN
+        self.images_at_export = options.scale_images // 2  # which are encoded only
 
     def compile_networks(self) -> None:
         self.autoencoder.compile()

@@ -10,7 +10,6 @@ and is what gets exported.
 """
 
 import logging
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from ldm.diffusion.prediction import add_noise, denoiser
 from ldm.errors import ConfigError
 from ldm.loading import load_part
 from ldm.samplers import make_sampler, sample_loop
+from ldm.training.building import trained_parameters
 from ldm.training.cache import LatentCache, build_cache, fingerprint, load_cache, save_cache
 from ldm.training.ema import LitEma
 from ldm.training.exporting import export_config, export_weights
@@ -299,19 +299,6 @@ class DiffusionTraining(TrainingModule):
             heading = f"ldm.load_model({str(folder / 'model.yaml')!r}, {str(path)!r})"
         export_config(folder / "model.yaml", model, heading)
         return path
-
-
-def trained_parameters(model: nn.Module, only: list[str]) -> list[tuple[str, nn.Parameter]]:
-    """Return the UNet's parameters under their names in the file, or those of them that a pattern fits.
-
-    Raises:
-        ConfigError: a pattern that fits none.
-    """
-    found = [(f"model.{name}", parameter) for name, parameter in model.model.named_parameters()]
-    for pattern in only:
-        if not any(fnmatchcase(name, pattern) for name, _ in found):
-            raise ConfigError(f"diffusion.only: {pattern} fits no tensor; expected such as {found[0][0]}")
-    return [(k, p) for k, p in found if not only or any(fnmatchcase(k, pattern) for pattern in only)]
 
 
 def exported(model: nn.Module) -> dict[str, Tensor]:
