@@ -1,6 +1,6 @@
 """Configurations: read a YAML file, merge overrides, check it, build what it describes.
 
-A node is `{target: dotted.name, params: {...}}`. Published targets go through `published_names.PUBLISHED`;
+A node is `{target: dotted.name, params: {...}}`. Reference targets go through `published_names.PUBLISHED`;
 beyond those only classes of this project and `torch.nn.Identity` can be built, so that a YAML file from
 the net is data and not a program. Building reports all faults at once, each with its path in the file.
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.errors import BackendUnavailable, ConfigError, nearest
+from ldm.errors import BackendUnavailable, ConfigError, is_out_of_memory, nearest
 from ldm.published_names import IGNORED_PARAMS, PUBLISHED
 from ldm.yaml_file import parse_yaml, read_yaml
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Published keys for what is not built; null or false, their published default, asks for nothing.
+# Reference keys for what is not built; null or false, their reference default, asks for nothing.
 NOT_BUILT = ("force_null_conditioning", "given_betas", "n_embed", "scale_by_std")
 
 NONE_LITERALS = ("__is_first_stage__", "__is_unconditional__")
@@ -35,7 +35,10 @@ NODE_KEYS = ("target", "params", "base_learning_rate")
 FILE_KEYS = {"arch": ".json", "bpe_path": "", "model": ".json"}
 BUILDABLE_PACKAGES = ("ldm.models.", "ldm.training.", "ldm.data.", "ldm.adapters.")
 # Of a checkout; see docs/DEMO_DATA.md.
-DEMO_CLASSES = ("demo.scenes.EmojiScenes", "demo.discs.Discs", "demo.clip_training.ClipTraining")
+DEMO_CLASSES = (
+    "demo.scenes.EmojiScenes", "demo.discs.Discs", "demo.clip_training.ClipTraining",
+    "demo.perceptual.PerceptualDistance",
+)  # fmt: skip
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 PACKAGE = Path(__file__).resolve().parent
 
@@ -251,11 +254,9 @@ def find_class(target: Any) -> type:
     module, _, name = dotted.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and not f"{module}.".startswith(f"{error.name}."):
             raise BackendUnavailable(f"{target} needs the package {error.name}; install it") from error
-        raise ConfigError(f"target {target} is unknown{nearest(target, known)}") from error
-    except AttributeError as error:
         raise ConfigError(f"target {target} is unknown{nearest(target, known)}") from error
     if not inspect.isclass(found) or not found.__module__.startswith(("ldm.", "demo.")):
         raise ConfigError(f"target {target} is not a class of this project")
@@ -411,5 +412,7 @@ def _build(value: Any, path: str) -> Any:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except (TypeError, ValueError, KeyError, IndexError, ArithmeticError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{path}: {cls.__name__} cannot be built from these params: {reason}") from error

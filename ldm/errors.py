@@ -16,6 +16,7 @@
     └── Stopped                 exit code 75; the user stopped the run, which can be resumed
 """
 
+import errno
 from collections.abc import Iterable
 
 
@@ -86,12 +87,21 @@ class Stopped(LdmError):
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error means that memory ran out.
 
-    On CPUs and Apple's GPUs torch raises a plain RuntimeError, which only its text identifies.
+    On CPUs and Apple's GPUs torch raises a plain RuntimeError, and other libraries errors of their own, which
+    only their texts identify.
     """
     if isinstance(error, (MemoryError, OutOfMemory)) or type(error).__name__ == "OutOfMemoryError":
         return True
-    texts = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    if isinstance(error, LdmError) or (isinstance(error, OSError) and error.errno is not None):
+        return getattr(error, "errno", None) == errno.ENOMEM
+    text = str(error).lower()
+    return any(words in text for words in _NO_MEMORY)
+
+
+_NO_MEMORY = (
+    "allocate memory", "failed to allocate", "not enough memory", "insufficient memory", "out of memory",
+    "bad_alloc", "bad allocation",
+)  # fmt: skip
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

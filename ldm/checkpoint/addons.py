@@ -63,16 +63,37 @@ T2I_ADAPTER = re.compile(r"^(adapter\.)?body\.\d+\.(resnets\.\d+\.)?(block1|in_c
 BASES = {"sd_v1": "1.x", "sd_1.5": "1.x", "stable-diffusion-v1": "1.x", "sd1": "1.x", "sd_v2": "2.x",
          "stable-diffusion-v2": "2.x", "sd2": "2.x", "sdxl": "SDXL", "stable-diffusion-xl": "SDXL",
          "sd3": "SD3", "stable-diffusion-3": "SD3", "flux": "Flux"}
-MAX_EMBEDDINGS = 8          # a file with more tensors is no embedding of words
+# Families of a LoRA by the names of its layers, with dots for underscores; the first row counts.
+LORA_FAMILIES = [
+    (r"double\.blocks|single\.transformer\.blocks|single\.blocks", "Flux"),
+    (r"transformer\.blocks\.\d+\.(img|txt)\.(mlp|mod)\.", "Qwen-Image"),
+    (r"joint\.transformer\.blocks|double\.layers", "AuraFlow"),
+    (r"joint\.blocks|transformer\.transformer\.blocks\.\d+\.attn\.|text\.encoder\.3\.", "SD3"),
+    (r"(^|\.)blocks\.\d+\.(self|cross)\.attn\.[qkvo](\.|$)", "Wan"),
+    (r"adaln\.single|caption\.projection", "PixArt"),
+    (r"^lora\.prior\.|kv\.mapper", "Stable Cascade"),
+    (r"(^|\.)layers\.\d+\.(attention|feed\.forward)\.", "Lumina"),
+    (r"motion\.modules", "AnimateDiff"),
+    (r"(^|\.)(transformer|diffusion\.model)\.transformer\.blocks", "a diffusion transformer"),
+    (r"lora\.te2\.|text\.encoder\.2\.", "SDXL"),
+]
+ENCODERS = {"clip_l": 768, "clip_g": 1280, "t5xxl": 4096, "t5": 4096}      # of an embedding for several
+MAX_VECTORS = 512           # of one word; a table with more rows is no embedding of words
+OPTIMIZER = re.compile(
+    r"(optimizer\.|optimizer_states\.\d+\.)?state\.\d+\.(step|exp_avg\w*|max_exp_avg\w*|momentum_buffer"
+    r"|square_avg|grad_avg|acc_delta|sum|exp_inf|state\d|qmap\d|absmax\d)(\.|$)"
+)
 
 
 def recognise(shapes: Shapes, metadata: Mapping[str, str]) -> Fields | None:
     """Return what the weights are, if they are an add-on or another family's."""
-    recognisers = (_lycoris, _lora, _textual_inversion, _hypernetwork, _t2i_adapter, _foreign)
+    recognisers = (
+        _training, _lycoris, _lora, _textual_inversion, _hypernetwork, _t2i_adapter, _foreign
+    )  # fmt: skip
     return next((found for one in recognisers if (found := one(shapes, metadata)) is not None), None)
 
 
-def _first(table: Iterable[tuple[str, str]], shapes: Shapes) -> str | None:
+def _first(table: Iterable[tuple[str, str]], shapes: Iterable[str]) -> str | None:
     """Return the word of the first row that any name matches."""
     for pattern, word in table:
         search = re.compile(pattern).search
@@ -83,7 +104,9 @@ def _first(table: Iterable[tuple[str, str]], shapes: Shapes) -> str | None:
 
 def _foreign(shapes: Shapes, metadata: Mapping[str, str]) -> Fields | None:
     name = _first(FOREIGN, shapes)
-    width = next((x.shape[-1] for key, x in shapes.items() if key.endswith(".attn2.to_k.weight")), None)
+    width = next(
+        (x.shape[-1] for key, x in shapes.items() if key.endswith(".attn2.to_k.weight") and x.shape), None
+    )
     if name is None and width in (1280, 2048):
         name = {2048: "SDXL model", 1280: "SDXL refiner"}[width]
     return None if name is None else {"kind": "foreign", "family": name}
@@ -116,13 +139,9 @@ def _rank(shapes: Shapes) -> str | None:
 
 def _family(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
     """Return the family that a LoRA is for: by other families' names, by widths, by what it says."""
-    names = " ".join(shapes)
-    if re.search(r"double_blocks|single_transformer_blocks|single_blocks", names):
-        return "Flux"
-    if re.search(r"joint_blocks|(^| )transformer\.transformer_blocks", names):
-        return "SD3"
-    if re.search(r"lora_te2_|text_encoder_2\.", names):
-        return "SDXL"
+    named = _first(LORA_FAMILIES, [name.replace("_", ".") for name in shapes])
+    if named is not None:
+        return named
     for layer in (CONTEXT_LAYER, TEXT_LAYER):
         for name, x in shapes.items():
             if layer.search(name) and (DOWN.search(name) or name.endswith("hada_w1_b")) and len(x.shape) >= 2:
@@ -135,28 +154,55 @@ def _family(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
     return None
 
 
+def _training(shapes: Shapes, metadata: Mapping[str, str]) -> Fields | None:
+    """Recognise the states that scripts/train.py resumes from, and an optimizer's state alone."""
+    if {name.partition(".")[0] for name in shapes} in ({"trained"}, {"trained", "optimizers"}):
+        return {"kind": "training"}
+    return {"kind": "optimizer"} if shapes and all(map(OPTIMIZER.match, shapes)) else None
+
+
 def _textual_inversion(shapes: Shapes, metadata: Mapping[str, str]) -> Fields | None:
-    """Recognise A1111's .pt, diffusers' .bin and .safetensors: vectors (n, width) or (width,)."""
-    if not 0 < len(shapes) <= MAX_EMBEDDINGS:
-        return None
-    if any(name.startswith("string_to_param.") for name in shapes):
+    """Recognise A1111's .pt, diffusers' .bin and .safetensors: (n, width) or (width,), of a word or many."""
+    found = {name: x for name, x in shapes.items() if name.startswith("string_to_param.")}
+    if found:
         layout = "A1111"
-        found = {name: x for name, x in shapes.items() if name.startswith("string_to_param.")}
-    elif shapes.keys() <= {"clip_l", "clip_g"}:
-        layout, found = "two text encoders", dict(shapes)
+    elif shapes and shapes.keys() <= ENCODERS.keys():
+        return _for_several_encoders(shapes)
     else:
-        layout = "A1111, as safetensors" if "emb_params" in shapes else "diffusers"
-        found = dict(shapes)
-    if not all(0 < len(x.shape) <= 2 and x.shape[-1] in FAMILIES for x in found.values()):
+        layout, found = "A1111, as safetensors" if "emb_params" in shapes else "diffusers", dict(shapes)
+    if not found or not all(_is_embedding(x) for x in found.values()):
         return None
     if layout == "diffusers" and any(name.endswith((".weight", ".bias")) for name in found):
         return None
-    family = "SDXL" if "clip_g" in found else FAMILIES[next(iter(found.values())).shape[-1]]
-    vectors = sum(x.shape[0] if len(x.shape) == 2 else 1 for name, x in found.items() if name != "clip_l")
+    widths = {x.shape[-1] for x in found.values()}
+    if len(widths) > 1:
+        return None
+    width = widths.pop()
+    vectors = sum(x.shape[0] if len(x.shape) == 2 else 1 for x in found.values())
+    words = f"{len(found)} words" if len(found) > 1 else None
     return {
-        "kind": "textual_inversion", "layout": layout, "family": family,
-        "vectors": vectors or found["clip_l"].shape[0], "context_width": next(iter(found.values())).shape[-1],
-    }
+        "kind": "textual_inversion", "layout": layout, "family": FAMILIES[width], "variant": words,
+        "vectors": vectors, "context_width": width,
+    }  # fmt: skip
+
+
+def _is_embedding(x: Stored) -> bool:
+    is_short = len(x.shape) == 1 or (len(x.shape) == 2 and x.shape[0] <= MAX_VECTORS)
+    return is_short and x.shape[-1] in FAMILIES and "float" in x.dtype
+
+
+def _for_several_encoders(shapes: Shapes) -> Fields | None:
+    """Recognise an embedding by what each text encoder takes: SD 1.x has CLIP-L, SDXL CLIP-G too, ..."""
+    if not all(_is_embedding(x) and x.shape[-1] == ENCODERS[name] for name, x in shapes.items()):
+        return None
+    has_t5, has_g = bool(shapes.keys() & {"t5xxl", "t5"}), "clip_g" in shapes
+    family = ("SD3" if has_g else "Flux") if has_t5 else "SDXL" if has_g else "1.x"
+    name, x = next(iter(shapes.items()))
+    return {
+        "kind": "textual_inversion", "family": family, "vectors": x.shape[0] if len(x.shape) == 2 else 1,
+        "layout": {1: name, 2: "two text encoders"}.get(len(shapes), "three text encoders"),
+        "context_width": x.shape[-1],
+    }  # fmt: skip
 
 
 def _hypernetwork(shapes: Shapes, metadata: Mapping[str, str]) -> Fields | None:

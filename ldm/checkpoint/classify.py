@@ -10,7 +10,7 @@ themselves. A UNet then tells the rest by three shapes:
 """
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,8 +36,9 @@ UNCLIP = {2048: "unclip-h", 1536: "unclip-l"}
 FAMILIES = {768: "1.x", 1024: "2.x"}
 TRUNKS = {"1.x": (320,), "2.x": (320, 256)}    # channels of the first layer; 256 is the upscaler's
 DISTILLED = "distilled"
-WHOLE_UNET = 600                # tensors; published ones have 686 to 690, distilled ones far fewer
+WHOLE_UNET = 600                # tensors; reference ones have 686 to 690, distilled ones far fewer
 V_MARK = "v_pred"               # an empty tensor, by which some programs mark a file that predicts v
+ZERO_SNR_MARK = "ztsnr"         # likewise, a file that was trained to zero terminal SNR
 PREDICTIONS = {                 # what files say -> what a configuration's `parameterization` says
     "eps": "eps", "epsilon": "eps", "v": "v", "v_prediction": "v", "v-prediction": "v",
     "x0": "x0", "sample": "x0", "stable-diffusion-v2-512": "eps", "stable-diffusion-v2-768-v": "v",
@@ -90,8 +91,17 @@ def classify(
     return replace(identity, config=config_for(identity))
 
 
+def of_no_part(names: Iterable[str]) -> list[str]:
+    """Return those key names of an LDM file that belong to no part of a model, nor to its noise schedule."""
+    names = list(names)
+    if not any(map(is_ldm, names)):
+        return []
+    known = (SCHEDULE.fullmatch, re.compile(f"loss\\..*|{V_MARK}|{ZERO_SNR_MARK}").fullmatch, part_of)
+    return [name for name in names if not any(knows(name) for knows in known)]
+
+
 def config_for(identity: Identity, prediction: str | None = None) -> str | None:
-    """Return the published YAML that describes a model, or None: no SD model, or eps and v both may be."""
+    """Return the reference YAML that describes a model, or None: no SD model, or eps and v both may be."""
     if not identity.is_model or identity.variant == DISTILLED:
         return None
     if identity.family == "2.x" and identity.task == "txt2img":
@@ -100,7 +110,7 @@ def config_for(identity: Identity, prediction: str | None = None) -> str | None:
 
 
 def published_prediction(family: str | None, task: str | None) -> str | None:
-    """Return what all published models of this kind predict; SD 2.x for text-to-image comes in both."""
+    """Return what all reference models of this kind predict; SD 2.x for text-to-image comes in both."""
     if (family, task) in PUBLISHED_V:
         return "v"
     return "eps" if family == "1.x" or (family, task) in CONFIGS else None
@@ -150,8 +160,15 @@ def _by_parts(
     for part in ("vae", "text_encoder", "image_encoder", "depth_estimator"):
         if held == {part} or (part == "text_encoder" and held == {"text_encoder", "image_encoder"}):
             family = _text_family(groups[part]) if part == "text_encoder" else None
-            return {"kind": part, "family": family}
+            return {"kind": part, "family": family, "notes": _vae_notes(groups.get("vae", {}))}
     return {"kind": "unknown"}
+
+
+def _vae_notes(group: Group) -> list[str]:
+    first = group.get("decoder.conv_in.weight")
+    channels = first.shape[1] if first and len(first.shape) == 4 else 4
+    whose = ", those of SD3 and Flux 16" if channels == 16 else ""
+    return [] if channels == 4 else [f"its latents have {channels} channels; those of SD have 4{whose}"]
 
 
 def _has_ema(groups: dict[str, Group]) -> bool:
@@ -255,11 +272,7 @@ def stated_predictions(
 
 
 def _prediction(
-    family: str | None,
-    task: str | None,
-    shapes: Shapes,
-    metadata: Mapping[str, str],
-    configs: Configs,
+    family: str | None, task: str | None, shapes: Shapes, metadata: Mapping[str, str], configs: Configs
 ) -> dict[str, str | None]:
     """Return eps or v and from where it is known; what a file says goes before what is usual."""
     stated = stated_predictions(shapes, metadata, configs)

@@ -6,7 +6,7 @@
     PIPELINE/unet/diffusion_pytorch_model.safetensors           or .bin
     PIPELINE/unet/diffusion_pytorch_model.fp16.safetensors      another variant of the same weights
     PIPELINE/text_encoder/model.safetensors                     or pytorch_model.bin
-    PIPELINE/unused.safetensors             of our conversion: published names that have no place in a part
+    PIPELINE/unused.safetensors             of our conversion: LDM key names that have no place in a part
     PART/NAME.safetensors.index.json        {"weight_map": {tensor: shard}}
     PART/NAME-00001-of-00002.safetensors    a shard
 
@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.checkpoint.one_file import Opened, one_line_errors, read_file
+from ldm.checkpoint.one_file import Opened, read_file
 from ldm.checkpoint.parts import TABLE
 from ldm.checkpoint.sniff import Container, shown, sniff
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError
+from ldm.files.reading import reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 Reader = Callable[[Path, Container], "tuple[dict[str, Any], dict[str, str]]"]
 
 MODEL_INDEX = "model_index.json"
-ASIDE = "unused.safetensors"                # published tensors that diffusers has no place for: ours alone
+ASIDE = "unused.safetensors"                # reference tensors that diffusers has no place for: ours alone
 CONFIGS = ("config.json", "scheduler_config.json")
 MAX_JSON_BYTES = 16_000_000
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -174,7 +175,7 @@ def _read_set(file: Path, root: Path, read: Reader) -> "tuple[Tensors, dict[str,
 
 
 def _read_weights(file: Path, root: Path, read: Reader) -> "tuple[Tensors, dict[str, str]]":
-    with one_line_errors(file):
+    with reading(file):
         _check_inside(file, root)
         return read(file, sniff(file))
 
@@ -236,7 +237,7 @@ def _check_inside(file: Path, root: Path) -> None:
 
 
 def _read_json(file: Path, root: Path) -> dict[str, Any]:
-    with one_line_errors(file):
+    with reading(file):
         _check_inside(file, root)
         if not file.is_file():
             raise DamagedCheckpointError(f"{file}: is not a regular file; expected JSON")

@@ -6,6 +6,7 @@ This serves messages and a first refusal. The gate proper is torch's restricted 
 import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # what unpicklers apply to old names
 from contextlib import suppress
+from struct import error as StructError
 from typing import BinaryIO
 
 MAX_OPCODES = 50_000
@@ -13,7 +14,7 @@ MAX_OPCODES = 50_000
 
 def find_names(file: BinaryIO, names: set[str]) -> None:
     """Add to `names` the dotted names of the pickle at the file's position, up to its end or its damage."""
-    with suppress(Exception):       # whatever the bytes make a decoder think
+    with suppress(ValueError, LookupError, TypeError, OverflowError, StructError):      # at the damage
         _read(file, names)
 
 

@@ -3,14 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ldm.checkpoint.classify import CONFIGS, TEXT_TO_IMAGE_2, classify
+from ldm.checkpoint.classify import CONFIGS, TEXT_TO_IMAGE_2, classify, of_no_part
 from ldm.checkpoint.delta import base_of, completed
 from ldm.checkpoint.header import read_header
 from ldm.checkpoint.identity import Identity
-from ldm.checkpoint.one_file import one_line_errors
-from ldm.checkpoint.sniff import Container, sniff
+from ldm.checkpoint.sniff import Container, shown, sniff
 from ldm.checkpoint.stored import Stored
 from ldm.errors import NotACheckpointError
+from ldm.files.reading import reading
 
 CONTAINERS = {
     Container.SAFETENSORS: "safetensors",
@@ -28,7 +28,7 @@ def identify(path: str | Path) -> Identity:
         CheckpointError: as loading does, but for NaN and infinite weights, which only reading them shows.
     """
     path = Path(path).expanduser()
-    with one_line_errors(path):
+    with reading(path):
         container = sniff(path)
         if container is Container.FOLDER:
             from ldm.checkpoint.folder import open_folder
@@ -49,7 +49,10 @@ def identify(path: str | Path) -> Identity:
     return replace(
         identity,
         config=config if config in SHIPPED_CONFIGS else identity.config,
-        notes=[*identity.notes, *_notes(identity, metadata), *_note_on_base(container, files)],
+        notes=[
+            *_notes_on_training(path, identity, metadata), *identity.notes, *_note_on_foreign(shapes),
+            *_notes(identity, metadata), *_note_on_base(container, files),
+        ],
         path=str(path),
         container=CONTAINERS[container],
         bytes=sum(file.stat().st_size for file in files),
@@ -62,9 +65,17 @@ def _header(path: Path, container: Container) -> tuple[dict[str, Stored], dict[s
     base = base_of(path, metadata)
     if base is None:
         return shapes, metadata, [path]
-    with one_line_errors(base):
+    with reading(base):
         theirs, said = read_header(base, sniff(base))
     return *completed(path, shapes, metadata, theirs, said), [path, base]
+
+
+def _note_on_foreign(shapes: dict[str, Stored]) -> list[str]:
+    names = [name for name in of_no_part(shapes) if "/" not in name]
+    if not names:
+        return []
+    some = ", ".join(map(shown, names[:3])) + (", ..." if len(names) > 3 else "")
+    return [f"{len(names)} of its tensors belong to no part of a model ({some}); loading leaves them out"]
 
 
 def _note_on_base(container: Container, files: list[Path]) -> list[str]:
@@ -72,6 +83,17 @@ def _note_on_base(container: Container, files: list[Path]) -> list[str]:
         return []
     alone = files[0].stat().st_size / 1e6
     return [f"the file is a difference ({alone:.1f} MB) from {files[1].name}, and is read together with it"]
+
+
+def _notes_on_training(path: Path, identity: Identity, metadata: dict[str, str]) -> list[str]:
+    """Say where the model of a training run is, or how to make it."""
+    if identity.kind != "training":
+        return []
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    if (run / "model.safetensors").is_file():
+        return [f"the model of this run is {run / 'model.safetensors'}"]
+    step = metadata.get("step", "N")
+    return [f"scripts/train.py --resume {run} train.max_steps={step} makes a model of it"]
 
 
 def _notes(identity: Identity, metadata: dict[str, str]) -> list[str]:

@@ -1,13 +1,11 @@
-"""Read one weights file, whatever its container, and turn every library's errors into one line."""
+"""Read one weights file, whatever its container."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.checkpoint.sniff import Container
-from ldm.errors import DamagedCheckpointError, LdmError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,20 +36,6 @@ def read_file(path: Path, container: Container) -> "tuple[dict[str, Tensor], dic
     content = pickle_file.read_zip(path) if container is Container.ZIP else pickle_file.read_legacy(path)
     tensors = only_tensors(content, path)
     return tensors, _counters(content, tensors)
-
-
-@contextmanager
-def one_line_errors(path: Path) -> Iterator[None]:
-    """Turn whatever a library raises for a broken file into one line; the only border of this kind."""
-    try:
-        yield
-    except LdmError:
-        raise
-    except Exception as error:
-        detail = (str(error).splitlines() or [""])[0][:120]
-        reason = f"{type(error).__name__}: {detail}" if detail else type(error).__name__
-        text = f"{path}: is truncated or damaged ({reason}); download it again"
-        raise DamagedCheckpointError(text) from error
 
 
 def _counters(content: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, str]:

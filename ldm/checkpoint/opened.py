@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.checkpoint.delta import base_of, completed
-from ldm.checkpoint.one_file import Opened, one_line_errors, read_file
+from ldm.checkpoint.one_file import Opened, read_file
 from ldm.checkpoint.sniff import Container, sniff
 from ldm.errors import CheckpointError
+from ldm.files.reading import reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,7 @@ def open_weights(path: str | Path, *, variant: str | None = None) -> Opened:
         CheckpointError: it is missing, truncated, damaged or incomplete.
     """
     path = Path(path).expanduser()
-    with one_line_errors(path):
+    with reading(path):
         container = sniff(path)
         if container is Container.FOLDER:
             from ldm.checkpoint.folder import open_folder
@@ -48,7 +49,7 @@ def open_weights(path: str | Path, *, variant: str | None = None) -> Opened:
         base = base_of(path, metadata)
         if base is None:
             return Opened(path, container, {"": tensors}, {}, metadata, [path])
-        with one_line_errors(base):
+        with reading(base):
             of_base = read_file(base, sniff(base))
         tensors, metadata = completed(path, tensors, metadata, *of_base)
         return Opened(path, container, {"": tensors}, {}, metadata, [path, base])

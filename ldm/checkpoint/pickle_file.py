@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ldm.checkpoint.pickle_stubs import is_plain, refused, stubs
-from ldm.checkpoint.sniff import Container, shown
-from ldm.checkpoint.symbolic_pickle import SymbolicUnpickler
+from ldm.checkpoint.sniff import Container, damaged, shown
+from ldm.checkpoint.stored import Stored
+from ldm.checkpoint.symbolic_pickle import SymbolicUnpickler, nameless, walk
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError, UnsafeCheckpointError
+from ldm.files.reading import ADVICE, name_in_utf8, reading
 
 SAFE_SINCE = (2, 10)            # before it, a file could corrupt memory all the same: CVE-2026-24747
 MAX_PICKLE_BYTES = 16_000_000
 MAX_MEMBERS = 100_000
+MAX_SHARING, SMALL = 3, 1 << 26     # tied weights share data; a file of a few bytes must not become terabytes
 MAGIC = 0x1950A86A20F9469CFC6C  # the first of the old format's pickles
 LEGACY_PICKLES = 5              # magic number, protocol, system, content, storage keys; then the raw storages
 
@@ -35,8 +38,9 @@ def read_zip(path: Path) -> Any:
     names = check(path, Container.ZIP).names
     if path.suffix.lower() == ".safetensors":       # torch goes by the name and would not look inside
         with path.open("rb") as file:
-            return _load(file, names, mmap=False)
-    return _load(path, names, mmap=True)
+            return _load(file, names, path)
+    with reading(path), name_in_utf8(path) as name:
+        return _load(name, names, path)
 
 
 def read_legacy(path: Path) -> Any:
@@ -44,7 +48,7 @@ def read_legacy(path: Path) -> Any:
     _check_torch(path)
     names = check(path, Container.PICKLE).names
     with path.open("rb") as file:
-        return _load(file, names, mmap=False)
+        return _load(file, names, path)
 
 
 def check(path: Path, container: Container) -> SymbolicUnpickler:
@@ -53,7 +57,18 @@ def check(path: Path, container: Container) -> SymbolicUnpickler:
     Raises:
         CheckpointError: of the kind that reading it would raise.
     """
-    return _check_zip(path) if container is Container.ZIP else _check_legacy(path)
+    symbolic = _check_zip(path) if container is Container.ZIP else _check_legacy(path)
+    what = nameless(symbolic.content)
+    if what is not None:
+        raise NotACheckpointError(f"{path}: holds {what}, expected named tensors")
+    held = sum(symbolic.storages.values())
+    claimed = sum(leaf.nbytes for _, leaf in walk(symbolic.content) if isinstance(leaf, Stored))
+    if claimed > MAX_SHARING * held + SMALL:
+        raise DamagedCheckpointError(
+            f"{path}: claims more than it holds: tensors of {claimed / 1e6:,.0f} MB that share "
+            f"{held / 1e6:,.1f} MB of data; get it from its author again"
+        )
+    return symbolic
 
 
 def _check_zip(path: Path) -> SymbolicUnpickler:
@@ -61,9 +76,7 @@ def _check_zip(path: Path) -> SymbolicUnpickler:
         try:
             pickle, sizes = _checked_archive(file, path)
         except (zipfile.BadZipFile, struct.error, NotImplementedError, UnicodeDecodeError) as error:
-            raise DamagedCheckpointError(
-                f"{path}: is truncated or damaged ({str(error)[:100]}); download it again"
-            ) from error
+            raise damaged(path)(str(error)[:100]) from error
     symbolic = SymbolicUnpickler()
     _load_symbols(symbolic, io.BytesIO(pickle), path)
     for key, claimed in symbolic.storages.items():
@@ -129,10 +142,13 @@ def _load_symbols(symbolic: SymbolicUnpickler, pickle: BinaryIO, path: Path) -> 
         raise type(fault)(f"{path}: {fault}") from fault
 
 
-def _load(source: Path | BinaryIO, names: set[str], mmap: bool) -> Any:
+def _load(source: Path | BinaryIO, names: set[str], path: Path) -> Any:
+    """Let torch read a file that was checked: mapped where it gets the path, in whole where an open file."""
     import torch
 
-    with _allow_list, torch.serialization.safe_globals(stubs(names)):
+    mmap = isinstance(source, Path)
+    advice = ADVICE if mmap else f"{ADVICE}, or convert it there: scripts/convert.py IN OUT.safetensors"
+    with reading(path, damaged(path), advice), _allow_list, torch.serialization.safe_globals(stubs(names)):
         return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
 
 

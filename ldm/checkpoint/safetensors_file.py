@@ -10,8 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm.checkpoint.sniff import damaged
 from ldm.checkpoint.stored import OF_SAFETENSORS, Stored
 from ldm.errors import DamagedCheckpointError
+from ldm.files.reading import name_in_utf8, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +28,11 @@ def read(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
     from safetensors import safe_open
 
     names, metadata = checked_header(path)
-    with safe_open(path, framework="pt", device="cpu") as file:
+    with (
+        reading(path, damaged(path)),
+        name_in_utf8(path) as utf8,
+        safe_open(utf8, framework="pt", device="cpu") as file,
+    ):
         tensors = {name: file.get_tensor(name) for name in names}
     # Files of early writers are not padded, and not every kernel takes an odd address.
     aligned = {name: x.clone() if x.data_ptr() % x.element_size() else x for name, x in tensors.items()}

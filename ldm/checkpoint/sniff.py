@@ -4,6 +4,7 @@ import enum
 import io
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from ldm.checkpoint.globals_in_pickle import find_names
@@ -77,6 +78,12 @@ def sniff(path: Path) -> Container:
     if (container is Container.SAFETENSORS) != (path.suffix.lower() == ".safetensors"):
         logger.info("%s is %s in spite of its name", path.name, container.value)
     return container
+
+
+def damaged(path: Path) -> Callable[[str], DamagedCheckpointError]:
+    """Return what makes the error for bytes that a library refused, from its reason."""
+    text = f"{path}: is truncated or damaged"
+    return lambda reason: DamagedCheckpointError(f"{text} ({reason}); download it again")
 
 
 def _container(head: bytes) -> Container | None:

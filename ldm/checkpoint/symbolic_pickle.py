@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from math import prod
 from struct import Struct
+from struct import error as StructError
 from typing import Any
 
 from ldm.checkpoint.globals_in_pickle import find_names, todays_name
@@ -26,6 +27,9 @@ MAX_OPCODES = 300_000           # a training file with EMA weights and Adam's st
 MAX_TUPLE_DEPTH = 32
 MAX_KEYS = 12                   # from the outermost dict to a tensor
 MAX_HASHED = 2_000_000          # leaves of all the keys
+
+# what an interpreter of opcodes meets in bytes that are no pickle: nothing there, or another kind of thing
+OF_BAD_BYTES = (LookupError, ValueError, TypeError, AttributeError, StructError)
 
 DICTS = ("builtins.dict", "collections.defaultdict")
 TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
@@ -106,7 +110,7 @@ class SymbolicUnpickler:
         start = file.tell()
         try:
             self.results.append(self._run(file))
-        except Exception as error:
+        except (CheckpointError, *OF_BAD_BYTES) as error:
             file.seek(start)
             find_names(file, self.names)
             if isinstance(error, CheckpointError):
@@ -256,6 +260,17 @@ class SymbolicUnpickler:
             raise DamagedCheckpointError("has a numpy type that is no number")
         if target.kind == "object" and target.content is None and type(state) is Symbol:
             target.content = state.content
+
+
+def nameless(value: Any) -> str | None:
+    """Return in words what a result of `load` is that has no names in it; None for a dict or an object."""
+    if type(value) is _Tuple:
+        return "a tuple"
+    if type(value) is not Symbol:
+        return "nothing" if value is None else "a text" if isinstance(value, str) else "a number"
+    if value.kind == "tensor":
+        return f"one tensor {value.content.shape} without a name"
+    return None if value.kind in ("dict", "object", "dtype") else f"a {value.kind}"
 
 
 def walk(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:

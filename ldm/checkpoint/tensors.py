@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.checkpoint.sniff import shown
 from ldm.checkpoint.stored import PLAIN
-from ldm.errors import DamagedCheckpointError, NotACheckpointError
+from ldm.errors import NotACheckpointError
 
 ACCEPTED = {getattr(torch, name) for name in PLAIN}
 
@@ -19,7 +19,6 @@ def only_tensors(content: Any, path: Path) -> dict[str, Tensor]:
 
     Raises:
         NotACheckpointError: it holds none, or one that is sparse, quantized or complex.
-        DamagedCheckpointError: one is larger than its data.
     """
     if not isinstance(content, dict):
         raise NotACheckpointError(f"{path}: holds a {type(content).__name__}, expected named tensors")
@@ -42,9 +41,6 @@ def _plain(name: str, tensor: Tensor, path: Path) -> Tensor:
         raise NotACheckpointError(f"{path}: {shown(name)} is not dense; only dense weights can be read")
     if tensor.dtype not in ACCEPTED:
         raise NotACheckpointError(f"{path}: {shown(name)} is {tensor.dtype}; that cannot be read")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        shape = tuple(tensor.shape)
-        raise DamagedCheckpointError(f"{path}: {shown(name)} has less data than its shape {shape}")
     return tensor.detach()
 
 

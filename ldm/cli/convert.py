@@ -28,7 +28,10 @@ def make_parser(description: str | None) -> Parser:
         help="which weights of a file with EMA weights to keep; both keeps the EMA and the raw weights "
         "(default: %(default)s: both, or raw with --prune)",
     )  # fmt: skip
-    add("--prune", action="store_true", help="drop the other set, and tensors that only training needs")
+    add(
+        "--prune", action="store_true",
+        help="drop the other set, tensors that only training needs, and those of no part of the model",
+    )  # fmt: skip
     add("--dtype", choices=DTYPES, default="keep", help="dtype to store weights in (default: %(default)s)")
     add("--variant", metavar="NAME", help="variant of the folder to read or write, such as fp16")
     add("--prediction", choices=("eps", "v"), help="what the model predicts, to store in the result")

@@ -22,11 +22,7 @@ SOURCES = {
     "family": "as all reference models of this kind",
     "probe": "found by one UNet evaluation",
 }
-WEIGHTS = {
-    "raw": "one copy, as stored",
-    "ema": "EMA",
-    "raw+ema": "two copies, raw and EMA",
-}
+WEIGHTS = {"raw": "one copy, as stored", "ema": "EMA", "raw+ema": "two copies, raw and EMA"}
 
 
 def make_parser(description: str | None) -> Parser:
@@ -195,7 +191,7 @@ def _digest(file: str, compute: bool) -> str | None:
         return None
     from ldm.files.digest import known_sha256, sha256
 
-    return sha256(path) if compute else known_sha256(path)
+    return sha256(path, afresh=True) if compute else known_sha256(path)
 
 
 def _probed(identity: "Identity") -> "Identity":

@@ -1,23 +1,73 @@
 """Files and folders that are complete or absent: written under a temporary name, then moved into place.
 
 Whoever looks sees the old content or the new one, also after a power cut. Only SIGKILL leaves a temporary
-file or folder behind.
+file or folder behind; whoever next writes in that folder removes it, if the process that made it is gone.
 """
 
+import contextlib
 import ctypes
+import hashlib
+import logging
 import os
+import platform
+import re
 import secrets
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
 TEMPORARY_PREFIX = ".ldm-"
+LEFT_OVER = re.compile(r"\.ldm-(?P<process>\d+)-((?P<machine>[0-9a-f]{8})-)?[0-9a-f]+\.tmp")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2     # of Linux's renameat2
+
+_swept: set[Path] = set()               # folders in which this process has looked for what others left behind
 
 
 def temporary_path(folder: Path) -> Path:
     """Return a name in `folder` that no other process and no other call uses."""
-    return folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}.tmp"
+    if folder not in _swept:
+        _swept.add(folder)
+        sweep(folder)
+    return folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{_machine()}-{secrets.token_hex(6)}.tmp"
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes of this machine that are gone have left behind in a folder, and log its names."""
+    removed = []
+    for name in os.listdir(folder) if folder.is_dir() and os.name == "posix" else ():
+        match = LEFT_OVER.fullmatch(name)
+        if match and match["machine"] in (None, _machine()) and not _is_running(int(match["process"])):
+            path = folder / name
+            with contextlib.suppress(OSError):  # another process sweeps, too
+                size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                removed.append(f"{name} ({size / 1e6:.1f} MB)")
+    if removed:
+        some = ", ".join(removed[:3]) + (f" and {len(removed) - 3} more" if len(removed) > 3 else "")
+        logger.info("removed from %s what a killed run had left there: %s", folder, some)
+
+
+@cache
+def _machine() -> str:
+    """Return a mark of this machine and its space of process numbers; folders are shared over networks."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:                     # another user's
+        pass
+    return True
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,7 +1,8 @@
 """Findings about a file or folder, kept in memory and in the user's cache folder.
 
-The key is the path, size and modification time of every file, so a change to any of them discards the
-finding. A cache folder that cannot be read or written costs time, nothing else.
+The key is the path, size, inode and times of modification and change of every file, so a change to any of
+them discards the finding. Whoever asks for a digest by name is answered from the file all the same
+(`ldm.files.digest`). A cache folder that cannot be read or written costs time, nothing else.
 """
 
 import contextlib
@@ -41,8 +42,17 @@ def put(path: str | Path, kind: str, finding: dict[str, Any]) -> None:
 
 
 def _place(path: str | Path, kind: str) -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(root) / "ldm" / kind / f"{state(path)}.json"
+
+
+def state(path: str | Path) -> str:
+    """Return a digest of what the system says of a file, or of all files in a folder."""
     path = Path(path).resolve()
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    states = "".join(f"{file}\0{file.stat().st_size}\0{file.stat().st_mtime_ns}\n" for file in files)
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(root) / "ldm" / kind / f"{hashlib.sha256(states.encode()).hexdigest()}.json"
+    digest = hashlib.sha256()
+    for file in files:
+        about = file.stat()
+        numbers = (about.st_size, about.st_ino, about.st_mtime_ns, about.st_ctime_ns)
+        digest.update(os.fsencode(file) + b"\0%d %d %d %d\n" % numbers)
+    return digest.hexdigest()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ldm.files import cache
+from ldm.files.reading import reading
 
 KIND = "sha256"                 # folder in the cache
 
@@ -17,18 +18,24 @@ KIND = "sha256"                 # folder in the cache
 def fresh_sha256(path: str | Path) -> str:
     """Read a file and return its hexadecimal SHA-256; nothing is cached."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def sha256(path: str | Path) -> str:
-    """Return the hexadecimal SHA-256 of a file, from the cache if the file has not changed."""
-    digest = known_sha256(path)
+def sha256(path: str | Path, afresh: bool = False) -> str:
+    """Return the hexadecimal SHA-256 of a file, from the cache if the file has not changed.
+
+    Args:
+        afresh: read the file all the same: for a digest that the user asked for.
+    """
+    digest = None if afresh else known_sha256(path)
     if digest is None:
+        before = cache.state(path)
         digest = fresh_sha256(path)
-        cache.put(path, KIND, {"sha256": digest})
+        if cache.state(path) == before:         # else it was written to meanwhile
+            cache.put(path, KIND, {"sha256": digest})
     return digest
 
 

@@ -63,11 +63,11 @@ def parameters_text(record: dict[str, Any]) -> str:
         "Batch pos": record.get("index_in_batch"),
         "Version": f"ldm {record['version']}",
     }
-    lines = [_printable(record["prompt"])]
+    lines = [record["prompt"]]
     if options.get("negative_prompt"):
-        lines.append("Negative prompt: " + _printable(options["negative_prompt"]))
+        lines.append("Negative prompt: " + options["negative_prompt"])
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in fields.items() if value is not None))
-    return "\n".join(lines)
+    return _printable("\n".join(lines))
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

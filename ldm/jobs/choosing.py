@@ -90,7 +90,7 @@ def check_digest(expected: str | None, checkpoint: Path) -> None:
         raise InputError(f"--sha256: {checkpoint} is a folder; only a file has a digest")
     from ldm.files.digest import sha256
 
-    digest = sha256(checkpoint)
+    digest = sha256(checkpoint, afresh=True)
     if digest != expected:
         raise CheckpointError(
             f"{checkpoint}: its SHA-256 is {digest}, expected {expected}; download it again"
@@ -109,6 +109,7 @@ def check_kind(identity: "Identity", tasks: tuple[str, ...] | None, whole: bool)
         raise WrongModelError(f"{file} is {what}; this program runs Stable Diffusion 1.x and 2.x")
     if not identity.is_model and identity.kind != "unknown":
         advice = "; give this file to --vae" if identity.kind == "vae" else ""
+        advice = f"; {identity.notes[0]}" if identity.kind == "training" else advice
         raise WrongModelError(f"{file} is {what}; --ckpt takes a whole model{advice}")
     if whole and (identity.kind == "unet" or identity.lacks):
         raise WrongModelError(f"{file} is {what}; --ckpt takes a whole model: UNet, VAE and text encoder")

@@ -65,10 +65,7 @@ def generate(
 
 
 def execute(
-    request: Request,
-    models: Models | None = None,
-    watch: Watch = SILENT,
-    resume: Resumed | None = None,
+    request: Request, models: Models | None = None, watch: Watch = SILENT, resume: Resumed | None = None
 ) -> Done:
     """Read the files of a request, open its model, generate its images, and save and record them.
 
@@ -89,8 +86,9 @@ def execute(
     opened = (models or Models()).open(request, watch, any_kind=_decodes(resume))
     if resume is not None:
         resume.check_model(opened)
-    batches = _batches(loaded, opened, watch, resume, saving)
-    total = batches_left(loaded, resume)
+    skip = _skipped(request, loaded, opened, saving)
+    batches = _batches(loaded, opened, watch, resume, saving, skip)
+    total = max(0, batches_left(loaded, resume) - len(skip))
     try:
         with heeding_signals("the preparations"):  # also while the state of a stopped run is saved
             try:
@@ -131,8 +129,26 @@ def _prompts(request: Request, resume: Resumed | None) -> tuple[str, ...]:
     return (file.record["prompt"],) if resume.is_finished else tuple(file.position.prompts)
 
 
+def _skipped(request: Request, loaded: Request, opened: OpenedModel, saving: Saving) -> set[int]:
+    """Return the batches that --skip-existing leaves out, and tell `saving` which images are there."""
+    if not request.skip_existing:
+        return set()
+    from ldm.jobs.existing import complete_batches, existing
+
+    asked = resolved(loaded, opened.facts)
+    saving.existing = existing(saving.outdir / "samples", run_record(request, asked, opened), asked)
+    if saving.existing:
+        log.info("%d images of this command exist already and are not made again", len(saving.existing))
+    return complete_batches(saving.existing, asked)
+
+
 def _batches(
-    loaded: Request, opened: OpenedModel, watch: Watch, resume: Resumed | None, saving: Saving
+    loaded: Request,
+    opened: OpenedModel,
+    watch: Watch,
+    resume: Resumed | None,
+    saving: Saving,
+    skip: set[int],
 ) -> "Iterator[Batch]":
     from ldm.tasks.decode import decode_latents
     from ldm.tasks.generate import generate as run
@@ -142,12 +158,11 @@ def _batches(
     request = resolved(loaded, opened.facts)
     _log_hints(request, opened)
     track = _track(request, opened, watch, saving.outdir)
-    return run(opened.model, request, track, None if resume is None else resume.file.position, opened.dtype)
+    position = None if resume is None else resume.file.position
+    return run(opened.model, request, track, position, opened.dtype, skip)
 
 
-def _record(
-    request: Request, loaded: Request, opened: OpenedModel, resume: Resumed | None
-) -> dict[str, Any]:
+def _record(request: Request, loaded: Request, opened: OpenedModel, resume: Resumed | None) -> dict[str, Any]:
     if _decodes(resume):
         return decoded_record(resume.file, opened)
     return run_record(request, resolved(loaded, opened.facts), opened)

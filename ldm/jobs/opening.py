@@ -113,9 +113,7 @@ def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
         identity = replace(choice.identity, prediction=model.parameterization)
         model.trained_at = identity.training_size
     known = choice is None or model.trained_at is not None
-    return OpenedModel(
-        model, config, checkpoint, dtype, sha256, facts_of(model), choice is None, known, vae
-    )
+    return OpenedModel(model, config, checkpoint, dtype, sha256, facts_of(model), choice is None, known, vae)
 
 
 def _dtype(request: Request, device: "torch.device") -> "torch.dtype":

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint.classify import stated_predictions
+from ldm.checkpoint.classify import ZERO_SNR_MARK, stated_predictions
 from ldm.checkpoint.layouts.averaged import averaged_names
 from ldm.checkpoint.one_file import Opened
 from ldm.checkpoint.opened import open_weights, to_ldm_names
@@ -23,12 +23,14 @@ from ldm.config import instantiate, plain, read_config
 from ldm.devices import on_meta, resolve_device, resolve_dtype
 from ldm.errors import ConfigError, WrongModelError
 from ldm.loading.fill import Progress, fill_in, initialise_new, zero_pad_inputs
-from ldm.loading.match import ZERO_SNR_MARK, as_named_by, file_content, match_keys, refusal
+from ldm.loading.match import as_named_by, check_scale, file_content, match_keys, refusal
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = ("auto", "ema", "raw")
-SCHEDULE_TOLERANCE = 2e-3       # half precision rounds alphas_cumprod by up to 5e-4
+# Of alphas_cumprod: bfloat16 cuts off up to 2**-7 of a value, and float16 rounds by 2**-11 besides. Another
+# schedule differs by more at its end, where alphas_cumprod is small.
+SCHEDULE_TOLERANCE = {"rtol": 1e-2, "atol": 1e-6}
 
 
 def load_model(
@@ -75,6 +77,10 @@ def load_model(
     file = Path(checkpoint)
     opened = open_weights(file)
     _check_prediction(model, opened, source)
+    if opened.configs:
+        from ldm.loading.stated import check_folder
+
+        check_folder(opened, node.get("params") or {}, source)
     mark = opened.metadata.get("sd.weights")
     has_zero_snr = opened.configs.get("scheduler", {}).get("rescale_betas_zero_snr") is True
     tensors = as_named_by(model, to_ldm_names(opened))
@@ -84,6 +90,8 @@ def load_model(
     keys = match_keys(model, tensors)
     if not keys.is_good:
         raise WrongModelError(refusal(keys, model, tensors, file, source))
+    keys.log_foreign(file)
+    check_scale(tensors, model, source, file.name)
     _warn_of_another_schedule(model, tensors, has_zero_snr, file)
     kept = fill_in(model, keys, tensors, device, dtype, file, allow_nonfinite, progress)
     model.eval().requires_grad_(False)
@@ -120,12 +128,16 @@ def load_part(
     file, prefix = Path(path), f"{part}." if part else ""
     what = _label(prefix) if part else type(model).__name__
     opened = open_weights(file)
+    if part == "first_stage_model" and opened.configs:
+        from ldm.loading.stated import check_vae
+
+        check_vae(opened, model)
     own = opened.parts.get("", {})
     weights = {prefix + name: x for name, x in own.items()}
     if grow_inputs or new_tensors:
         weights = zero_pad_inputs(model, weights, grow_inputs)
         weights |= initialise_new(model, weights, new_tensors or {})
-    keys = match_keys(model, weights, prefix)
+    keys = match_keys(model, weights, prefix, is_part=bool(prefix))
     if not keys.is_good and (prefix or not own):       # names of a whole model, or of another tool
         tensors = to_ldm_names(opened)
         weights = {name: x for name, x in tensors.items() if name.startswith(prefix)}
@@ -135,6 +147,7 @@ def load_part(
             raise WrongModelError(f"{file} holds no weights of {what}: it is {held}")
     if not keys.is_good:
         raise WrongModelError(f"{file} does not fit {what}: {keys.report()}")
+    keys.log_foreign(file)
     like = next(model.get_submodule(part).parameters())
     fill_in(model, keys, weights, like.device, like.dtype, file, allow_nonfinite, progress)
     logger.info("%s: %d tensors of %s", file.name, len(keys.matched), what)
@@ -203,10 +216,14 @@ def _warn_of_another_schedule(
     if schedule is None:
         return
     if (has_zero_snr or ZERO_SNR_MARK in weights) and not schedule.zero_terminal_snr:
-        logger.warning("%s was trained to zero terminal SNR; the configuration's schedule is used", file.name)
-    if stored is None:
-        return
-    ours = torch.as_tensor(schedule.alphas_cumprod).double()
-    same_length = stored.shape == ours.shape
-    if not same_length or (stored.double() - ours).abs().max() > SCHEDULE_TOLERANCE:
+        logger.warning(
+            "%s was trained to zero terminal SNR, which the configuration does not say: use --zero-snr",
+            file.name,
+        )
+    if stored is not None and not is_same_schedule(stored, schedule.alphas_cumprod):
         logger.warning("%s was trained with another noise schedule; the configuration's is used", file.name)
+
+
+def is_same_schedule(stored: Tensor, ours: Tensor) -> bool:
+    """Tell whether two tables of alphas_cumprod, (N,) each, differ by no more than casts round away."""
+    return stored.shape == ours.shape and torch.allclose(stored.double(), ours, **SCHEDULE_TOLERANCE)

@@ -1,9 +1,11 @@
 """Compare the key names and shapes of a weights file with those of a model.
 
 Nothing is guessed: a tensor too many, too few or of another shape is an error, except for the keys listed
-here by name, and what a module itself names as unused.
+here by name, and what a module itself names as unused. What belongs to no part of the model is left out.
 """
 
+import logging
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,9 +13,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ldm.checkpoint.classify import V_MARK, classify
+from ldm.checkpoint.classify import V_MARK, ZERO_SNR_MARK, classify
 from ldm.checkpoint.parts import TABLE, VAE, part_of
 from ldm.checkpoint.sniff import shown
+from ldm.errors import WrongModelError
+
+logger = logging.getLogger(__name__)
 
 SCHEDULE = (
     "betas|alphas_cumprod|alphas_cumprod_prev|sqrt_alphas_cumprod|sqrt_one_minus_alphas_cumprod"
@@ -21,7 +26,6 @@ SCHEDULE = (
     "|posterior_variance|posterior_log_variance_clipped|posterior_mean_coef1|posterior_mean_coef2"
 )
 UNREAD = "only CLIP's own training reads them"
-ZERO_SNR_MARK = "ztsnr"
 
 # Computed by the model itself; a file's copy is not read, and a file without them is complete.
 COMPUTED = {
@@ -34,6 +38,7 @@ COMPUTED = {
 SURPLUS = {
     SCHEDULE: COMPUTED[SCHEDULE],
     "lvlb_weights|logvar": "weights of the training loss",
+    "scale_factor": "the scale of the latents, which is compared with the configuration's",
     r"model_ema\.(decay|num_updates)": "counters of the EMA; every published .ckpt has them",
     r"model_ema\..*": "the EMA weights, where the raw ones are used; the log says which",
     r"(first_stage_model\.)?loss\..*": "the discriminator that the autoencoder was trained against",
@@ -59,7 +64,15 @@ class KeyMatch:
     zeros: list[str] = field(default_factory=list)          # of UNUSED, missing from the file
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)        # of no part of the model
     misshapen: list[str] = field(default_factory=list)      # "name (320, 9, 3, 3) instead of (320, 4, 3, 3)"
+
+    def log_foreign(self, file: Path) -> None:
+        """Log in one line what is left out."""
+        if self.foreign:
+            count = "1 tensor" if len(self.foreign) == 1 else f"{len(self.foreign)} tensors"
+            names = some(self.foreign)
+            logger.warning("%s: left out %s of no part of the model: %s", file.name, count, names)
 
     @property
     def is_good(self) -> bool:
@@ -85,8 +98,14 @@ class KeyMatch:
         return "; ".join([self.counts(), *groups])
 
 
-def match_keys(model: nn.Module, weights: Mapping[str, Tensor], prefix: str = "") -> KeyMatch:
-    """Compare the names, shapes and kinds of `weights` with what `model` stores below `prefix`."""
+def match_keys(
+    model: nn.Module, weights: Mapping[str, Tensor], prefix: str = "", is_part: bool = False
+) -> KeyMatch:
+    """Compare the names, shapes and kinds of `weights` with what `model` stores below `prefix`.
+
+    Args:
+        is_part: the file is of this part alone, so `prefix` does not tell what belongs to it.
+    """
     found = KeyMatch()
     stored = {name: x for name, x in model.state_dict().items() if name.startswith(prefix)}
     stored |= {name: x for name, x in optional_buffers(model).items() if name in weights}
@@ -102,8 +121,17 @@ def match_keys(model: nn.Module, weights: Mapping[str, Tensor], prefix: str = ""
             found.misshapen.append(f"{name} {weights[name].dtype} instead of {place.dtype}")
         else:
             found.matched.append(name)
-    found.unexpected = [name for name in weights if name not in stored and not _is_listed(name, SURPLUS)]
+    below = prefix if is_part else ""
+    roots = {_root(name, below) for name in stored}
+    for name in weights:
+        if name not in stored and not _is_listed(name, SURPLUS):
+            is_foreign = _root(name, below) not in roots and (is_part or part_of(name) is None)
+            (found.foreign if is_foreign else found.unexpected).append(name)
     return found
+
+
+def _root(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix).partition(".")[0]
 
 
 def as_named_by(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -138,6 +166,22 @@ def _unused_parameters(model: nn.Module, weights: Mapping[str, Tensor]) -> set[s
             names = {f"{path}.{name}" if path else name for name in module.unused_parameters()}
             unused |= names if names.isdisjoint(weights) else set()
     return unused
+
+
+def check_scale(tensors: Mapping[str, Tensor], model: nn.Module, source: str, file: str) -> None:
+    """Compare the scale of the latents that some training files hold as a tensor with the model's.
+
+    Raises:
+        WrongModelError: they differ by more than bfloat16 rounds away.
+    """
+    stored, own = tensors.get("scale_factor"), getattr(model, "scale_factor", None)
+    if stored is None or own is None or stored.numel() != 1:
+        return
+    theirs = float(stored)
+    if not math.isclose(theirs, own, rel_tol=1 / 256):
+        raise WrongModelError(
+            f"{file} says scale_factor {theirs:.6g}, and {source} {own:.6g}; give a --config that says so too"
+        )
 
 
 def refusal(
@@ -180,7 +224,9 @@ def _groups(names: list[str]) -> list[str]:
     for name in names:
         part = part_of(name)
         groups.setdefault(f"the {part.label}" if part else "no known part", []).append(name)
-    return [
-        f"{len(found)} of {part} ({', '.join([shown(name) for name in found[:EXAMPLES]] + ['...'] * more)})"
-        for part, found in groups.items() for more in [len(found) > EXAMPLES]
-    ]
+    return [f"{len(found)} of {part} ({some(found)})" for part, found in groups.items()]
+
+
+def some(names: list[str]) -> str:
+    """Return the first few names."""
+    return ", ".join([shown(name) for name in names[:EXAMPLES]] + ["..."] * (len(names) > EXAMPLES))

@@ -19,6 +19,7 @@ from ldm.diffusion.prediction import add_noise
 from ldm.diffusion.schedule import Schedule, make_betas
 from ldm.diffusion.timesteps import timestep_embedding
 from ldm.errors import CheckpointError, ConfigError, InputError
+from ldm.files.reading import reading
 
 STATISTICS_SUFFIXES = (".th", ".pt", ".npz", ".safetensors")
 NUM_BUFFERS = 8     # files contain the schedule's buffers except those of the posterior
@@ -38,7 +39,7 @@ class AbstractLowScaleModel(nn.Module):
         super().__init__()
         self.schedule: Schedule | None = None
         if noise_schedule_config is not None:
-            self.schedule = Schedule(_betas(**noise_schedule_config))
+            self.schedule = Schedule(make_betas(**noise_schedule_config))
         for name, buffer in self._ldm_buffers().items():
             self.register_buffer(name, buffer)
 
@@ -204,28 +205,15 @@ class CLIPEmbeddingNoiseAugmentation(ImageConcatWithNoiseAugmentation):
         return z, timestep_embedding(levels, self.timestep_dim).to(x.dtype)
 
 
-def _betas(
-    beta_schedule: str = "linear",
-    timesteps: int = 1000,
-    linear_start: float = 1e-4,
-    linear_end: float = 2e-2,
-    cosine_s: float = 8e-3,
-) -> np.ndarray:
-    """Return the betas of a `noise_schedule_config`."""
-    return make_betas(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
-
-
 def read_statistics(path: Path) -> tuple[Tensor, Tensor]:
     """Read the mean and standard deviation of image embeddings, each (D,) float32, without running code.
 
     Raises:
         CheckpointError: the file does not contain two finite vectors of one length, the second positive.
     """
-    try:
+    what = f"{path}: cannot be read as embedding statistics"
+    with reading(path, lambda reason: CheckpointError(f"{what}: {reason}")):
         content = _read(path)
-    except Exception as error:      # on damaged files, readers raise nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read as embedding statistics: {reason}") from error
     if isinstance(content, dict):
         content = [content[name] for name in ("mean", "std") if name in content]
     if not isinstance(content, (list, tuple)) or len(content) != 2:

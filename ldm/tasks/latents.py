@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import InputError, Stopped
+from ldm.files.reading import reading
 from ldm.samplers.base import Noise
 from ldm.samplers.loop import KeyedNoise
 from ldm.tasks.noise import BatchNoise, NoiseSource
@@ -110,12 +111,11 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
     Raises: InputError, CheckpointError in one line.
     """
-    from ldm.checkpoint.one_file import one_line_errors
     from ldm.checkpoint.safetensors_file import checked_header
     from ldm.checkpoint.sniff import Container, sniff
 
     path = Path(path)
-    with one_line_errors(path):
+    with reading(path):
         if not path.is_file():
             what = "this is a folder" if path.is_dir() else "there is no such file"
             raise InputError(
@@ -136,11 +136,10 @@ def read_latents(path: str | Path) -> LatentsFile:
 
     Raises: InputError, CheckpointError in one line.
     """
-    from ldm.checkpoint.one_file import one_line_errors
     from ldm.checkpoint.safetensors_file import read
 
     path, record = Path(path), read_record(path)
-    with one_line_errors(path):
+    with reading(path):
         tensors, _ = read(path)
     latents = tensors.get("latents", next(iter(tensors.values())) if len(tensors) == 1 else None)
     if latents is None or not latents.is_floating_point() or latents.dim() not in (3, 4):

@@ -4,7 +4,7 @@
     nll = rec / exp(logvar) + logvar
     L   = nll + w_kl KL(q(z|x) || N(0, 1)) + w_disc lambda g,    lambda = ||d nll|| / (||d g|| + 1e-4)
 
-Sums over an image are divided by its number of values, all alike: published weights keep their meaning, and
+Sums over an image are divided by its number of values, all alike: reference weights keep their meaning, and
 the size of the loss does not depend on the size of the image. Both optimizers use one pass of the
 autoencoder: the discriminator sees the reconstruction from before the autoencoder's step. `disc_start` counts
 optimizer steps of the autoencoder.
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.config import find_class
 from ldm.loading import load_part
 from ldm.training.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss
 from ldm.training.ema import LitEma
@@ -61,9 +62,7 @@ class AutoencoderTraining(TrainingModule):
             self.discriminator = PatchDiscriminator(3, options.disc_channels, options.disc_num_layers)
         self.perceptual = None
         if options.perceptual_weight > 0:
-            from ldm.training.perceptual import load_perceptual
-
-            self.perceptual = load_perceptual()
+            self.perceptual = find_class("demo.perceptual.PerceptualDistance").load()
         self.ema = LitEma(model, options.ema_decay) if options.ema_decay > 0 else None
         self.images_shown = VALIDATED + SHOWN
         self.images_at_export = options.scale_images // 2  # which are encoded only

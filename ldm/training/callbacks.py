@@ -219,11 +219,7 @@ class Keeper(pl.Callback):
         options, now = module.train_options, time.monotonic()
         step, then = self._last_logged
         images = (module.step - step) * options.batch_size * options.accumulate * trainer.world_size
-        row = {
-            "step": module.step,
-            "seconds": self.clock.elapsed,
-            "images_per_second": images / (now - then),
-        }
+        row = {"step": module.step, "seconds": self.clock.elapsed, "images_per_second": images / (now - then)}
         self._last_logged = (module.step, now)
         self._log.add({**row, **means})
         shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())

@@ -83,6 +83,8 @@ class DiffusionTraining(TrainingModule):
     def prepare(self, data: Any, run_folder: Path, device: torch.device) -> Any:
         """Encode images and captions once, and measure the scale factor, where the options say so."""
         options = self.options
+        if self.diffusion.cond_stage_model is not None and hasattr(data, "check_captions"):
+            data.check_captions()
         if not options.cache_latents and not options.scale_by_std:
             return data
         self.to(device)

@@ -95,7 +95,7 @@ class TrainingModule(pl.LightningModule):
 
     @abstractmethod
     def export(self, folder: Path, config: dict[str, Any], data: Any) -> Path:
-        """Write the result in the published layout and the YAML that loads it; return the weights' path."""
+        """Write the result in the reference layout and the YAML that loads it; return the weights' path."""
 
     def autocast(self) -> AbstractContextManager:
         """Return the context in which networks compute outside of training steps."""

@@ -1,21 +1,35 @@
 """Every way a download goes wrong gives one line that says which; nothing else ever comes out."""
 
+import errno
 import io
 import json
+import os
 import pickle
 import random
 import struct
 import tarfile
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import call, legacy_with, safetensors_with, saved, stored, tensor, weights, zip_with
+from checkpoint_files import (
+    call,
+    legacy_with,
+    safetensors_with,
+    same,
+    saved,
+    stored,
+    tensor,
+    weights,
+    zip_with,
+)
 from safetensors.torch import save
 
-from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError
+from ldm.checkpoint import identify
+from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError, OutOfMemory
 
 LEGACY = {"_use_new_zipfile_serialization": False}
 FORMATS = {"zip": saved(weights()), "legacy": saved(weights(), **LEGACY), "safetensors": save(weights())}
@@ -200,7 +214,6 @@ def test_tensors_that_no_model_takes(tmp_path):
     path = tmp_path / "a.ckpt"
     plain = NotACheckpointError
     for content, error_class, expected in [
-        ({"w": torch.zeros(1).expand(100_000, 100_000)}, DamagedCheckpointError, "less data than its shape"),
         ({"w": torch.zeros(3, dtype=torch.complex64)}, plain, "ComplexFloatStorage"),
         ({"w": torch.ones(3).to_sparse()}, plain, "_rebuild_sparse_tensor"),
         ({"w": torch.ones(3, device="meta")}, plain, "_rebuild_meta_tensor"),
@@ -210,8 +223,12 @@ def test_tensors_that_no_model_takes(tmp_path):
         ({"a": 1, "b": "text"}, plain, "no weights, only 'a', 'b'"),
         ({}, plain, "no weights, only nothing"),
         ([torch.zeros(3)], plain, "holds a list"),
-        (torch.zeros(3), plain, "holds a Tensor"),
-        (5, plain, "holds a int"),
+        (torch.zeros(3, 768), plain, "holds one tensor (3, 768) without a name"),
+        (torch.nn.Parameter(torch.zeros(3)), plain, "holds one tensor (3,) without a name"),
+        ((torch.zeros(3), 1), plain, "holds a tuple"),
+        (5, plain, "holds a number"),
+        ("five", plain, "holds a text"),
+        (None, plain, "holds nothing"),
     ]:
         path.write_bytes(saved(content))
         _fails(path, error_class, expected)
@@ -329,3 +346,96 @@ def test_huge_headers_are_not_even_read(tmp_path):
     empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     text = json.dumps({f"t{i}": empty for i in range(20_001)}, separators=(",", ":")).encode()
     _fails(safetensors_with(text, b"", path), DamagedCheckpointError, "more than 20000 tensors")
+
+
+@pytest.mark.parametrize("name", ["a.ckpt", "old.ckpt", "a.safetensors"])
+@pytest.mark.parametrize(
+    "raised, expected",
+    [
+        (MemoryError(), OutOfMemory),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), OSError),
+        (RuntimeError("unable to mmap: Cannot allocate memory (12)"), OutOfMemory),
+        (RuntimeError("PytorchStreamReader failed"), DamagedCheckpointError),
+    ],
+)
+def test_the_machine_is_not_taken_for_the_file(name, raised, expected, tmp_path, monkeypatch):
+    content = FORMATS["safetensors" if name.endswith("s") else "legacy" if name == "old.ckpt" else "zip"]
+    (tmp_path / name).write_bytes(content)
+
+    def fails(*args, **kwargs):
+        raise raised
+
+    monkeypatch.setattr(torch, "load", fails)
+    monkeypatch.setattr("safetensors.safe_open", fails)
+    with pytest.raises(expected) as caught:
+        stored(tmp_path / name)
+    assert type(caught.value) is expected and str(tmp_path / name) in str(caught.value)
+
+
+def test_a_defect_of_ours_is_not_taken_for_damage(tmp_path, monkeypatch):
+    (tmp_path / "a.safetensors").write_bytes(FORMATS["safetensors"])
+    defect = ZeroDivisionError("a defect")
+
+    def fails(*args):
+        raise defect
+
+    monkeypatch.setattr("ldm.checkpoint.tensors.only_tensors", fails)
+    monkeypatch.setattr("ldm.checkpoint.identification.classify", fails)
+    for read in (stored, identify):
+        with pytest.raises(ZeroDivisionError):
+            read(tmp_path / "a.safetensors")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits of memory are POSIX")
+@pytest.mark.parametrize("name", ["old.ckpt", "a.safetensors"])
+def test_a_limit_of_memory_is_told(name, tmp_path):
+    import resource
+
+    size = 1 << 31
+    if name == "old.ckpt":
+        pickled = b"\x80\x02}X\x01\x00\x00\x00w" + tensor(size // 4, size // 4) + b"s."
+        file = legacy_with(pickled, tmp_path / name, (("0", b""),))
+        content = file.read_bytes()
+        file.write_bytes(content[:-8] + struct.pack("<q", size // 4))
+        whole = len(content) + size
+    else:
+        header = {"w": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}
+        file = safetensors_with(header, b"", tmp_path / name)
+        whole = file.stat().st_size + size
+    os.truncate(file, whole)                                # sparse: it takes no room
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 28), before[1]))
+    try:
+        with pytest.raises(OutOfMemory, match="out of memory while it was read; free some"):
+            stored(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+DATA = torch.zeros(100_000)
+CLAIMS = {
+    "one value, expanded": {"w": torch.zeros(1).expand(100_000, 100_000)},
+    "expanded below a state_dict": {"state_dict": {"w": torch.zeros(1).expand(1 << 30)}, "global_step": 3},
+    "a row, expanded": {"w": torch.zeros(1, 1000).expand(100_000, -1)},
+    "one tensor by many names": dict.fromkeys(map(str, range(1000)), DATA),
+    "overlapping": {str(i): DATA[i : i + 99_000] for i in range(1000)},
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize("is_legacy", [False, True])
+def test_a_file_that_claims_more_than_it_holds(claim, is_legacy, tmp_path):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(saved(CLAIMS[claim], **(LEGACY if is_legacy else {})))
+    _fails(path, DamagedCheckpointError, "claims more than it holds: tensors of ", " MB of data")
+    with pytest.raises(DamagedCheckpointError, match="claims more than it holds"):
+        identify(path)
+
+
+def test_tied_weights_are_no_claim(tmp_path):
+    tied = torch.arange(12.0).reshape(3, 4)
+    content = {"a": tied, "b": tied, "c": tied.T, "d": tied[1:], "e": tied[:1].expand(5, 4)}
+    (tmp_path / "a.ckpt").write_bytes(saved(content))
+    assert same(stored(tmp_path / "a.ckpt"), content)
+    assert identify(tmp_path / "a.ckpt").dtypes == {"float32": 4 * (12 * 3 + 8 + 20)}

@@ -50,7 +50,8 @@ def theirs():
         vocab_size=49408, hidden_size=8, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         hidden_act="gelu", projection_dim=8, bos_token_id=49406, eos_token_id=49407,
     ))  # fmt: skip
-    scheduler = DDIMScheduler(steps_offset=1, clip_sample=False)
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = DDIMScheduler(steps_offset=1, clip_sample=False, **betas)
     return StableDiffusionPipeline(
         vae=vae.eval(), unet=unet.eval(), text_encoder=text.eval(), scheduler=scheduler, tokenizer=None,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,

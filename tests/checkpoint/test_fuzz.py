@@ -58,6 +58,8 @@ def place(tmp_path_factory):
     stored(folder / "warm.ckpt")                    # torch imports parts of itself on first use
     (folder / "warm.safetensors").write_bytes(WHOLE[4])
     stored(folder / "warm.safetensors")
+    import numpy.random  # noqa: F401 - hypothesis seeds it
+
     modules, peak = set(sys.modules), _peak()
     yield folder
     os.chdir(back)

@@ -9,14 +9,24 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_files import call, zip_with
+from hypothesis import given, settings, strategies
 from safetensors.torch import load_file, save_file
 
 from golden_cases import cases, manifest
 from ldm.checkpoint import identify
 from ldm.checkpoint.classify import classify, config_for
+from ldm.checkpoint.identity import KINDS
 from ldm.checkpoint.layouts import ldm_to_parts
 from ldm.config import find_config, load_config
-from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError, UnsafeCheckpointError
+from ldm.errors import (
+    CheckpointError,
+    DamagedCheckpointError,
+    NotACheckpointError,
+    UnsafeCheckpointError,
+    WrongModelError,
+)
+from ldm.jobs.choosing import check_kind
+from ldm.training.state import save_state
 
 SD = "configs/stable-diffusion/"
 # layout -> (family, task, prediction, YAML, million parameters of the UNet)
@@ -243,6 +253,132 @@ ADD_ONS = [
       "adapter.body.0.resnets.0.block1.weight": ("float32", (320, 320, 3, 3))},
      "t2i_adapter", "SDXL", None, None),
 ]
+
+
+def words(count, *shape):
+    return {f"<word-{i}>": ("float16", shape) for i in range(count)}
+
+
+def encoders(**vectors):
+    return {name: ("float16", (vectors[name], width)) for name, width in
+            dict(clip_l=768, clip_g=1280, t5xxl=4096, t5=4096).items() if name in vectors}  # fmt: skip
+
+
+EMBEDDINGS = [
+    (words(9, 768), "1.x", 9, "9 words"),
+    (words(300, 4, 1024), "2.x", 1200, "300 words"),
+    (words(1, 16, 768), "1.x", 16, None),
+    ({f"string_to_param.{i}": ("float32", (2, 768)) for i in range(12)}, "1.x", 24, "12 words"),
+    (encoders(clip_l=1, clip_g=1), "SDXL", 1, None),
+    (encoders(clip_l=2, clip_g=2, t5xxl=2), "SD3", 2, None),
+    (encoders(clip_l=3, t5=3), "Flux", 3, None),
+    (encoders(clip_g=4), "SDXL", 4, None),
+    (encoders(clip_l=5), "1.x", 5, None),
+    ({"clip_l": ("float32", (768,)), "clip_g": ("float32", (1280,))}, "SDXL", 1, None),
+]
+
+
+@pytest.mark.parametrize("held, family, vectors, variant", EMBEDDINGS)
+def test_embeddings_of_many_words_and_of_several_encoders(held, family, vectors, variant):
+    found = classify(held)
+    assert (found.kind, found.family, found.vectors, found.variant) == (
+        "textual_inversion", family, vectors, variant
+    )  # fmt: skip
+    whose = f"SD {family}" if "." in family else family
+    assert found.sentence() == f"a textual-inversion embedding for {whose}, no model"
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        words(9, 700), words(9, 5000, 768), words(3, 768) | {"b": ("float16", (1024,))}, words(2, 3, 4, 768),
+        {f"layers.{i}.weight": ("float32", (4, 768)) for i in range(9)}, {"x": ("int64", (4, 768))},
+        encoders(clip_l=1) | {"clip_g": ("float32", (1, 768))}, {"clip_l": ("float32", ())},
+    ],
+)  # fmt: skip
+def test_what_is_no_embedding(held):
+    assert classify(held).kind == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("layer", "family"),
+    [
+        ("lora_unet_double_blocks_0_img_mlp_0", "Flux"),
+        ("transformer.single_transformer_blocks.0.attn.to_q", "Flux"),
+        ("lora_unet_joint_blocks_0_x_block_attn_qkv", "SD3"),
+        ("transformer.transformer_blocks.0.attn.add_k_proj", "SD3"),
+        ("transformer.transformer_blocks.0.img_mlp.net.2", "Qwen-Image"),
+        ("diffusion_model.blocks.0.cross_attn.k", "Wan"),
+        ("lora_unet_blocks_0_self_attn_q", "Wan"),
+        ("transformer.joint_transformer_blocks.0.attn.to_q", "AuraFlow"),
+        ("transformer.adaln_single.linear", "PixArt"),
+        ("lora_prior_unet_down_blocks_0_x_kv_mapper_1", "Stable Cascade"),
+        ("diffusion_model.layers.0.attention.qkv", "Lumina"),
+        ("down_blocks.0.motion_modules.0.temporal_transformer.attention_q", "AnimateDiff"),
+        ("transformer.transformer_blocks.0.attn1.to_q", "a diffusion transformer"),
+        ("lora_te2_text_model_encoder_layers_0_self_attn_q", "SDXL"),
+        (KOHYA, "1.x"),
+        ("lora_te_text_model_encoder_layers_0_self_attn_q_proj", "1.x"),
+    ],
+)
+def test_loras_of_other_families(layer, family):
+    found = classify(pair(layer, 768, 8))
+    assert (found.kind, found.family) == ("lora", family)
+    assert found.sentence() == f"a LoRA for {'SD ' * ('.' in family)}{family}, no model"
+
+
+def test_optimizers_and_other_autoencoders():
+    adam = {f"state.{i}.{name}": ("float32", (3,)) for i in (0, 1) for name in ("step", "exp_avg")}
+    assert classify(adam).sentence() == "the state of an optimizer" and not classify(adam).is_model
+    assert classify({f"optimizer.{name}": x for name, x in adam.items()}).kind == "optimizer"
+    assert classify(adam | {"weight": ("float32", (3,))}).kind == "unknown"
+    vae = {"decoder.conv_in.weight": ("float32", (8, 16, 3, 3)), "decoder.mid.x": ("float32", (1,))}
+    assert classify(vae).kind == "vae"
+    assert classify(vae).notes == [
+        "its latents have 16 channels; those of SD have 4, those of SD3 and Flux 16"
+    ]
+
+
+POOL = sorted(
+    {name for held, *_ in ADD_ONS for name in held} | {name for held, *_ in EMBEDDINGS for name in held}
+    | {
+        "model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.x.token_embedding.weight",
+        "model.diffusion_model.label_emb.0.0.weight", "a.attn2.to_k.weight", "decoder.conv_in.weight",
+        "decoder.mid.a", "conv_in.weight", "down_blocks.0.resnets.0.x", "zero_convs.0.x", "embedder.visual.x",
+        "control_model.input_blocks.0.0.weight",
+    }
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None, database=None, derandomize=True)
+@given(
+    strategies.dictionaries(
+        strategies.sampled_from(POOL),
+        strategies.lists(strategies.sampled_from([0, 1, 768, 2048]), max_size=5),
+        max_size=4,
+    )
+)
+def test_no_shape_is_stumbled_over(held):
+    identity = classify({name: ("float32", tuple(shape)) for name, shape in held.items()})
+    assert identity.kind in KINDS and identity.sentence()
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_the_state_of_a_training_run_says_how_to_make_a_model_of_it(is_finished, tmp_path):
+    run = tmp_path / "runs" / "mine"
+    trained = {"unet": {"input_blocks.0.0.weight": torch.ones(2)}, "scale_factor": 0.2}
+    adam = {"unet": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}}
+    save_state(run / "checkpoints", {"step": 70, "trained": trained, "optimizers": adam, "elapsed": 1.0}, 2)
+    if is_finished:
+        (run / "model.safetensors").touch()
+    identity = identify(run / "checkpoints" / "last.ckpt")
+    assert identity.sentence() == "the state of a training run" and not identity.is_model
+    how = f"scripts/train.py --resume {run} train.max_steps=70 makes a model of it"
+    assert identity.notes == [
+        f"the model of this run is {run / 'model.safetensors'}" if is_finished else how
+    ]
+    with pytest.raises(WrongModelError, match="is the state of a training run; --ckpt takes a whole model; "):
+        check_kind(identity, None, whole=True)
 
 
 @pytest.mark.parametrize("held, kind, family, rank, layout", ADD_ONS)

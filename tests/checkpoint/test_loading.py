@@ -11,8 +11,9 @@ from golden_cases import case
 from ldm.checkpoint.classify import classify
 from ldm.checkpoint.layouts.averaged import averaged_names
 from ldm.config import instantiate, load_config
+from ldm.diffusion.schedule import Schedule, make_betas
 from ldm.errors import BackendUnavailable, BadValuesError, ConfigError, LdmError, WrongModelError
-from ldm.loading import load_model, load_part
+from ldm.loading import is_same_schedule, load_model, load_part
 from ldm.loading.match import COMPUTED, SURPLUS, UNUSED, match_keys
 
 BASE = case("e2e_txt2img_ddim").files
@@ -86,6 +87,40 @@ def test_the_schedule_comes_from_the_configuration(tmp_path, stored, caplog):
     assert "another noise schedule" in caplog.text
 
 
+def truncated(x):
+    """Cut float32 to bfloat16 without rounding, as some converters do."""
+    return (x.view(torch.int32) & -65536).view(torch.float32)
+
+
+CASTS = {
+    "float16": lambda x: x.half(),
+    "bfloat16": lambda x: x.bfloat16(),
+    "float16, bfloat16": lambda x: x.half().bfloat16(),
+    "bfloat16, float16": lambda x: x.bfloat16().half(),
+    "float16, bfloat16, float32": lambda x: x.half().bfloat16().float(),
+    "cut": truncated,
+    "float16, cut": lambda x: truncated(x.half().float()),
+}
+SCHEDULES = [("linear", 0.00085, 0.012), ("linear", 1e-4, 0.02), ("sqrt_linear", 1e-4, 0.02),
+             ("cosine", 0, 0), ("squaredcos_cap_v2", 0, 0)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, start, end", SCHEDULES)
+def test_roundings_are_no_other_schedule_and_other_numbers_are(name, start, end):
+    schedule = Schedule(make_betas(name, 1000, start, end))
+    ours, stored = schedule.alphas_cumprod, schedule.published_buffers()["alphas_cumprod"]
+    for cast in CASTS.values():
+        assert is_same_schedule(cast(stored), ours)
+    others = [Schedule(make_betas(other, 1000, *ends)) for other, *ends in SCHEDULES[:3]]
+    if end:
+        more = ((1000, end + 2e-4), (999, end))
+        others += [Schedule(make_betas(name, count, start, last)) for count, last in more]
+        others.append(schedule.with_zero_terminal_snr())
+    for other in (x for x in others if not torch.equal(x.alphas_cumprod, ours)):
+        for cast in (torch.clone, *CASTS.values()):
+            assert not is_same_schedule(cast(other.alphas_cumprod.float()), ours)
+
+
 def test_a_file_that_lacks_one_tensor_is_refused(stored, on_meta):
     needed = [name for name in stored if not name.startswith(SKIPPED) and name != TEXT_PROJECTION]
     assert len(needed) > 400
@@ -108,17 +143,60 @@ def test_a_tensor_of_another_shape_kind_or_name_is_refused(stored, on_meta):
 def test_the_refusal_counts_groups_and_guesses(tmp_path, stored):
     kept = {name: x for name, x in stored.items() if not name.startswith("first_stage_model.")}
     kept[FIRST_CONV] = torch.zeros(32, 9, 3, 3)
-    kept["strange"] = torch.zeros(1)
+    kept["model.strange"] = torch.zeros(1)
     lacking = len(stored) - len(kept) + 1
     fails(
         kept, tmp_path,
         f"{lacking} missing, 1 misshapen; 1 unexpected",
         f"missing {lacking} of the VAE (first_stage_model.",
         f"misshapen 1 of the UNet ({FIRST_CONV} (32, 9, 3, 3) instead of (32, 4, 3, 3))",
-        "unexpected 1 of no known part (strange)",
+        "unexpected 1 of no known part (model.strange)",
         "model.safetensors is a model of context width 8 for inpainting (9 input channels) without VAE, but "
         f"{YAML} asks for a model of context width 8 for text-to-image (4 input channels); ",
     )
+
+
+FOREIGN = {
+    "ddim_sigmas": torch.zeros(10),
+    "embedding_manager.string_to_param_dict.*": torch.zeros(2, 8),
+    "denoiser.sigmas": torch.ones(1000),
+    "nothing": torch.zeros(0, 3),
+    "optimizer.step": torch.tensor(5),
+    "a\nb" + 500 * "x": torch.ones(1),
+}
+
+
+def test_what_belongs_to_no_part_is_left_out_in_one_line(tmp_path, stored, caplog):
+    plain = load(stored, tmp_path).state_dict()
+    caplog.clear()
+    caplog.set_level(logging.WARNING, "ldm")
+    torch.save(stored | FOREIGN, tmp_path / "model.ckpt")       # which keeps the order
+    loaded = load_model(YAML, tmp_path / "model.ckpt", device="cpu").state_dict()
+    assert loaded.keys() == plain.keys() and all(torch.equal(x, plain[name]) for name, x in loaded.items())
+    assert caplog.messages == [
+        "model.ckpt: left out 6 tensors of no part of the model: "
+        + "ddim_sigmas, embedding_manager.string_to_param_dict.*, denoiser.sigmas, ..."
+    ]
+
+
+def test_a_surplus_inside_a_part_is_no_stranger(stored, on_meta):
+    for name in ("first_stage_model.x", "cond_stage_model.model.x.y", "model.diffusion_model.x", "model.x",
+                 "control_model.x", "embedder.model.x"):
+        found = match_keys(on_meta, stored | FOREIGN | {name: torch.zeros(1)})
+        assert found.unexpected == [name] and len(found.foreign) == len(FOREIGN)
+
+
+def test_an_autoencoder_with_strangers_is_loaded_as_a_part(tmp_path, stored, caplog):
+    model = load(stored, tmp_path)
+    prefix = "first_stage_model."
+    own = {name.removeprefix(prefix): 2 * x for name, x in stored.items() if name.startswith(prefix)}
+    save_file(own | {"ddim_sigmas": torch.zeros(3)}, tmp_path / "vae.safetensors")
+    load_part(model, tmp_path / "vae.safetensors")
+    assert torch.equal(model.first_stage_model.encoder.conv_in.bias, own["encoder.conv_in.bias"])
+    assert "left out 1 tensor of no part of the model: first_stage_model.ddim_sigmas" in caplog.text
+    save_file(own | {"encoder.x": torch.zeros(3)}, tmp_path / "vae.safetensors")
+    with pytest.raises(WrongModelError, match=r"unexpected 1 of the VAE \(first_stage_model.encoder.x\)"):
+        load_part(model, tmp_path / "vae.safetensors")
 
 
 def test_names_out_of_a_file_stay_on_their_line(tmp_path, stored):
@@ -325,7 +403,7 @@ def test_a_file_may_hold_buffers_that_published_ones_lack():
     part = Tables()
     assert match_keys(part, {}).is_good and match_keys(part, {"mean": torch.ones(1, 3)}).matched == ["mean"]
     assert match_keys(part, {"mean": torch.ones(3)}).misshapen
-    assert match_keys(part, {"std": torch.ones(3)}).unexpected
+    assert match_keys(part, {"std": torch.ones(3)}).foreign == ["std"]
 
 
 @pytest.mark.few(1)

@@ -28,7 +28,7 @@ MODEL = "--config", FILES["config"], "--ckpt", FILES["checkpoint"], "--precision
 RUN = *MODEL, "--prompt", "a", "--H", 16, "--W", 16, "--n_samples", 2, "--n_iter", 2, "--no-grid"
 
 
-def pictures(folder) -> dict[str, bytes]:
+def images(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "samples").glob("*.png"))}
 
 
@@ -41,18 +41,18 @@ def pictures(folder) -> dict[str, bytes]:
 def test_a_signal_saves_where_the_run_stands_and_it_goes_on_exactly(
     run, tmp_path, stop_at, number, step, kept
 ):
-    """In the first batch; after its last step, whose pictures are made; in the second batch."""
+    """In the first batch; after its last step, whose images are made; in the second batch."""
     flags = *RUN, "--sampler", "euler_a", "--steps", 4
     assert run("txt2img.py", *flags, "--outdir", "whole").code == 0
     stop_at(step, number)
     outcome = run("txt2img.py", *flags, "--outdir", "o")
     assert outcome.code == 75, outcome.err
-    assert len(pictures(tmp_path / "o")) == kept if kept else not (tmp_path / "o" / "samples").exists()
+    assert len(images(tmp_path / "o")) == kept if kept else not (tmp_path / "o" / "samples").exists()
     assert f"stopped before step {step % 4 + 1}" in outcome.err and "to resume: " in outcome.err
     assert "--latents o/interrupted-00000.safetensors" in outcome.err and "error" not in outcome.err
     outcome = run("txt2img.py", "--latents", "o/interrupted-00000.safetensors")
     assert outcome.code == 0, outcome.err
-    assert pictures(tmp_path / "o") == pictures(tmp_path / "whole"), "to the last byte, metadata too"
+    assert images(tmp_path / "o") == images(tmp_path / "whole"), "to the last byte, metadata too"
 
 
 def test_a_second_signal_stops_at_once(run, tmp_path, stop_at):
@@ -150,7 +150,7 @@ def test_a_stopped_run_of_img2img_with_given_noise_and_of_hires(run, tmp_path, s
         stop_at(None)
         outcome = run(script, "--latents", f"o-{step}-{script}/interrupted-00000.safetensors")
         assert outcome.code == 0, outcome.err
-        assert pictures(tmp_path / f"o-{step}-{script}") == pictures(tmp_path / f"whole-{step}-{script}")
+        assert images(tmp_path / f"o-{step}-{script}") == images(tmp_path / f"whole-{step}-{script}")
 
 
 def test_a_stopped_run_goes_on_from_another_folder(run, tmp_path, stop_at, monkeypatch):
@@ -183,10 +183,10 @@ def test_flags_beside_a_stopped_run(run, tmp_path, stop_at):
     same = cases("e2e_txt2img")[-1].files["checkpoint"] == FILES["checkpoint"]
     assert outcome.code == (0 if same else 2), outcome.err
     outcome = run("txt2img.py", *file, "--outdir", "elsewhere", "--steps", 4, "--quiet")
-    assert outcome.code == 0 and len(pictures(tmp_path / "elsewhere")) == 4, outcome.err
+    assert outcome.code == 0 and len(images(tmp_path / "elsewhere")) == 4, outcome.err
 
 
-def test_latents_are_kept_beside_each_picture_and_decode_to_it(run, tmp_path):
+def test_latents_are_kept_beside_each_image_and_decode_to_it(run, tmp_path):
     flags = *RUN, "--steps", 2, "--outdir", "o", "--W", 24
     assert run("txt2img.py", *flags, "--save-latents").code == 0
     names = {path.name for path in (tmp_path / "o" / "samples").iterdir()}
@@ -195,23 +195,23 @@ def test_latents_are_kept_beside_each_picture_and_decode_to_it(run, tmp_path):
     assert load_file(tmp_path / file)["latents"].shape == (1, 4, 2, 4), "of the padded size"
     outcome = run("txt2img.py", "--latents", file, "--outdir", "again")
     assert outcome.code == 0, outcome.err
-    assert (tmp_path / "again/samples/00000.png").read_bytes() == pictures(tmp_path / "o")["00003.png"]
+    assert (tmp_path / "again/samples/00000.png").read_bytes() == images(tmp_path / "o")["00003.png"]
     assert run("txt2img.py", *flags).code == 0
-    assert len(pictures(tmp_path / "o")) == 8 and "00007.png" in pictures(tmp_path / "o"), (
+    assert len(images(tmp_path / "o")) == 8 and "00007.png" in images(tmp_path / "o"), (
         "no gap in the numbers"
     )
-    assert pictures(tmp_path / "o")["00004.png"] == pictures(tmp_path / "o")["00000.png"], (
-        "nor in the pictures"
+    assert images(tmp_path / "o")["00004.png"] == images(tmp_path / "o")["00000.png"], (
+        "nor in the images"
     )
     begun = run("img2img.py", *MODEL, "--latents", file, "--prompt", "b", "--ddim_steps", 4, "--outdir", "p")
     assert begun.code == 0, begun.err
-    with Image.open(tmp_path / "p/samples/00000.png") as picture:
-        assert picture.size == (24, 16)
+    with Image.open(tmp_path / "p/samples/00000.png") as image:
+        assert image.size == (24, 16)
     flags = "--latents", file, "--prompt", "b", "--ddim_steps", 4, "--outdir", "p", "--save-latents"
     assert run("img2img.py", *MODEL, *flags).code == 0
     beside = "p/samples/00002.latents.safetensors"
     assert run("txt2img.py", "--latents", beside, "--outdir", "q").code == 0
-    assert (tmp_path / "q/samples/00000.png").read_bytes() == pictures(tmp_path / "p")["00002.png"]
+    assert (tmp_path / "q/samples/00000.png").read_bytes() == images(tmp_path / "p")["00002.png"]
     record = metadata.read_record(tmp_path / "p/samples/00000.png")
     latents = record["inputs"]["latents"]
     assert latents["file"] == "00003.latents.safetensors" and len(latents["sha256"]) == 64
@@ -240,18 +240,18 @@ def test_previews_follow_the_run_and_cost_no_evaluation(run, tmp_path, monkeypat
         outcome.code == 0 and "5 UNet evaluations" in outcome.out and "shapes in grey" not in outcome.err
     )
     assert shown == [1, 3, 1, 3]
-    with Image.open(tmp_path / "o" / "preview.png") as picture:
-        assert picture.size == (2 + 2 * 4, 2 + 4), "two pictures of two latents a side"
+    with Image.open(tmp_path / "o" / "preview.png") as image:
+        assert image.size == (2 + 2 * 4, 2 + 4), "two images of two latents a side"
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["preview.png", "samples"]
     assert run("txt2img.py", *flags, "p").code == 0
-    assert pictures(tmp_path / "o") == pictures(tmp_path / "p")
+    assert images(tmp_path / "o") == images(tmp_path / "p")
 
 
 def test_a_preview_that_cannot_be_written_does_not_end_the_run(run, tmp_path):
     (tmp_path / "o" / "preview.png").mkdir(parents=True)
     outcome = run("txt2img.py", *RUN, "--steps", 2, "--outdir", "o", "--preview-every", 1)
     assert outcome.code == 0 and outcome.err.count("continuing without") == 1
-    assert len(pictures(tmp_path / "o")) == 4
+    assert len(images(tmp_path / "o")) == 4
 
 
 def test_hires_is_recorded_and_made_again_from_its_record(run, tmp_path):

@@ -64,6 +64,25 @@ def test_a_training_file_is_pruned(run, tmp_path: Path):
     assert len(load_file(tmp_path / "out.safetensors")) == 4
 
 
+@pytest.mark.parametrize("flags", [(), ("--prune",)])
+def test_what_belongs_to_no_part_is_pruned_and_identified(flags, run, tmp_path: Path):
+    own = {"model.diffusion_model.a.weight": torch.ones(4), "betas": torch.ones(5), "v_pred": torch.ones(0)}
+    foreign = {"ddim_sigmas": torch.zeros(1), "embedding_manager.x": torch.zeros(3), "none": torch.zeros(0)}
+    torch.save(own | foreign, tmp_path / "in.ckpt")
+    assert "3 of its tensors belong to no part of a model (ddim_sigmas, " in run("identify.py", "in.ckpt").out
+    done = run("convert.py", "in.ckpt", "out.safetensors", *flags)
+    assert done.code == 0
+    assert load_file(tmp_path / "out.safetensors").keys() == (own if flags else own | foreign).keys()
+    assert ("dropped of no part of the model: 3 tensors" in done.out) == bool(flags)
+
+
+def test_a_file_of_one_part_keeps_its_names_when_pruned(run, tmp_path: Path):
+    own = {"encoder.down_blocks.0.resnets.0.conv1.weight": torch.ones(4), "quant_conv.weight": torch.ones(2)}
+    torch.save(own, tmp_path / "vae.pt")
+    assert run("convert.py", "vae.pt", "out.safetensors", "--prune").code == 0
+    assert load_file(tmp_path / "out.safetensors").keys() == own.keys()
+
+
 # Forks a child for each case, which kills itself before the n-th tensor is written.
 KILLED = """
 import os, pathlib, signal, sys

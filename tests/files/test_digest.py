@@ -58,3 +58,50 @@ def test_it_is_computed_once_a_run_without_a_cache_folder(weights, monkeypatch):
 def test_in_the_background_it_waits_and_never_raises(weights, tmp_path):
     assert digest.sha256_in_background(weights)() == digest.sha256(weights)
     assert digest.sha256_in_background(tmp_path / "missing")() is None
+
+
+def _replaced(path, content):
+    """Write other bytes of the same length at the same time of modification."""
+    before = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+@pytest.mark.parametrize("how", ["written over", "another file"])
+def test_a_file_changed_behind_its_time_of_modification_is_hashed_again(weights, tmp_path, how):
+    assert digest.sha256(weights) == hashlib.sha256(b"weights" * 1000).hexdigest()
+    if how == "written over":
+        _replaced(weights, b"Weights" * 1000)
+    else:
+        (tmp_path / "other").write_bytes(b"Weights" * 1000)
+        times = weights.stat()
+        os.utime(tmp_path / "other", ns=(times.st_atime_ns, times.st_mtime_ns))
+        os.replace(tmp_path / "other", weights)
+    assert digest.sha256(weights) == hashlib.sha256(b"Weights" * 1000).hexdigest()
+
+
+def test_a_digest_that_is_asked_for_is_read_and_remembered(weights):
+    cache.put(weights, digest.KIND, {"sha256": "0" * 64})
+    assert digest.sha256(weights) == "0" * 64
+    right = hashlib.sha256(b"weights" * 1000).hexdigest()
+    assert digest.sha256(weights, afresh=True) == right
+    assert digest.known_sha256(weights) == right
+
+
+def test_the_digest_of_a_file_that_changes_meanwhile_is_not_kept(weights, monkeypatch):
+    def read(path, read=digest.fresh_sha256):
+        found = read(path)
+        path.write_bytes(b"more")
+        return found
+
+    monkeypatch.setattr(digest, "fresh_sha256", read)
+    digest.sha256(weights)
+    assert digest.known_sha256(weights) is None
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    odd = tmp_path / os.fsdecode(b"mod\xe8le.ckpt")
+    odd.write_bytes(b"weights")
+    assert digest.sha256(odd) == digest.known_sha256(odd) == hashlib.sha256(b"weights").hexdigest()
+    assert digest.sha256_in_background(odd)() == hashlib.sha256(b"weights").hexdigest()

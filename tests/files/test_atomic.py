@@ -1,0 +1,79 @@
+"""Files and folders are complete or absent, and what a killed process left behind is removed by the next."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ldm.files import atomic
+from ldm.files.numbering import NumberedFiles
+
+WRITE = """
+import os, signal, sys, time
+from pathlib import Path
+from ldm.files.atomic import atomic_folder, atomic_write
+
+def slowly(path):
+    (path / "part").write_bytes(bytes(1000)) if path.is_dir() else path.write_bytes(bytes(1000))
+    print("writing", flush=True)
+    time.sleep(60)
+
+{write}(Path(sys.argv[1]) / "result", slowly)
+"""
+
+
+def killed(folder, write="atomic_write", number=signal.SIGKILL):
+    """Write into a folder in a process that is killed meanwhile; return what is left there."""
+    command = [sys.executable, "-c", WRITE.format(write=write), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as process:
+        process.stdout.readline()
+        process.send_signal(number)
+    return [path.name for path in folder.iterdir()]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_swept(monkeypatch):
+    monkeypatch.setattr(atomic, "_swept", set())
+
+
+@pytest.mark.parametrize("write", ["atomic_write", "atomic_folder"])
+def test_the_next_to_write_removes_and_names_what_a_killed_process_left(write, tmp_path, caplog):
+    (left,) = killed(tmp_path, write)
+    caplog.set_level(logging.INFO, "ldm")
+    atomic.atomic_write(tmp_path / "other", lambda path: path.write_bytes(b"x"))
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert caplog.messages == [f"removed from {tmp_path} what a killed run had left there: {left} (0.0 MB)"]
+
+
+def test_numbered_files_remove_it_too(tmp_path):
+    killed(tmp_path)
+    assert NumberedFiles(tmp_path, "%05d.png").save(b"x").name == "00000.png"
+    assert [path.name for path in tmp_path.iterdir()] == ["00000.png"]
+
+
+def test_what_belongs_to_others_stays(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    stays = [
+        f".ldm-{os.getpid()}-0123456789ab.tmp",                 # running
+        f".ldm-{gone.pid}-{'0' * 8}-0123456789ab.tmp",          # of another machine
+        f".ldm-{gone.pid}.tmp", ".ldm-x-0123456789ab.tmp", ".ldm-notes", f"x.ldm-{gone.pid}-0123456789ab.tmp",
+    ]  # fmt: skip
+    for name in (*stays, f".ldm-{gone.pid}-0123456789ab.tmp", f".ldm-{10**30}-0123456789ab.tmp"):
+        (tmp_path / name).touch()
+    atomic.atomic_write(tmp_path / "a", lambda path: path.write_bytes(b"x"))
+    assert {path.name for path in tmp_path.iterdir()} == {"a", *stays}
+
+
+def test_names_are_bounded(tmp_path, caplog):
+    for i in range(50):
+        (tmp_path / f".ldm-{10**9 + i}-{i:012x}.tmp").touch()
+    caplog.set_level(logging.INFO, "ldm")
+    atomic.sweep(tmp_path)
+    assert not list(tmp_path.iterdir())
+    (message,) = caplog.messages
+    assert message.endswith(" and 47 more") and len(message) < 400
