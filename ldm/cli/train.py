@@ -30,6 +30,7 @@ def make_parser(description: str | None) -> Parser:
     add(
         "--max-time", default="", metavar="TIME", help="stop after this wall-clock time, seconds or HH:MM:SS"
     )
+    add("--export", action="store_true", help="write the model of the state that --resume names, and exit")
     add("--dry-run", action="store_true", help="print settings, data, and estimates of memory and time")
     add("overrides", nargs="*", metavar="key=value", help="overrides, such as train.batch_size=8")
     add_messages(parser)
@@ -53,6 +54,9 @@ def _train(args: argparse.Namespace, started: float) -> None:
     if args.dry_run:
         print_config(config, deadline)
         return
+    if args.export:
+        _export(args, config)
+        return
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # it would repeat the log of the first process
         import logging
 
@@ -66,6 +70,16 @@ def _train(args: argparse.Namespace, started: float) -> None:
         )
     if result.weights is not None:
         print(f"trained {result.step} steps: {result.weights}, {result.folder / 'model.yaml'}", flush=True)
+
+
+def _export(args: argparse.Namespace, config: dict[str, Any]) -> None:
+    """Write the model of a state."""
+    if args.resume in (None, "auto"):
+        raise InputError("--export: needs --resume RUN, the folder of a run or one of its checkpoints")
+    from ldm.training.fit import export_state
+
+    done = export_state(config, Path(args.resume))
+    print(f"the model after {done.step} steps: {done.weights}, {done.folder / 'model.yaml'}", flush=True)
 
 
 def _configuration(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

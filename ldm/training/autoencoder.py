@@ -48,6 +48,8 @@ class AutoencoderTraining(TrainingModule):
         model: ldm.models.autoencoder.AutoencoderKL.
     """
 
+    exports_without_data = False  # the latents' scale is measured
+
     def __init__(self, model: nn.Module, train: TrainOptions, options: AutoencoderOptions) -> None:
         super().__init__(train)
         self.options = options

@@ -23,6 +23,7 @@ from ldm.diffusion.loss import diffusion_loss, offset_noise
 from ldm.diffusion.prediction import add_noise, denoiser
 from ldm.errors import ConfigError
 from ldm.loading import load_part
+from ldm.models.latent_upscale import LatentUpscaleDiffusion
 from ldm.samplers import make_sampler, sample_loop
 from ldm.training.building import trained_parameters
 from ldm.training.cache import LatentCache, build_cache, fingerprint, load_cache, save_cache
@@ -281,7 +282,17 @@ class DiffusionTraining(TrainingModule):
         super().load_trained_state(state)
         self.diffusion.scale_factor = state["scale_factor"]
 
-    def export(self, folder: Path, config: dict[str, Any], data: Any) -> Path:
+    def trained_side(self, data: Any | None) -> int | None:
+        """Return the side of the latents of the data, at which sampling is best; None where it is not theirs.
+
+        An upscaling model is trained on crops.
+        """
+        if data is None or isinstance(self.diffusion, LatentUpscaleDiffusion):
+            return None
+        images = data.batch(generator(0, "size"), 1)[0]
+        return images.shape[-1] // self.diffusion.downsampling_factor
+
+    def export(self, folder: Path, config: dict[str, Any], data: Any | None) -> Path:
         """Write the complete model with LDM key names, with the EMA weights as the UNet's."""
         path = folder / "model.safetensors"
         scale_factor = round(float(self.diffusion.scale_factor), 5)
@@ -294,7 +305,9 @@ class DiffusionTraining(TrainingModule):
         with averaged(self.ema, self.diffusion.model):
             tensors = exported(self.diffusion)
             export_weights(path, tensors, self.train_options.export_dtype, about)
-        model = {**config["model"], "params": {**config["model"]["params"], "scale_factor": scale_factor}}
+        params = {**config["model"]["params"], "scale_factor": scale_factor}
+        params["image_size"] = self.trained_side(data) or self.diffusion.image_size
+        model = {**config["model"], "params": params}
         script = "sample.py" if self.diffusion.cond_stage_model is None else "txt2img.py --prompt ..."
         heading = f"python scripts/{script} --config {folder / 'model.yaml'} --ckpt {path}"
         if self.hints is not None:

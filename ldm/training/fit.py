@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from ldm.config import find_class, instantiate, plain
-from ldm.errors import ConfigError, Stopped, TrainingError
+from ldm.errors import ConfigError, LdmError, Stopped, TrainingError
 from ldm.signals import Ended
 from ldm.training.building import build_data, precision_of
 from ldm.training.callbacks import Clock, Keeper
@@ -141,6 +141,33 @@ def train(
             write_durations(folder, clock.took)
     log.info("stopped by %s at step %d after %.0f s", keeper.stopped_by, module.step, clock.elapsed)
     return Result(folder, module.step, keeper.stopped_by, weights)
+
+
+def export_state(config: dict[str, Any], path: Path) -> Result:
+    """Write the model of a state, without training on.
+
+    Args:
+        path: the folder of the run, for its newest state, or a file of its checkpoints.
+
+    Raises:
+        TrainingError: there is no state.
+    """
+    config = resolve_config(plain(config))
+    folder, _ = choose_folder(path, str(path))
+    if not (folder / "checkpoints").is_dir():
+        raise TrainingError(f"{folder}: has no checkpoints to make a model of")
+    state = load_state(path if path.suffix == ".ckpt" else folder / "checkpoints")
+    module = build_module(config)
+    module.step = state["step"]
+    module.load_trained_state(state["trained"])
+    data: Any = None
+    try:
+        data = build_data(config, "val_data" if "val_data" in config else "data")
+    except LdmError as error:
+        if not module.exports_without_data:
+            raise
+        log.warning("the size of the images in training is not known: %s", error)
+    return Result(folder, module.step, "export", module.export(folder, config, data))
 
 
 def fit(trainer: pl.Trainer, module: TrainingModule, stream: BatchStream) -> None:

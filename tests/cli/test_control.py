@@ -109,7 +109,7 @@ def test_what_is_finished_is_said_before_the_first_step_and_after_the_last(run, 
     monkeypatch.setattr(LatentDiffusion, "decode_first_stage", then(decode))
     outcome = run("txt2img.py", *RUN, "--steps", 2, "--outdir", "p")
     assert outcome.code == 75 and "SIGHUP: finishing the images of this batch" in outcome.err
-    assert len(pictures(tmp_path / "p")) == 2
+    assert len(images(tmp_path / "p")) == 2
 
 
 def test_a_real_ctrl_c_in_a_process_of_its_own(tmp_path):

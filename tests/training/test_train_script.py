@@ -11,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 from script_files import REPOSITORY
 
 import ldm
@@ -260,6 +261,35 @@ def test_a_second_ctrl_c_ends_at_once_with_the_last_saved_state(train, config, t
     assert code == 130 and "resume with --resume run" in err and err.endswith("interrupted\n")
     assert restored is signal.default_int_handler
     assert state(tmp_path / "run")["step"] == 2
+
+
+def test_a_state_becomes_a_model_without_training(train, config, tmp_path):
+    """The newest, or an earlier one; as training itself would export it, at the size of its images."""
+    assert train(config("diffusion", {"sample_count": 0}, save_every=2), "--run", "run")[0] == 0
+    trained = load_file(tmp_path / "run" / "model.safetensors")
+    described = (tmp_path / "run" / "model.yaml").read_text()
+    for name in ("model.safetensors", "model.yaml"):
+        (tmp_path / "run" / name).unlink()
+    code, out, err = train(None, "--resume", "run", "--export")
+    assert (code, err) == (0, "") and "the model after 3 steps: run/model.safetensors" in out
+    assert (tmp_path / "run" / "model.yaml").read_text() == described
+    again = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(again[name], value) for name, value in trained.items())
+    earlier = "run/checkpoints/step-00000002.ckpt"
+    code, out, err = train(None, "--resume", earlier, "--export", "data.params.size=32")
+    assert code == 0 and "after 2 steps" in out
+    assert not all(
+        torch.equal(value, trained[name])
+        for name, value in load_file(tmp_path / "run" / "model.safetensors").items()
+    )
+    model = ldm.load_model(tmp_path / "run" / "model.yaml", tmp_path / "run" / "model.safetensors")
+    assert model.native_size == 32, "where the data have another size than the configuration's"
+
+
+@pytest.mark.parametrize("args", [["--export"], ["--export", "--resume", "auto"]])
+def test_export_needs_a_run(train, config, args):
+    code, out, err = train(config("autoencoder"), *args)
+    assert code == 2 and "--resume" in err and len(err.splitlines()) == 1
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_state(train, config, tmp_path, monkeypatch):
