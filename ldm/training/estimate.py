@@ -44,6 +44,8 @@ def describe(config: dict[str, Any], deadline: float = 0.0) -> Iterator[str]:
     yield _about(data, "data")
     if "val_data" in config:
         yield _about(build_data(config, "val_data"), "val_data")
+    if getattr(model, "cond_stage_model", None) is not None and hasattr(data, "check_captions"):
+        data.check_captions()
     images, captions, *_ = data.batch(generator(train.seed, "data", 0, 0, 0), train.batch_size)
     shown = [repr(caption[:LONGEST]) for caption in list(dict.fromkeys(captions))[:EXAMPLES]]
     yield f"captions: {', '.join(shown)}"
