@@ -61,6 +61,11 @@ class CaptionedImages:
             raise InputError(f"split {split!r}: expected train, held_out or all")
         if held_out_every < 2:
             raise InputError(f"held_out_every {held_out_every}: expected 2 or more, as some images train")
+        for name, value, low, high in (
+            ("size", size, 1, 65535), ("memory_mb", memory_mb, 0, 2**40), ("background", background, 0, 255),
+        ):  # fmt: skip
+            if not low <= value <= high:
+                raise InputError(f"{name} {value}: expected {low} to {high}")
         say = split != "held_out"  # once for both parts
         everything = image_files(folder, say)
         bad = _checked(folder, everything, skip_bad, say)

@@ -10,6 +10,7 @@ autoencoder: the discriminator sees the reconstruction from before the autoencod
 optimizer steps of the autoencoder.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.config import find_class
+from ldm.errors import BackendUnavailable
 from ldm.loading import load_part
 from ldm.training.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss
 from ldm.training.ema import LitEma
@@ -25,6 +27,8 @@ from ldm.training.module import TrainingModule, averaged, evaluating
 from ldm.training.options import AutoencoderOptions, TrainOptions
 from ldm.training.run_folder import Shown
 from ldm.training.seeding import generator
+
+log = logging.getLogger(__name__)
 
 VALIDATED, SHOWN = 32, 8  # images in the figures, and in the grid
 
@@ -48,6 +52,8 @@ class AutoencoderTraining(TrainingModule):
         model: ldm.models.autoencoder.AutoencoderKL.
     """
 
+    exports_without_data = False  # the latents' scale is measured
+
     def __init__(self, model: nn.Module, train: TrainOptions, options: AutoencoderOptions) -> None:
         super().__init__(train)
         self.options = options
@@ -62,9 +68,13 @@ class AutoencoderTraining(TrainingModule):
             self.discriminator = PatchDiscriminator(3, options.disc_channels, options.disc_num_layers)
         self.perceptual = None
         if options.perceptual_weight > 0:
-            self.perceptual = find_class("demo.perceptual.PerceptualDistance").load()
+            try:
+                self.perceptual = find_class("demo.perceptual.PerceptualDistance").load()
+            except BackendUnavailable as error:
+                log.warning("no perceptual loss: %s", error)
         self.ema = LitEma(model, options.ema_decay) if options.ema_decay > 0 else None
-        self.images_shown, self.images_at_export = VALIDATED + SHOWN, options.scale_images
+        self.images_shown = VALIDATED + SHOWN
+        self.images_at_export = options.scale_images // 2  # which are encoded only
 
     def compile_networks(self) -> None:
         self.autoencoder.compile()

@@ -3,10 +3,13 @@
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 
 from ldm.config import instantiate
+from ldm.devices import DTYPES, is_fast, resolve_device
 from ldm.errors import ConfigError
+from ldm.training.options import TrainOptions
 
 
 def build_data(config: dict[str, Any], section: str) -> Any:
@@ -28,3 +31,13 @@ def trained_parameters(model: nn.Module, only: list[str]) -> list[tuple[str, nn.
         if not any(fnmatchcase(name, pattern) for name, _ in found):
             raise ConfigError(f"diffusion.only: {pattern} fits no tensor; expected such as {found[0][0]}")
     return [(k, p) for k, p in found if not only or any(fnmatchcase(k, pattern) for pattern in only)]
+
+
+def device_of(train: TrainOptions) -> torch.device:
+    """Return the device that the options choose here."""
+    return resolve_device({"gpu": "cuda"}.get(train.accelerator, train.accelerator))
+
+
+def precision_of(train: TrainOptions) -> str:
+    """Return what the networks compute in: train.precision, but float32 where a CPU would emulate it."""
+    return train.precision if is_fast(DTYPES[train.precision], device_of(train)) else "float32"

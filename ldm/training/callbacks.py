@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 SAFETY, LEAVING = 1.25, 2.0  # factor on what a part took before; seconds after the last of them
 DISK = 100e6  # bytes a second, until it is measured
+WITHOUT_GRADIENT = 0.5  # of the time of a training step
 STEPS_SEEN = 10  # the slowest of them is expected again
 
 
@@ -188,10 +189,12 @@ class Keeper(pl.Callback):
     def _expect(self, module: TrainingModule) -> None:
         """Estimate what has not been measured: from the sizes of the files, and from the speed of training.
 
-        The first step is not typical, as networks may be compiled in it.
+        The first step is not typical where networks are compiled in it.
         """
         options = module.train_options
-        image = min(self._steps) / (options.batch_size * options.accumulate) if len(self._steps) > 1 else 0.0
+        is_typical = len(self._steps) > 1 or not module.is_compiled
+        step = min(self._steps, default=0.0) if is_typical else 0.0
+        image = WITHOUT_GRADIENT * step / (options.batch_size * options.accumulate)
         size = sum(x.numel() * x.element_size() for x in module.parameters())
         self.clock.expected = {
             "save": 4 * size / DISK,  # with the EMA weights and Adam's moments

@@ -10,7 +10,6 @@ and is what gets exported.
 """
 
 import logging
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,9 @@ from ldm.diffusion.loss import diffusion_loss, offset_noise
 from ldm.diffusion.prediction import add_noise, denoiser
 from ldm.errors import ConfigError
 from ldm.loading import load_part
+from ldm.models.latent_upscale import LatentUpscaleDiffusion
 from ldm.samplers import make_sampler, sample_loop
+from ldm.training.building import trained_parameters
 from ldm.training.cache import LatentCache, build_cache, fingerprint, load_cache, save_cache
 from ldm.training.ema import LitEma
 from ldm.training.exporting import export_config, export_weights
@@ -281,7 +282,17 @@ class DiffusionTraining(TrainingModule):
         super().load_trained_state(state)
         self.diffusion.scale_factor = state["scale_factor"]
 
-    def export(self, folder: Path, config: dict[str, Any], data: Any) -> Path:
+    def trained_side(self, data: Any | None) -> int | None:
+        """Return the side of the latents of the data, at which sampling is best; None where it is not theirs.
+
+        An upscaling model is trained on crops.
+        """
+        if data is None or isinstance(self.diffusion, LatentUpscaleDiffusion):
+            return None
+        images = data.batch(generator(0, "size"), 1)[0]
+        return images.shape[-1] // self.diffusion.downsampling_factor
+
+    def export(self, folder: Path, config: dict[str, Any], data: Any | None) -> Path:
         """Write the complete model with LDM key names, with the EMA weights as the UNet's."""
         path = folder / "model.safetensors"
         scale_factor = round(float(self.diffusion.scale_factor), 5)
@@ -294,30 +305,15 @@ class DiffusionTraining(TrainingModule):
         with averaged(self.ema, self.diffusion.model):
             tensors = exported(self.diffusion)
             export_weights(path, tensors, self.train_options.export_dtype, about)
-        measured = {"scale_factor": scale_factor}
-        if self.hints is None:  # the size of its images is that which it was trained at
-            images, _ = data.batch(torch.Generator(), 1)
-            measured["image_size"] = images.shape[-1] // self.diffusion.downsampling_factor
-        model = {**config["model"], "params": config["model"]["params"] | measured}
+        params = {**config["model"]["params"], "scale_factor": scale_factor}
+        params["image_size"] = self.trained_side(data) or self.diffusion.image_size
+        model = {**config["model"], "params": params}
         script = "sample.py" if self.diffusion.cond_stage_model is None else "txt2img.py --prompt ..."
         heading = f"python scripts/{script} --config {folder / 'model.yaml'} --ckpt {path}"
         if self.hints is not None:
             heading = f"ldm.load_model({str(folder / 'model.yaml')!r}, {str(path)!r})"
         export_config(folder / "model.yaml", model, heading)
         return path
-
-
-def trained_parameters(model: nn.Module, only: list[str]) -> list[tuple[str, nn.Parameter]]:
-    """Return the UNet's parameters under their names in the file, or those of them that a pattern fits.
-
-    Raises:
-        ConfigError: a pattern that fits none.
-    """
-    found = [(f"model.{name}", parameter) for name, parameter in model.model.named_parameters()]
-    for pattern in only:
-        if not any(fnmatchcase(name, pattern) for name, _ in found):
-            raise ConfigError(f"diffusion.only: {pattern} fits no tensor; expected such as {found[0][0]}")
-    return [(k, p) for k, p in found if not only or any(fnmatchcase(k, pattern) for pattern in only)]
 
 
 def exported(model: nn.Module) -> dict[str, Tensor]:

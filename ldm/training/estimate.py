@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.backends.memory import Peak, free_bytes
 from ldm.config import instantiate
-from ldm.devices import on_meta, resolve_device
+from ldm.devices import DTYPES, on_meta
 from ldm.errors import ConfigError
-from ldm.training.building import build_data, trained_parameters
+from ldm.training.building import build_data, device_of, precision_of, trained_parameters
 from ldm.training.options import TrainOptions, parse_duration, read_sections
 from ldm.training.seeding import generator
 
@@ -44,6 +44,8 @@ def describe(config: dict[str, Any], deadline: float = 0.0) -> Iterator[str]:
     yield _about(data, "data")
     if "val_data" in config:
         yield _about(build_data(config, "val_data"), "val_data")
+    if getattr(model, "cond_stage_model", None) is not None and hasattr(data, "check_captions"):
+        data.check_captions()
     images, captions, *_ = data.batch(generator(train.seed, "data", 0, 0, 0), train.batch_size)
     shown = [repr(caption[:LONGEST]) for caption in list(dict.fromkeys(captions))[:EXAMPLES]]
     yield f"captions: {', '.join(shown)}"
@@ -52,10 +54,9 @@ def describe(config: dict[str, Any], deadline: float = 0.0) -> Iterator[str]:
     yield f"{method}: {count / 1e6:.1f} M parameters in {network}"
     per_step = train.batch_size * train.accumulate * train.devices
     height, width = images.shape[-2:]
-    passes = ""
-    if hasattr(data, "__len__"):
-        passes = f", {train.max_steps * per_step / len(data):.3g} times through the data"
-    many = f"{train.max_steps:,}{passes}" if train.max_steps else "no limit"
+    many = f"{train.max_steps:,}" if train.max_steps else "no limit"
+    if train.max_steps and hasattr(data, "__len__"):
+        many += f", {train.max_steps * per_step / len(data):.3g} times through the data"
     yield f"steps: {many}; {per_step} images of {width} x {height} in each"
     if method != "clip":
         yield from _costs(model, train, own, images, deadline)
@@ -70,8 +71,7 @@ def _about(data: Any, section: str) -> str:
 def _costs(model: nn.Module, train: TrainOptions, own: Any, images: Tensor, deadline: float) -> Iterator[str]:
     """Yield the lines on memory and time."""
     operations, alive = step_costs(model, own, images)
-    kind = torch.bfloat16 if train.precision == "bfloat16" else torch.float32
-    device = resolve_device({"gpu": "cuda"}.get(train.accelerator, train.accelerator))
+    device, kind = device_of(train), DTYPES[precision_of(train)]
     every = sum(x.numel() for x in model.parameters())
     count = sum(x.numel() for x in model.parameters() if x.requires_grad)
     # Weights, Adam's two moments, and the EMA if there is one; float32 each. Gradients are in `alive`.
@@ -118,7 +118,7 @@ def step_costs(model: nn.Module, own: Any, images: Tensor) -> tuple[int, int]:
 def _one_step(model: nn.Module, own: Any, images: Tensor) -> None:
     if not hasattr(model, "apply_model"):
         reconstruction, posterior = model(images)
-        (reconstruction.mean() + posterior.kl().mean()).backward()
+        ((images - reconstruction).abs().mean() + posterior.kl().mean()).backward()
         return
     if own.cache_latents:
         factor = model.downsampling_factor

@@ -1,7 +1,6 @@
 """Assemble a run from its configuration, train, export."""
 
 import contextlib
-import dataclasses
 import logging
 import os
 import time
@@ -14,13 +13,13 @@ import pytorch_lightning as pl
 import torch
 
 from ldm.config import find_class, instantiate, plain
-from ldm.devices import on_meta
-from ldm.errors import ConfigError, Stopped, TrainingError
+from ldm.errors import ConfigError, LdmError, Stopped, TrainingError
 from ldm.signals import Ended
+from ldm.training.building import build_data, precision_of
 from ldm.training.callbacks import Clock, Keeper
 from ldm.training.exporting import versions
 from ldm.training.module import TrainingModule
-from ldm.training.options import METHODS, TrainOptions, method_of, parse_duration, read_options
+from ldm.training.options import METHODS, TrainOptions, parse_duration, read_sections, resolve_config
 from ldm.training.run_folder import choose_folder, read_durations, write_durations, write_start
 from ldm.training.state import has_state, load_state
 from ldm.training.stream import BatchStream
@@ -41,46 +40,12 @@ class Result(NamedTuple):
         return self.stopped_by.startswith("SIG")
 
 
-def resolve_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration with every default filled in.
-
-    Raises:
-        ConfigError: a section or key that does not exist, a wrong type, or a limit that the schedule needs.
-    """
-    method, train, options = read_sections(config)
-    for section in ("model", "data"):
-        if "target" not in (config.get(section) or {}):
-            raise ConfigError(f"{section}: missing; expected target and params")
-    parse_duration(train.max_time)
-    if train.lr_schedule == "cosine" and not train.max_steps:
-        raise ConfigError("train.lr_schedule=cosine needs train.max_steps; cosine_by_time needs a time limit")
-    resolved = {"model": config["model"], "data": config["data"]}
-    if config.get("val_data"):
-        resolved["val_data"] = config["val_data"]
-    return resolved | {"train": dataclasses.asdict(train), method: dataclasses.asdict(options)}
-
-
-def read_sections(config: dict[str, Any]) -> tuple[str, TrainOptions, Any]:
-    """Return the method's name, the `train` section and the method's own, with types and choices checked."""
-    method = method_of(config)
-    train = read_options(TrainOptions, config.get("train"), "train")
-    return method, train, read_options(METHODS[method][0], config.get(method), method)
-
-
 def build_module(config: dict[str, Any]) -> TrainingModule:
     """Build the model and the method that trains it; weights are drawn from train.seed."""
     method, train, options = read_sections(config)
     torch.manual_seed(train.seed)
     model = instantiate(config["model"], "model")
     return find_class(METHODS[method][1])(model, train, options)
-
-
-def build_data(config: dict[str, Any], section: str) -> Any:
-    """Build a data set and check that it offers `batch`."""
-    data = instantiate(config[section], section)
-    if not hasattr(data, "batch"):
-        raise ConfigError(f"{section}: {type(data).__name__} has no batch(generator, batch_size)")
-    return data
 
 
 def build_trainer(train: TrainOptions, keeper: Keeper) -> pl.Trainer:
@@ -142,7 +107,11 @@ def train(
         raise ConfigError("train.lr_schedule=cosine_by_time needs --max-time or train.max_time")
     data = build_data(config, "data")
     val_data = build_data(config, "val_data") if "val_data" in config else data
-    module = build_module(config)
+    precision = precision_of(options)
+    if precision != options.precision:
+        log.info("this CPU would emulate %s slowly: the networks compute in float32", options.precision)
+        options.precision = precision
+    module = build_module(config | {"train": {**config["train"], "precision": precision}})
     keeper = Keeper(folder, clock, val_data, state)
     trainer = build_trainer(options, keeper)
     if trainer.is_global_zero:
@@ -174,6 +143,33 @@ def train(
     return Result(folder, module.step, keeper.stopped_by, weights)
 
 
+def export_state(config: dict[str, Any], path: Path) -> Result:
+    """Write the model of a state, without training on.
+
+    Args:
+        path: the folder of the run, for its newest state, or a file of its checkpoints.
+
+    Raises:
+        TrainingError: there is no state.
+    """
+    config = resolve_config(plain(config))
+    folder, _ = choose_folder(path, str(path))
+    if not (folder / "checkpoints").is_dir():
+        raise TrainingError(f"{folder}: has no checkpoints to make a model of")
+    state = load_state(path if path.suffix == ".ckpt" else folder / "checkpoints")
+    module = build_module(config)
+    module.step = state["step"]
+    module.load_trained_state(state["trained"])
+    data: Any = None
+    try:
+        data = build_data(config, "val_data" if "val_data" in config else "data")
+    except LdmError as error:
+        if not module.exports_without_data:
+            raise
+        log.warning("the size of the images in training is not known: %s", error)
+    return Result(folder, module.step, "export", module.export(folder, config, data))
+
+
 def fit(trainer: pl.Trainer, module: TrainingModule, stream: BatchStream) -> None:
     """Let Lightning run the steps; it turns an interruption into SystemExit, which is turned back."""
     with warnings.catch_warnings():
@@ -196,27 +192,6 @@ def resumable(folder: Path) -> Iterator[None]:
             raise Stopped(f"stopped by {interrupt}; resume with --resume {folder}") from None
         log.warning("the last saved state is in %s; resume with --resume %s", folder / "checkpoints", folder)
         raise
-
-
-def describe(config: dict[str, Any]) -> str:
-    """Return one line on what this configuration trains; the networks are built without weights."""
-    method, options, own = read_sections(config)
-    with on_meta():
-        model = instantiate(config["model"], "model")
-    trained, parameters = model, list(model.parameters())
-    if method == "diffusion":
-        from ldm.training.diffusion import trained_parameters
-
-        trained = model.model
-        parameters = [p for _, p in trained_parameters(model, own.only)]
-    count = sum(p.numel() for p in parameters)
-    # Weights, gradients, Adam's two moments, and the EMA if there is one; float32 each.
-    copies = 5 if getattr(own, "ema_decay", 0) else 4
-    per_step = options.batch_size * options.accumulate * options.devices
-    return (
-        f"{method}: {count / 1e6:.1f} M parameters in {type(trained).__name__}, {per_step} images a step, "
-        f"{count * 4 * copies / 2**30:.2f} GiB for weights and optimizer, without activations"
-    )
 
 
 def count_trained(module: TrainingModule) -> int:

@@ -40,6 +40,7 @@ class TrainingModule(pl.LightningModule):
     """
 
     automatic_optimization = False
+    exports_without_data = True
 
     def __init__(self, train: TrainOptions) -> None:
         super().__init__()
@@ -94,7 +95,7 @@ class TrainingModule(pl.LightningModule):
         """Return what training changes, by its name in checkpoints; None for what this run does without."""
 
     @abstractmethod
-    def export(self, folder: Path, config: dict[str, Any], data: Any) -> Path:
+    def export(self, folder: Path, config: dict[str, Any], data: Any | None) -> Path:
         """Write the result in the reference layout and the YAML that loads it; return the weights' path."""
 
     def autocast(self) -> AbstractContextManager:

@@ -127,6 +127,7 @@ class MetricsLog:
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
+        from matplotlib.ticker import MaxNLocator
 
         panels = self._panels()
         if not panels:
@@ -134,6 +135,7 @@ class MetricsLog:
         wide = min(3, len(panels))
         rows = math.ceil(len(panels) / wide)
         figure = pyplot.figure(figsize=(4.5 * wide, 3 * rows))
+        last = max(int(row["step"]) for row in self.rows)
         grid = figure.add_gridspec(rows, 6)
         for place, (heading, curves) in enumerate(panels.items()):
             row, column = divmod(place, wide)
@@ -145,7 +147,8 @@ class MetricsLog:
             values = [value for points in curves.values() for _, value in points]
             if min(values) > 0 and max(values) > 10 * min(values) and "psnr" not in heading:
                 axis.set_yscale("log")
-            axis.set(title=heading, xlabel="step")
+            axis.set(title=heading, xlabel="step", xlim=(0, 1.03 * last + 0.1))
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if len(curves) > 1:
                 axis.legend(fontsize="x-small")
         figure.tight_layout()

@@ -218,3 +218,15 @@ def test_no_caption_at_all_is_refused_where_captions_are_learnt(tmp_path):
     CaptionedImages(str(tmp_path), size=8, no_captions=True).check_captions()
     (tmp_path / "01.caption").write_text("one")
     CaptionedImages(str(tmp_path), size=8).check_captions()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"size": 0}, {"size": -64}, {"memory_mb": -1}, {"background": 256}, {"background": -1}],
+    ids=str,
+)
+def test_a_number_out_of_its_range_is_refused(tmp_path, params):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (name,) = params
+    with pytest.raises(InputError, match=f"^{name} .*expected"):
+        CaptionedImages(str(tmp_path), **params)

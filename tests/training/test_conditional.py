@@ -14,8 +14,9 @@ from ldm.diffusion.prediction import denoiser
 from ldm.errors import CheckpointError, ConfigError
 from ldm.samplers import make_sampler
 from ldm.samplers.loop import sample_loop
-from ldm.training.fit import build_module, resolve_config
+from ldm.training.fit import build_module
 from ldm.training.hints import hints_for
+from ldm.training.options import resolve_config
 from ldm.training.seeding import generator
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"

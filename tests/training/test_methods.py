@@ -14,7 +14,8 @@ from ldm.models.attention import BasicTransformerBlock
 from ldm.models.unet import ResBlock
 from ldm.training.cache import LatentCache
 from ldm.training.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss
-from ldm.training.fit import build_module, resolve_config
+from ldm.training.fit import build_module
+from ldm.training.options import resolve_config
 from ldm.training.seeding import generator
 
 
