@@ -73,6 +73,7 @@ def test_discriminator_losses_by_hand():
     assert PatchDiscriminator()(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 6, 6)
 
 
+@pytest.mark.slow
 def test_the_unet_overfits_one_image_and_nothing_else_moves(config, monkeypatch):
     made = one_image(config("diffusion", {"ema_decay": 0.9, "text_dropout": 0.0}, learning_rate=3e-3))
     loop = Loop(made, monkeypatch)
