@@ -51,6 +51,7 @@ class Saving:
         self.request = request
         self.outdir = checked_outdir(request.outdir)
         self.columns = request.n_rows or request.n_samples
+        self.is_demo = False  # its images are too small for the watermark, which then needs no message
         self.run: dict[str, Any] = {}
         self.saved: list[Path] = []
         self.existing: dict[Place, Path] = {}  # images of this run that were there before
@@ -176,7 +177,7 @@ class Saving:
         if not fits:
             if wanted != "off":
                 self._say(
-                    logging.INFO,
+                    logging.DEBUG if self.is_demo else logging.INFO,
                     "images under %d pixels cannot carry the watermark and are saved without it",
                     watermark.MIN_PIXELS,
                 )
