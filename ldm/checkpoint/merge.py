@@ -5,7 +5,8 @@
 
 Every value is computed in a wider type and rounded once, a stretch of a tensor at a time on all cores: half
 precision in float32, whose error, 2**-23 of the larger operand, is a thousandth of that of rounding; float32
-in float64. Where the difference is zero the bits of A stay, so A merged with itself is A, bit for bit. alpha 0 gives A, and alpha 1 of a weighted sum gives B.
+in float64. Where the difference is zero the bits of A stay, so A merged with itself is A, bit for bit. alpha
+0 gives A, and alpha 1 of a weighted sum gives B.
 
 In add-difference, A may have more input channels than B and C: inpainting + (custom - base) is an inpainting
 model that draws in the custom style. The channels that only A has stay as they are.
