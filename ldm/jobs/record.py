@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from ldm.tasks.batch import Batch
 
 FORMAT = 2
-KEPT = ("ckpt", "watermark")  # options that may change on resume but belong to the record
+# options that may change on resume but belong to the record
+KEPT = ("ckpt", "watermark", "format", "quality")
 # options that are replaced by the prompts of the batch
 PROMPT_OPTIONS = ("prompt", "from_file", "repeat", "combinations", "wildcards", "prompts")
 
