@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 OTHER_FILES = {"config": "--config", "vae": "--vae", "depth": "--depth-ckpt"}  # of the model's record
-KEPT = ("ckpt", "watermark")  # options that may change on resume but belong to the record
+# options that may change on resume but belong to the record
+KEPT = ("ckpt", "watermark", "format", "quality")
 # options that are replaced by the prompts of the batch
 PROMPT_OPTIONS = ("prompt", "from_file", "repeat", "combinations", "wildcards", "prompts")
 

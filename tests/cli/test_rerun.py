@@ -306,3 +306,42 @@ def test_an_image_made_of_an_array_says_so(rerun, tmp_path, monkeypatch, tiny_we
     assert record["request"]["init_img"] is None and len(record["inputs"]["init_img"]["sha256"]) == 64
     outcome = rerun(done.files[0])
     assert outcome.code == 2 and "--init-img was given as an array, not as a file" in outcome.err
+
+
+@pytest.mark.parametrize("flags", [("jpg",), ("webp", "--quality", 60), ("webp", "--quality", 100)])
+def test_images_of_other_formats_are_made_again_equal(made, rerun, run, tmp_path, tiny_weights, flags):
+    made("inpaint", "--format", *flags, "--n_samples", 1)
+    (image,) = (tmp_path / "o/samples").iterdir()
+    assert image.name == f"00000.{flags[0]}"
+    found = metadata.read_record(image)
+    assert found["request"]["format"] == flags[0] and found["request"].get("quality") in (None, *flags[2:])
+    outcome = rerun(image, "--outdir", "again", "--with", "quality=97", kind="inpaint")
+    assert outcome.code == 0 and (tmp_path / "again/samples" / image.name).exists(), outcome.err
+    outcome = rerun(image, kind="inpaint")
+    assert (outcome.code, outcome.out) == (0, f"{image}: equal\n"), outcome.err
+
+
+def test_formats_are_numbered_together_and_not_taken_for_each_other(made, tmp_path):
+    made("sample", "--n_samples", 1)
+    made("sample", "--n_samples", 1, "--format", "jpg", "--skip-existing")
+    made("sample", "--n_samples", 1, "--format", "jpg", "--skip-existing")
+    made("sample", "--n_samples", 1, "--format", "webp", "--no-metadata")
+    names = ["00000.png", "00001.jpg", "00002.webp"]
+    assert sorted(file.name for file in (tmp_path / "o/samples").iterdir()) == names
+    with Image.open(tmp_path / "o/samples/00002.webp") as image:
+        assert not image.getexif() and "xmp" not in image.info
+
+
+@pytest.mark.parametrize(
+    ("task", "flags", "says"),
+    [
+        ("sample", ("--quality", 80), "--quality 80 is for --format jpg or webp"),
+        ("sample", ("--format", "gif"), "--format"),
+        ("sample", ("--format", "jpg", "--quality", 0), "--quality"),
+        ("inpaint alpha", ("--format", "jpg"), "--format jpg cannot hold the transparency of cutout.png"),
+    ],
+)
+def test_what_a_format_cannot_do_is_refused_before_the_model_is_read(run, tmp_path, task, flags, says):
+    outcome = run(f"{task.split()[0]}.py", "--ckpt", "nowhere.ckpt", *QUICK, *TASKS[task][1], *flags)
+    assert outcome.code == 2 and says in outcome.err and "nowhere" not in outcome.err
+    assert not (tmp_path / "o").exists()
