@@ -5,8 +5,10 @@ beyond those only classes of this project and `torch.nn.Identity` can be built, 
 the net is data and not a program. Building reports all faults at once, each with its path in the file.
 """
 
+import hashlib
 import importlib
 import inspect
+import json
 import logging
 import re
 import types
@@ -116,6 +118,11 @@ def read_config(
     for override in overrides:
         _merge_override(content, override, sections or {})
     return _with_files_in(file.absolute().parent, content)
+
+
+def config_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of what a YAML file says; comments and layout do not count."""
+    return hashlib.sha256(json.dumps(read_config(path), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _merge_override(content: dict[str, Any], override: str, sections: Mapping[str, type]) -> None:

@@ -87,6 +87,7 @@ def execute(
     opened = (models or Models()).open(request, watch, any_kind=_decodes(resume))
     if resume is not None:
         resume.check_model(opened)
+    saving.is_demo = opened.is_demo
     skip = _skipped(request, loaded, opened, saving)
     batches = _batches(loaded, opened, watch, resume, saving, skip)
     total = max(0, batches_left(loaded, resume) - len(skip))

@@ -1,12 +1,12 @@
 """Open the model that a request asks for, and keep it for the next request."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.config import find_config, load_config
+from ldm.config import config_sha256, find_config, load_config
 from ldm.errors import CheckpointError, ConfigError, InputError
 from ldm.jobs.choosing import choose_config, confirm_prediction
 from ldm.jobs.watch import SILENT, Watch
@@ -36,12 +36,18 @@ class OpenedModel:
     facts: ModelFacts
     is_demo: bool = False
     knows_size: bool = True     # the training size of the weights is known, not only the size in the YAML
-    vae: Path | None = None     # file of the autoencoder that replaced the checkpoint's
+    # "vae", "depth" -> the file that replaced that part of the checkpoint, and its digest
+    replaced: Mapping[str, tuple[Path, Callable[[], str | None]]] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """Return the model's part of an image's metadata."""
-        made_by = {"config": self.config.name, "checkpoint": self.checkpoint.name, "sha256": self.sha256()}
-        return made_by if self.vae is None else made_by | {"vae": self.vae.name}
+        made_by = {
+            "config": self.config.name, "config_sha256": config_sha256(self.config),
+            "checkpoint": self.checkpoint.name, "sha256": self.sha256(),
+        }  # fmt: skip
+        for part, (path, digest) in self.replaced.items():
+            made_by |= {part: path.name, f"{part}_sha256": digest()}
+        return made_by
 
 
 class Models:
@@ -94,8 +100,10 @@ def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
             source, checkpoint, device=device, dtype=dtype, weights=request.weights,
             allow_nonfinite=request.allow_nonfinite, progress=progress,
         )  # fmt: skip
-    vae = None if request.vae is None else Path(request.vae).expanduser()
-    if vae is not None:
+    others = {"vae": request.vae, "depth": getattr(request, "depth_ckpt", None)}
+    others = {part: Path(path).expanduser() for part, path in others.items() if path is not None}
+    replaced = {part: (path, sha256_in_background(path)) for part, path in others.items()}
+    if (vae := others.get("vae")) is not None:
         load_part(model, vae, "first_stage_model", allow_nonfinite=request.allow_nonfinite)
     if choice is not None:
         choice = confirm_prediction(choice, model, request, dtype)
@@ -103,8 +111,8 @@ def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
     else:
         size = model.native_size
         log.info("no --ckpt given: using the small demo model that is included (%d pixels)", size)
-    if getattr(request, "depth_ckpt", None) is not None:
-        _open_depth_network(model, config, Path(request.depth_ckpt).expanduser())
+    if "depth" in others:
+        _open_depth_network(model, config, others["depth"])
     if request.channels_last or (device.type == "cpu" and dtype != torch.float32):
 
         model.model.diffusion_model.to(memory_format=torch.channels_last)
@@ -114,7 +122,7 @@ def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
         model.trained_at = None if choice.is_own else identity.training_size
     known = choice is None or choice.is_own or model.trained_at is not None
     return OpenedModel(
-        model, config, checkpoint, dtype, sha256, facts_of(model), choice is None, known, vae
+        model, config, checkpoint, dtype, sha256, facts_of(model), choice is None, known, replaced
     )
 
 
