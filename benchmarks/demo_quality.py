@@ -32,7 +32,7 @@ import ldm  # noqa: E402
 from benchmarks import task_quality  # noqa: E402
 from benchmarks.quality import (  # noqa: E402
     Asked,
-    PictureClip,
+    ImageClip,
     average,
     clip_weights,
     corner_colours,
@@ -40,9 +40,9 @@ from benchmarks.quality import (  # noqa: E402
     in_order,
     nearest_distance,
     pair_requests,
-    pictures,
     proportion,
     psnr,
+    real_images,
     retrieval,
     sample_sheet,
     single_requests,
@@ -71,8 +71,8 @@ class Benchmark:
             for split in ("train", "held_out", "all")
         )
         weights = clip_weights(options.clip, options.ckpt)
-        self.clip = PictureClip(weights, options.clip_arch, options.clip_bpe)
-        self.seconds_per_picture = 0.0
+        self.clip = ImageClip(weights, options.clip_arch, options.clip_bpe)
+        self.seconds_per_image = 0.0
         self.samples: dict[str, list[tuple[str, Tensor]]] = {}
 
     def run(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Benchmark:
             asked = single_requests(scenes, self.options.limit, self._generator(name))
             images = self.generate(name, asked)
             measures[name] = self.judge(asked, images)
-            print(f"{name}: {len(asked)} pictures measured", flush=True)
+            print(f"{name}: {len(asked)} images measured", flush=True)
         asked = pair_requests(self.train, self.options.limit, self._generator("pairs"))
         measures["left_right_order"] = self.judge_order(asked, self.generate("pairs", asked))
         return measures
@@ -94,7 +94,7 @@ class Benchmark:
         found = {}
         for name, scenes in (("known", self.train), ("held_out", self.held_out)):
             asked = single_requests(scenes, self.options.limit, self._generator(name))
-            real = pictures(asked, scenes)
+            real = real_images(asked, scenes)
             found[name] = average(psnr(self._autoencoded(real), real))
         return found
 
@@ -108,7 +108,7 @@ class Benchmark:
             sampler=options.sampler, steps=options.steps, scale=options.scale,
         )  # fmt: skip
         parts = [batch.images.clamp(-1, 1) for batch in ldm.generate(self.model, request)]
-        self.seconds_per_picture = (time.perf_counter() - began) / max(1, len(prompts))
+        self.seconds_per_image = (time.perf_counter() - began) / max(1, len(prompts))
         images = torch.cat(parts) if parts else torch.empty(0, 3, self.size, self.size)
         self.samples[name] = list(zip(prompts, images, strict=True))
         return images
@@ -117,12 +117,12 @@ class Benchmark:
         """Measure ground, retrieval and distance, for generated images and for the real ones asked for."""
         if not asked:
             return {"n": 0}
-        real = pictures(asked, self.all)
+        real = real_images(asked, self.all)
         colours = [one.colour for one in asked]
         right = [found == wanted for found, wanted in zip(corner_colours(images), colours, strict=True)]
         named = [hit for hit, wanted in zip(right, colours, strict=True) if wanted is not None]
         found = {"background": proportion(right), "background_named": proportion(named)}
-        for name, judged in (("retrieval", images), ("retrieval_real_pictures", real)):
+        for name, judged in (("retrieval", images), ("retrieval_real_images", real)):
             found[name] = retrieval(self.clip, self.all, asked, judged)
         found["nearest"] = self.nearest(asked, images)
         found["nearest_autoencoded"] = self.nearest(asked, self._autoencoded(real))
@@ -139,7 +139,7 @@ class Benchmark:
                 for scale in SINGLE_SCALES
                 for flip in ((False, True) if cell["mirrorable"] else (False,))
             ]
-            references = torch.stack([picture for _, picture in shown])
+            references = torch.stack([image for _, image in shown])
             distances[rows], which = nearest_distance(_small(images[rows]), references)
             for row, index in zip(rows, which.tolist(), strict=True):
                 same[row] = shown[index][0]["label"] == asked[row].label
@@ -154,7 +154,7 @@ class Benchmark:
         first = self.clip.texts([Asked(one.label, one.style, None).prompt(self.all) for one in asked])
         second = self.clip.texts([Asked(one.second, one.style, None).prompt(self.all) for one in asked])
         found = {}
-        for name, judged in (("generated", images), ("real_pictures", pictures(asked, self.all))):
+        for name, judged in (("generated", images), ("real_images", real_images(asked, self.all))):
             left, right = (self.clip.images(half) for half in halves(judged))
             found[name] = proportion(in_order(left, right, first, second))
         return found
@@ -219,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
     result = {
         "model": {"config": options.config.name, "weights": options.ckpt.name, "pixels": benchmark.size},
         "settings": {name: getattr(options, name) for name in names},
-        "seconds_per_picture": round(benchmark.seconds_per_picture, 3),
+        "seconds_per_image": round(benchmark.seconds_per_image, 3),
         "seconds": round(time.perf_counter() - began, 1),
         "measures": measures,
     }

@@ -105,7 +105,7 @@ def clip_weights(file: Path, checkpoint: Path) -> dict[str, Tensor]:
     return weights
 
 
-class PictureClip:
+class ImageClip:
     """The project's own CLIP, of a JSON architecture, images shrunk by averaging."""
 
     def __init__(self, weights: dict[str, Tensor], arch: Path, bpe: Path) -> None:
@@ -147,7 +147,7 @@ class Asked:
         return caption(phrase, self.style, second=second, colour=self.colour)
 
 
-def pictures(asked: list[Asked], scenes: EmojiScenes) -> Tensor:
+def real_images(asked: list[Asked], scenes: EmojiScenes) -> Tensor:
     """Return the real images of what is asked for, (n, 3, h, w)."""
     found = [scenes.render(a.label, a.style, background=a.colour, second=a.second)[0] for a in asked]
     return torch.stack(found) if found else torch.empty(0, 3, scenes.size, scenes.size)
@@ -172,7 +172,7 @@ def pair_requests(scenes: EmojiScenes, limit: int, generator: torch.Generator) -
     return pairs
 
 
-def retrieval(clip: PictureClip, scenes: EmojiScenes, asked: list[Asked], images: Tensor) -> dict[str, Any]:
+def retrieval(clip: ImageClip, scenes: EmojiScenes, asked: list[Asked], images: Tensor) -> dict[str, Any]:
     """Order all labels by similarity to each image; the texts differ in the concept only."""
     labels = scenes.labels
     wanted = torch.tensor([labels.index(one.label) for one in asked])

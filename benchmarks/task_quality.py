@@ -25,25 +25,25 @@ from torch import Tensor
 import ldm
 from benchmarks.quality import (
     Asked,
-    PictureClip,
+    ImageClip,
     average,
     clip_weights,
     corner_colours,
-    pictures,
     proportion,
     psnr,
+    real_images,
     recall,
     retrieval,
     single_requests,
 )
 from demo.hints import shrunk
+from demo.perceptual import PerceptualDistance
 from demo.scenes import EmojiScenes
 from ldm.data.hints import inflated
 from ldm.devices import resolve_device
 from ldm.imaging.back_projection import back_project
 from ldm.imaging.colour import from_uint8, to_uint8
 from ldm.requests import Depth2Img, Inpaint, Request, Unclip, Upscale
-from ldm.training.perceptual import load_perceptual
 
 BOX = 0.75  # of the image's side: the largest that training masked, short of the whole
 PROMPTS = 4  # an image that is inpainted
@@ -86,10 +86,10 @@ def depth_agreement(images: Tensor, depth: Tensor) -> Tensor:
 
 def enlarged(small: Tensor, factor: int, kernel: str) -> Tensor:
     """Enlarge images (n, 3, h, w) in -1..1 by Pillow's "bicubic" or "lanczos", in 8 bits."""
-    pictures = ((small.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    levels = ((small.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     size = (small.shape[-1] * factor, small.shape[-2] * factor)
     resampling = Image.Resampling[kernel.upper()]
-    large = [np.asarray(Image.fromarray(picture).resize(size, resampling)) for picture in pictures]
+    large = [np.asarray(Image.fromarray(one).resize(size, resampling)) for one in levels]
     return torch.from_numpy(np.stack(large)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -115,10 +115,10 @@ class TaskBenchmark:
             options.config, options.ckpt, device=resolve_device(options.device), dtype="float32"
         )
         self.size = self.model.image_size * self.model.downsampling_factor
-        self.clip = PictureClip(clip_weights(options.clip, options.ckpt), options.clip_arch, options.clip_bpe)
+        self.clip = ImageClip(clip_weights(options.clip, options.ckpt), options.clip_arch, options.clip_bpe)
         self.how = {"sampler": options.sampler, "steps": options.steps, "scale": options.scale}
         self.random = torch.Generator().manual_seed(options.seed)
-        self.seconds_per_picture = 0.0
+        self.seconds_per_image = 0.0
         self.sheet: Sheet = []
         self.columns = COLUMNS[options.task]
 
@@ -139,29 +139,29 @@ class TaskBenchmark:
         mask[room : room + side, room : room + side] = 1
         sources, asked, made = [], [], []
         for index, source in enumerate(self._cycled(held_out, count)):
-            picture = pictures([source], held_out)
+            image = real_images([source], held_out)
             wanted = [
                 Asked(label, source.style, source.colour)
                 for label in self._other_labels(every, source, PROMPTS)
             ]
             eta = {"eta": 0.0} if self.how["sampler"] == "ddim" else {}
             request = Inpaint(
-                init_img=to_uint8(picture)[0], mask=mask.numpy(),
+                init_img=to_uint8(image)[0], mask=mask.numpy(),
                 prompts=[one.prompt(every) for one in wanted], n_samples=PROMPTS,
                 seed=self.options.seed + index, **self.how, **eta,
             )  # fmt: skip
             made.append(self._made(request))
             asked += wanted
-            sources.append(picture.expand(len(wanted), -1, -1, -1))
-            self.sheet += [(source.prompt(every), picture[0])]
+            sources.append(image.expand(len(wanted), -1, -1, -1))
+            self.sheet += [(source.prompt(every), image[0])]
             self.sheet += [(one.prompt(every), x) for one, x in zip(wanted, made[-1], strict=True)]
         images, originals = torch.cat(made), torch.cat(sources)
         order = torch.randperm(len(asked), generator=self.random)
         judged = {
             "painted": images,
             "untouched": originals,
-            "random_real_picture": pictures([asked[i] for i in order], every),
-            "real_picture": pictures(asked, every),
+            "random_real_image": real_images([asked[i] for i in order], every),
+            "real_image": real_images(asked, every),
         }
         return {name: retrieval(self.clip, every, asked, regions(x, mask)) for name, x in judged.items()}
 
@@ -170,7 +170,7 @@ class TaskBenchmark:
         real, captions, hints = self.scenes("held_out", "depth").batch(self.random, count)
         _, others, _ = self.scenes("train", "depth").batch(self.random, count)
         depth = hints["depth"]
-        found: dict[str, Any] = {"real_pictures": average(depth_agreement(real, depth))}
+        found: dict[str, Any] = {"real_images": average(depth_agreement(real, depth))}
         shuffled = depth.roll(1, 0)
         for name, prompts in (("own_prompt", captions), ("another_prompt", others)):
             parts = []
@@ -191,7 +191,7 @@ class TaskBenchmark:
     def upscale(self) -> dict[str, Any]:
         held_out = self.scenes("held_out")
         asked = self._cycled(held_out, self.options.limit or len(held_out))
-        originals = pictures(asked, held_out)
+        originals = real_images(asked, held_out)
         small = in_8_bits(shrunk(originals))
         parts = []
         for index, one in enumerate(asked):
@@ -214,7 +214,7 @@ class TaskBenchmark:
             self.sheet += [(f"{name}: {one.prompt(held_out)}", x[i]) for name, x in made.items()]
             self.sheet.append(("original", originals[i]))
         found = {"psnr_db": compared({name: psnr(x, originals) for name, x in made.items()}, higher=True)}
-        distance = load_perceptual()
+        distance = PerceptualDistance.load()
         if distance is not None:
             values = {name: distances(distance, x, originals) for name, x in made.items()}
             found["perceptual_distance"] = compared(values, higher=False)
@@ -224,7 +224,7 @@ class TaskBenchmark:
         every = self.scenes("all")
         held_out = {(cell["label"], cell["style"]) for cell in self.scenes("held_out").cells}
         asked = single_requests(every, self.options.limit, self.random)
-        sources = pictures(asked, every)
+        sources = real_images(asked, every)
         parts = []
         for index, source in enumerate(to_uint8(sources)):
             request = Unclip(
@@ -254,8 +254,8 @@ class TaskBenchmark:
         batches = ldm.generate(self.model, request)
         made = np.stack([image for batch in batches for image in batch.to_uint8()])
         seconds = (time.perf_counter() - began) / len(made)
-        self.seconds_per_picture = seconds if not self.seconds_per_picture else (
-            0.9 * self.seconds_per_picture + 0.1 * seconds
+        self.seconds_per_image = seconds if not self.seconds_per_image else (
+            0.9 * self.seconds_per_image + 0.1 * seconds
         )
         print(".", end="", flush=True)
         return from_uint8(made)

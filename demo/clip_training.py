@@ -24,6 +24,7 @@ from ldm.models.text_openclip import FrozenOpenCLIPEmbedder
 from ldm.training.exporting import export_config, export_weights
 from ldm.training.module import TrainingModule
 from ldm.training.options import ClipOptions, TrainOptions
+from ldm.training.run_folder import Shown
 from ldm.training.seeding import generator
 
 log = logging.getLogger(__name__)
@@ -106,8 +107,11 @@ class ClipTraining(TrainingModule):
     # Figures and images
 
     @torch.no_grad()
-    def features(self, data: Any, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return images, their features, those of the distinct captions, and each image's caption."""
+    def features(self, data: Any, count: int) -> tuple[Tensor, list[str], Tensor, Tensor, Tensor]:
+        """Return images, their captions, both's features, and each image's place in the captions' features.
+
+        Captions are encoded once each.
+        """
         self.clip.eval()
         images, captions = data.batch(generator(0, "validation"), count)
         distinct = list(dict.fromkeys(captions))
@@ -116,20 +120,21 @@ class ClipTraining(TrainingModule):
         text_features = self.encode_texts(tokens)
         self.clip.train()
         answers = torch.tensor([distinct.index(caption) for caption in captions], device=self.device)
-        return images, image_features, text_features, answers
+        return images, captions, image_features, text_features, answers
 
     def evaluate(self, data: Any) -> dict[str, float]:
-        _, images, texts, answers = self.features(data, self.options.retrieval_count)
+        _, _, images, texts, answers = self.features(data, self.options.retrieval_count)
         return {f"val_recall_at_{k}": retrieval(images, texts, answers, k) for k in (1, 5)}
 
-    def sample(self, data: Any) -> Tensor:
+    def sample(self, data: Any) -> Shown:
         """Return rows of 8: a caption's own image, then the seven that its text is nearest to."""
-        images, image_features, text_features, answers = self.features(data, 64)
-        rows = []
+        images, captions, image_features, text_features, answers = self.features(data, 64)
+        rows, texts = [], []
         for index in range(8):
             ranked = (image_features @ text_features[answers[index]]).topk(7).indices.cpu()
             rows.append(torch.cat([images[index : index + 1], images[ranked]]))
-        return torch.cat(rows)
+            texts += [captions[index], *(f"nearest, {place}" for place in range(1, 8))]
+        return Shown(torch.cat(rows), texts, columns=8)
 
     # State
 

@@ -1,6 +1,6 @@
 """Configurations: read a YAML file, merge overrides, check it, build what it describes.
 
-A node is `{target: dotted.name, params: {...}}`. Published targets go through `published_names.PUBLISHED`;
+A node is `{target: dotted.name, params: {...}}`. Reference targets go through `published_names.PUBLISHED`;
 beyond those only classes of this project and `torch.nn.Identity` can be built, so that a YAML file from
 the net is data and not a program. Building reports all faults at once, each with its path in the file.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Published keys for what is not built; null or false, their published default, asks for nothing.
+# Reference keys for what is not built; null or false, their reference default, asks for nothing.
 NOT_BUILT = ("force_null_conditioning", "given_betas", "n_embed", "scale_by_std")
 
 NONE_LITERALS = ("__is_first_stage__", "__is_unconditional__")
@@ -37,7 +37,10 @@ NODE_KEYS = ("target", "params", "base_learning_rate")
 FILE_KEYS = {"arch": ".json", "bpe_path": "", "model": ".json"}
 BUILDABLE_PACKAGES = ("ldm.models.", "ldm.training.", "ldm.data.", "ldm.adapters.")
 # Of a checkout; see docs/DEMO_DATA.md.
-DEMO_CLASSES = ("demo.scenes.EmojiScenes", "demo.discs.Discs", "demo.clip_training.ClipTraining")
+DEMO_CLASSES = (
+    "demo.scenes.EmojiScenes", "demo.discs.Discs", "demo.clip_training.ClipTraining",
+    "demo.perceptual.PerceptualDistance",
+)  # fmt: skip
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 PACKAGE = Path(__file__).resolve().parent
 
@@ -96,10 +99,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> "DictConfig"
     return OmegaConf.create(read_config(path, overrides))
 
 
-def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_config(
+    path: str | Path, overrides: Sequence[str] = (), sections: Mapping[str, type] | None = None
+) -> dict[str, Any]:
     """Read a YAML file and merge `overrides` ("model.params.image_size=96") over it.
 
-    Files that stand next to the YAML become absolute paths.
+    Where the class that takes a value expects text, the text of the override is taken as it is, and as YAML
+    everywhere else. Files that stand next to the YAML become absolute paths.
+
+    Args:
+        sections: classes of the sections that are no nodes, whose annotations say the types.
 
     Raises:
         ConfigError: naming file and line, or the override.
@@ -107,16 +116,17 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     file = find_config(path)
     content = read_yaml(file)
     for override in overrides:
-        _merge_override(content, override)
+        _merge_override(content, override, sections or {})
     return _with_files_in(file.absolute().parent, content)
 
 
 def config_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of what a YAML file says; comments and layout do not count."""
-    return hashlib.sha256(json.dumps(read_config(path), sort_keys=True, default=str).encode()).hexdigest()
+    """Return the SHA-256 of what a YAML file says; comments, layout and its folder do not count."""
+    content = read_yaml(find_config(path))
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _merge_override(content: dict[str, Any], override: str) -> None:
+def _merge_override(content: dict[str, Any], override: str, sections: Mapping[str, type]) -> None:
     """Set `a.b.c=value` in place. What it goes into must be there, so that a slip is not swallowed."""
     key, equals, text = override.partition("=")
     *above, last = key.strip().split(".")
@@ -129,7 +139,54 @@ def _merge_override(content: dict[str, Any], override: str) -> None:
         _existing(parent, last, override)
     if not isinstance(parent, (dict, list)):
         raise ConfigError(f"override {override!r}: {'.'.join(above)} is {parent!r}, which holds no {last!r}")
-    parent[last if isinstance(parent, dict) else int(last)] = parse_yaml(text, f"override {override!r}")
+    keys = [*above, last]
+    value = _override_value(text, f"override {override!r}", lambda: _hint_at(content, keys, sections))
+    parent[last if isinstance(parent, dict) else int(last)] = value
+
+
+def _override_value(text: str, source: str, hint: Callable[[], Any]) -> Any:
+    """Return the value that an override means; `hint` is asked only where text may be meant otherwise."""
+    try:
+        value = parse_yaml(text, source)
+        if value == text:
+            return value
+    except ConfigError:
+        if "${" in text or not _takes_text(hint()):
+            raise
+        return text
+    expected = hint()
+    if _takes_text(expected):
+        others = [each for each in typing.get_args(expected) if each is not str]
+        return value if any(_fits(value, each) for each in others) else text
+    if str in typing.get_args(expected) and isinstance(value, (list, dict)):
+        return parse_yaml(text, source, texts=True)
+    return value
+
+
+def _takes_text(hint: Any) -> bool:
+    """Tell whether a hint is str, or one of several with str among them."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return hint is str or (is_union and str in typing.get_args(hint))
+
+
+def _hint_at(content: Any, keys: list[str], sections: Mapping[str, type]) -> Any:
+    """Return the annotation of what takes the value at this path, or Any."""
+    hint: Any = Any
+    node: Any = {}
+    for i, key in enumerate(keys):
+        if i == 1 and keys[0] in sections:
+            hint = typing.get_type_hints(sections[keys[0]]).get(key, Any)
+        elif "target" in node:
+            try:
+                hint = _hints(find_class(node["target"])).get(key, Any)
+            except ConfigError:  # building it says so
+                return Any
+        else:
+            arguments = typing.get_args(hint)
+            hint = arguments[-1] if typing.get_origin(hint) in (list, dict) else Any
+        node = content if key == "params" else {}
+        content = content[int(key)] if isinstance(content, list) else (content or {}).get(key)
+    return hint
 
 
 def _existing(parent: Any, part: str, override: str) -> Any:
@@ -224,11 +281,9 @@ def find_class(target: Any) -> type:
     module, _, name = dotted.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and not f"{module}.".startswith(f"{error.name}."):
             raise BackendUnavailable(f"{target} needs the package {error.name}; install it") from error
-        raise ConfigError(f"target {target} is unknown{nearest(target, known)}") from error
-    except AttributeError as error:
         raise ConfigError(f"target {target} is unknown{nearest(target, known)}") from error
     if not inspect.isclass(found) or not found.__module__.startswith(("ldm.", "demo.")):
         raise ConfigError(f"target {target} is not a class of this project")

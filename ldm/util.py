@@ -20,7 +20,7 @@ def instantiate_from_config(config: Any) -> Any:
 
 
 def get_obj_from_str(string: str) -> Any:
-    """Return the class or function of a dotted name, published or today's."""
+    """Return the class or function of a dotted name, the reference's or today's."""
     return resolve(PUBLISHED.get(string, string))
 
 

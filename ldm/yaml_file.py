@@ -45,9 +45,7 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:\.\d+|\d+(?:\.\d*)?)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:\.\d+|\d+(?:\.\d*)?)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
 
@@ -88,11 +86,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def parse_yaml(text: str, source: str) -> Any:
-    """Parse one YAML document to plain data; `source` opens each error, followed by the line."""
+def parse_yaml(text: str, source: str, texts: bool = False) -> Any:
+    """Parse one YAML document to plain data; `source` opens each error, followed by the line.
+
+    Args:
+        texts: every scalar is text, as it is written.
+    """
     try:
         _check_events(text)
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=yaml.BaseLoader if texts else _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""

@@ -4,7 +4,9 @@ import math
 
 import torch
 
-from ldm.training.fit import build_data, build_module, resolve_config
+from ldm.training.building import build_data
+from ldm.training.fit import build_module
+from ldm.training.options import resolve_config
 from ldm.training.seeding import generator
 from ldm.training.stream import BatchStream
 
@@ -13,7 +15,7 @@ class Loop:
     """Steps of a module without Lightning's trainer."""
 
     def __init__(self, config: dict, monkeypatch) -> None:
-        config = resolve_config(config)
+        self.config = config = resolve_config(config)
         self.module = build_module(config)
         self.data = build_data(config, "data")
         optimizers = [self.module.make_optimizer(name) for name in self.module.groups()]

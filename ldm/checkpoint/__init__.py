@@ -1,4 +1,4 @@
-"""Read, describe, convert and merge weights files: any published container, LDM key names out.
+"""Read, describe, convert and merge weights files: any container, LDM key names out.
 
     opened.py            open any of them: the tensors by part, memory-mapped, and their metadata
     sniff.py             what a file is, by its content and not by its name

@@ -36,7 +36,7 @@ UNCLIP = {2048: "unclip-h", 1536: "unclip-l"}
 FAMILIES = {768: "1.x", 1024: "2.x"}
 TRUNKS = {"1.x": (320,), "2.x": (320, 256)}    # channels of the first layer; 256 is the upscaler's
 DISTILLED = "distilled"
-WHOLE_UNET = 600                # tensors; published ones have 686 to 690, distilled ones far fewer
+WHOLE_UNET = 600                # tensors; reference ones have 686 to 690, distilled ones far fewer
 V_MARK = "v_pred"               # an empty tensor, by which some programs mark a file that predicts v
 ZERO_SNR_MARK = "ztsnr"         # likewise, a file that was trained to zero terminal SNR
 PREDICTIONS = {                 # what files say -> what a configuration's `parameterization` says
@@ -101,7 +101,7 @@ def of_no_part(names: Iterable[str]) -> list[str]:
 
 
 def config_for(identity: Identity, prediction: str | None = None) -> str | None:
-    """Return the published YAML that describes a model, or None: no SD model, or eps and v both may be."""
+    """Return the reference YAML that describes a model, or None: no SD model, or eps and v both may be."""
     if not identity.is_model or identity.variant == DISTILLED:
         return None
     if identity.family == "2.x" and identity.task == "txt2img":
@@ -110,7 +110,7 @@ def config_for(identity: Identity, prediction: str | None = None) -> str | None:
 
 
 def published_prediction(family: str | None, task: str | None) -> str | None:
-    """Return what all published models of this kind predict; SD 2.x for text-to-image comes in both."""
+    """Return what all reference models of this kind predict; SD 2.x for text-to-image comes in both."""
     if (family, task) in PUBLISHED_V:
         return "v"
     return "eps" if family == "1.x" or (family, task) in CONFIGS else None
@@ -272,11 +272,7 @@ def stated_predictions(
 
 
 def _prediction(
-    family: str | None,
-    task: str | None,
-    shapes: Shapes,
-    metadata: Mapping[str, str],
-    configs: Configs,
+    family: str | None, task: str | None, shapes: Shapes, metadata: Mapping[str, str], configs: Configs
 ) -> dict[str, str | None]:
     """Return eps or v and from where it is known; what a file says goes before what is usual."""
     stated = stated_predictions(shapes, metadata, configs)

@@ -1,6 +1,6 @@
-"""Convert a checkpoint: between one published file and a diffusers folder, or into another file.
+"""Convert a checkpoint: between one file with LDM key names and a diffusers folder, or into another file.
 
-    folder -> FILE.safetensors      published names
+    folder -> FILE.safetensors      LDM key names
     file   -> FILE.safetensors      the names of the file
     file   -> FOLDER                any other name
 
@@ -32,7 +32,7 @@ from ldm.loading.stated import check_folder
 FILE_ENDING = ".safetensors"
 # unCLIP's statistics of image embeddings: a file may leave them out, a folder may not.
 MEAN, STD = "noise_augmentor.data_mean", "noise_augmentor.data_std"
-# A published configuration that has a part alone in it.
+# A reference configuration that has a part alone in it.
 OF_PARTS = {
     ("vae", None): SD + "v1-inference.yaml",
     ("text_encoder", "1.x"): SD + "v1-inference.yaml",
@@ -46,7 +46,7 @@ OF_PARTS = {
 class ConvertOptions:
     """How to convert."""
 
-    config: str | None = None           # YAML; None takes the published one that the weights are of
+    config: str | None = None           # YAML; None takes the reference one that the weights are of
     prediction: str | None = None       # eps or v, as the result states; None takes what is known
     weights: str = "auto"               # of ldm.checkpoint.convert.COPIES
     prune: bool = False                 # leave out what only training needs
@@ -137,7 +137,7 @@ class _Described:
 
     @classmethod
     def by(cls, options: ConvertOptions, identity: Identity) -> "_Described":
-        """Read the configuration that is asked for, or the published one that the weights are of."""
+        """Read the configuration that is asked for, or the reference one that the weights are of."""
         path = options.config or config_for(identity, options.prediction)
         path = path or OF_PARTS.get((identity.kind, identity.family))
         if path is None:
@@ -190,7 +190,7 @@ class _Described:
 
 
 def _without_trivial_statistics(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave mean 0 and deviation 1 to the configuration, as published files do."""
+    """Leave mean 0 and deviation 1 to the configuration, as the reference files do."""
     if MEAN not in tensors or bool(tensors[MEAN].any()) or not bool((tensors[STD] == 1).all()):
         return tensors
     return {name: x for name, x in tensors.items() if name not in (MEAN, STD)}

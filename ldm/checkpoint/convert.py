@@ -5,7 +5,7 @@
     first_stage_model.*                 vae/             likewise; controlnet/, image_normalizer/
     cond_stage_model.*                  text_encoder/config.json, model.safetensors; image_encoder/, ...
     (in the code)                       tokenizer/, scheduler/, feature_extractor/, model_index.json
-    all else                            unused.safetensors, under its published names
+    all else                            unused.safetensors, under its LDM key names
 
 So a file comes back from its folder bit by bit. Tensors are cast, where that is asked for, when their turn
 has come; the tables of the noise schedule never are, because half precision would spoil them.
@@ -68,7 +68,7 @@ def select(
     """Choose between raw and EMA weights, and leave out what only training needs.
 
     Args:
-        tensors: by published names.
+        tensors: by LDM key names.
         copy: of COPIES: which copy becomes the weights. "both" keeps the EMA and the raw weights;
             "auto" is that, or with `prune` the raw weights, or the EMA weights if there are no others.
         raw_names: LDM key names that the EMA weights may be of, for files that hold nothing else.
@@ -146,7 +146,7 @@ def write_folder(
     """Write a folder that diffusers loads; one network alone becomes the folder of that part.
 
     Args:
-        tensors: by published names.
+        tensors: by LDM key names.
         model: the `params` of the configuration's `model` node.
         variant: goes into the names of the weights files, as in diffusion_pytorch_model.fp16.safetensors.
 
@@ -216,7 +216,7 @@ def amount(tensors: Iterable[Tensor]) -> Amount:
 
 
 def _entries(tensors: Tensors, dtype: torch.dtype | None, prefix: str = "") -> list[Entry]:
-    """Announce each tensor; `prefix` is that of a part whose names are not the published ones."""
+    """Announce each tensor; `prefix` is that of a part whose names are not LDM's."""
     entries = []
     for name, x in tensors.items():
         is_weight = x.is_floating_point() and not TABLES.fullmatch(prefix + name)

@@ -1,6 +1,7 @@
 """Say in diffusers' words what a configuration describes: the JSON files of a diffusers folder.
 
-One function a part, from the `params` of a published YAML to the part's config.json. The YAML's `linear`
+One function a part, from the `params` of a reference YAML to the part's config.json. What is the same for all
+models stands in diffusers_files.json, and here what depends on the model. The YAML's `linear`
 schedule is linear in sqrt(beta), which diffusers calls scaled_linear; a UNet's `attention_head_dim` there is
 the number of heads. What diffusers has no word for is refused, so that no folder runs as another model.
 """
@@ -8,6 +9,7 @@ the number of heads. What diffusers has no word for is refused, so that no folde
 import json
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ldm.clip_files import VIT_L_14, architecture
@@ -21,40 +23,12 @@ DIFFUSERS_VERSION = "0.30.0"      # the oldest that reads what is written here
 BETA_SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "squaredcos_cap_v2",
                   "squaredcos_cap_v2": "squaredcos_cap_v2"}
 PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
-CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
-CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
-BICUBIC = 3                       # PIL's number
 TRAINED_AT_96 = {"parameterization": "v", "image_size": 64}     # SD 2.x for 768 pixels; its YAML says 64
-# Else transformers 5 loads half precision as it is stored, and diffusers the other parts as float32.
-LOADED_AS = {"torch_dtype": "float32"}
-
-CLASSES = {
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-    "controlnet": ["diffusers", "ControlNetModel"],
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "low_res_scheduler": ["diffusers", "DDPMScheduler"],
-    "image_noising_scheduler": ["diffusers", "DDPMScheduler"],
-    "image_normalizer": ["stable_diffusion", "StableUnCLIPImageNormalizer"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
-    "depth_estimator": ["transformers", "DPTForDepthEstimation"],
-}
-# The parts that a pipeline's constructor names: all have the first line.
+# Its `torch_dtype` is for transformers 5, which would load half precision as it is stored, while diffusers
+# loads the other parts as float32.
+FIXED: dict[str, Json] = json.loads(Path(__file__).with_name("diffusers_files.json").read_text("utf-8"))
+# The parts that the constructor of every pipeline names; FIXED["pipelines"] has the further ones of each.
 ALWAYS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
-UNCHECKED = ("safety_checker", "feature_extractor")
-ALSO = {
-    "StableDiffusionDepth2ImgPipeline": ("depth_estimator", "feature_extractor"),
-    "StableDiffusionUpscalePipeline": ("low_res_scheduler", "watermarker", *UNCHECKED),
-    "StableUnCLIPImg2ImgPipeline": (
-        "image_encoder", "image_normalizer", "image_noising_scheduler", "feature_extractor"
-    ),
-    "StableDiffusionControlNetPipeline": ("controlnet", "image_encoder", *UNCHECKED),
-    "StableDiffusionPipeline": ("image_encoder", *UNCHECKED),
-    "StableDiffusionInpaintPipeline": ("image_encoder", *UNCHECKED),
-    "StableDiffusionInstructPix2PixPipeline": ("image_encoder", *UNCHECKED),
-}
 # A key of the YAML -> its pipeline; for the others the channels that join the latents decide.
 BY_KEY = {
     "embedder_config": "StableUnCLIPImg2ImgPipeline",
@@ -73,15 +47,14 @@ def unet(model: Params) -> Json:
     params = params_of(model, "unet_config")
     _refuse(params, "unet_config", conv_resample=True, resblock_updown=False, dropout=0.0)
     side = model.get("image_size", 64)
-    if params.get("context_dim") == 1024 and params["model_channels"] == 320 and _has(model, TRAINED_AT_96):
+    is_sd_2 = params.get("context_dim") == 1024 and params["model_channels"] == 320
+    if is_sd_2 and TRAINED_AT_96.items() <= model.items():
         side = 96
     config = {
-        "_class_name": "UNet2DConditionModel", "_diffusers_version": DIFFUSERS_VERSION,
-        "sample_size": side, "out_channels": params["out_channels"], "center_input_sample": False,
+        **_fixed("unet"), **_encoder(params), "sample_size": side, "out_channels": params["out_channels"],
         "up_block_types": [
             "CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(_attention(params))
         ],
-        "dual_cross_attention": False, **_encoder(params),
     }
     num_classes = params.get("num_classes")
     if num_classes == "sequential":
@@ -98,10 +71,8 @@ def controlnet(model: Params) -> Json:
     """Return controlnet/config.json."""
     params = params_of(model, "control_stage_config")
     return {
-        "_class_name": "ControlNetModel", "_diffusers_version": DIFFUSERS_VERSION,
-        "conditioning_channels": params["hint_channels"], "controlnet_conditioning_channel_order": "rgb",
-        "conditioning_embedding_out_channels": [16, 32, 96, 256],
-        "global_pool_conditions": bool(model.get("global_average_pooling", False)), **_encoder(params),
+        **_fixed("controlnet"), **_encoder(params), "conditioning_channels": params["hint_channels"],
+        "global_pool_conditions": bool(model.get("global_average_pooling", False)),
     }
 
 
@@ -115,15 +86,13 @@ def _encoder(params: Params) -> Json:
     heads = params["num_heads"] if head_dim == -1 else [width // head_dim for width in widths]
     linear = params.get("use_linear_in_transformer", False)
     return {
-        "in_channels": params["in_channels"], "flip_sin_to_cos": True, "freq_shift": 0,
+        **FIXED["encoder"], "in_channels": params["in_channels"],
         "down_block_types": [
             "CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in _attention(params)
         ],
-        "mid_block_type": "UNetMidBlock2DCrossAttn",
         "only_cross_attention": only_cross if any(only_cross) else False,
         "block_out_channels": widths, "layers_per_block": params["num_res_blocks"],
-        "downsample_padding": 1, "mid_block_scale_factor": 1, "act_fn": "silu",
-        "norm_num_groups": 32, "norm_eps": 1e-5, "cross_attention_dim": params["context_dim"],
+        "cross_attention_dim": params["context_dim"],
         "transformer_layers_per_block": params.get("transformer_depth", 1),
         "attention_head_dim": heads, "use_linear_projection": linear,
         "upcast_attention": linear,     # SD 2.x needs its attention scores in float32
@@ -143,11 +112,10 @@ def vae(model: Params) -> Json:
     _refuse(settings, "ddconfig", attn_resolutions=[], z_channels=params["embed_dim"])
     widths = [settings["ch"] * mult for mult in settings["ch_mult"]]
     config = {
-        "_class_name": "AutoencoderKL", "_diffusers_version": DIFFUSERS_VERSION,
-        "in_channels": settings["in_channels"], "out_channels": settings["out_ch"],
+        **_fixed("vae"), "in_channels": settings["in_channels"], "out_channels": settings["out_ch"],
         "down_block_types": ["DownEncoderBlock2D"] * len(widths),
         "up_block_types": ["UpDecoderBlock2D"] * len(widths),
-        "block_out_channels": widths, "layers_per_block": settings["num_res_blocks"], "act_fn": "silu",
+        "block_out_channels": widths, "layers_per_block": settings["num_res_blocks"],
         "latent_channels": params["embed_dim"], "norm_num_groups": settings.get("num_groups", 32),
         "sample_size": model.get("image_size", 64) * 2 ** (len(widths) - 1),
         "scaling_factor": model.get("scale_factor", 1.0),
@@ -162,9 +130,7 @@ def text_encoder(model: Params) -> Json:
     params = params_of(model, "cond_stage_config")
     tokens = tokenizer_of(model)
     config = {
-        "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **LOADED_AS, "dropout": 0.0,
-        "attention_dropout": 0.0, "initializer_factor": 1.0, "initializer_range": 0.02,
-        "bos_token_id": tokens.sot_token_id, "eos_token_id": tokens.eot_token_id,
+        **FIXED["text_encoder"], "bos_token_id": tokens.sot_token_id, "eos_token_id": tokens.eot_token_id,
         "pad_token_id": 0 if is_openclip(model) else tokens.eot_token_id,
     }
     if not is_openclip(model):
@@ -175,12 +141,18 @@ def text_encoder(model: Params) -> Json:
     text = tower["text_cfg"]
     _refuse(params, "cond_stage_config", "last", layer="penultimate")
     return {
-        **config, "vocab_size": text.get("vocab_size", 49408),
-        "max_position_embeddings": text.get("context_length", 77), "hidden_size": text["width"],
-        "intermediate_size": int(text["width"] * text.get("mlp_ratio", 4)),
-        "num_hidden_layers": text["layers"] - 1,
-        "num_attention_heads": text["heads"], "projection_dim": tower["embed_dim"],
-        "hidden_act": "quick_gelu" if tower.get("quick_gelu") else "gelu", "layer_norm_eps": 1e-5,
+        **config, **_clip_sizes(text, tower), "vocab_size": text.get("vocab_size", 49408),
+        "max_position_embeddings": text.get("context_length", 77), "num_hidden_layers": text["layers"] - 1,
+        "num_attention_heads": text["heads"],
+    }
+
+
+def _clip_sizes(node: Json, tower: Json) -> Json:
+    """Return what the two towers of an open_clip description say alike."""
+    return {
+        "hidden_size": node["width"], "intermediate_size": int(node["width"] * node.get("mlp_ratio", 4)),
+        "projection_dim": tower["embed_dim"],
+        "hidden_act": "quick_gelu" if tower.get("quick_gelu") else "gelu",
     }
 
 
@@ -194,52 +166,29 @@ def image_encoder(model: Params) -> Json:
         arch = params.get("arch", "ViT-H-14")
     tower = architecture(arch)
     vision = tower["vision_cfg"]
-    width = vision["width"]
     return {
-        "architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model", **LOADED_AS,
-        "num_channels": 3, "image_size": vision.get("image_size", 224), "patch_size": vision["patch_size"],
-        "hidden_size": width, "intermediate_size": int(width * vision.get("mlp_ratio", 4)),
-        "num_hidden_layers": vision["layers"], "num_attention_heads": width // vision.get("head_width", 64),
-        "projection_dim": tower["embed_dim"], "layer_norm_eps": 1e-5,
-        "hidden_act": "quick_gelu" if tower.get("quick_gelu") else "gelu",
-        "dropout": 0.0, "attention_dropout": 0.0, "initializer_factor": 1.0, "initializer_range": 0.02,
+        **FIXED["image_encoder"], **_clip_sizes(vision, tower),
+        "image_size": vision.get("image_size", 224), "patch_size": vision["patch_size"],
+        "num_hidden_layers": vision["layers"],
+        "num_attention_heads": vision["width"] // vision.get("head_width", 64),
     }
 
 
 def image_normalizer(model: Params) -> Json:
     """Return image_normalizer/config.json of an unCLIP model."""
-    return {
-        "_class_name": "StableUnCLIPImageNormalizer", "_diffusers_version": DIFFUSERS_VERSION,
-        "embedding_dim": params_of(model, "noise_aug_config")["timestep_dim"],
-    }
+    params = params_of(model, "noise_aug_config")
+    return {**_fixed("image_normalizer"), "embedding_dim": params["timestep_dim"]}
 
 
 def depth_estimator(model: Params) -> Json:
     """Return depth_estimator/config.json: DPT-hybrid, a ResNet of three stages before a ViT-B/16."""
-    return {
-        "architectures": ["DPTForDepthEstimation"], "model_type": "dpt", **LOADED_AS, "is_hybrid": True,
-        "backbone_config": {
-            "model_type": "bit", "layer_type": "bottleneck", "depths": [3, 4, 9], "global_padding": "same",
-            "embedding_dynamic_padding": True, "out_features": ["stage1", "stage2", "stage3"],
-        },
-        "backbone_featmap_shape": [1, 1024, 24, 24], "backbone_out_indices": [2, 5, 8, 11],
-        "neck_ignore_stages": [0, 1], "neck_hidden_sizes": [256, 512, 768, 768],
-        "reassemble_factors": [1, 1, 1, 0.5], "readout_type": "project", "fusion_hidden_size": 256,
-        "head_in_index": -1, "image_size": 384, "patch_size": 16, "num_channels": 3, "hidden_size": 768,
-        "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6, "qkv_bias": True, "use_auxiliary_head": False,
-        "use_batch_norm_in_fusion_residual": False,
-        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.02,
-    }
+    return dict(FIXED["depth_estimator"])
 
 
 def scheduler(model: Params) -> Json:
-    """Return scheduler/scheduler_config.json: DDIM on the published time steps."""
+    """Return scheduler/scheduler_config.json: DDIM on the reference time steps."""
     prediction = model.get("parameterization", "eps")
-    return {
-        "_class_name": "DDIMScheduler", **_betas(model), "prediction_type": PREDICTION_TYPES[prediction],
-        "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading",
-    }
+    return {**_fixed("scheduler"), **_betas(model), "prediction_type": PREDICTION_TYPES[prediction]}
 
 
 def low_res_scheduler(model: Params) -> Json:
@@ -253,10 +202,7 @@ def image_noising_scheduler(model: Params) -> Json:
 
 
 def _ddpm(params: Params) -> Json:
-    return {
-        "_class_name": "DDPMScheduler", **_betas(params.get("noise_schedule_config") or {}),
-        "prediction_type": "epsilon", "clip_sample": True, "variance_type": "fixed_small",
-    }
+    return {**_fixed("noise_scheduler"), **_betas(params.get("noise_schedule_config") or {})}
 
 
 def _betas(params: Params) -> Json:
@@ -266,9 +212,9 @@ def _betas(params: Params) -> Json:
     if name == "cosine":
         _refuse(params, "model", cosine_s=8e-3)
     return {
-        "_diffusers_version": DIFFUSERS_VERSION, "num_train_timesteps": params.get("timesteps", 1000),
+        "num_train_timesteps": params.get("timesteps", 1000),
         "beta_start": params.get("linear_start", 1e-4), "beta_end": params.get("linear_end", 2e-2),
-        "beta_schedule": BETA_SCHEDULES[name], "trained_betas": None,
+        "beta_schedule": BETA_SCHEDULES[name],
     }
 
 
@@ -291,10 +237,10 @@ def model_index(model: Params, parts: Iterable[str]) -> Json:
     name = pipeline(model, parts)
     index: Json = {"_class_name": name, "_diffusers_version": DIFFUSERS_VERSION}
     extractor = feature_extractor(model)
-    classes = CLASSES if extractor is None else CLASSES | {
-        "feature_extractor": ["transformers", extractor["image_processor_type"]]
-    }
-    for part in (*ALWAYS, *ALSO[name]):
+    classes = dict(FIXED["classes"])
+    if extractor is not None:
+        classes["feature_extractor"] = ["transformers", extractor["image_processor_type"]]
+    for part in (*ALWAYS, *FIXED["pipelines"][name]):
         index[part] = classes[part] if part in parts else [None, None]
     if "safety_checker" in index and "watermarker" not in index:
         index["requires_safety_checker"] = False
@@ -305,24 +251,19 @@ def model_index(model: Params, parts: Iterable[str]) -> Json:
 
 def feature_extractor(model: Params) -> Json | None:
     """Return feature_extractor/preprocessor_config.json for the models that take an image."""
-    shared = {"do_normalize": True, "do_rescale": True, "do_resize": True, "rescale_factor": 1 / 255,
-              "resample": BICUBIC}
     if "embedder_config" in model:
         side = image_encoder(model)["image_size"]
-        return {**shared, "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True,
-                "do_center_crop": True, "crop_size": {"height": side, "width": side},
-                "size": {"shortest_edge": side}, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+        sizes = {"crop_size": {"height": side, "width": side}, "size": {"shortest_edge": side}}
+        return {**FIXED["CLIPImageProcessor"], **sizes, "rescale_factor": 1 / 255}
     if "depth_stage_config" in model:
-        return {**shared, "image_processor_type": "DPTImageProcessor", "ensure_multiple_of": 1,
-                "keep_aspect_ratio": False, "size": {"height": 384, "width": 384},
-                "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        return {**FIXED["DPTImageProcessor"], "rescale_factor": 1 / 255}
     return None
 
 
 def tokenizer_files(model: Params) -> dict[str, str]:
     """Return the text of each file of tokenizer/, made from the merges that open_clip or the YAML gives.
 
-    SD 2.x pads with token 0, which is "!": as with the published folders, transformers reads a "!" of a
+    SD 2.x pads with token 0, which is "!": as with the reference folders, transformers reads a "!" of a
     prompt as padding.
     """
     tokens = tokenizer_of(model)
@@ -333,11 +274,8 @@ def tokenizer_files(model: Params) -> dict[str, str]:
     }
     special = {"bos_token": start, "eos_token": end, "unk_token": end,
                "pad_token": "!" if is_openclip(model) else end}
-    settings = {
-        "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": text_encoder(model)["max_position_embeddings"],
-        "add_prefix_space": False, "do_lower_case": True, "errors": "replace", **special,
-    }
+    length = text_encoder(model)["max_position_embeddings"]
+    settings = {**FIXED["tokenizer"], **special, "model_max_length": length}
     return {
         "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
         "merges.txt": "#version: 0.2\n" + "".join(f"{' '.join(pair)}\n" for pair in tokens.merges),
@@ -351,9 +289,7 @@ def tokenizer_of(model: Params) -> Tokenizer:
     return _tokenizer(params_of(model, "cond_stage_config").get("bpe_path"))
 
 
-@cache
-def _tokenizer(merges: str | None) -> Tokenizer:
-    return Tokenizer(merges)
+_tokenizer = cache(Tokenizer)
 
 
 def is_openclip(model: Params) -> bool:
@@ -365,7 +301,7 @@ def is_openclip(model: Params) -> bool:
 
 
 def class_of(node: Json) -> str:
-    """Return the bare class name of a node, the same for published and for today's targets."""
+    """Return the bare class name of a node, the same for the reference's and for today's targets."""
     return node["target"].rpartition(".")[2]
 
 
@@ -377,12 +313,13 @@ def params_of(model: Params, key: str) -> Params:
     return model[key].get("params") or {}
 
 
+def _fixed(part: str) -> Json:
+    """Return what every config.json of a part of diffusers itself says."""
+    return {**FIXED[part], "_diffusers_version": DIFFUSERS_VERSION}
+
+
 def json_text(content: Json) -> str:
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
-
-
-def _has(params: Params, expected: Params) -> bool:
-    return all(params.get(key) == value for key, value in expected.items())
 
 
 def _refuse(params: Params, where: str, default: Any = None, /, **allowed: Any) -> None:

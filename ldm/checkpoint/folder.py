@@ -6,7 +6,7 @@
     PIPELINE/unet/diffusion_pytorch_model.safetensors           or .bin
     PIPELINE/unet/diffusion_pytorch_model.fp16.safetensors      another variant of the same weights
     PIPELINE/text_encoder/model.safetensors                     or pytorch_model.bin
-    PIPELINE/unused.safetensors             of our conversion: published names that have no place in a part
+    PIPELINE/unused.safetensors             of our conversion: LDM key names that have no place in a part
     PART/NAME.safetensors.index.json        {"weight_map": {tensor: shard}}
     PART/NAME-00001-of-00002.safetensors    a shard
 
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.checkpoint.one_file import Opened, read_file
 from ldm.checkpoint.parts import TABLE
+from ldm.checkpoint.safetensors_file import without_repeats
 from ldm.checkpoint.sniff import Container, shown, sniff
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError
 from ldm.files.reading import reading
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 Reader = Callable[[Path, Container], "tuple[dict[str, Any], dict[str, str]]"]
 
 MODEL_INDEX = "model_index.json"
-ASIDE = "unused.safetensors"                # published tensors that diffusers has no place for: ours alone
+ASIDE = "unused.safetensors"                # reference tensors that diffusers has no place for: ours alone
 CONFIGS = ("config.json", "scheduler_config.json")
 MAX_JSON_BYTES = 16_000_000
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -247,22 +248,13 @@ def _read_json(file: Path, root: Path) -> dict[str, Any]:
                 f"{file}: has {size} bytes; expected JSON of at most {MAX_JSON_BYTES}"
             )
         try:
-            content = json.loads(file.read_bytes(), object_pairs_hook=_without_repeats)
+            content = json.loads(file.read_bytes(), object_pairs_hook=without_repeats)
         except (ValueError, RecursionError) as error:
             reason = str(error).partition("\n")[0][:100]
             raise DamagedCheckpointError(f"{file}: is no valid JSON ({reason}); download it again") from error
         if not isinstance(content, dict):
             raise DamagedCheckpointError(f"{file}: holds a {type(content).__name__}; expected a JSON object")
         return content
-
-
-def _without_repeats(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in content:
-            raise ValueError(f"{key[:80]!r} stands there twice")
-        content[key] = value
-    return content
 
 
 def _no_weights(part: str, folder: Path, root: Path) -> CheckpointError:

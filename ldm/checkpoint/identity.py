@@ -53,7 +53,7 @@ class Identity:
     vectors: int | None = None              # of a textual inversion
     parameters: dict[str, int] = field(default_factory=dict)    # part -> count
     dtypes: dict[str, int] = field(default_factory=dict)        # dtype -> bytes
-    config: str | None = None               # the published YAML that describes it
+    config: str | None = None               # the reference YAML that describes it
     lacks: list[str] = field(default_factory=list)              # parts of a model that are not there
     notes: list[str] = field(default_factory=list)
     path: str | None = None
@@ -68,7 +68,7 @@ class Identity:
 
     @property
     def training_size(self) -> int | None:
-        """Return the side in pixels that the published model of this kind was trained at."""
+        """Return the side in pixels that the reference model of this kind was trained at."""
         if not self.is_model or self.family not in ("1.x", "2.x"):
             return None
         is_768 = self.family == "2.x" and (

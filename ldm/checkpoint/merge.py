@@ -49,7 +49,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Source:
-    """A model that is read: one set of weights under published names, still mapped."""
+    """A model that is read: one set of weights under LDM key names, still mapped."""
 
     path: Path
     tensors: Tensors
@@ -113,7 +113,7 @@ def plan_merge(
         alpha: 0 to 1 in a weighted sum; any finite number in add-difference.
         dtype: of the floating-point results; None keeps the wider of the inputs' types.
         parts: which of PART_PREFIXES are merged, the rest is A's; None merges all.
-        vae: what takes the place of the autoencoder, under published names.
+        vae: what takes the place of the autoencoder, under LDM key names.
 
     Raises:
         InputError: alpha, mode, parts and the number of models do not go together.
@@ -272,12 +272,7 @@ def _copy(name: str, tensor: Tensor, dtype: torch.dtype | None, source: Path | s
 
 
 def _blend(
-    name: str,
-    operands: list[Tensor],
-    alpha: float,
-    mode: str,
-    dtype: torch.dtype | None,
-    paths: list[Path],
+    name: str, operands: list[Tensor], alpha: float, mode: str, dtype: torch.dtype | None, paths: list[Path]
 ) -> Entry:
     """Return an entry that computes one tensor of the merge."""
     a, high = operands[:2]

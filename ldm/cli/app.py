@@ -1,11 +1,12 @@
 """Run a command, from the command line to its exit code.
 
     0 done    2 wrong input    4 an image is NaN or black    5 disk full    6 out of memory
-    70 internal error    75 stopped by Ctrl-C or SIGTERM, can be resumed    130 interrupted immediately
+    70 internal error    75 stopped by a signal, to be resumed or run again    130 interrupted immediately
 
-When a run that generates images receives Ctrl-C or SIGTERM, it finishes the current step, saves its state,
-prints how to resume, and exits with 75 (EX_TEMPFAIL, which batch schedulers take as "try again"). A second
-Ctrl-C, or one before the first step, exits with 130.
+When a run that generates images receives Ctrl-C, SIGTERM or SIGHUP (its terminal was closed), it finishes the
+current step, saves its state, prints how to resume, and exits with 75 (EX_TEMPFAIL, which batch schedulers
+take as "try again"). A second Ctrl-C, or one before the first step, exits with 130. Where there is nothing to
+save, the other signals exit with 75 at once.
 
 Every failure is reported on stderr as one line, `error: what is wrong`; `--debug` also shows the traceback.
 Other output goes to stdout, warnings to stderr.
@@ -20,7 +21,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from ldm.cli.streams import bounded, drop_dead_streams, say_at_once
 from ldm.errors import LdmError, OutOfMemory, Stopped, is_out_of_memory
+from ldm.signals import Ended, ending_on_signals
 
 EXIT_DISK_FULL, EXIT_INTERNAL, EXIT_INTERRUPTED = 5, 70, 130
 
@@ -49,11 +52,15 @@ def exit_code(
     try:
         parser.parse_args(argv, args)
         set_up_logging(quiet=getattr(args, "quiet", False), debug=getattr(args, "debug", False))
-        main(args)
+        with ending_on_signals(say_at_once):
+            main(args)
         return 0
     except Stopped as stopped:
         _report(str(stopped), prefix="")
         return stopped.exit_code
+    except Ended as ended:
+        _report(f"stopped by {ended}; run the command again", prefix="")
+        return Stopped.exit_code
     except KeyboardInterrupt:
         _report("interrupted", prefix="")
         return EXIT_INTERRUPTED
@@ -66,6 +73,8 @@ def exit_code(
         message, code = describe(error)
         _report(message)
         return code
+    finally:
+        drop_dead_streams()
 
 
 def describe(error: Exception) -> tuple[str, int]:
@@ -111,24 +120,24 @@ class _BesideBars(logging.StreamHandler):
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
 
-
     def handleError(self, record: logging.LogRecord) -> None:
         """Lose a message that the stream does not take, such as that of a closed terminal."""
+        drop_dead_streams()
 
 
 class _LowerCaseLevel(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         record.levelname = record.levelname.lower()
-        return super().format(record)
+        return bounded(super().format(record)) if record.exc_info is None else super().format(record)
 
 
 def _report(message: str, prefix: str = "error: ") -> None:
     """Print one line, without control characters from file names and prompts."""
-    line = re.sub(r"[\x00-\x1f\x7f\x80-\x9f]+", " ", message).strip()
+    line = bounded(re.sub(r"[\x00-\x1f\x7f\x80-\x9f]+", " ", message).strip())
     if "tqdm" in sys.modules:  # an open bar would appear before the line and again after it
         from tqdm import tqdm
 
         for bar in sorted(getattr(tqdm, "_instances", ()), key=lambda bar: -abs(bar.pos)):
             bar.close()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # stderr may be gone
         print(f"{prefix}{line}", file=sys.stderr, flush=True)

@@ -22,11 +22,7 @@ SOURCES = {
     "family": "as all reference models of this kind",
     "probe": "found by one UNet evaluation",
 }
-WEIGHTS = {
-    "raw": "one copy, as stored",
-    "ema": "EMA",
-    "raw+ema": "two copies, raw and EMA",
-}
+WEIGHTS = {"raw": "one copy, as stored", "ema": "EMA", "raw+ema": "two copies, raw and EMA"}
 
 
 def make_parser(description: str | None) -> Parser:

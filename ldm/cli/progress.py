@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
+from ldm.cli.streams import drop_dead_streams
 from ldm.jobs.watch import Watch
 
 T = TypeVar("T")
@@ -23,8 +24,23 @@ def bar(
 def _tqdm(items: Iterable[T] | None, total: int, what: str, *, quiet: bool, inner: bool = False) -> Any:
     from tqdm import tqdm
 
+    class Bar(tqdm):
+        """A bar that nobody may see is no reason to fail."""
+
+        def display(self, *args: Any, **options: Any) -> Any:
+            try:
+                return super().display(*args, **options)
+            except OSError:
+                drop_dead_streams()
+
+        def close(self) -> None:
+            try:
+                super().close()
+            except OSError:
+                drop_dead_streams()
+
     on_terminal = sys.stderr.isatty()
-    return tqdm(
+    return Bar(
         items,
         desc=what,
         total=total,

@@ -11,7 +11,7 @@ from ldm.cli import app
 from ldm.cli.parser import Parser, add_messages
 from ldm.config import read_config
 from ldm.errors import InputError, Stopped
-from ldm.training.options import parse_duration
+from ldm.training.options import SECTION_CLASSES, parse_duration, resolve_config
 
 
 class TrainParser(Parser):
@@ -26,11 +26,12 @@ def make_parser(description: str | None) -> Parser:
     file = {"type": os.path.expanduser}
     add("--config", **file, help="training configuration; with --resume RUN, that run's own by default")
     add("--run", **file, help="folder of the run; default runs/NAME, with a number added if it exists")
-    add("--resume", **file, metavar="RUN", help='resume the run in this folder, or "auto": the newest, if any')
+    add("--resume", **file, metavar="RUN", help='resume the run in this folder; "auto": the newest, if any')
     add(
         "--max-time", default="", metavar="TIME", help="stop after this wall-clock time, seconds or HH:MM:SS"
     )
-    add("--dry-run", action="store_true", help="print the resolved configuration and exit")
+    add("--export", action="store_true", help="write the model of the state that --resume names, and exit")
+    add("--dry-run", action="store_true", help="print settings, data, and estimates of memory and time")
     add("overrides", nargs="*", metavar="key=value", help="overrides, such as train.batch_size=8")
     add_messages(parser)
     return parser
@@ -49,9 +50,12 @@ def main(description: str | None, argv: Sequence[str] | None = None, started: fl
 def _train(args: argparse.Namespace, started: float) -> None:
     """Train, or with --dry-run print the configuration."""
     config, name = _configuration(args)
-    deadline = parse_duration(args.max_time)
+    config, deadline = resolve_config(config), parse_duration(args.max_time, "--max-time")
     if args.dry_run:
-        print_config(config)
+        print_config(config, deadline)
+        return
+    if args.export:
+        _export(args, config)
         return
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # it would repeat the log of the first process
         import logging
@@ -68,10 +72,20 @@ def _train(args: argparse.Namespace, started: float) -> None:
         print(f"trained {result.step} steps: {result.weights}, {result.folder / 'model.yaml'}", flush=True)
 
 
+def _export(args: argparse.Namespace, config: dict[str, Any]) -> None:
+    """Write the model of a state."""
+    if args.resume in (None, "auto"):
+        raise InputError("--export: needs --resume RUN, the folder of a run or one of its checkpoints")
+    from ldm.training.fit import export_state
+
+    done = export_state(config, Path(args.resume))
+    print(f"the model after {done.step} steps: {done.weights}, {done.folder / 'model.yaml'}", flush=True)
+
+
 def _configuration(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Return the configuration with its overrides, and the name of its file."""
     if args.config is not None:
-        return read_config(args.config, args.overrides), Path(args.config).stem
+        return read_config(args.config, args.overrides, SECTION_CLASSES), Path(args.config).stem
     if args.resume in (None, "auto"):
         raise InputError("--config: missing; expected a YAML file of configs/training")
     folder = Path(args.resume)
@@ -82,14 +96,14 @@ def _configuration(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
             f"--resume {args.resume}: {folder} is not a training run; expected a folder such as runs/NAME, "
             "with the config.yaml that training writes there"
         )
-    return read_config(folder / "config.yaml", args.overrides), folder.name
+    return read_config(folder / "config.yaml", args.overrides, SECTION_CLASSES), folder.name
 
 
-def print_config(config: dict[str, Any]) -> None:
-    """Print the configuration with all defaults filled in, and a summary of the training."""
-    from ldm.training.fit import describe, resolve_config
+def print_config(config: dict[str, Any], deadline: float) -> None:
+    """Print a resolved configuration, and what the training would do."""
+    from ldm.training.estimate import describe
     from ldm.yaml_file import to_yaml
 
-    resolved = resolve_config(config)
-    print(to_yaml(resolved), end="")
-    print(f"# {describe(resolved)}")
+    print(to_yaml(config), end="", flush=True)
+    for line in describe(config, deadline):
+        print(f"# {line}", flush=True)

@@ -37,7 +37,7 @@ def _print_watermark(args: argparse.Namespace) -> None:
     from ldm.imaging import watermark
     from ldm.imaging.files import open_image
 
-    image = np.asarray(open_image(paths[0]))
+    image = np.asarray(open_image(paths[0], own_colours=True))
     text = (watermark.recognise(image) or _reference_length(image)).decode("utf-8", "replace")
     print(text if text.isprintable() and "\ufffd" not in text else "null")
 

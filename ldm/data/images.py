@@ -1,31 +1,24 @@
-"""A folder of images with captions.
+"""A folder of images with captions (`ldm.data.captions`).
 
-Captions are looked for in this order:
-
-    metadata.jsonl   one object a line: {"file_name": "a.png", "text": "..."}
-    captions.csv     columns file_name, text (or any other .csv given by name)
-    NAME.txt         next to NAME.png
-
-An image without a caption has the empty one. Images are opened when they are drawn, and small sets are
-kept in memory as uint8. Every random choice comes from the generator that the caller passes.
+All images are checked when the data set is made (`ldm.data.folder`), and opened when they are drawn; small
+sets are kept in memory as uint8. Every random choice comes from the generator that the caller passes.
 """
 
-import csv
-import json
 import logging
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from ldm.data.captions import captions_of
+from ldm.data.folder import SUFFIXES, described, image_files, unreadable
 from ldm.errors import InputError
-from ldm.imaging.files import to_rgb
+from ldm.imaging.files import open_image, quietly
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-TEXT_KEYS = ("text", "caption", "txt", "prompt")
+MAX_ASPECT = 4  # of a longer image, the middle is used
 
 
 class CaptionedImages:
@@ -37,8 +30,14 @@ class CaptionedImages:
         split: "train", "held_out" (every `held_out_every`-th image by name) or "all".
         mirror: flip half of the images.
         random_crop: crop anywhere instead of in the centre.
+        captions: the only table of captions to read, relative to the folder.
         memory_mb: keep decoded images up to this much.
         background: grey level, 0 to 255, put behind transparent images.
+        skip_bad: leave out images that cannot be read, instead of refusing the folder.
+        no_captions: train a text-conditional model without any caption.
+
+    Raises:
+        InputError: the folder, an image, a caption or an argument cannot be used.
     """
 
     def __init__(
@@ -52,29 +51,60 @@ class CaptionedImages:
         captions: str | None = None,
         memory_mb: int = 2048,
         background: int = 255,
+        skip_bad: bool = False,
+        no_captions: bool = False,
     ) -> None:
-        folder = Path(path)
+        folder = Path(path).expanduser()
         if not folder.is_dir():
             raise InputError(f"{path}: is no folder; expected one with images and captions")
         if split not in ("train", "held_out", "all"):
             raise InputError(f"split {split!r}: expected train, held_out or all")
-        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
-        if split != "all":
-            files = [f for i, f in enumerate(files) if (i % held_out_every == 0) == (split == "held_out")]
-        if not files:
-            raise InputError(f"{path}: holds no images ({', '.join(SUFFIXES)}) for split {split}")
-        texts = read_captions(folder, captions)
-        self.files = files
-        self.captions = [caption_of(file, folder, texts) for file in files]
+        if held_out_every < 2:
+            raise InputError(f"held_out_every {held_out_every}: expected 2 or more, as some images train")
+        for name, value, low, high in (
+            ("size", size, 1, 65535), ("memory_mb", memory_mb, 0, 2**40), ("background", background, 0, 255),
+        ):  # fmt: skip
+            if not low <= value <= high:
+                raise InputError(f"{name} {value}: expected {low} to {high}")
+        say = split != "held_out"  # once for both parts
+        everything = image_files(folder, say)
+        bad = _checked(folder, everything, skip_bad, say)
+        texts = captions_of(folder, everything, captions, say)
+        pairs = list(zip(everything, texts, strict=True))
+        if len(pairs) - len(bad) == 1:
+            split = _only_one(path, split, say)
+        pairs = [
+            (file, text)
+            for i, (file, text) in enumerate(pairs)
+            if file not in bad and (split == "all" or (i % held_out_every == 0) == (split == "held_out"))
+        ]
+        if not pairs:
+            raise InputError(f"{path}: contains no images ({', '.join(SUFFIXES)}) for split {split}")
+        self.folder = folder
+        self.files = [file for file, _ in pairs]
+        self.captions = [text for _, text in pairs]
         self.size = size
         self.mirror = mirror
         self.random_crop = random_crop
         self.background = background
+        self.no_captions = no_captions
         self.room = memory_mb * 2**20
         self.kept: dict[int, Tensor] = {}
         without = self.captions.count("")
-        if without:
-            log.warning("%s: %d of %d images have no caption", path, without, len(files))
+        if without and say:
+            log.warning("%s: %d of %d images have no caption", path, without, len(self.files))
+
+    def check_captions(self) -> None:
+        """Refuse to train a text-conditional model if no image has a caption and that was not asked for.
+
+        Raises: InputError.
+        """
+        if not (any(self.captions) or self.no_captions):
+            raise InputError(
+                f"{self.folder}: no image has a caption, and the model learns from captions; expected "
+                "metadata.jsonl, captions.csv, or NAME.txt or NAME.caption next to each image. To train "
+                "without captions, set no_captions: true"
+            )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -106,74 +136,41 @@ class CaptionedImages:
         return image
 
 
+def _checked(folder: Path, files: list[Path], skip_bad: bool, say: bool) -> dict[Path, str]:
+    """Return the images that cannot be read, which are left out."""
+    bad = unreadable(folder, files)
+    for file, reason in bad.items():
+        log.debug("%s: %s", file, reason)
+    if bad and not skip_bad:
+        advice = "mend or remove them, or set skip_bad: true to leave them out"
+        raise InputError(f"{described(folder, bad, len(files))}; {advice}")
+    if bad and say:
+        log.warning("%s; they are left out", described(folder, bad, len(files)))
+    return bad
+
+
+def _only_one(path: str, split: str, say: bool) -> str:
+    """Return the split of a folder with one image, which all of them contain."""
+    if split == "train" and say:
+        log.info("%s: contains one image, which is trained on; nothing is held out", path)
+    return "all"
+
+
 def read_image(file: Path, size: int, background: int) -> Tensor:
     """Open an image upright as RGB with its shorter side resized to `size`; uint8 (3, h, w).
+
+    The middle is cut out first if the longer side is more than MAX_ASPECT times the shorter.
 
     Raises:
         InputError: it cannot be read.
     """
-    try:
-        with Image.open(file) as opened:
-            image = to_rgb(ImageOps.exif_transpose(opened), background)
-    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise InputError(f"{file}: cannot be read as an image ({error})") from error
+    with quietly():
+        image = open_image(file, background=background)
+    most = MAX_ASPECT * min(image.size)
+    left, top = (max(0, side - most) // 2 for side in image.size)
+    image = image.crop((left, top, min(image.width, left + most), min(image.height, top + most)))
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.LANCZOS)
     data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return data.view(height, width, 3).permute(2, 0, 1).contiguous()
-
-
-def read_captions(folder: Path, given: str | None) -> dict[str, str]:
-    """Return file name -> caption from a table in the folder, or nothing.
-
-    Raises:
-        InputError: a line without file_name or without a text, with its number.
-    """
-    names = [given] if given else ["metadata.jsonl", "captions.csv"]
-    for name in names:
-        file = folder / name
-        if file.exists():
-            return read_table(file)
-    if given:
-        raise InputError(f"{folder / given}: no such file")
-    return {}
-
-
-def read_table(file: Path) -> dict[str, str]:
-    """Read a .jsonl or .csv of file names and captions."""
-    with open(file, encoding="utf-8-sig", newline="") as opened:
-        if file.suffix == ".csv":
-            rows = list(enumerate(csv.DictReader(opened), start=2))
-        else:
-            rows = [
-                (number, parse_line(file, number, line))
-                for number, line in enumerate(opened, 1)
-                if line.strip()
-            ]
-    captions = {}
-    for number, row in rows:
-        text = next((row[key] for key in TEXT_KEYS if row.get(key) is not None), None)
-        if not row.get("file_name") or text is None:
-            raise InputError(f"{file}, line {number}: expected file_name and one of {', '.join(TEXT_KEYS)}")
-        captions[Path(row["file_name"]).as_posix()] = str(text)
-    return captions
-
-
-def parse_line(file: Path, number: int, line: str) -> dict[str, str]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}, line {number}: is not JSON ({error.msg})") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{file}, line {number}: expected an object with file_name and text")
-    return row
-
-
-def caption_of(file: Path, folder: Path, texts: dict[str, str]) -> str:
-    """Return the caption of an image, or an empty text."""
-    name = file.relative_to(folder).as_posix()
-    if name in texts:
-        return texts[name]
-    beside = file.with_suffix(".txt")
-    return beside.read_text(encoding="utf-8-sig").strip() if beside.exists() else ""

@@ -18,7 +18,7 @@ from torch import Tensor
 from ldm.errors import ConfigError, InputError
 
 GUESS_DECAY = 0.825
-NUM_CONTROLS = 13  # of every published ControlNet; the scales of smaller ones count from the first
+NUM_CONTROLS = 13  # of every reference ControlNet; the scales of smaller ones count from the first
 
 Network = Callable[..., Any]
 Call = Callable[..., Any]  # (network, *arguments) -> result

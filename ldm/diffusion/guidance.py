@@ -89,9 +89,7 @@ class GuidanceRescale:
     sample. phi 0 is none; the paper takes 0.7.
     """
 
-    def __init__(
-        self, guided: ClassifierFreeGuidance, phi: float, schedule: Schedule, parameterization: str
-    ):
+    def __init__(self, guided: ClassifierFreeGuidance, phi: float, schedule: Schedule, parameterization: str):
         self.guided = guided
         self.phi = phi
         self.schedule = schedule
@@ -144,7 +142,7 @@ class DynamicThreshold:
 
     with the quantile over channels and pixels of each sample. The paper's images end at value 1; latents,
     of standard deviation 1, at about 4. A sample within the value is left as it is, bit for bit. Unlike
-    the `dynamic_threshold` of the published classes, which scales x_0 by its root mean square and leaves
+    the `dynamic_threshold` of the reference classes, which scales x_0 by its root mean square and leaves
     eps alone, this keeps x_t = alpha x_0 + sigma eps.
     """
 

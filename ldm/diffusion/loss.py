@@ -18,7 +18,7 @@ from ldm.errors import ConfigError
 
 
 class Loss(NamedTuple):
-    """The loss to minimise and its published parts; all but `per_sample` are scalars."""
+    """The loss to minimise and its reference parts; all but `per_sample` are scalars."""
 
     total: Tensor
     simple: Tensor

@@ -54,7 +54,7 @@ def from_x_0(x_t: Tensor, x_0: Tensor, alpha: Tensor | float, sigma: Tensor | fl
     return Prediction(x_0, (x_t - alpha * x_0) / sigma)
 
 
-# The published values of `parameterization`.
+# The reference values of `parameterization`.
 COMPLETE = {"eps": from_eps, "v": from_v, "x0": from_x_0}
 
 
@@ -68,7 +68,7 @@ def network_output(
 
 
 def check_parameterization(parameterization: str) -> None:
-    """Raise ConfigError unless this is a published parameterization."""
+    """Raise ConfigError unless this is a reference parameterization."""
     if parameterization not in COMPLETE:
         known = ", ".join(COMPLETE)
         raise ConfigError(f"unknown parameterization {parameterization!r}: expected one of {known}")

@@ -1,4 +1,4 @@
-"""The published helper functions, called as third-party code calls them."""
+"""The reference helper functions, called as third-party code calls them."""
 
 import logging
 from collections.abc import Sequence

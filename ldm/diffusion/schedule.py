@@ -9,7 +9,6 @@ at 0 (zero terminal SNR) alpha itself is linear in the last interval.
 Everything is computed in float64 and cast once, when it meets the latents.
 """
 
-import difflib
 import math
 from collections.abc import Callable
 
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, nearest
 
 
 def _cosine(timesteps: int, offset: float, max_beta: float = 0.999) -> np.ndarray:
@@ -28,7 +27,7 @@ def _cosine(timesteps: int, offset: float, max_beta: float = 0.999) -> np.ndarra
 
 # name -> betas(timesteps, linear_start, linear_end, cosine_s)
 _BETAS: dict[str, Callable[[int, float, float, float], np.ndarray]] = {
-    # The published name "linear" means linear in sqrt(beta).
+    # The reference name "linear" means linear in sqrt(beta).
     "linear": lambda n, start, end, s: np.linspace(math.sqrt(start), math.sqrt(end), n) ** 2,
     "sqrt_linear": lambda n, start, end, s: np.linspace(start, end, n),
     "sqrt": lambda n, start, end, s: np.linspace(start, end, n) ** 0.5,
@@ -39,26 +38,25 @@ _BETAS: dict[str, Callable[[int, float, float, float], np.ndarray]] = {
 
 
 def make_betas(
-    name: str = "linear",
+    beta_schedule: str = "linear",
     timesteps: int = 1000,
     linear_start: float = 1e-4,
     linear_end: float = 2e-2,
     cosine_s: float = 8e-3,
 ) -> np.ndarray:
-    """Return the float64 betas of a published schedule name.
+    """Return the float64 betas of a reference schedule name.
 
     Raises:
         ConfigError: the name is unknown, or the betas would not lie in [0, 1).
     """
-    if name not in _BETAS:
-        near = difflib.get_close_matches(str(name), _BETAS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"unknown beta_schedule {name!r}: expected one of {', '.join(_BETAS)}{hint}")
+    if beta_schedule not in _BETAS:
+        known = f"{', '.join(_BETAS)}{nearest(beta_schedule, _BETAS)}"
+        raise ConfigError(f"unknown beta_schedule {beta_schedule!r}: expected one of {known}")
     if timesteps < 1:
         raise ConfigError(f"timesteps is {timesteps}: a noise schedule needs at least 1")
     if not (0 <= linear_start < 1 and 0 <= linear_end < 1):
         raise ConfigError(f"linear_start {linear_start} and linear_end {linear_end} must lie in [0, 1)")
-    return _BETAS[name](int(timesteps), linear_start, linear_end, cosine_s)
+    return _BETAS[beta_schedule](int(timesteps), linear_start, linear_end, cosine_s)
 
 
 class Schedule:
@@ -185,7 +183,7 @@ class Schedule:
     def lvlb_weights(self, parameterization: str = "eps") -> Tensor:
         """Return the (N,) float32 weights that turn the simple loss into the variational bound.
 
-        Index 0, where the posterior variance vanishes, takes the weight of index 1. Published runs were made
+        Index 0, where the posterior variance vanishes, takes the weight of index 1. Reference runs were made
         with two oddities that stay: the tables are rounded to float32 first, which moves that of index 1
         by 1e-4 of itself, and the x0 weights divide by 2 - abar where 2 (1 - abar) must have been meant.
         """
@@ -204,7 +202,7 @@ class Schedule:
         return weights
 
     def published_buffers(self) -> dict[str, Tensor]:
-        """Return the twelve float32 tables that published checkpoints carry, by their published names."""
+        """Return the twelve float32 tables that reference checkpoints carry, by their reference names."""
         abar, prev = self.alphas_cumprod, self.alphas_cumprod_prev
         tables = {
             "betas": self.betas,

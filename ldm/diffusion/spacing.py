@@ -2,18 +2,17 @@
 
 Each spacing is a function (schedule, num_steps) -> times, noisiest first and exactly `num_steps` of them.
 Whole times come as int, fractional ones as float; a step leads from each time to the next and from the last
-one to where the sampler ends. The published scripts' own choice, which can give more steps than asked for,
+one to where the sampler ends. The reference scripts' own choice, which can give more steps than asked for,
 is `timesteps.ddim_timesteps`; "uniform" agrees with it wherever num_steps divides the training times.
 """
 
-import difflib
 import math
 from collections.abc import Callable
 
 import numpy as np
 
 from ldm.diffusion.schedule import Schedule
-from ldm.errors import InputError
+from ldm.errors import InputError, nearest
 
 RHO = 7.0  # arXiv 2206.00364, table 1
 
@@ -23,13 +22,13 @@ def _whole(times: np.ndarray) -> list[int]:
 
 
 def _uniform(schedule: Schedule, n: int) -> list[int]:
-    """1 + floor(i N / n), the published stride without its rounding."""
+    """1 + floor(i N / n), the reference stride without its rounding."""
     times = np.arange(n) * schedule.num_timesteps // n + 1
     return _whole(np.minimum(times, schedule.num_timesteps - 1)[::-1])
 
 
 def _quad(schedule: Schedule, n: int) -> list[int]:
-    """Denser towards the image: the published "quad" (arXiv 2010.02502, appendix D.3), no time twice."""
+    """Denser towards the image: the reference "quad" (arXiv 2010.02502, appendix D.3), no time twice."""
     times = (np.linspace(0, math.sqrt(0.8 * schedule.num_timesteps), n) ** 2).astype(np.int64) + 1
     return _whole(np.minimum(np.maximum(times, np.arange(1, n + 1)), schedule.num_timesteps - 1)[::-1])
 
@@ -89,8 +88,7 @@ SPACINGS: dict[str, Callable[[Schedule, int], list[int] | list[float]]] = {
 def check_spacing(name: str) -> None:
     """Raise InputError unless this is a spacing."""
     if name not in SPACINGS:
-        near = difflib.get_close_matches(str(name), SPACINGS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(name, SPACINGS)
         raise InputError(f"unknown schedule {name!r}: expected one of {', '.join(SPACINGS)}{hint}")
 
 

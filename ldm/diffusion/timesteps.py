@@ -1,6 +1,6 @@
 """Which training times a sampler visits, and how a network is told the time.
 
-The published choice ("uniform") strides by N // S, so it can give more times than asked for (30 -> 31),
+The reference choice ("uniform") strides by N // S, so it can give more times than asked for (30 -> 31),
 and adds 1 to each. It is kept, because a seed's image depends on it.
 """
 
@@ -58,7 +58,7 @@ def ddim_table(
         alphas_cumprod: (N,) abar of every training time.
         times: the visited times, least noisy first.
         eta: 0 is deterministic, 1 adds as much noise as DDPM.
-        last: abar that the last step goes to: abar_0, as published, when None.
+        last: abar that the last step goes to: abar_0, as in the reference, when None.
     """
     abar = alphas_cumprod[times]
     prev = np.append(alphas_cumprod[0] if last is None else last, abar[:-1])

@@ -5,7 +5,8 @@ offset, because models see it normalised to -1..1. The values of a file are used
 
 | file                        | values                                                              |
 |-----------------------------|---------------------------------------------------------------------|
-| PNG, TIFF, ... in grey      | 8, 16 or 32 bits, or floating point; also RGB with equal channels   |
+| PNG, TIFF, ... in grey      | 8, 16 or 32 bits, or floating point; also RGB with equal channels,  |
+|                             | of 8 bits, or of 16 in PNG                                          |
 | NPY, NPZ                    | any real numbers (h, w); no pickles                                 |
 | EXR                         | one channel, or RGB with equal channels; read by OpenEXR            |
 | PFM                         | floating point                                                      |
@@ -15,16 +16,15 @@ NaN and infinity mark pixels of unknown depth, as in measured disparity; they ar
 
 import io
 import logging
-import warnings
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ldm.errors import BackendUnavailable, InputError
-from ldm.imaging.files import FORMATS, MAX_PIXELS, MAX_SIDE
+from ldm.errors import BackendUnavailable, InputError, OutOfMemory, is_out_of_memory
+from ldm.imaging.files import MAX_PIXELS, MAX_SIDE, content, decoded, deep_colour, is_deep
 from ldm.imaging.pull_push import pull_push
 
 INVERSIONS = ("flip", "reciprocal")
@@ -39,6 +39,7 @@ def read_depth(path: str | Path) -> np.ndarray:
 
     Raises:
         InputError: the file is missing, damaged, too large, or does not contain one value per pixel.
+        OutOfMemory: there is not enough memory for it.
         BackendUnavailable: it is an EXR file, and OpenEXR is not installed.
     """
     path = Path(path)
@@ -53,13 +54,16 @@ def read_depth(path: str | Path) -> np.ndarray:
         _check_size(*values.shape)
         with np.errstate(over="ignore"):  # values beyond float32 become infinite, and so unknown
             return np.ascontiguousarray(values, np.float32)
-    except (InputError, BackendUnavailable) as error:
+    except (InputError, OutOfMemory, BackendUnavailable) as error:
+        if isinstance(error.__cause__, Image.UnidentifiedImageError):
+            raise InputError(f"cannot read depth {path}: {error}, and no EXR, NPY or NPZ file") from error
         raise type(error)(f"cannot read depth {path}: {error}") from error
-    except Image.UnidentifiedImageError as error:
-        known = ", ".join((*FORMATS, "EXR", "NPY", "NPZ"))
-        raise InputError(f"cannot read depth {path}: not in a known format ({known})") from error
     except Exception as error:  # on malicious bytes, decoders raise nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"cannot read depth {path}: there is not enough memory for it") from error
+        if isinstance(error, OSError) and error.strerror:  # from the file system
+            raise InputError(f"cannot read depth {path}: {error.strerror}") from error
         raise InputError(f"cannot read depth {path}: {reason}; is the file complete?") from error
 
 
@@ -74,20 +78,9 @@ def inverse_depth(values: np.ndarray, invert: str | None = None) -> np.ndarray:
     Raises:
         InputError: the map has another shape or no known value, or `invert` is unknown.
     """
-    if invert not in (None, *INVERSIONS):
-        raise InputError(f"depth inversion {invert!r}: expected one of {', '.join(INVERSIONS)}, or none")
-    if values.ndim != 2 or not values.size:
-        raise InputError(f"the depth map has shape {values.shape}; expected (height, width)")
-    depth = np.where(np.isfinite(values), values, np.nan).astype(np.float32)
-    if invert == "reciprocal":
-        depth = 1 / np.where(depth > 0, depth, np.float32("nan"))
+    depth = known_depth(values, invert)
     known = np.isfinite(depth)
-    unknown = int((~known).sum())
-    if unknown == depth.size:
-        raise InputError("the depth map has no known value: every pixel is NaN, infinite or not a distance")
-    if invert == "flip":
-        depth = np.nanmin(depth) + np.nanmax(depth) - depth
-    if unknown:
+    if unknown := int((~known).sum()):
         log.info(
             "the depth map has no value for %d of %d pixels; they are filled from their neighbours",
             unknown,
@@ -95,6 +88,22 @@ def inverse_depth(values: np.ndarray, invert: str | None = None) -> np.ndarray:
         )
         values, mask = (torch.from_numpy(x)[None, None] for x in (depth, known))
         depth = pull_push(values, mask)[0, 0].numpy()
+    return depth
+
+
+def known_depth(values: np.ndarray, invert: str | None = None) -> np.ndarray:
+    """Return inverse depth (h, w) float32 as `inverse_depth` does, but NaN where it is unknown."""
+    if invert not in (None, *INVERSIONS):
+        raise InputError(f"depth inversion {invert!r}: expected one of {', '.join(INVERSIONS)}, or none")
+    if values.ndim != 2 or not values.size:
+        raise InputError(f"the depth map has shape {values.shape}; expected (height, width)")
+    depth = np.where(np.isfinite(values), values, np.nan).astype(np.float32)
+    if invert == "reciprocal":
+        depth = 1 / np.where(depth > 0, depth, np.float32("nan"))
+    if not np.isfinite(depth).any():
+        raise InputError("the depth map has no known value: every pixel is NaN, infinite or not a distance")
+    if invert == "flip":
+        depth = np.nanmin(depth) + np.nanmax(depth) - depth
     return depth
 
 
@@ -150,14 +159,17 @@ def _check_size(height: int, width: int) -> None:
 
 
 def _read_image(path: Path) -> np.ndarray:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-        with Image.open(path, formats=FORMATS) as image:
-            _check_size(image.height, image.width)
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            is_grey = upright.mode in ("1", "L", "F") or upright.mode.startswith("I")
-            return np.asarray(upright if is_grey else upright.convert("RGB"))
+    data = content(path)
+    if (deep := deep_colour(data)) is not None:
+        return deep
+    if is_deep(data):
+        raise InputError(
+            "it has 16 bits in several channels, which are read from PNG files only; save it as PNG, or with "
+            "one channel"
+        )
+    image = decoded(data, str(path))
+    is_grey = image.mode in ("1", "L", "F") or image.mode.startswith("I")
+    return np.asarray(image if is_grey else image.convert("RGB"))
 
 
 def _read_npy(path: Path) -> np.ndarray:

@@ -9,6 +9,7 @@ A blur therefore fades the paint out inside the mask, and pixels outside it stay
 To fade out around an object, grow the mask first. The border of the image is not a border of the mask.
 """
 
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,11 @@ from ldm.errors import InputError
 
 MAX_PIXELS = 1024  # limit of growing, shrinking and blurring
 THRESHOLD = 0.5
+COLOURED = 48  # of 255: channels that differ by more are a colour
+BLACK, WHITE = 51, 204  # of 255: the brightest that counts as black, and the darkest as white
+STRAY = 0.05  # the share of pixels that may be in colour or between, such as those at edges
+
+log = logging.getLogger(__name__)
 
 
 class Box(NamedTuple):
@@ -47,10 +53,36 @@ def from_alpha(image: np.ndarray) -> np.ndarray:
 
 
 def from_image(image: np.ndarray) -> np.ndarray:
-    """Return the mask of an image (h, w, 3 or 4) uint8: white is repainted; transparent counts as black."""
+    """Return the mask of an image (h, w, 3 or 4) uint8: white is repainted; transparent counts as black.
+
+    Raises: InputError for what is no mask: an image in colour, or a cut-out whose opaque part is not white.
+    """
+    _check_is_mask(image)
     grey = image[:, :, :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / 255
     alpha = image[:, :, 3].astype(np.float32) / 255 if image.shape[2] == 4 else 1.0
     return np.clip(np.rint(grey * alpha * 65535) / 65535, 0, 1).astype(np.float32)  # white is exactly 1
+
+
+def _check_is_mask(image: np.ndarray) -> None:
+    colours = image[:, :, :3].astype(np.int16)
+    visible = image[:, :, 3] >= 128 if image.shape[2] == 4 else np.ones(image.shape[:2], bool)
+    advice = (
+        "white is repainted and black is kept, so paint the part to repaint white; to repaint around a "
+        "cut-out, give it as --init-img without --mask"
+    )
+    if ((np.ptp(colours, axis=2) > COLOURED) & visible).sum() > STRAY * visible.sum():
+        raise InputError(f"the mask is in colour; {advice}")
+    if visible.all() or not visible.any():
+        return
+    grey = colours.mean(axis=2)[visible]
+    white, black = (grey >= WHITE).mean(), (grey <= BLACK).mean()
+    if white < STRAY or 1 - white - black > STRAY:
+        raise InputError(
+            f"the mask is transparent in part, and {100 * (1 - white):.0f} % of its opaque part is not "
+            f"white; {advice}"
+        )
+    if black > STRAY:
+        log.info("the mask is transparent in part, which counts as black")
 
 
 def check(mask: np.ndarray, height: int, width: int) -> None:

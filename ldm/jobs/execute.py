@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.errors import Stopped
+from ldm.jobs import vocabulary
 from ldm.jobs.inputs import load_inputs
 from ldm.jobs.opening import Models, OpenedModel, facts_of, hint_at_size
 from ldm.jobs.record import run_record
@@ -20,7 +21,7 @@ from ldm.jobs.watch import SILENT, Watch
 from ldm.requests import Request
 from ldm.requests.groups import Size
 from ldm.requests.resolving import resolved
-from ldm.signals import heeding_signals, stop_asked
+from ldm.signals import doing, heeding_signals, stop_asked
 
 if TYPE_CHECKING:
     from ldm.models.latent_diffusion import LatentDiffusion
@@ -65,10 +66,7 @@ def generate(
 
 
 def execute(
-    request: Request,
-    models: Models | None = None,
-    watch: Watch = SILENT,
-    resume: Resumed | None = None,
+    request: Request, models: Models | None = None, watch: Watch = SILENT, resume: Resumed | None = None
 ) -> Done:
     """Read the files of a request, open its model, generate its images, and save and record them.
 
@@ -89,10 +87,12 @@ def execute(
     opened = (models or Models()).open(request, watch, any_kind=_decodes(resume))
     if resume is not None:
         resume.check_model(opened)
-    batches = _batches(loaded, opened, watch, resume, saving)
-    total = batches_left(loaded, resume)
+    saving.is_demo = opened.is_demo
+    skip = _skipped(request, loaded, opened, saving)
+    batches = _batches(loaded, opened, watch, resume, saving, skip)
+    total = max(0, batches_left(loaded, resume) - len(skip))
     try:
-        with heeding_signals():  # also while the state of a stopped run is saved
+        with heeding_signals("the preparations"):  # also while the state of a stopped run is saved
             try:
                 for batch in watch.batches(batches, total):
                     if not saving.run:  # not before: the record waits for the digest of the weights
@@ -131,8 +131,26 @@ def _prompts(request: Request, resume: Resumed | None) -> tuple[str, ...]:
     return (file.record["prompt"],) if resume.is_finished else tuple(file.position.prompts)
 
 
+def _skipped(request: Request, loaded: Request, opened: OpenedModel, saving: Saving) -> set[int]:
+    """Return the batches that --skip-existing leaves out, and tell `saving` which images are there."""
+    if not request.skip_existing:
+        return set()
+    from ldm.jobs.existing import complete_batches, existing
+
+    asked = resolved(loaded, opened.facts)
+    saving.existing = existing(saving.outdir / "samples", run_record(request, asked, opened), asked)
+    if saving.existing:
+        log.info("%d images of this command exist already and are not made again", len(saving.existing))
+    return complete_batches(saving.existing, asked)
+
+
 def _batches(
-    loaded: Request, opened: OpenedModel, watch: Watch, resume: Resumed | None, saving: Saving
+    loaded: Request,
+    opened: OpenedModel,
+    watch: Watch,
+    resume: Resumed | None,
+    saving: Saving,
+    skip: set[int],
 ) -> "Iterator[Batch]":
     from ldm.tasks.decode import decode_latents
     from ldm.tasks.generate import generate as run
@@ -142,21 +160,24 @@ def _batches(
     request = resolved(loaded, opened.facts)
     _log_hints(request, opened)
     track = _track(request, opened, watch, saving.outdir)
-    return run(opened.model, request, track, None if resume is None else resume.file.position, opened.dtype)
+    position = None if resume is None else resume.file.position
+    return run(opened.model, request, track, position, opened.dtype, skip)
 
 
-def _record(
-    request: Request, loaded: Request, opened: OpenedModel, resume: Resumed | None
-) -> dict[str, Any]:
+def _record(request: Request, loaded: Request, opened: OpenedModel, resume: Resumed | None) -> dict[str, Any]:
     if _decodes(resume):
         return decoded_record(resume.file, opened)
     return run_record(request, resolved(loaded, opened.facts), opened)
 
 
 def _log_hints(request: Request, opened: OpenedModel) -> None:
-    """Log a hint if the size is far from the training size, and a warning for options without effect."""
+    """Log an unusual size, words that the model does not know, and options without effect."""
     if isinstance(request, Size):
         hint_at_size(request, opened)
+    if opened.model.knows:
+        hint = vocabulary.advice(request.prompts, opened.config.parent / opened.model.knows)
+        if hint:
+            log.info("%s", hint)
     for name in ("negative_prompt", "guidance_rescale", "guidance_interval"):
         if getattr(request, name) and request.scale == 1:
             flag = name.replace("_", "-")
@@ -179,11 +200,13 @@ def _track(
     def track(steps: "Iterable[Step]", total: int) -> "Iterator[Step]":
         if asked():
             return
+        doing(f"step 1 of {total}")
         for taken, step in enumerate(watch.steps(steps, total, request.sampler), start=1):
             if preview is not None and taken % every == 0:
                 preview.show(step)
             yield step
             if asked():
                 return
+            doing(f"step {taken + 1} of {total}" if taken < total else "the images of this batch")
 
     return track

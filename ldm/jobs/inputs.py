@@ -158,24 +158,27 @@ def _checked_text(text: str) -> str:
 
 
 def read_image(value: Any, alpha: bool = False) -> InputArray:
-    """Return an upright image (h, w, 3) uint8; with `alpha` (h, w, 4) if it has transparency.
+    """Return an upright image (h, w, 3) uint8 in sRGB.
 
     Args:
         value: a path, a PIL image, or an array (h, w, 3) or, with `alpha`, (h, w, 4) uint8.
+        alpha: its bytes are to be kept: (h, w, 4) if it has transparency, and in the colours of its profile.
 
     Raises: InputError.
     """
     import numpy as np
 
-    from ldm.imaging.files import has_alpha, open_image, to_rgb, to_rgba
+    from ldm.imaging.files import converted, open_image
 
     if isinstance(value, InputArray):
         return value
     if isinstance(value, (str, os.PathLike)):
-        pixels = np.asarray(open_image(value, alpha=alpha and has_alpha(value)))
-        return InputArray(pixels, _sha256(value), os.fspath(value))
+        image = open_image(value, alpha=None if alpha else False, own_colours=alpha)
+        profile = image.info.get("icc_profile")
+        return InputArray(np.asarray(image), _sha256(value), os.fspath(value), profile)
     if hasattr(value, "has_transparency_data"):  # a PIL image
-        value = np.asarray(to_rgba(value) if alpha and value.has_transparency_data else to_rgb(value))
+        image = converted(value, "the image", alpha=None if alpha else False, own_colours=alpha)
+        return replace(_of_array(np.asarray(image)), about=image.info.get("icc_profile"))
     channels = (3, 4) if alpha else (3,)
     if getattr(value, "dtype", None) != np.uint8 or value.ndim != 3 or value.shape[2] not in channels:
         expected = " or ".join(map(str, channels))
@@ -209,7 +212,7 @@ def _noise(request: R, finished: bool = False) -> R:
 
     if isinstance(request.latents, torch.Tensor):
         values = request.latents.float().reshape(-1, *request.latents.shape[-3:])
-        return replace(request, latents=_of_tensor(values))
+        return replace(request, latents=InputArray(values, _of_array(values.cpu().numpy()).sha256))
     file = read_latents(request.latents)
     if file.kind == "stopped":
         raise InputError(
@@ -224,10 +227,6 @@ def _noise(request: R, finished: bool = False) -> R:
     size = (file.record["height"], file.record["width"]) if "height" in file.record else None
     loaded = InputArray(file.latents, _sha256(file.path), os.fspath(request.latents), size)
     return replace(request, latents=loaded)
-
-
-def _of_tensor(values: Any) -> InputArray:
-    return InputArray(values, hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest())
 
 
 def _img2img(request: R) -> R:
@@ -268,36 +267,35 @@ def _inpaint(request: R) -> R:
         )
     image = read_image(_need(request.init_img, "the image to repaint"), alpha=True)
     height, width = image.values.shape[:2]
-    mask = request.mask if isinstance(request.mask, InputArray) else _mask(request, image)
+    mask = _mask(request.mask, image)
     masks.check(mask.values, height, width)
-    masks.check_paints(mask.values)
+    masks.check_paints(masks.prepared(mask.values, invert=request.invert_mask, grow=request.mask_grow))
     return replace(request, init_img=image, mask=mask)
 
 
-def _mask(request: Request, image: InputArray) -> InputArray:
-    """Return the mask of --mask or of the transparent part of the image, inverted and grown if requested."""
+def _mask(given: Any, image: InputArray) -> InputArray:
+    """Return the mask of --mask, or of the transparent part of the image."""
     import numpy as np
 
     from ldm.imaging import masks
     from ldm.imaging.files import open_image
 
-    given, source = request.mask, {"sha256": image.sha256, "file": None}
+    if isinstance(given, InputArray) and given.about in (None, image.sha256):
+        return given
     if isinstance(given, (str, os.PathLike)) and given:
-        values = masks.from_image(np.asarray(open_image(given, alpha=True)))
-        source = {"sha256": _sha256(given), "file": os.fspath(given)}
-    elif given is not None and not isinstance(given, str):
-        values = np.asarray(given, np.float32)
-        source["sha256"] = _of_array(values).sha256
-    elif image.values.shape[2] == 4 and image.values[:, :, 3].min() < 255:
-        values = masks.from_alpha(image.values)
-    else:
-        raise InputError(
-            f"nothing selects what to repaint in {image.file or 'the image'}; give --mask FILE, which is "
-            "white there, or an image that is transparent there"
-        )
-    masks.check(values, *image.values.shape[:2])
-    prepared = masks.prepared(values, invert=request.invert_mask, grow=request.mask_grow)
-    return InputArray(prepared, **source)
+        pixels = np.asarray(open_image(given, alpha=True, own_colours=True))
+        try:
+            return InputArray(masks.from_image(pixels), _sha256(given), os.fspath(given))
+        except InputError as error:
+            raise InputError(f"--mask {given}: {error}") from error
+    if given is not None and not isinstance(given, (str, InputArray)):
+        return _of_array(np.asarray(given, np.float32))
+    if image.values.shape[2] == 4 and image.values[:, :, 3].min() < 255:
+        return InputArray(masks.from_alpha(image.values), image.sha256, about=image.sha256)
+    raise InputError(
+        f"nothing selects what to repaint in {image.file or 'the image'}; give --mask FILE, which is "
+        "white there, or an image that is transparent there"
+    )
 
 
 def _outpaint(request: R) -> R:
@@ -364,21 +362,25 @@ def _check_depth_options(request: Request) -> None:
 
 
 def _depth(request: Request) -> InputArray | None:
-    """Return inverse depth (h, w); None if the depth network should estimate it."""
+    """Return the depth map (h, w); None if the depth network should estimate it."""
     import numpy as np
 
-    from ldm.imaging.depth import inverse_depth, read_depth
+    from ldm.imaging.depth import known_depth, read_depth
     from ldm.imaging.files import open_image
     from ldm.tasks.depth2img import alpha_depth
 
     given = request.depth
     if isinstance(given, InputArray):
+        known_depth(given.values, request.depth_invert)
         return given
     if given is not None and not isinstance(given, (str, os.PathLike)):
-        return _of_array(inverse_depth(np.asarray(given, np.float32), request.depth_invert))
+        values = np.asarray(given, np.float32)
+        known_depth(values, request.depth_invert)  # refuses maps without depth
+        return _of_array(values)
     if given:
+        values = read_depth(Path(given))
         try:
-            values = inverse_depth(read_depth(Path(given)), request.depth_invert)
+            known_depth(values, request.depth_invert)
         except InputError as error:
             raise InputError(f"--depth {given}: {error}") from error
         return InputArray(values, _sha256(given), os.fspath(given))

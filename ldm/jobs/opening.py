@@ -189,8 +189,9 @@ def hint_at_size(request: Request, opened: OpenedModel) -> None:
         return
     advice = f"try --H {trained} --W {trained}"
     if hasattr(request, "hires") and area > 1.6:
-        multiple = opened.model.size_multiple
-        first = [max(multiple, round(side / area**0.5 / multiple) * multiple) for side in (height, width)]
-        advice = f"try --H {first[0]} --W {first[1]} --hires {min(4.0, height / first[0]):.3g}"
+        from ldm.tasks.hires import first_pass
+
+        if passes := first_pass(height, width, trained, opened.model.size_multiple):
+            advice = "try --H {} --W {} --hires {:g}".format(*passes)
     asked, known = f"{width}x{height}", f"{trained}x{trained}"
     log.info("%s is far from %s, the training size of this model: %s", asked, known, advice)

@@ -192,9 +192,7 @@ def _search(recorded: str, digest: str | None, folders: list[Path]) -> Path | st
     return f"{there[0]} has changed" if there else f"{recorded} is missing"
 
 
-def _check_model(
-    found: dict[str, Any], now: dict[str, Any], changes: Mapping[str, Any], image: Path
-) -> None:
+def _check_model(found: dict[str, Any], now: dict[str, Any], changes: Mapping[str, Any], image: Path) -> None:
     then = found["model"]
     if "ckpt" not in changes and then.get("sha256") != now["sha256"]:
         raise InputError(

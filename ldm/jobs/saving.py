@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ldm.tasks.latents import Position
 
 LISTED_NAMES = 8
+Place = tuple[int, int]
+"""number of a batch, and place in it"""
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +46,17 @@ class Saving:
 
     def __init__(self, request: Request) -> None:
         """Check that the folder will do; the first image makes it."""
+        if request.skip_existing and request.no_metadata:
+            raise InputError("--skip-existing identifies images by their metadata; leave --no-metadata out")
         self.request = request
         self.outdir = checked_outdir(request.outdir)
         self.columns = request.n_rows or request.n_samples
-        self.watermark = request.watermark == "on"
+        self.is_demo = False  # its images are too small for the watermark, which then needs no message
         self.run: dict[str, Any] = {}
         self.saved: list[Path] = []
+        self.existing: dict[Place, Path] = {}  # images of this run that were there before
         self.refused: list[str] = []  # prompts of images that are black or NaN
-        self.grid: list[np.ndarray] | None = None if request.no_grid else []
+        self.grid: dict[Place, np.ndarray] | None = None if request.no_grid else {}
         self._samples = NumberedFiles(self.outdir / "samples", "%05d.png")
         self._grids = NumberedFiles(self.outdir, "grid-%04d.png", foreign=1)  # samples/ does not count
         self._depths = NumberedFiles(self.outdir / "depth", "%05d.png")
@@ -64,11 +69,13 @@ class Saving:
         """Save the images of a batch; images that are black or NaN are left out, and `check` then raises."""
         from ldm.imaging.colour import is_black, to_uint8
         from ldm.imaging.depth import depth_png
-        from ldm.imaging.paste import opaque
 
         if getattr(self.request, "save_depth", False) and batch.index == 0:
             self._depths.save(depth_png(batch.extras["depth"]))
         for position, (values, prompt) in enumerate(zip(batch.images, batch.prompts, strict=True)):
+            place = batch.index, batch.offset + position
+            if place in self.existing:
+                continue
             image = to_uint8(values[None])[0] if bool(values.isfinite().all()) else None
             if image is None or is_black(image):
                 self.refused.append(prompt)
@@ -78,19 +85,25 @@ class Saving:
             if getattr(self.request, "save_latents", False):
                 self._save_latents(self.saved[-1], batch, position, about)
             if self.grid is not None:
-                self.grid.append(image if batch.paste is None else opaque(batch.paste.onto(image)))
+                self.grid[place] = image if batch.paste is None else batch.paste.shown(image)
                 self._prompts[prompt] = None
 
     def save_grid(self) -> None:
-        """Save all images of the run on one sheet, unless --no-grid is given."""
+        """Save all images of the run on one sheet, if there are several, unless --no-grid is given."""
+        import numpy as np
+
+        from ldm.imaging.files import open_image
         from ldm.imaging.grid import make_grid
 
-        if self.grid:
-            sheet = make_grid(self.grid, self.columns)
-            height, width = self.grid[0].shape[:2]
+        if not self.grid:
+            return
+        images = self.grid | {place: np.asarray(open_image(file)) for place, file in self.existing.items()}
+        if len(images) > 1:
+            sheet = make_grid([images[place] for place in sorted(images)], self.columns)
+            height, width = next(iter(images.values())).shape[:2]
             about = {
                 "prompt": "\n".join(self._prompts),
-                "images": len(self.grid),
+                "images": len(images),
                 "image_size": [width, height],
             }
             self.saved.append(self._write(self._grids, sheet, self.run | about))
@@ -144,25 +157,27 @@ class Saving:
         image, mark = self._marked(image, paste)
         about = about | {"width": width, "height": height, "watermark": mark}
         buffer, chunks = io.BytesIO(), None if self.request.no_metadata else metadata.png_chunks(about)
-        Image.fromarray(image).save(buffer, "PNG", pnginfo=chunks)
+        profile = None if paste is None else paste.profile
+        Image.fromarray(image).save(buffer, "PNG", pnginfo=chunks, icc_profile=profile)
         return files.save(buffer.getvalue())
 
-    def _marked(
-        self, image: "np.ndarray", paste: "Paste | None" = None
-    ) -> tuple["np.ndarray", str | None]:
+    def _marked(self, image: "np.ndarray", paste: "Paste | None" = None) -> tuple["np.ndarray", str | None]:
         """Return the image with its watermark (only in its repainted part) and what to record about it."""
         from ldm.imaging import watermark
         from ldm.imaging.paste import opaque
 
-        fits = self.watermark and watermark.fits(image)
+        wanted = self.request.watermark
+        fits, mark = wanted != "off" and watermark.fits(image), None
         if fits:
-            image = watermark.mark(image)
+            mark = watermark.mark_as_reference if wanted == "reference" else watermark.mark
         if paste is not None:
-            image = paste.onto(image)
+            image = paste.onto(image, mark)
+        elif mark is not None:
+            image = mark(image)
         if not fits:
-            if self.watermark:
+            if wanted != "off":
                 self._say(
-                    logging.INFO,
+                    logging.DEBUG if self.is_demo else logging.INFO,
                     "images under %d pixels cannot carry the watermark and are saved without it",
                     watermark.MIN_PIXELS,
                 )

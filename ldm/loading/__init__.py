@@ -66,14 +66,14 @@ def load_model(
     dtype = resolve_dtype(dtype, device)
     source = str(config) if isinstance(config, (str, Path)) else "the configuration"
     node = read_config(config) if isinstance(config, (str, Path)) else plain(config)
-    defaults = node.get("defaults") or {}
+    defaults, knows = node.get("defaults") or {}, node.get("knows")
     if "target" not in node:
         if "model" not in node:
             raise ConfigError(f"{source}: has no 'model' node; expected model: {{target, params}}")
         node = node["model"]
     with on_meta():
         model = instantiate(node, path=f"{source}: model")
-    model.defaults = defaults
+    model.defaults, model.knows = defaults, knows
     file = Path(checkpoint)
     opened = open_weights(file)
     _check_prediction(model, opened, source)

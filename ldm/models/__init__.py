@@ -1,1 +1,1 @@
-"""Networks and model classes; their parameters keep the published key names."""
+"""Networks and model classes; their parameters keep the LDM key names."""

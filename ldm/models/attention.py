@@ -225,10 +225,8 @@ class AttentionBlock(nn.Module):
     def _forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2)                                # (b, c, n)
         qkv = self.qkv(self.norm(tokens))                    # (b, 3c, n)
-        if self.use_new_attention_order:
-            q, k, v = rearrange(qkv, "b (three h d) n -> three b h n d", three=3, h=self.num_heads)
-        else:
-            q, k, v = rearrange(qkv, "b (h three d) n -> three b h n d", three=3, h=self.num_heads)
+        order = "three h d" if self.use_new_attention_order else "h three d"
+        q, k, v = rearrange(qkv, f"b ({order}) n -> three b h n d", three=3, h=self.num_heads)
         # Contiguous, because torch's attention falls back to a matrix of n x n weights for other layouts.
         out = attend(q.contiguous(), k.contiguous(), v.contiguous())
         out = self.proj_out(rearrange(out, "b h n d -> b (h d) n"))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ldm.errors import ConfigError
 from ldm.models.attention import attend
 from ldm.models.gaussian import DiagonalGaussianDistribution
+from ldm.models.unet import Upsample
 
 
 class ResnetBlock(nn.Module):
@@ -70,17 +71,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Double the sides by nearest neighbour, then apply a 3x3 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 class Middle(nn.Module):
@@ -183,7 +173,7 @@ class Decoder(nn.Module):
             here = attention and resolution // 2**level in attn_resolutions
             stage = Level(above, width, num_res_blocks + 1, dropout, here, num_groups)
             if level != 0:
-                stage.upsample = Upsample(width)
+                stage.upsample = Upsample(width, use_conv=True)
             stages.append(stage)
         self.up = nn.ModuleList(stages)
         self.norm_out = nn.GroupNorm(num_groups, widths[0], eps=1e-6)

@@ -4,7 +4,7 @@
     decoder(h + control_12, s_i + control_i)
 
 The hint is an image (edges, pose, depth, ...) in [0, 1] at full size. ldm.diffusion.cond.Control says how
-strongly and when it acts, and steers models of every kind; ControlLDM is the model of the published
+strongly and when it acts, and steers models of every kind; ControlLDM is the model of the reference
 configurations.
 """
 
@@ -23,7 +23,7 @@ HINT_WIDTHS = (16, 16, 32, 32, 96, 96, 256)     # of the convolutions before the
 HINT_STRIDES = (1, 1, 2, 1, 2, 1, 2)            # 8 in all, as the autoencoder's factor
 
 
-ControlledUnetModel = UNetModel  # the published class: any UNet takes control
+ControlledUnetModel = UNetModel  # the reference class: any UNet takes control
 
 
 class ControlNet(UNetEncoder):
@@ -38,7 +38,7 @@ class ControlNet(UNetEncoder):
         width = self.model_channels
         self.zero_convs = nn.ModuleList(_zero_conv(channels) for channels in self.skip_channels)
         self.input_hint_block = _hint_block(hint_channels, width)
-        # The middle stands after the zero convolutions in published files.
+        # The middle stands after the zero convolutions in reference files.
         self.middle_block = self._modules.pop("middle_block")
         self.middle_block_out = _zero_conv(self.skip_channels[-1])
 
@@ -81,7 +81,7 @@ class ControlLDM(LatentDiffusion):
         **latent_diffusion: Any,
     ) -> None:
         super().__init__(**latent_diffusion)
-        # Zeros unless learned, which no published model did; ControlNet's files hold it, others do not.
+        # Zeros unless learned, which no reference model did; ControlNet's files hold it, others do not.
         self.register_buffer("logvar", torch.zeros(self.num_timesteps))
         self.control_model = control_stage_config
         self.only_mid_control = only_mid_control
@@ -113,7 +113,7 @@ class ControlLDM(LatentDiffusion):
         self.control_scales = list(control_scales(strength, guess_mode, count))
 
     def as_cond(self, cond: Any) -> Cond:
-        """Return the Cond of the published dict of c_crossattn and c_concat, the hints (None: no control).
+        """Return the Cond of the reference dict of c_crossattn and c_concat, the hints (None: no control).
 
         Raises: ConfigError for anything else, as a tensor alone could be either.
         """
@@ -128,7 +128,7 @@ class ControlLDM(LatentDiffusion):
         return Cond(read.context, controls=() if read.concat is None else (self._control(read.concat),))
 
     def _control(self, hint: Tensor) -> Control:
-        """Return the control as the published attributes of this model say."""
+        """Return the control as the reference attributes of this model say."""
         scales = list(self.control_scales)
         if self.only_mid_control:
             count = len(self.control_model.zero_convs)

@@ -60,7 +60,7 @@ def concat_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
 def normalise_depth(depth: Tensor) -> Tensor:
     """Stretch each map of (b, 1, h, w) to [-1, 1].
 
-    A flat map becomes -1, which is what training made of it; the published script divides by zero there.
+    A flat map becomes -1, which is what training made of it; the reference script divides by zero there.
     """
     low = depth.amin(dim=(1, 2, 3), keepdim=True)
     extent = depth.amax(dim=(1, 2, 3), keepdim=True) - low

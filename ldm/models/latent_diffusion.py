@@ -1,7 +1,7 @@
 """Diffusion in the latent space of an autoencoder (arXiv 2112.10752).
 
 The object that samplers, tasks and third-party code hold: UNet, autoencoder and text encoder under their
-published names, and the noise schedule. It computes; it neither trains nor saves.
+LDM key names, and the noise schedule. It computes; it neither trains nor saves.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +29,7 @@ CONDITIONING_KEYS = {
     "crossattn-adm": ("context", "label"),
     "hybrid-adm": ("concat", "context", "label"),
 }
-# part of a Cond -> its published name
+# part of a Cond -> its reference name
 PUBLISHED_PARTS = {"context": "c_crossattn", "concat": "c_concat", "label": "c_adm"}
 
 
@@ -74,7 +74,7 @@ class LatentDiffusion(DDPM):
 
     Args:
         unet_config, first_stage_config, cond_stage_config: the three networks, already built; the names are
-            those of the published files. cond_stage_config is None for an unconditional model.
+            those of the reference files. cond_stage_config is None for an unconditional model.
         conditioning_key: how conditioning enters the UNet, a key of CONDITIONING_KEYS.
         parameterization: what the UNet predicts: "eps", "v" or "x0".
         beta_schedule, linear_start, linear_end, cosine_s, timesteps: see ldm.diffusion.schedule.make_betas.
@@ -124,6 +124,7 @@ class LatentDiffusion(DDPM):
         self.l_simple_weight, self.original_elbo_weight = l_simple_weight, original_elbo_weight
         self.num_timesteps = self.schedule.num_timesteps
         self.defaults: dict[str, dict[str, Any]] = {}   # options that its YAML recommends, for each task
+        self.knows: str | None = None       # file with what it was trained on, see ldm.jobs.vocabulary
         self.trained_at: int | None = None              # side in pixels, where the weights are known to
         for name, buffer in self.schedule.published_buffers().items():
             self.register_buffer(name, buffer)
@@ -170,7 +171,7 @@ class LatentDiffusion(DDPM):
         return self.model(x_t, t, cond, control)
 
     def as_cond(self, cond: Any) -> Cond:
-        """Return the Cond of a conditioning in published form.
+        """Return the Cond of a conditioning in the reference's form.
 
         Args:
             cond: a dict of c_concat, c_crossattn (lists, joined along channels or tokens) and c_adm; a tensor
@@ -182,7 +183,7 @@ class LatentDiffusion(DDPM):
         if not isinstance(cond, dict):
             cond = {"c_concat" if key == "concat" else "c_crossattn": cond}
         context, concat, label = (cond.get(name) for name in PUBLISHED_PARTS.values())
-        if key == "adm":  # the published wrapper reads the label from there
+        if key == "adm":  # the reference wrapper reads the label from there
             return Cond(label=context[0] if isinstance(context, (list, tuple)) else context)
         return Cond(_joined(context), _joined(concat), label)
 
@@ -203,7 +204,7 @@ class LatentDiffusion(DDPM):
     def ema_scope(self, context: str | None = None) -> AbstractContextManager:
         """Change nothing: averaged or raw weights was decided in loading (`use_ema`).
 
-        Published scripts sample inside `with model.ema_scope():`; `context` is what theirs print.
+        Reference scripts sample inside `with model.ema_scope():`; `context` is what theirs print.
         """
         return nullcontext()
 
@@ -226,7 +227,7 @@ class LatentDiffusion(DDPM):
 class LatentFinetuneDiffusion(LatentDiffusion):
     """Latent diffusion whose UNet takes more channels than the latents have; what they hold, a subclass says.
 
-    Published models of this kind grew out of a text-to-image model by finetuning.
+    Reference models of this kind grew out of a text-to-image model by finetuning.
     """
 
     @staticmethod

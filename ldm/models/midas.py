@@ -89,20 +89,6 @@ class Bottleneck(nn.Module):
         return F.relu(shortcut + self.norm3(self.conv3(x)))
 
 
-class Stage(nn.Module):
-    """Blocks of one resolution; the first changes channels and stride."""
-
-    def __init__(self, in_channels: int, out_channels: int, depth: int, stride: int, groups: int) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential()
-        for i in range(depth):
-            previous, step = (in_channels, stride) if i == 0 else (out_channels, 1)
-            self.blocks.append(Bottleneck(previous, out_channels, step, groups, first=i == 0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(x)
-
-
 class ResNet(nn.Module):
     """(b, 3, h, w) -> one map per stage, of strides 4, 8, 16."""
 
@@ -111,13 +97,15 @@ class ResNet(nn.Module):
         self.stem = Stem(stem, groups)
         self.stages = nn.ModuleList()
         for i, (previous, width, depth) in enumerate(zip((stem, *channels), channels, depths, strict=False)):
-            self.stages.append(Stage(previous, width, depth, 1 if i == 0 else 2, groups))
+            first = Bottleneck(previous, width, 1 if i == 0 else 2, groups, first=True)
+            rest = (Bottleneck(width, width, 1, groups, first=False) for _ in range(depth - 1))
+            self.stages.append(nn.ModuleDict({"blocks": nn.Sequential(first, *rest)}))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.stem(x)
         maps = []
         for stage in self.stages:
-            x = stage(x)
+            x = stage["blocks"](x)
             maps.append(x)
         return maps
 
@@ -276,7 +264,7 @@ class Fusion(nn.Module):
 
     def forward(self, x: Tensor, path: Tensor | None = None) -> Tensor:
         x = self.resConfUnit2(x if path is None else path + self.resConfUnit1(x))
-        return self.out_conv(upsample(x))
+        return self.out_conv(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
 
 
 class Scratch(nn.Module):
@@ -302,10 +290,6 @@ class Scratch(nn.Module):
         for i, x in reversed(list(enumerate(maps, start=1))):           # strides 32, 16, 8, 4
             path = self.get_submodule(f"refinenet{i}")(self.get_submodule(f"layer{i}_rn")(x), path)
         return self.output_conv(path)                                   # (b, 1, h, w)
-
-
-def upsample(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
 
 class DPTHybrid(nn.Module):

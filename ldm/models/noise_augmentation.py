@@ -39,7 +39,7 @@ class AbstractLowScaleModel(nn.Module):
         super().__init__()
         self.schedule: Schedule | None = None
         if noise_schedule_config is not None:
-            self.schedule = Schedule(_betas(**noise_schedule_config))
+            self.schedule = Schedule(make_betas(**noise_schedule_config))
         for name, buffer in self._ldm_buffers().items():
             self.register_buffer(name, buffer)
 
@@ -203,17 +203,6 @@ class CLIPEmbeddingNoiseAugmentation(ImageConcatWithNoiseAugmentation):
         levels = self.levels(x, noise_level)
         z = self.unscale(self.q_sample(self.scale(x), levels, noise))
         return z, timestep_embedding(levels, self.timestep_dim).to(x.dtype)
-
-
-def _betas(
-    beta_schedule: str = "linear",
-    timesteps: int = 1000,
-    linear_start: float = 1e-4,
-    linear_end: float = 2e-2,
-    cosine_s: float = 8e-3,
-) -> np.ndarray:
-    """Return the betas of a `noise_schedule_config`."""
-    return make_betas(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
 
 
 def read_statistics(path: Path) -> tuple[Tensor, Tensor]:

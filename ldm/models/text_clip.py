@@ -2,7 +2,7 @@
 
 12 causal blocks of width 768 with quick-gelu, x * sigmoid(1.702 x). Tokens are padded with the end token
 (49407), no padding mask is used, and the output is taken after the final layer norm. Parameter names are
-those of the published checkpoints (`transformer.text_model...`); newer releases of transformers nest them
+those of the reference checkpoints (`transformer.text_model...`); newer releases of transformers nest them
 differently, which is why the tower is written out here.
 """
 
@@ -73,7 +73,7 @@ class EncoderLayer(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Token plus position embedding. `position_ids` is in published files and absent from newer ones."""
+    """Token plus position embedding. `position_ids` is in reference files and absent from newer ones."""
 
     def __init__(self, config: dict) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Embeddings(nn.Module):
 
 
 class Layers(nn.Module):
-    """The blocks, under the published name `encoder.layers`."""
+    """The blocks, under the reference name `encoder.layers`."""
 
     def __init__(self, config: dict) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class TextModel(nn.Module):
 
 
 class CLIPTextModel(nn.Module):
-    """Holds the tower under the published name `text_model`, and is called as that of transformers."""
+    """Holds the tower under the reference name `text_model`, and is called as that of transformers."""
 
     def __init__(self, config: dict) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class FrozenCLIPEmbedder(FrozenTextEmbedder):
     """Prompts -> (b, 77, 768), by CLIP's text tower.
 
     Args:
-        version: name of the published weights; kept for information, never downloaded.
+        version: name of the reference weights; kept for information, never downloaded.
         max_length: tokens a prompt.
         layer: "last" (after the final norm), "pooled" (its end token, (b, 1, width)) or "hidden" (before
             block `layer_idx`, without the norm).

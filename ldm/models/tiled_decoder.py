@@ -14,7 +14,7 @@ them is whole:
 
     [post_quant_conv, conv_in, block] [attention] [block, blocks] [doubling, blocks] ... [.., to the image]
 
-that is 3 + 1 + 9 + 7 + 8 passes over the stages of the published upscaler's decoder (three residual blocks of
+that is 3 + 1 + 9 + 7 + 8 passes over the stages of the reference upscaler's decoder (three residual blocks of
 two norms at each of three levels). Attention takes its queries in bands, keys and values of the whole.
 """
 
@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.models.attention import attend
-from ldm.models.autoencoder import AttnBlock, AutoencoderKL, ResnetBlock, Upsample
+from ldm.models.autoencoder import AttnBlock, AutoencoderKL, ResnetBlock
+from ldm.models.unet import Upsample
 
 
 @torch.no_grad()

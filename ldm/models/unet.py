@@ -1,11 +1,11 @@
 """The UNet that predicts noise (eps) or velocity (v) from a noisy latent.
 
-One class covers every published variant: SD 1.x (convolutional projections, 8 heads), SD 2.x (linear
+One class covers every variant of the reference: SD 1.x (convolutional projections, 8 heads), SD 2.x (linear
 projections, 64 channels a head), inpainting (9 input channels), depth (5), 4x upscaler (7, a noise-level
 label, self-attention partly replaced), unCLIP (an image embedding). Architecture: arXiv 2112.10752, appendix;
 arXiv 2105.05233.
 
-Parameter names and their order are those of the published checkpoints: `input_blocks`, `middle_block`,
+Parameter names and their order are those of the reference checkpoints: `input_blocks`, `middle_block`,
 `output_blocks`, `time_embed`, `label_emb`, `out`.
 """
 

@@ -183,7 +183,7 @@ class PromptEncoder:
 
     def _empty_states(self) -> Tensor:
         if self._empty is None:
-            self._empty = self._states([_empty_chunk(self.vocabulary)])
+            self._empty = self._states(chunks(((),), self.vocabulary)[:1])
         return self._empty
 
     def _say_length(self, name: str, text: str, prompt: Prompt, clauses: list[list[Chunk]]) -> None:
@@ -200,7 +200,3 @@ class PromptEncoder:
             parts = sum(len(row) for row in clauses)
             said = "%s has %d tokens: encoded in %d parts of %d (%s)"
             logger.info(said, name, tokens, parts, room, preview(text))
-
-
-def _empty_chunk(vocabulary: Vocabulary) -> Chunk:
-    return chunks(((),), vocabulary)[0]

@@ -266,36 +266,32 @@ def boolean(value: Any) -> bool:
 
 def integer(low: int | None = None, high: int | None = None) -> Callable[[Any], int]:
     """Return a reader of whole numbers from `low` to `high`."""
-    bounds = "" if low is None else f" from {low}" + (" up" if high is None else f" to {high}")
-    low, high = -math.inf if low is None else low, math.inf if high is None else high
 
-    def read(value: Any) -> int:
-        try:
-            whole = None if isinstance(value, bool) or value != value // 1 else int(value)
-        except TypeError:  # text
-            try:
-                whole = int(value)
-            except (TypeError, ValueError):
-                whole = None
-        if whole is None or not low <= whole <= high:
-            raise InputError(f"got {value!r}, expected a whole number{bounds}")
-        return whole
+    def whole(value: Any) -> int | None:
+        return int(value) if isinstance(value, str) or value == value // 1 else None
 
-    return read
+    return _bounded(whole, "a whole number", low, high)
 
 
 def number(low: float | None = None, high: float | None = None) -> Callable[[Any], float]:
     """Return a reader of finite numbers from `low` to `high`."""
-    bounds = "" if low is None else f" from {low:g}" + (" up" if high is None else f" to {high:g}")
+    return _bounded(float, "a number", low, high)
+
+
+def _bounded(
+    convert: Callable[[Any], T | None], what: str, low: float | None, high: float | None
+) -> Callable[[Any], T]:
+    least, most = (f"{bound:g}" if isinstance(bound, float) else str(bound) for bound in (low, high))
+    bounds = "" if low is None else f" from {least}" + (" up" if high is None else f" to {most}")
     low, high = -math.inf if low is None else low, math.inf if high is None else high
 
-    def read(value: Any) -> float:
+    def read(value: Any) -> T:
         try:
-            found = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            found = math.nan
-        if not (math.isfinite(found) and low <= found <= high):
-            raise InputError(f"got {value!r}, expected a number{bounds}")
+            found = None if isinstance(value, bool) else convert(value)
+        except (TypeError, ValueError, OverflowError):
+            found = None
+        if found is None or not math.isfinite(found) or not low <= found <= high:
+            raise InputError(f"got {value!r}, expected {what}{bounds}")
         return found
 
     return read

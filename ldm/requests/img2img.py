@@ -7,6 +7,7 @@ from ldm.requests.fields import option, request
 from ldm.requests.groups import Control, Prompts, PromptSyntax, Sampling, image, pixels, steps, strength
 
 
+# fmt: off
 @request(prompt="a painting of a virus monster playing guitar", n_samples=2, outdir="outputs/img2img-samples")
 class Img2Img(Prompts, Sampling, PromptSyntax, Control, Request):
     """Generate images from an image and a prompt."""
@@ -19,14 +20,11 @@ class Img2Img(Prompts, Sampling, PromptSyntax, Control, Request):
         default_text="exact; crop with --H or --W",
         help="how to fit --init-img to --H x --W, or else to a size that the model supports. crop: cut out "
         "the middle; pad: extend by mirroring; stretch: ignore the aspect ratio, as the reference script "
-        "does; exact: keep the size",
-    )  # fmt: skip
+        "does; exact: keep the size")
     height: int | None = pixels(
         "--H", section=("size", ""), default_text="the image's, or in proportion to --W",
-        help="height of the result, any size",
-    )  # fmt: skip
+        help="height of the result, any size")
     width: int | None = pixels(
         "--W", section=("size", ""), default_text="the image's, or in proportion to --H",
-        help="width of the result, any size",
-    )  # fmt: skip
+        help="width of the result, any size")
     steps: int | None = steps("--ddim_steps", "--steps", section=("sampling", ""))

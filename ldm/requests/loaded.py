@@ -14,11 +14,12 @@ class InputArray:
     Two are equal if their digests are.
 
     Args:
-        values: an image (h, w, 3 or 4) uint8; a mask (h, w) float32, 1 to repaint; inverse depth (h, w)
-            float32; latents (n, c, h, w) as a torch.Tensor.
+        values: an image (h, w, 3 or 4) uint8; a mask (h, w) float32, 1 to repaint, and a depth map (h, w)
+            float32, before the options of the request change them; latents (n, c, h, w) as a torch.Tensor.
         sha256: of the file, or of the values if there is no file.
         file: path as it was given; None for values from memory.
-        about: further information, such as the image size that latents belong to.
+        about: further information: the colour profile of an image, the digest of the image whose transparency
+            a mask is, or the image size that latents belong to.
     """
 
     values: "np.ndarray | Any"

@@ -7,6 +7,7 @@ from ldm.requests.fields import option, request
 from ldm.requests.groups import MAX_SIDE, Prompts, PromptSyntax, Resume, Sampling, image, strength
 
 
+# fmt: off
 @request(steps=45, scale=10.0, eta=1.0, outdir="outputs/outpaint-samples")
 class Outpaint(Prompts, Sampling, PromptSyntax, Resume, Request):
     """Extend an image at its sides; its own pixels stay as they are, byte for byte."""
@@ -22,8 +23,6 @@ class Outpaint(Prompts, Sampling, PromptSyntax, Resume, Request):
     window: int | None = option(
         None, "--window", metavar="PIXELS", low=16, high=MAX_SIDE,
         default_text="the size that the model was trained at",
-        help="largest side of the windows in which the image is extended; at most half of a window is new",
-    )  # fmt: skip
+        help="largest side of the windows in which the image is extended; at most half of a window is new")
     strength: float = strength(
-        1.0, "how much of the fill (the border's colours, continued outwards) is repainted, 0 to 1 (all)"
-    )
+        1.0, "how much of the fill (the border's colours, continued outwards) is repainted, 0 to 1 (all)")

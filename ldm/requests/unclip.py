@@ -8,6 +8,7 @@ from ldm.requests.groups import Control, Prompts, PromptSyntax, Sampling, Size, 
 from ldm.requests.readers import level_or_off
 
 
+# fmt: off
 @request(steps=20, scale=10.0, n_samples=2, outdir="outputs/unclip-samples")
 class Unclip(Prompts, Size, Sampling, PromptSyntax, Control, Request):
     """Generate variations of an image, or of a mix of several, guided by a prompt."""
@@ -19,18 +20,14 @@ class Unclip(Prompts, Size, Sampling, PromptSyntax, Control, Request):
     width: int | None = pixels("--W", help="width of an image, any size", default_text="768; demo: 128")
     init_img: tuple[Any, ...] = option(
         (), "--init-img", metavar="FILE", words=True, is_file=True, default_text="",
-        help="one or more images of any size; each is resized to a square for the image encoder",
-    )  # fmt: skip
+        help="one or more images of any size; each is resized to a square for the image encoder")
     image_weights: tuple[float, ...] | None = option(
         None, "--image-weights", metavar="W", words=True, default_text="all equal",
-        help="weight of each image, in order; a negative weight leads away from the image",
-    )  # fmt: skip
+        help="weight of each image, in order; a negative weight leads away from the image")
     noise_level: tuple[int, ...] = option(
         (0,), "--noise-level", metavar="N", words=True, low=0, high=999, default_text="0",
         help="noise added to the image embedding: 0 stays close to the image, 999 ignores it; one value for "
-        "all images, or one for each",
-    )  # fmt: skip
+        "all images, or one for each")
     mix_noise_level: int | str | None = option(
         None, "--mix-noise-level", metavar="N", read=level_or_off, default_text="50, as the reference",
-        help="noise added to the mix of several images, 0 to 999, or off",
-    )  # fmt: skip
+        help="noise added to the mix of several images, 0 to 999, or off")

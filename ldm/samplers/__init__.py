@@ -27,32 +27,7 @@ from ldm.samplers.loop import Step, sample_loop
 from ldm.samplers.plms import PLMS
 from ldm.samplers.unipc import UniPC
 
-__all__ = [
-    "DDIM",
-    "DDPM",
-    "DEIS",
-    "LCM",
-    "LMS",
-    "PLMS",
-    "SAMPLERS",
-    "DDIMInversion",
-    "DPMSolver",
-    "DPMpp2M",
-    "DPMpp2MSDE",
-    "DPMpp3MSDE",
-    "Euler",
-    "EulerAncestral",
-    "GridSampler",
-    "Heun",
-    "Sampler",
-    "SamplerRow",
-    "Step",
-    "UniPC",
-    "find_sampler",
-    "make_sampler",
-    "sample_loop",
-    "sampler_table",
-]
+__all__ = ["DDIMInversion", "GridSampler", "Step", "sample_loop"]  # beside what stands here
 
 
 class SamplerRow(NamedTuple):

@@ -58,9 +58,7 @@ class Sampler:
     count_exact_spacing: str | None = None
     """spacing that gives exactly `num_steps` evaluations; None if the default does"""
 
-    def __init__(
-        self, schedule: Schedule, timesteps: Sequence[float], correct_x_0: Correction | None = None
-    ):
+    def __init__(self, schedule: Schedule, timesteps: Sequence[float], correct_x_0: Correction | None = None):
         self.schedule = schedule
         self.timesteps = list(timesteps)
         self.num_steps = len(self.timesteps)
@@ -106,10 +104,14 @@ class Sampler:
         left = torch.as_tensor(t_enc, device="cpu").long()
         if bool((left < 0).any()) or bool((left > len(self)).any()):
             raise InputError(f"cannot add the noise of {t_enc} of {len(self)} sampling steps")
-        times = times_tensor([*self.timesteps, type(self.timesteps[0])(0)])[len(self) - left]
+        times = self.times_before(left)
         if times.is_floating_point():
             times = times.to(torch.promote_types(x_0.dtype, torch.float32))
         return add_noise(self.schedule, x_0, eps, times.expand(len(x_0)).to(x_0.device))
+
+    def times_before(self, left: Tensor) -> Tensor:
+        """Return the training times whose noise latents have before the last `left` steps, () or (b,)."""
+        return times_tensor([*self.timesteps, type(self.timesteps[0])(0)])[len(self) - left]
 
 
 class Nodes(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout
 
-from ldm.diffusion.prediction import Prediction, add_noise
+from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.spacing import spaced_times
 from ldm.diffusion.timesteps import DDIMTable, ddim_table, ddim_timesteps
@@ -65,7 +65,6 @@ class DDIM(Sampler):
         self.noise_dropout = noise_dropout
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Take step `i` and return (x_prev, x_0)."""
         prediction = denoise(x_t, batch_of(self.timesteps[i], x_t))
         return self.update(i, prediction, noise(x_t))
 
@@ -80,27 +79,17 @@ class DDIM(Sampler):
             x_prev = x_prev + float(eta_sigma * self.temperature) * n
         return x_prev, x_0
 
-    def noised(self, x_0: Tensor, t_enc: int | Tensor, eps: Tensor) -> Tensor:
-        """Return x_t with the noise of row `t_enc` of the table, counted from the least noisy.
+    def times_before(self, left: Tensor) -> Tensor:
+        """Return the times of the rows `left` of the table, counted from the least noisy.
 
-        As in the reference, the step that follows, `start_index(t_enc)`, belongs to the row below. If all
-        steps are run there is no row `t_enc`, and the last row is used. Spacings whose least noisy time is
+        As in the reference, the step that follows, `start_index(left)`, belongs to the row below. If all
+        steps are run there is no row `left`, and the last row is used. Spacings whose least noisy time is
         far from 0, such as trailing, use the noise level that the step expects instead: the excess of one row
         would remain visible in the image.
-
-        Args:
-            t_enc: one row, or (b,) rows.
         """
         if self.spacing not in (None, "uniform"):
-            return super().noised(x_0, t_enc, eps)
-        rows = torch.as_tensor(t_enc, device="cpu").long()
-        if bool((rows < 0).any()) or bool((rows > len(self)).any()):
-            raise InputError(f"cannot add the noise of row {t_enc} of a table of {len(self)} sampling steps")
-        rows = rows.clamp(max=len(self) - 1).expand(len(x_0)).to(x_0.device)
-        times = times_tensor(self.timesteps[::-1])[rows.cpu()]
-        if times.is_floating_point():
-            times = times.to(torch.promote_types(x_0.dtype, torch.float32))
-        return add_noise(self.schedule, x_0, eps, times.to(x_0.device))
+            return super().times_before(left)
+        return times_tensor(self.timesteps[::-1])[left.clamp(max=len(self) - 1)]
 
 
 class DDIMInversion(Sampler):

@@ -26,7 +26,6 @@ class DDPM(GridSampler):
         super().__init__(schedule, schedule.num_timesteps if num_steps is None else num_steps, **options)
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Take step `i` and return (x_t at the next node, x_0)."""
         x_0, _ = self.predict(i, x_t, denoise)
         (alpha, alpha_next), (sigma, sigma_next) = self.nodes.alphas[i : i + 2], self.nodes.sigmas[i : i + 2]
         b = 1 - (alpha / alpha_next) ** 2

@@ -39,7 +39,6 @@ class DEIS(GridSampler):
         self.order = order
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Take step `i` and return (x_t at the next node, x_0)."""
         prediction = self.predict(i, x_t, denoise)
         if self.nodes.alphas[i] > 0:  # pure noise has no finite log sigma_karras, so it is not kept
             self.memory = [prediction.eps, *self.memory[: self.order - 1]]

@@ -49,7 +49,6 @@ class DPMSolver(Sampler):
             self.nodes = Nodes.at(schedule, self.timesteps).then_clean()
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Take step `i` and return (latents at the next node, x_0)."""
         x_0 = self.predict(i, x_t, denoise).x_0
         lambdas = self.nodes.lambdas
         h = lambdas[i + 1] - lambdas[i]

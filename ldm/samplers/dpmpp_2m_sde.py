@@ -21,7 +21,6 @@ class DPMpp2MSDE(GridSampler):
     default_eta = 1.0
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Take step `i` and return (x_t at the next node, x_0)."""
         x_0, _ = self.predict(i, x_t, denoise)
         if i == len(self) - 1:
             return x_0, x_0

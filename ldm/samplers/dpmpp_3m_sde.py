@@ -24,7 +24,6 @@ class DPMpp3MSDE(DPMpp2MSDE):
     default_spacing = "exponential"
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Take step `i` and return (x_t at the next node, x_0)."""
         x_0, _ = self.predict(i, x_t, denoise)
         if i == len(self) - 1:
             return x_0, x_0

@@ -14,6 +14,5 @@ class Euler(GridSampler):
     """One evaluation per step; deterministic; first order."""
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Take step `i` and return (x_t at the next node, x_0)."""
         prediction = self.predict(i, x_t, denoise)
         return self.straight(i, prediction), prediction.x_0

@@ -19,7 +19,6 @@ class EulerAncestral(GridSampler):
     default_eta = 1.0
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Take step `i` and return (x_t at the next node, x_0)."""
         x_0, eps = self.predict(i, x_t, denoise)
         here, there = self.nodes.sigma_karras(i), self.nodes.sigma_karras(i + 1)
         up = min(there, self.eta * there * math.sqrt(1 - (there / here) ** 2))

@@ -21,7 +21,6 @@ class Heun(GridSampler):
     default_spacing = "karras"
 
     def steps_for(self, evaluations: int) -> int:
-        """Return the number of steps that take `evaluations` UNet evaluations."""
         self.plain = 1 - evaluations % 2
         if self.schedule.zero_terminal_snr and evaluations > 1:
             self.plain = 2 - self.plain
@@ -32,7 +31,6 @@ class Heun(GridSampler):
         return sum(2 if self._is_corrected(i) else 1 for i in range(start, len(self)))
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Take step `i` and return (x_t at the next node, x_0)."""
         prediction = self.predict(i, x_t, denoise)
         ahead = self.straight(i, prediction)
         if not self._is_corrected(i):

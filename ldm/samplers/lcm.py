@@ -38,7 +38,6 @@ class LCM(GridSampler):
         return origin[np.arange(num_steps) * known // num_steps].tolist()
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Take step `i` and return (x_t at the next node, x_0)."""
         x_0, _ = self.predict(i, x_t, denoise)
         scaled = TIME_SCALE * self.timesteps[i]
         norm = math.hypot(scaled, SIGMA_DATA)

@@ -20,7 +20,6 @@ class LMS(GridSampler):
     """One evaluation per step; deterministic; fourth order from the fourth step on."""
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Take step `i` and return (x_t at the next node, x_0)."""
         prediction = self.predict(i, x_t, denoise)
         x_0, eps = prediction
         if self.nodes.alphas[i] == 0:

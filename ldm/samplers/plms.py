@@ -55,7 +55,6 @@ class PLMS(DDIM):
         return left + 1 if left and self.looks_ahead and not memory else left
 
     def step(self, i: int, x_t: Tensor, denoise: Model, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Take step `i` and return (x_prev, x_0)."""
         prediction = denoise(x_t, batch_of(self.timesteps[i], x_t))
         if self.table.alphas_cumprod[len(self) - 1 - i] == 0:
             return self.update(i, prediction, noise(x_t))

@@ -1,4 +1,4 @@
-"""The published sampler classes, called as third-party code calls them.
+"""The reference sampler classes, called as third-party code calls them.
 
     samples, intermediates = DDIMSampler(model).sample(50, 4, (4, 64, 64), cond, ...)
 
@@ -94,13 +94,9 @@ class _How:
     unconditional_conditioning: Conditioning = None
     dynamic_threshold: float | None = None
 
-    def keywords(self) -> dict[str, Any]:
-        """Return the fields by name; `dataclasses.asdict` would copy the tensors."""
-        return dict(vars(self))
-
 
 class _PublishedSampler:
-    """What the three published classes have in common."""
+    """What the three reference classes have in common."""
 
     name: str
     guidance: type[PublishedGuidance] = PublishedGuidance
@@ -109,7 +105,7 @@ class _PublishedSampler:
         """Wrap a model.
 
         Args:
-            schedule: only "linear", the published default: the noise schedule is the model's own.
+            schedule: only "linear", the reference default: the noise schedule is the model's own.
             device: where noise is drawn; the model's when None.
         """
         if schedule != "linear":
@@ -234,11 +230,7 @@ class _PublishedSampler:
 
     @torch.no_grad()
     def stochastic_encode(
-        self,
-        x0: Tensor,
-        t: int | Tensor,
-        use_original_steps: bool = False,
-        noise: Tensor | None = None,
+        self, x0: Tensor, t: int | Tensor, use_original_steps: bool = False, noise: Tensor | None = None
     ) -> Tensor:
         """Add to `x0` the noise of row `t` ((b,) or one) of the table, or of training time `t`."""
         return self._steps(use_original_steps).noised(x0, t, gaussian(x0) if noise is None else noise)
@@ -436,7 +428,7 @@ class DDIMSampler(_TableSampler):
 
         def take(i: int, x_t: Tensor) -> tuple[Tensor, Tensor]:
             scale = how.unconditional_guidance_scale if scales is None else scales[i - start]
-            keywords = replace(how, unconditional_guidance_scale=scale).keywords()
+            keywords = vars(replace(how, unconditional_guidance_scale=scale))   # asdict would copy tensors
             t, index = batch_of(table.timesteps[i], x_t), len(table) - 1 - i
             return self.p_sample_ddim(x_t, cond, t, index=index, use_original_steps=all_times, **keywords)
 
@@ -526,13 +518,13 @@ class ControlDDIMSampler(DDIMSampler):
 
 
 class PLMSSampler(_TableSampler):
-    """PLMS by its published name; for eps the published numbers, and right for v."""
+    """PLMS by its reference name; for eps the reference numbers, and right for v."""
 
     name = "plms"
 
 
 class DPMSolverSampler(_PublishedSampler):
-    """DPM-Solver++ (2M) by its published name."""
+    """DPM-Solver++ (2M) by its reference name."""
 
     name = "dpm"
 

@@ -95,7 +95,7 @@ def check_size(shape: tuple[int, ...], height: int, width: int) -> None:
     """Refuse a map (h, w) of another aspect ratio than the image's.
 
     Sides may be rounded, and the map may be of the size at which the depth network looks at the image,
-    which is that of the maps that the published demo shows.
+    which is that of the maps that the reference demo shows.
 
     Raises: InputError.
     """
@@ -136,7 +136,7 @@ def load_depth_network(model: LatentDiffusion, path: str | Path, config: Any = N
     """Give a model the depth network of a file: MiDaS's own, or a depth model that holds one.
 
     Args:
-        config: `depth_stage_config` of the model's YAML; None is the published network.
+        config: `depth_stage_config` of the model's YAML; None is the reference network.
 
     Raises: InputError, and CheckpointError as `ldm.loading.load_part`; the model is as it was then.
     """
@@ -177,7 +177,7 @@ def _estimated(run: Run, request: Depth2Img) -> Tensor:
 def _given(request: Depth2Img) -> Tensor:
     depth = request.depth.values
     if isinstance(depth, np.ndarray):
-        depth = torch.from_numpy(inverse_depth(depth))[None, None]
+        depth = torch.from_numpy(inverse_depth(depth, request.depth_invert))[None, None]
     return depth
 
 

@@ -6,7 +6,7 @@ of a pass, a mask is prepared) and resolved (`ldm.requests.resolving`: no None m
 A new task is a request (`ldm.requests`), a file here, and a row in `TASKS`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 
@@ -42,6 +42,7 @@ def generate(
     track: Track | None = None,
     resume: Position | None = None,
     dtype: torch.dtype | None = None,
+    skip: Collection[int] = (),
 ) -> Iterator[Batch]:
     """Make the images that a request asks for, a batch at a time.
 
@@ -52,7 +53,8 @@ def generate(
             sampling stops (StoppedAt).
         resume: resume an interrupted run here, exactly, to its end.
         dtype: what the networks compute in; None is that of an earlier run, else that of the weights.
+        skip: numbers of batches that are not made.
 
     Raises: InputError for a model of another kind, or options that the sampler or the model cannot honour.
     """
-    return Run(model, request, TASKS[type(request)], track, resume, dtype).batches()
+    return Run(model, request, TASKS[type(request)], track, resume, dtype, skip).batches()

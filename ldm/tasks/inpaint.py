@@ -31,6 +31,7 @@ from ldm.imaging.colour import from_uint8
 from ldm.imaging.masks import Box
 from ldm.imaging.padding import Frame
 from ldm.imaging.paste import Paste, opaque
+from ldm.imaging.profiles import to_srgb
 from ldm.imaging.pull_push import RING, match_border
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.latent_inpaint import LatentInpaintDiffusion
@@ -50,10 +51,11 @@ def inpaint(run: Run, request: Inpaint) -> Iterator[Batch]:
     The model sees transparency on white, and what is repainted is opaque. Strength 0 keeps what is in the
     mask (but for the autoencoder), 1 begins with pure noise.
     """
-    image, mask, size = request.init_img.values, request.mask.values, run.model.training_size
-    region = Region.of(image, mask, request.only_masked, size)
+    image, profile, size = request.init_img.values, request.init_img.about, run.model.training_size
+    mask = masks.prepared(request.mask.values, invert=request.invert_mask, grow=request.mask_grow)
+    region = Region.of(opaque(to_srgb(image, profile)), mask, request.only_masked, size)
     region.log(size)
-    paste = None if request.raw else Paste(image, masks.feather(mask, request.mask_blur))
+    paste = None if request.raw else Paste(image, masks.feather(mask, request.mask_blur), profile)
     matched = not (request.raw or request.no_match_border)
     frame = run.frame(*region.size)
     steps = run.steps_of(request.strength) if request.strength < 1 else None
@@ -73,7 +75,7 @@ class Region:
     """An image and its mask, the part of them that the model works on, and the way back.
 
     Args:
-        image: (H, W, 3 or 4) uint8.
+        image: (H, W, 3) uint8, as the model sees it.
         mask: (H, W) float32.
         box: the part of both that the model sees.
         size: (h, w) at which the model sees it.
@@ -110,8 +112,8 @@ class Region:
         return height * width > LARGE * model_size**2 and share < SMALL
 
     def pixels(self) -> Tensor:
-        """Return what the model sees of the image: (1, 3, h, w) in -1..1, transparency on white."""
-        return _resized(from_uint8(opaque(self.image[self.box.part])), self.size).clamp(-1, 1)
+        """Return what the model sees of the image: (1, 3, h, w) in -1..1."""
+        return _resized(from_uint8(self.image[self.box.part]), self.size).clamp(-1, 1)
 
     def shown_mask(self) -> Tensor:
         """Return what the model sees of the mask: (1, 1, h, w), 0 or 1."""

@@ -35,6 +35,7 @@ ONCE = ("posterior", "conditioning")
 """What the reference scripts draw once a run."""
 
 
+@dataclass(eq=False)
 class NoiseSource:
     """The random numbers of one run.
 
@@ -45,23 +46,14 @@ class NoiseSource:
         numpy_start: the reference script of this task takes its start noise from NumPy.
     """
 
+    seed: int
+    device: torch.device
+    batch_size: int
+    fixed_code: bool = False
+    numpy_start: bool = False
+
     own_seeds = False
     """image k of a run is that of a run of one with the seed seed + k"""
-
-    def __init__(
-        self,
-        seed: int,
-        device: torch.device,
-        batch_size: int,
-        *,
-        fixed_code: bool = False,
-        numpy_start: bool = False,
-    ):
-        self.seed = seed
-        self.device = device
-        self.batch_size = batch_size
-        self.fixed_code = fixed_code
-        self.numpy_start = numpy_start
 
     def batch(self, first: int, count: int, start: int = 0, stage: int = 0) -> "BatchNoise":
         """Return the random numbers of `count` images, the first of which is number `first` of the run.
@@ -128,6 +120,7 @@ class BatchNoise:
         return lambda x: self.source.sample(self, Key(purpose, i, next(calls)), x.shape[1:]).to(x)
 
 
+@dataclass(eq=False)
 class Reference(NoiseSource):
     """The reference scripts' draws in their order, so that a seed gives their image.
 
@@ -137,11 +130,10 @@ class Reference(NoiseSource):
     that a resumed run draws them alike; with `fixed_code` the start noise too is drawn once.
     """
 
-    def __init__(self, seed: int, device: torch.device, batch_size: int, **options: bool):
-        super().__init__(seed, device, batch_size, **options)
-        self._generator = torch.Generator(device).manual_seed(seed)
-        on_cpu = device.type == "cpu"
-        self._cpu_generator = self._generator if on_cpu else torch.Generator().manual_seed(seed)
+    def __post_init__(self) -> None:
+        self._generator = torch.Generator(self.device).manual_seed(self.seed)
+        on_cpu = self.device.type == "cpu"
+        self._cpu_generator = self._generator if on_cpu else torch.Generator().manual_seed(self.seed)
         self._once: dict[str, Tensor] = {}
 
     def sample(self, batch: BatchNoise, key: Key, shape: Sequence[int]) -> Tensor:
@@ -240,19 +232,12 @@ def check_seeds(rng: str, seed: int, images: int, fixed_code: bool = False) -> N
 
 
 def make_noise_source(
-    rng: str,
-    seed: int,
-    device: torch.device,
-    batch_size: int,
-    images: int,
-    *,
-    fixed_code: bool = False,
-    numpy_start: bool = False,
+    rng: str, seed: int, device: torch.device, batch_size: int, images: int, **options: bool
 ) -> NoiseSource:
-    """Build a row of `RNGS` by name, for a run of so many images.
+    """Build a row of `RNGS` by name, for a run of so many images; `options` are as `NoiseSource` has them.
 
     Raises:
         InputError: there is none of that name, or the seeds of the images go beyond the last one.
     """
-    check_seeds(rng, seed, images, fixed_code)
-    return RNGS[rng](seed, device, batch_size, fixed_code=fixed_code, numpy_start=numpy_start)
+    check_seeds(rng, seed, images, options.get("fixed_code", False))
+    return RNGS[rng](seed, device, batch_size, **options)

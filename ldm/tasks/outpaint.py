@@ -23,7 +23,7 @@ from ldm.imaging import canvas, masks
 from ldm.imaging.canvas import Margins, Window
 from ldm.imaging.colour import from_uint8
 from ldm.imaging.padding import Frame
-from ldm.imaging.paste import Paste, opaque
+from ldm.imaging.paste import Paste
 from ldm.imaging.pull_push import RING, match_border, pull_push
 from ldm.requests import Outpaint
 from ldm.tasks.batch import Batch
@@ -41,7 +41,8 @@ def outpaint(run: Run, request: Outpaint) -> Iterator[Batch]:
     the autoencoder), 1 leaves of it what the noise of the first step does.
     """
     image = request.init_img.values
-    outpainter = Outpainter(run, image, Margins(request.left, request.right, request.up, request.down))
+    margins = Margins(request.left, request.right, request.up, request.down)
+    outpainter = Outpainter(run, image, request.init_img.about, margins)
     count, side = len(outpainter.windows), request.window
     in_windows = "1 window" if count == 1 else f"{count} windows of at most {side}x{side}"
     (height, width), (tall, wide) = image.shape[:2], outpainter.paste.weight.shape
@@ -93,20 +94,24 @@ class Outpainter:
     Raises: InputError for sides or a window that cannot be.
     """
 
-    def __init__(self, run: Run, image: np.ndarray, margins: Margins) -> None:
+    def __init__(self, run: Run, image: np.ndarray, profile: bytes | None, margins: Margins) -> None:
         self.run = run
         self.windows: list[Window] = list(canvas.windows(*image.shape[:2], margins, run.request.window))
         size = margins.canvas(*image.shape[:2])
-        inner = margins.inner(*image.shape[:2])
-        self.paste = Paste(np.zeros((*size, image.shape[2]), np.uint8), np.ones(size, np.float32))
-        self.paste.original[inner.part] = image
-        self.paste.weight[inner.part] = 0
+        self.margins, self.inner = margins, margins.inner(*image.shape[:2])
+        blank = np.zeros((*size, image.shape[2]), np.uint8)
+        self.paste = Paste(blank, np.ones(size, np.float32), profile)
+        self.paste.original[self.inner.part] = image
+        self.paste.weight[self.inner.part] = 0
 
     def begin(self, batch: BatchRun) -> tuple[int, Tensor]:
         """Return the first window to paint, and the canvas before it (1 or b, 3, H, W)."""
         resume = self.run.resume
         if resume is None or resume.first != batch.part.first:
-            return 0, from_uint8(opaque(self.paste.original))
+            images = from_uint8(self.paste.seen)
+            rows, columns = self.inner.part
+            images[..., rows, columns] = canvas.without_rim(images[..., rows, columns], self.margins)
+            return 0, images
         stages = [stage_of(k) for k in range(len(self.windows))]
         images = resume.made.get("canvas")
         expected = self.paste.weight.shape

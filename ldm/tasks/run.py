@@ -5,7 +5,7 @@ for batch in run.each(frame):
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -81,6 +81,7 @@ class Run:
     Args:
         request: loaded and resolved, see `ldm.tasks.generate`.
         dtype: what the networks compute in, see `ldm.networks.networks_of`.
+        skip: numbers of batches that are not made.
 
     Attributes:
         state: where sampling stands, after every step; None before the first batch.
@@ -98,6 +99,7 @@ class Run:
         track: Track | None = None,
         resume: Position | None = None,
         dtype: torch.dtype | None = None,
+        skip: Collection[int] = (),
     ) -> None:
         task.check(model)
         check_key(model, task.accepts)
@@ -106,6 +108,7 @@ class Run:
         self.task = task
         self.track = track or (lambda steps, total: steps)
         self.resume = resume
+        self.skip = skip
         self.networks: Networks = networks_of(model, dtype)
         schedule = model.schedule
         self.schedule = schedule.with_zero_terminal_snr() if request.zero_snr else schedule
@@ -114,14 +117,10 @@ class Run:
             request.scale, request.guidance_rescale, request.guidance_interval, request.dynamic_threshold
         )
         self.text = Text(self.networks, request)
+        images = request.n_iter * len(request.prompts)
+        options = {"fixed_code": request.fixed_code, "numpy_start": task.numpy_start}
         self.noise = make_noise_source(
-            request.rng,
-            request.seed,
-            model.device,
-            request.n_samples,
-            request.n_iter * len(request.prompts),
-            fixed_code=request.fixed_code,
-            numpy_start=task.numpy_start,
+            request.rng, request.seed, model.device, request.n_samples, images, **options
         )
         denoiser(self.networks.unet, self.schedule, model.parameterization)  # eps with zero SNR is refused
         self.tiling: Tiling = WHOLE
@@ -129,12 +128,13 @@ class Run:
         self._is_planned = False
         self.state: SampleState | None = None
         self._said: int | None = None
+        self._is_skipping = False
 
     @torch.no_grad()
     def batches(self) -> Iterator[Batch]:
         """Carry the request out."""
         self.networks.begin()
-        yield from self.task.make(self, self.request)
+        yield from (batch for batch in self.task.make(self, self.request) if batch.index not in self.skip)
 
     # What tasks ask for first
 
@@ -191,6 +191,8 @@ class Run:
 
         Raises: BadImageError where they are not in float32 either.
         """
+        if self._is_skipping:
+            return torch.zeros(len(latents), 3, frame.height, frame.width)
         tile = self.tiling.decoder_tile
         parts = [self.networks.decode(latents[rows], tile) for rows in self._together(len(latents))]
         return frame.crop(torch.cat(parts)).cpu()
@@ -198,14 +200,21 @@ class Run:
     def each(self, frame: Frame, steps: int | None = None) -> "Iterator[BatchRun]":
         """Yield the batches to make; those done before an interruption are left out.
 
+        The reference's random numbers depend on all batches before. There a batch that is skipped is sampled
+        without its networks, to draw what it would draw.
+
         Args:
             steps: begin so many steps before the end, from an image; None is all, from noise.
         """
         if not self._is_planned:
             self.plan(frame)
         request = self.request
-        for part in prompt_batches(request.prompts, request.n_samples, request.n_iter):
-            if self.resume is None or part.first >= self.resume.first:
+        parts = list(prompt_batches(request.prompts, request.n_samples, request.n_iter))
+        last = max((part.index for part in parts if part.index not in self.skip), default=-1)
+        for part in parts[: last + 1]:
+            self._is_skipping = part.index in self.skip
+            is_needed = not (self._is_skipping and self.noise.own_seeds)
+            if is_needed and (self.resume is None or part.first >= self.resume.first):
                 yield BatchRun.of(self, part, frame, self.sampler, steps)
 
     # Sampling
@@ -234,9 +243,10 @@ class Run:
             if self.state.upcast:
                 self.networks.resume_upcast()
         start = self.state.step
-        self._say_cost(sampler)
+        if not self._is_skipping:
+            self._say_cost(sampler)
         steps = self._steps(sampler, self._denoise(halves.uncond), halves.cond, KeptNoise(noise), keep)
-        for _ in self.track(steps, len(sampler) - start):
+        for _ in steps if self._is_skipping else self.track(steps, len(sampler) - start):
             pass
         if self.state.step < len(sampler) and isinstance(noise, BatchNoise):
             prompts, source = list(self.request.prompts), noise.source.state()
@@ -248,6 +258,8 @@ class Run:
         parameterization = self.model.parameterization
         multiple = self.model.model.diffusion_model.downsampling_factor
         network = tiled(self.networks.unet, self.tiling, multiple)
+        if self._is_skipping:
+            return denoiser(lambda x_t, t, cond: torch.zeros_like(x_t), self.schedule, parameterization)
         plain = self.text.separately(denoiser(network, self.schedule, parameterization))
         return self.guidance.around(plain, uncond, self.schedule, parameterization)
 
@@ -287,7 +299,7 @@ class Run:
             return
         self._said = cost
         name, asked = self.request.sampler, sampler.num_steps
-        odd = sampler.evaluations() != asked and self.request.schedule == REFERENCE
+        odd = asked not in (sampler.evaluations(), cost) and self.request.schedule == REFERENCE
         why = f" (the reference's times; --sampler {name} runs exactly {asked} for {asked} steps)"
         logger.info("%s: %d UNet evaluations a batch%s", name, cost, why if odd else "")
         if self.guidance.interval is not None and self.guidance.scale != 1:

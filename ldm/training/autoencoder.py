@@ -4,25 +4,33 @@
     nll = rec / exp(logvar) + logvar
     L   = nll + w_kl KL(q(z|x) || N(0, 1)) + w_disc lambda g,    lambda = ||d nll|| / (||d g|| + 1e-4)
 
-Sums over an image are divided by its number of values, all alike: published weights keep their meaning, and
+Sums over an image are divided by its number of values, all alike: reference weights keep their meaning, and
 the size of the loss does not depend on the size of the image. Both optimizers use one pass of the
 autoencoder: the discriminator sees the reconstruction from before the autoencoder's step. `disc_start` counts
 optimizer steps of the autoencoder.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldm.config import find_class
+from ldm.errors import BackendUnavailable
 from ldm.loading import load_part
 from ldm.training.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss
 from ldm.training.ema import LitEma
 from ldm.training.exporting import export_config, export_weights
-from ldm.training.module import TrainingModule, averaged
+from ldm.training.module import TrainingModule, averaged, evaluating
 from ldm.training.options import AutoencoderOptions, TrainOptions
+from ldm.training.run_folder import Shown
 from ldm.training.seeding import generator
+
+log = logging.getLogger(__name__)
+
+VALIDATED, SHOWN = 32, 8  # images in the figures, and in the grid
 
 
 def gradient_difference(x: Tensor, y: Tensor) -> Tensor:
@@ -44,6 +52,8 @@ class AutoencoderTraining(TrainingModule):
         model: ldm.models.autoencoder.AutoencoderKL.
     """
 
+    exports_without_data = False  # the latents' scale is measured
+
     def __init__(self, model: nn.Module, train: TrainOptions, options: AutoencoderOptions) -> None:
         super().__init__(train)
         self.options = options
@@ -58,10 +68,13 @@ class AutoencoderTraining(TrainingModule):
             self.discriminator = PatchDiscriminator(3, options.disc_channels, options.disc_num_layers)
         self.perceptual = None
         if options.perceptual_weight > 0:
-            from ldm.training.perceptual import load_perceptual
-
-            self.perceptual = load_perceptual()
+            try:
+                self.perceptual = find_class("demo.perceptual.PerceptualDistance").load()
+            except BackendUnavailable as error:
+                log.warning("no perceptual loss: %s", error)
         self.ema = LitEma(model, options.ema_decay) if options.ema_decay > 0 else None
+        self.images_shown = VALIDATED + SHOWN
+        self.images_at_export = options.scale_images // 2  # which are encoded only
 
     def compile_networks(self) -> None:
         self.autoencoder.compile()
@@ -155,34 +168,28 @@ class AutoencoderTraining(TrainingModule):
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
         """Return reconstructions from the posteriors' means, with EMA weights if there are any."""
-        self.autoencoder.eval()
-        with averaged(self.ema, self.autoencoder):
-            result = self.autoencoder(images.to(self.device), sample_posterior=False)[0].float()
-        self.autoencoder.train()
-        return result
+        with evaluating(self.autoencoder), averaged(self.ema, self.autoencoder):
+            return self.autoencoder(images.to(self.device), sample_posterior=False)[0].float()
 
     def evaluate(self, data: Any) -> dict[str, float]:
-        images, _ = data.batch(generator(0, "validation"), 32)
+        images, _ = data.batch(generator(0, "validation"), VALIDATED)
         images = images.to(self.device)
         return {"val_psnr": psnr(images, self.reconstruct(images))}
 
-    def sample(self, data: Any) -> Tensor:
-        images, _ = data.batch(generator(0, "samples"), 8)
+    def sample(self, data: Any) -> Shown:
+        images, _ = data.batch(generator(0, "samples"), SHOWN)
         images = images.to(self.device)
-        return torch.stack([images, self.reconstruct(images)], 1).flatten(
-            0, 1
-        )  # original, copy, original, ...
+        pairs = torch.stack([images, self.reconstruct(images)], 1).flatten(0, 1)
+        return Shown(pairs, ["image", "reconstruction"] * SHOWN, columns=SHOWN)
 
     @torch.no_grad()
     def latent_std(self, data: Any) -> float:
         """Return the standard deviation of unscaled latents; a diffusion model scales by 1 / std."""
-        self.autoencoder.eval()
         values = []
-        with averaged(self.ema, self.autoencoder):
+        with evaluating(self.autoencoder), averaged(self.ema, self.autoencoder):
             for index in range(max(1, self.options.scale_images // 32)):
                 images, _ = data.batch(generator(0, "scale", index), min(32, self.options.scale_images))
                 values.append(self.autoencoder.encode(images.to(self.device)).mode().float().flatten())
-        self.autoencoder.train()
         return float(torch.cat(values).std())
 
     # State

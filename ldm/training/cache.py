@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ldm.errors import TrainingError
 from ldm.files.atomic import atomic_write
 from ldm.training.seeding import generator
 
@@ -82,6 +83,7 @@ def build_cache(
     text_limit_mb: int,
     seed: int,
     encode_hint: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None,
+    hurried: Callable[[], bool] = lambda: False,
 ) -> LatentCache:
     """Encode `count` images and their distinct captions, the empty one included.
 
@@ -89,10 +91,19 @@ def build_cache(
         encode_image: images -> (b, 2c, h, w) mean and standard deviation.
         encode_text: captions -> (b, tokens, width); None leaves texts out.
         encode_hint: images and the data's hints -> (b, ...); None: the model takes none.
+        hurried: tells that training has to end.
+
+    Raises:
+        TrainingError: the time limit ends here.
     """
     started = time.monotonic()
     moments, captions, hints = [], [], []
     for index in range(0, count, BATCH):
+        if hurried():
+            raise TrainingError(
+                f"the time limit ends while images are encoded ({index} of {count} in "
+                f"{time.monotonic() - started:.0f} s); allow more time, or a smaller diffusion.cache_latents"
+            )
         random = generator(seed, "cache", index)
         images, batch_captions, *given = data.batch(random, min(BATCH, count - index))
         moments.append(encode_image(images).to("cpu", torch.float16).contiguous())

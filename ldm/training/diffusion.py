@@ -10,7 +10,6 @@ and is what gets exported.
 """
 
 import logging
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,16 @@ from ldm.diffusion.loss import diffusion_loss, offset_noise
 from ldm.diffusion.prediction import add_noise, denoiser
 from ldm.errors import ConfigError
 from ldm.loading import load_part
+from ldm.models.latent_upscale import LatentUpscaleDiffusion
 from ldm.samplers import make_sampler, sample_loop
+from ldm.training.building import trained_parameters
 from ldm.training.cache import LatentCache, build_cache, fingerprint, load_cache, save_cache
 from ldm.training.ema import LitEma
 from ldm.training.exporting import export_config, export_weights
 from ldm.training.hints import hints_for
-from ldm.training.module import TrainingModule, averaged
+from ldm.training.module import TrainingModule, averaged, evaluating
 from ldm.training.options import DiffusionOptions, TrainOptions
+from ldm.training.run_folder import Shown
 from ldm.training.seeding import generator
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class DiffusionTraining(TrainingModule):
                     module.use_checkpoint = True
         self.ema = LitEma(model.model, options.ema_decay) if options.ema_decay > 0 else None
         self.cache: LatentCache | None = None
+        self.images_shown = 32 * len(VALIDATION_TIMES) + 2 * options.sample_steps * options.sample_count
 
     def groups(self) -> dict[str, nn.Module]:
         return {"unet": self.diffusion.model}
@@ -81,6 +84,8 @@ class DiffusionTraining(TrainingModule):
     def prepare(self, data: Any, run_folder: Path, device: torch.device) -> Any:
         """Encode images and captions once, and measure the scale factor, where the options say so."""
         options = self.options
+        if self.diffusion.cond_stage_model is not None and hasattr(data, "check_captions"):
+            data.check_captions()
         if not options.cache_latents and not options.scale_by_std:
             return data
         self.to(device)
@@ -113,8 +118,9 @@ class DiffusionTraining(TrainingModule):
             encode_hint = None if self.hints is None else self.encode_hint
             seed = self.train_options.seed
             cache = build_cache(
-                data, count, self.encode_moments, encode_text, options.cache_text_mb, seed, encode_hint
-            )
+                data, count, self.encode_moments, encode_text, options.cache_text_mb, seed, encode_hint,
+                self.hurried,
+            )  # fmt: skip
             save_cache(cache, path, mark)
         return cache
 
@@ -219,14 +225,14 @@ class DiffusionTraining(TrainingModule):
         cond = self.encode_text(captions) if model.cond_stage_model is not None else None
         cond = self.fixed_conditioning(cond, images, given)
         figures = {}
-        model.model.eval()
-        with averaged(self.ema, model.model):
+        with evaluating(model.model), averaged(self.ema, model.model):
             for fraction in VALIDATION_TIMES:
+                if self.hurried():
+                    return {}
                 t = torch.full((len(x_0),), int(fraction * model.num_timesteps), device=self.device)
                 output = model.apply_model(add_noise(model.schedule, x_0, eps, t), t, cond)
                 loss = diffusion_loss(model.schedule, model.parameterization, output, x_0, eps, t)
                 figures[f"val_loss_t{int(t[0])}"] = float(loss.simple)
-        model.model.train()
         return {"val_loss": sum(figures.values()) / len(figures), **figures}
 
     def fixed_conditioning(self, context: Tensor | None, images: Tensor, given: list[dict]) -> Cond:
@@ -239,7 +245,7 @@ class DiffusionTraining(TrainingModule):
             return self.hints.condition(context, hint, lambda x: torch.randn(x.shape).to(x), SHOWN_LEVEL)
 
     @torch.no_grad()
-    def sample(self, data: Any) -> Tensor | None:
+    def sample(self, data: Any) -> Shown | None:
         """Return images of fixed prompts from fixed noise, by DDIM with the EMA weights."""
         model, options = self.diffusion, self.options
         if options.sample_count == 0:
@@ -256,13 +262,13 @@ class DiffusionTraining(TrainingModule):
         denoise = denoiser(model.apply_model, model.schedule, model.parameterization)
         guided = ClassifierFreeGuidance(denoise, uncond, options.sample_scale)
         sampler = make_sampler("ddim", model.schedule, options.sample_steps)
-        model.model.eval()
-        with averaged(self.ema, model.model):
+        with evaluating(model.model), averaged(self.ema, model.model):
             x_t = noise.to(self.device)
             for step in sample_loop(sampler, guided, x_t, cond):
+                if self.hurried():
+                    return None
                 x_t = step.x_t
-        model.model.train()
-        return model.decode_first_stage(x_t).float()
+        return Shown(model.decode_first_stage(x_t).float(), prompts)
 
     # State
 
@@ -276,7 +282,17 @@ class DiffusionTraining(TrainingModule):
         super().load_trained_state(state)
         self.diffusion.scale_factor = state["scale_factor"]
 
-    def export(self, folder: Path, config: dict[str, Any], data: Any) -> Path:
+    def trained_side(self, data: Any | None) -> int | None:
+        """Return the side of the latents of the data, at which sampling is best; None where it is not theirs.
+
+        An upscaling model is trained on crops.
+        """
+        if data is None or isinstance(self.diffusion, LatentUpscaleDiffusion):
+            return None
+        images = data.batch(generator(0, "size"), 1)[0]
+        return images.shape[-1] // self.diffusion.downsampling_factor
+
+    def export(self, folder: Path, config: dict[str, Any], data: Any | None) -> Path:
         """Write the complete model with LDM key names, with the EMA weights as the UNet's."""
         path = folder / "model.safetensors"
         scale_factor = round(float(self.diffusion.scale_factor), 5)
@@ -289,30 +305,15 @@ class DiffusionTraining(TrainingModule):
         with averaged(self.ema, self.diffusion.model):
             tensors = exported(self.diffusion)
             export_weights(path, tensors, self.train_options.export_dtype, about)
-        measured = {"scale_factor": scale_factor}
-        if self.hints is None:  # the size of its images is that which it was trained at
-            images, _ = data.batch(torch.Generator(), 1)
-            measured["image_size"] = images.shape[-1] // self.diffusion.downsampling_factor
-        model = {**config["model"], "params": config["model"]["params"] | measured}
+        params = {**config["model"]["params"], "scale_factor": scale_factor}
+        params["image_size"] = self.trained_side(data) or self.diffusion.image_size
+        model = {**config["model"], "params": params}
         script = "sample.py" if self.diffusion.cond_stage_model is None else "txt2img.py --prompt ..."
         heading = f"python scripts/{script} --config {folder / 'model.yaml'} --ckpt {path}"
         if self.hints is not None:
             heading = f"ldm.load_model({str(folder / 'model.yaml')!r}, {str(path)!r})"
         export_config(folder / "model.yaml", model, heading)
         return path
-
-
-def trained_parameters(model: nn.Module, only: list[str]) -> list[tuple[str, nn.Parameter]]:
-    """Return the UNet's parameters under their names in the file, or those of them that a pattern fits.
-
-    Raises:
-        ConfigError: a pattern that fits none.
-    """
-    found = [(f"model.{name}", parameter) for name, parameter in model.model.named_parameters()]
-    for pattern in only:
-        if not any(fnmatchcase(name, pattern) for name, _ in found):
-            raise ConfigError(f"diffusion.only: {pattern} fits no tensor; expected such as {found[0][0]}")
-    return [(k, p) for k, p in found if not only or any(fnmatchcase(k, pattern) for pattern in only)]
 
 
 def exported(model: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, under its published buffer names.
+"""Exponential moving average of the weights, under its LDM buffer names.
 
     shadow <- shadow - (1 - d) (shadow - weight),    d = min(decay, (1 + n) / (10 + n)) in the n-th update
 

@@ -1,10 +1,11 @@
 """Assemble a run from its configuration, train, export."""
 
-import dataclasses
+import contextlib
 import logging
 import os
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +13,15 @@ import pytorch_lightning as pl
 import torch
 
 from ldm.config import find_class, instantiate, plain
-from ldm.devices import on_meta
-from ldm.errors import ConfigError, TrainingError
+from ldm.errors import ConfigError, LdmError, Stopped, TrainingError
+from ldm.signals import Ended
+from ldm.training.building import build_data, precision_of
 from ldm.training.callbacks import Clock, Keeper
 from ldm.training.exporting import versions
 from ldm.training.module import TrainingModule
-from ldm.training.options import METHODS, TrainOptions, method_of, parse_duration, read_options
-from ldm.training.run_folder import choose_folder, write_start
-from ldm.training.state import load_state
+from ldm.training.options import METHODS, TrainOptions, parse_duration, read_sections, resolve_config
+from ldm.training.run_folder import choose_folder, read_durations, write_durations, write_start
+from ldm.training.state import has_state, load_state
 from ldm.training.stream import BatchStream
 
 log = logging.getLogger(__name__)
@@ -38,46 +40,12 @@ class Result(NamedTuple):
         return self.stopped_by.startswith("SIG")
 
 
-def resolve_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration with every default filled in.
-
-    Raises:
-        ConfigError: a section or key that does not exist, a wrong type, or a limit that the schedule needs.
-    """
-    method, train, options = read_sections(config)
-    for section in ("model", "data"):
-        if "target" not in (config.get(section) or {}):
-            raise ConfigError(f"{section}: missing; expected target and params")
-    parse_duration(train.max_time)
-    if train.lr_schedule == "cosine" and not train.max_steps:
-        raise ConfigError("train.lr_schedule=cosine needs train.max_steps; cosine_by_time needs a time limit")
-    resolved = {"model": config["model"], "data": config["data"]}
-    if config.get("val_data"):
-        resolved["val_data"] = config["val_data"]
-    return resolved | {"train": dataclasses.asdict(train), method: dataclasses.asdict(options)}
-
-
-def read_sections(config: dict[str, Any]) -> tuple[str, TrainOptions, Any]:
-    """Return the method's name, the `train` section and the method's own, with types and choices checked."""
-    method = method_of(config)
-    train = read_options(TrainOptions, config.get("train"), "train")
-    return method, train, read_options(METHODS[method][0], config.get(method), method)
-
-
 def build_module(config: dict[str, Any]) -> TrainingModule:
     """Build the model and the method that trains it; weights are drawn from train.seed."""
     method, train, options = read_sections(config)
     torch.manual_seed(train.seed)
     model = instantiate(config["model"], "model")
     return find_class(METHODS[method][1])(model, train, options)
-
-
-def build_data(config: dict[str, Any], section: str) -> Any:
-    """Build a data set and check that it offers `batch`."""
-    data = instantiate(config[section], section)
-    if not hasattr(data, "batch"):
-        raise ConfigError(f"{section}: {type(data).__name__} has no batch(generator, batch_size)")
-    return data
 
 
 def build_trainer(train: TrainOptions, keeper: Keeper) -> pl.Trainer:
@@ -132,12 +100,18 @@ def train(
         torch.set_num_threads(options.num_threads)
     folder, resuming = shared_folder(folder, resume)
     state = load_state(folder / "checkpoints") if resuming else None
-    clock = Clock(state["elapsed"] if state else 0.0, parse_duration(options.max_time), deadline, started)
+    before = state["elapsed"] if state else 0.0
+    took = read_durations(folder) if state else {}
+    clock = Clock(before, parse_duration(options.max_time), deadline, started, took)
     if options.lr_schedule == "cosine_by_time" and not clock.horizon:
         raise ConfigError("train.lr_schedule=cosine_by_time needs --max-time or train.max_time")
     data = build_data(config, "data")
     val_data = build_data(config, "val_data") if "val_data" in config else data
-    module = build_module(config)
+    precision = precision_of(options)
+    if precision != options.precision:
+        log.info("this CPU would emulate %s slowly: the networks compute in float32", options.precision)
+        options.precision = precision
+    module = build_module(config | {"train": {**config["train"], "precision": precision}})
     keeper = Keeper(folder, clock, val_data, state)
     trainer = build_trainer(options, keeper)
     if trainer.is_global_zero:
@@ -149,6 +123,7 @@ def train(
         module.step = state["step"]
         module.load_trained_state(state["trained"])
         log.info("resumed at step %d after %.0f s of training", module.step, state["elapsed"])
+    module.hurried = lambda: clock.lacks("save", "export")
     source = module.prepare(data, folder, trainer.strategy.root_device)
     stream = BatchStream(
         source, options.batch_size, options.accumulate, options.seed, trainer.global_rank, options.prefetch
@@ -156,36 +131,67 @@ def train(
     stream.start = module.step
     if options.compile:
         module.compile_networks()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pytorch_lightning")
-        trainer.fit(module, stream)
+        module.is_compiled = True
     weights = None
-    if trainer.is_global_zero and not keeper.interrupted:
-        with module.autocast():
-            weights = module.export(folder, config, val_data)
+    with resumable(folder):
+        fit(trainer, module, stream)
+        if trainer.is_global_zero and not keeper.interrupted:
+            with module.autocast(), clock.timing("export"):
+                weights = module.export(folder, config, val_data)
+            write_durations(folder, clock.took)
     log.info("stopped by %s at step %d after %.0f s", keeper.stopped_by, module.step, clock.elapsed)
     return Result(folder, module.step, keeper.stopped_by, weights)
 
 
-def describe(config: dict[str, Any]) -> str:
-    """Return one line on what this configuration trains; the networks are built without weights."""
-    method, options, own = read_sections(config)
-    with on_meta():
-        model = instantiate(config["model"], "model")
-    trained, parameters = model, list(model.parameters())
-    if method == "diffusion":
-        from ldm.training.diffusion import trained_parameters
+def export_state(config: dict[str, Any], path: Path) -> Result:
+    """Write the model of a state, without training on.
 
-        trained = model.model
-        parameters = [p for _, p in trained_parameters(model, own.only)]
-    count = sum(p.numel() for p in parameters)
-    # Weights, gradients, Adam's two moments, and the EMA if there is one; float32 each.
-    copies = 5 if getattr(own, "ema_decay", 0) else 4
-    per_step = options.batch_size * options.accumulate * options.devices
-    return (
-        f"{method}: {count / 1e6:.1f} M parameters in {type(trained).__name__}, {per_step} images a step, "
-        f"{count * 4 * copies / 2**30:.2f} GiB for weights and optimizer, without activations"
-    )
+    Args:
+        path: the folder of the run, for its newest state, or a file of its checkpoints.
+
+    Raises:
+        TrainingError: there is no state.
+    """
+    config = resolve_config(plain(config))
+    folder, _ = choose_folder(path, str(path))
+    if not (folder / "checkpoints").is_dir():
+        raise TrainingError(f"{folder}: has no checkpoints to make a model of")
+    state = load_state(path if path.suffix == ".ckpt" else folder / "checkpoints")
+    module = build_module(config)
+    module.step = state["step"]
+    module.load_trained_state(state["trained"])
+    data: Any = None
+    try:
+        data = build_data(config, "val_data" if "val_data" in config else "data")
+    except LdmError as error:
+        if not module.exports_without_data:
+            raise
+        log.warning("the size of the images in training is not known: %s", error)
+    return Result(folder, module.step, "export", module.export(folder, config, data))
+
+
+def fit(trainer: pl.Trainer, module: TrainingModule, stream: BatchStream) -> None:
+    """Let Lightning run the steps; it turns an interruption into SystemExit, which is turned back."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        try:
+            trainer.fit(module, stream)
+        except SystemExit as exit:
+            raise exit.__context__ if isinstance(exit.__context__, KeyboardInterrupt) else exit from None
+
+
+@contextlib.contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Say how to resume where a signal ends the block at once."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if not has_state(folder / "checkpoints"):
+            raise
+        if isinstance(interrupt, Ended):
+            raise Stopped(f"stopped by {interrupt}; resume with --resume {folder}") from None
+        log.warning("the last saved state is in %s; resume with --resume %s", folder / "checkpoints", folder)
+        raise
 
 
 def count_trained(module: TrainingModule) -> int:

@@ -61,9 +61,7 @@ class Hints:
         """Return the hint of images (b, 3, H, W) in -1..1, (b, ...)."""
         return self.taken(given)
 
-    def condition(
-        self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None
-    ) -> Cond:
+    def condition(self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None) -> Cond:
         """Return what the UNet is given.
 
         Args:
@@ -97,9 +95,7 @@ class DepthHints(Hints):
 class UpscaleHints(Hints):
     needs = "small"
 
-    def condition(
-        self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None
-    ) -> Cond:
+    def condition(self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None) -> Cond:
         drawn = levels(hint, self.model.max_noise_level, level)
         return self.model.conditioning(context, hint, drawn, noise(hint))
 
@@ -120,9 +116,7 @@ class EmbeddingHints(Hints):
     def encode(self, images: Tensor, given: dict[str, Tensor]) -> Tensor:
         return self.model.embedder(images)
 
-    def condition(
-        self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None
-    ) -> Cond:
+    def condition(self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None) -> Cond:
         drawn = levels(hint, self.model.noise_augmentor.max_noise_level, level)
         label = self.model.embedding_conditioning(hint, drawn, noise(hint))  # (b, D + width of the level)
         if level is None:

@@ -6,7 +6,7 @@
 `progress` runs from 0 to 1 over the steps or over the time limit. With the latter the rate reaches its end at
 the deadline on any machine, but two runs are no longer equal bit for bit, because time is not.
 
-`LambdaLinearScheduler` is what published YAML files name under `scheduler_config`.
+`LambdaLinearScheduler` is what reference YAML files name under `scheduler_config`.
 """
 
 import math

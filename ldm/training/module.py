@@ -5,8 +5,11 @@ steps are taken here, by hand, because a run may have two optimizers and because
 well-defined number: Lightning's own counter counts the steps of all optimizers together.
 """
 
+import logging
+import re
 from abc import abstractmethod
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,15 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import TrainingError
+from ldm.errors import TrainingError, is_out_of_memory
 from ldm.training.ema import LitEma
 from ldm.training.lr_scheduler import learning_rate_factor
 from ldm.training.options import TrainOptions
+from ldm.training.run_folder import Shown
 from ldm.training.seeding import draw_seed
 from ldm.training.self_check import SelfCheck, named
+
+log = logging.getLogger(__name__)
 
 
 class TrainingModule(pl.LightningModule):
@@ -29,9 +35,12 @@ class TrainingModule(pl.LightningModule):
         step: optimizer steps taken, over resumes.
         progress: 0..1 of the time limit, set by the clock callback; used by `cosine_by_time`.
         metrics: figures of the last step, as tensors or floats.
+        hurried: tells `evaluate` and `sample` to return what they have, because training has to end.
+        images_shown, images_at_export: how many images the networks compute for these.
     """
 
     automatic_optimization = False
+    exports_without_data = True
 
     def __init__(self, train: TrainOptions) -> None:
         super().__init__()
@@ -39,6 +48,10 @@ class TrainingModule(pl.LightningModule):
         self.step = 0
         self.progress = 0.0
         self.metrics: dict[str, Any] = {}
+        self.hurried: Callable[[], bool] = lambda: False
+        self.is_compiled = False
+        self._micro_batches: list[dict[str, Any]] = []  # of this step, while networks are compiled
+        self.images_shown = self.images_at_export = 0
         self._checks: dict[str, SelfCheck] = {}
 
     # What a method fills in
@@ -73,8 +86,8 @@ class TrainingModule(pl.LightningModule):
         """Return figures on `data` that do not depend on the training's random numbers."""
         return {}
 
-    def sample(self, data: Any) -> Tensor | None:
-        """Return images (n, 3, h, w) in [-1, 1] for the grid, or None."""
+    def sample(self, data: Any) -> Shown | None:
+        """Return images for the grid, or None."""
         return None
 
     @abstractmethod
@@ -82,8 +95,8 @@ class TrainingModule(pl.LightningModule):
         """Return what training changes, by its name in checkpoints; None for what this run does without."""
 
     @abstractmethod
-    def export(self, folder: Path, config: dict[str, Any], data: Any) -> Path:
-        """Write the result in the published layout and the YAML that loads it; return the weights' path."""
+    def export(self, folder: Path, config: dict[str, Any], data: Any | None) -> Path:
+        """Write the result in the reference layout and the YAML that loads it; return the weights' path."""
 
     def autocast(self) -> AbstractContextManager:
         """Return the context in which networks compute outside of training steps."""
@@ -138,12 +151,36 @@ class TrainingModule(pl.LightningModule):
         options = self.train_options
         if batch["step"] != self.step:
             raise TrainingError(f"data of step {batch['step']} came in step {self.step}")
-        torch.manual_seed(draw_seed(options.seed, "step", self.step, batch["micro"], self.global_rank))
-        figures = self.backward_losses(batch)
+        try:
+            figures = self._add_gradient(batch)
+        except Exception as error:
+            if not self.is_compiled or not is_of_compiler(error):
+                raise
+            self._go_on_uncompiled(error)
+            for again in self._micro_batches:
+                figures = self._add_gradient(again)
         if batch["micro"] == options.accumulate - 1:
             self.metrics = {**figures, **self.step_optimizers()}
             self.step += 1
             self.after_step()
+
+    def _add_gradient(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if self.is_compiled and batch["micro"] == 0:
+            self._micro_batches = []
+        if self.is_compiled:
+            self._micro_batches.append(batch)
+        where = "step", self.step, batch["micro"], self.global_rank
+        torch.manual_seed(draw_seed(self.train_options.seed, *where))
+        return self.backward_losses(batch)
+
+    def _go_on_uncompiled(self, error: Exception) -> None:
+        """Forget the compiled networks, and the gradients of this step, which may be incomplete."""
+        log.warning("the networks cannot be compiled (%s); training goes on uncompiled", first_error(error))
+        self.is_compiled = False
+        for module in self.modules():
+            module._compiled_call_impl = None
+        for name in self.groups():
+            self.optimizer_of(name).zero_grad(set_to_none=True)
 
     def loss_backward(self, loss: Tensor) -> None:
         """Add the gradient of a micro-batch's share of the loss."""
@@ -226,3 +263,28 @@ class TrainingModule(pl.LightningModule):
 def averaged(ema: LitEma | None, model: nn.Module) -> AbstractContextManager:
     """Return a context in which `model` holds the EMA weights, if there are any."""
     return nullcontext() if ema is None else ema.applied_to(model)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a block with `model` in evaluation mode, and put it back to training."""
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
+
+
+def is_of_compiler(error: BaseException | None) -> bool:
+    """Tell whether torch.compile or what it calls has failed, not the network itself."""
+    if error is None or (isinstance(error, Exception) and is_out_of_memory(error)):
+        return False
+    packages = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
+    return type(error).__module__.startswith(packages) or is_of_compiler(error.__cause__)
+
+
+def first_error(error: Exception) -> str:
+    """Return the first line of a compiler's output that is an error, without the path before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    found = (match[0] for line in lines if (match := re.search(r"\b(fatal )?error: .*", line)))
+    return next(found, lines[0])[:200]

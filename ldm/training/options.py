@@ -10,6 +10,8 @@ No torch here, so that `--help` and `--dry-run` stay quick. Times are given in s
 """
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,59 +20,80 @@ from ldm.errors import ConfigError, nearest
 Options = TypeVar("Options")
 
 
+def setting(default: Any, *, low: float | None = None, above: float | None = None, high: float | None = None,
+            one_of: tuple[str, ...] = ()) -> Any:  # fmt: skip
+    """Return a field with the values that it may have: at least `low`, more than `above`, at most `high`."""
+    about = {"low": low, "above": above, "high": high, "one_of": one_of}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=about)
+    return field(default=default, metadata=about)
+
+
 @dataclass
 class TrainOptions:
     """Settings that every method shares."""
 
-    seed: int = 0                       # every random draw is a function of (seed, step, rank)
-    batch_size: int = 16                # images a device and micro-batch
-    accumulate: int = 1                 # micro-batches an optimizer step
-    max_steps: int = 0                  # optimizer steps in all, over resumes; 0: no limit
-    max_time: str = ""                  # training time in all, over resumes; empty: no limit
-    learning_rate: float = 1e-4
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    weight_decay: float = 0.01
-    grad_clip: float = 1.0              # largest norm of the gradient; 0: unlimited
-    lr_schedule: str = "constant"       # constant | cosine (over steps) | cosine_by_time (over the limit)
-    lr_final: float = 0.01              # where the cosine ends, as a fraction of learning_rate
-    warmup_steps: int = 0               # linear from 0
-    precision: str = "float32"          # of the forward pass: float32 | bfloat16; weights stay float32
-    accelerator: str = "auto"           # auto | cpu | gpu | mps
-    devices: int = 1                    # more than one: DistributedDataParallel
+    seed: int = setting(0, low=0, high=2**63 - 1)   # every random draw is a function of (seed, step, rank)
+    batch_size: int = setting(16, low=1)    # images a device and micro-batch
+    accumulate: int = setting(1, low=1)     # micro-batches an optimizer step
+    max_steps: int = setting(0, low=0)      # optimizer steps in all, over resumes; 0: no limit
+    max_time: str = ""                  # time in all, over resumes, with saving and export; empty: no limit
+    learning_rate: float = setting(1e-4, above=0, high=10)
+    betas: list[float] = setting([0.9, 0.999], low=0, high=0.9999999)   # of AdamW; two, both below 1
+    weight_decay: float = setting(0.01, low=0)
+    grad_clip: float = setting(1.0, low=0)  # largest norm of the gradient; 0: unlimited
+    # constant | cosine (over steps) | cosine_by_time (over the limit)
+    lr_schedule: str = setting("constant", one_of=("constant", "cosine", "cosine_by_time"))
+    lr_final: float = setting(0.01, low=0, high=1)  # where the cosine ends, as a fraction of learning_rate
+    warmup_steps: int = setting(0, low=0)   # linear from 0
+    # of the forward pass; weights stay float32
+    precision: str = setting("float32", one_of=("float32", "bfloat16"))
+    accelerator: str = setting("auto", one_of=("auto", "cpu", "gpu", "cuda", "mps"))
+    devices: int = setting(1, low=1)    # more than one: DistributedDataParallel
     channels_last: bool = True          # memory layout of images and convolutions
     compile: bool = False               # torch.compile the trained networks; on CPU it needs a C++ compiler
-    num_threads: int = 0                # of torch on CPU; 0: as the environment says
-    prefetch: int = 0                   # batches prepared ahead by a thread
-    log_every: int = 10                 # steps between lines of metrics.csv
-    sample_every: int = 500             # steps between samples and validation figures; 0: at the end
-    save_every: int = 200               # steps between checkpoints
-    keep: int = 2                       # checkpoints kept
-    self_check_steps: int = 5           # steps within which a gradient must reach every tensor; 0: no check
-    self_check_allow: dict[str, str] = field(default_factory=dict)    # part of a name -> why it may rest
-    export_dtype: str = "float16"       # of model.safetensors: float16 | float32
+    num_threads: int = setting(0, low=0, high=4096)     # of torch on CPU; 0: as the environment says
+    prefetch: int = setting(0, low=0, high=1000)        # batches prepared ahead by a thread
+    log_every: int = setting(10, low=1)     # steps between lines of metrics.csv
+    sample_every: int = setting(500, low=0)     # steps between samples and validation; 0: at the end
+    save_every: int = setting(200, low=1)   # steps between checkpoints
+    keep: int = setting(2, low=1)       # checkpoints kept
+    # steps within which a gradient must reach every tensor; 0: no check
+    self_check_steps: int = setting(5, low=0)
+    self_check_allow: dict[str, str] = setting({})  # part of a name -> why it may rest
+    export_dtype: str = setting("float16", one_of=("float16", "float32"))   # of model.safetensors
+
+    def __post_init__(self) -> None:
+        if len(self.betas) != 2:
+            raise ConfigError(f"train.betas: got {self.betas}, expected two numbers")
+        parse_duration(self.max_time, "train.max_time")
+        if self.lr_schedule == "cosine" and not self.max_steps:
+            raise ConfigError(
+                "train.lr_schedule=cosine needs train.max_steps; cosine_by_time needs a time limit"
+            )
 
 
 @dataclass
 class AutoencoderOptions:
     """L1 + image gradient + perceptual + KL + patch discriminator."""
 
-    pixel_weight: float = 1.0
-    gradient_weight: float = 0.0        # of L1 between neighbours' differences: keeps edges with few steps
-    perceptual_weight: float = 0.0      # distance in VGG16 features, where the packages for it are installed
-    perceptual_crop: int = 0            # side of the random crop it looks at; 0: the whole image
-    perceptual_every: int = 1           # only every so many steps
-    kl_weight: float = 1e-6
+    pixel_weight: float = setting(1.0, low=0)
+    gradient_weight: float = setting(0.0, low=0)    # of L1 between neighbours' differences: keeps edges
+    perceptual_weight: float = setting(0.0, low=0)  # distance in VGG16 features, where its packages are
+    perceptual_crop: int = setting(0, low=0)    # side of the random crop it looks at; 0: the whole image
+    perceptual_every: int = setting(1, low=1)   # only every so many steps
+    kl_weight: float = setting(1e-6, low=0)
     learn_logvar: bool = False          # rec/exp(logvar) + logvar
-    logvar_init: float = 0.0
-    disc_start: int = -1                # step at which the discriminator joins; -1: never
-    disc_weight: float = 0.5
-    disc_factor: float = 1.0
-    disc_loss: str = "hinge"            # hinge | vanilla
-    disc_channels: int = 64
-    disc_num_layers: int = 3
-    ema_decay: float = 0.0              # 0: no averaging
+    logvar_init: float = setting(0.0, low=-50, high=50)
+    disc_start: int = setting(-1, low=-1)   # step at which the discriminator joins; -1: never
+    disc_weight: float = setting(0.5, low=0)
+    disc_factor: float = setting(1.0, low=0)
+    disc_loss: str = setting("hinge", one_of=("hinge", "vanilla"))
+    disc_channels: int = setting(64, low=1)
+    disc_num_layers: int = setting(3, low=1, high=10)
+    ema_decay: float = setting(0.0, low=0, high=1)  # 0: no averaging
     ckpt: str = ""                      # weights to start from
-    scale_images: int = 256             # images from which the latents' scale factor is measured at the end
+    scale_images: int = setting(256, low=1)     # images that the latents' scale factor is measured from
 
 
 @dataclass
@@ -81,23 +104,25 @@ class DiffusionOptions:
     cond_stage_ckpt: str = ""           # weights of the frozen text encoder
     ckpt: str = ""                      # a complete checkpoint to start from, instead of the two
     embedder_ckpt: str = ""             # weights of the frozen image encoder that unCLIP is conditioned on
-    grow_inputs: list[str] = field(default_factory=list)      # tensors of ckpt that get zeros for new inputs
-    new_tensors: dict[str, str] = field(default_factory=dict)  # pattern of a name ckpt lacks -> zero | drawn
-    only: list[str] = field(default_factory=list)   # patterns of what is trained; empty: the whole UNet
-    ema_decay: float = 0.9999           # 0: no averaging
-    loss_type: str = "l2"               # l2 | l1
-    min_snr_gamma: float = 0.0          # 0: off; 5 in the paper
-    offset_noise: float = 0.0           # standard deviation of a constant added to each channel's noise
-    text_dropout: float = 0.1           # captions replaced by the empty one, for classifier-free guidance
-    embedding_dropout: float = 0.25     # unCLIP: image embeddings, with their level, replaced by zeros
+    grow_inputs: list[str] = setting([])        # tensors of ckpt that get zeros for new inputs
+    new_tensors: dict[str, str] = setting({})   # pattern of a name ckpt lacks -> zero | drawn
+    only: list[str] = setting([])       # patterns of what is trained; empty: the whole UNet
+    ema_decay: float = setting(0.9999, low=0, high=1)   # 0: no averaging
+    loss_type: str = setting("l2", one_of=("l2", "l1"))
+    min_snr_gamma: float = setting(0.0, low=0)  # 0: off; 5 in the paper
+    offset_noise: float = setting(0.0, low=0)   # deviation of a constant added to each channel of the noise
+    # captions replaced by the empty one, for classifier-free guidance
+    text_dropout: float = setting(0.1, low=0, high=1)
+    # unCLIP: image embeddings, with their level, replaced by zeros
+    embedding_dropout: float = setting(0.25, low=0, high=1)
     gradient_checkpointing: bool = False
-    cache_latents: int = 0              # images encoded once before training; 0: encode every batch
-    cache_text_mb: int = 2048           # memory for encoded captions; 0: encode every batch
+    cache_latents: int = setting(0, low=0)  # images encoded once before training; 0: encode every batch
+    cache_text_mb: int = setting(2048, low=0)   # memory for encoded captions; 0: encode every batch
     scale_by_std: bool = False          # set scale_factor to 1 / std of the latents before the first step
-    sample_prompts: list[str] = field(default_factory=list)   # empty: captions of the data
-    sample_count: int = 16
-    sample_steps: int = 25
-    sample_scale: float = 4.0
+    sample_prompts: list[str] = setting([])     # empty: captions of the data
+    sample_count: int = setting(16, low=0)
+    sample_steps: int = setting(25, low=1)
+    sample_scale: float = setting(4.0, low=0)
 
 
 @dataclass
@@ -105,7 +130,7 @@ class ClipOptions:
     """Contrastive text-image training of a small open_clip CLIP; its text tower is the conditioner."""
 
     ckpt: str = ""                      # clip.safetensors of an earlier run to start from
-    retrieval_count: int = 256          # held-out pairs among which retrieval is measured
+    retrieval_count: int = setting(256, low=1)  # held-out pairs among which retrieval is measured
 
 
 # Section -> its options, and the class that trains.
@@ -114,18 +139,11 @@ METHODS = {
     "diffusion": (DiffusionOptions, "ldm.training.diffusion.DiffusionTraining"),
     "clip": (ClipOptions, "demo.clip_training.ClipTraining"),
 }
+SECTION_CLASSES = {"train": TrainOptions, **{name: options for name, (options, _) in METHODS.items()}}
 SECTIONS = ("model", "data", "val_data", "train", *METHODS)
-CHOICES = {
-    "lr_schedule": ("constant", "cosine", "cosine_by_time"),
-    "precision": ("float32", "bfloat16"),
-    "export_dtype": ("float16", "float32"),
-    "disc_loss": ("hinge", "vanilla"),
-    "loss_type": ("l2", "l1"),
-    "accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
-}
 
 
-def parse_duration(text: str | int | float) -> float:
+def parse_duration(text: str | int | float, where: str = "time") -> float:
     """Return seconds of "90", "01:30" (minutes) or "01:30:00"; an empty text is 0.
 
     Raises:
@@ -140,8 +158,8 @@ def parse_duration(text: str | int | float) -> float:
             seconds = seconds * 60 + float(part)
     except ValueError:
         seconds = -1.0
-    if seconds < 0 or len(parts) > 3:
-        raise ConfigError(f"time {text!r}: expected seconds or HH:MM:SS")
+    if not 0 <= seconds < float("inf") or "-" in str(text) or len(parts) > 3:
+        raise ConfigError(f"{where} {text!r}: expected seconds or HH:MM:SS")
     return seconds
 
 
@@ -159,20 +177,45 @@ def method_of(config: dict[str, Any]) -> str:
     return present[0]
 
 
-def read_options(cls: type[Options], section: dict[str, Any] | None, where: str) -> Options:
-    """Build the dataclass `cls` from a YAML section, with the types and choices checked.
+def read_sections(config: dict[str, Any]) -> tuple[str, TrainOptions, Any]:
+    """Return the method's name, the `train` section and the method's own, with types and ranges checked."""
+    method = method_of(config)
+    train = read_options(TrainOptions, config.get("train"), "train")
+    return method, train, read_options(METHODS[method][0], config.get(method), method)
+
+
+def resolve_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration with every default filled in.
 
     Raises:
-        ConfigError: an unknown key (with the nearest known one), a wrong type or a value outside the choices.
+        ConfigError: a section or key that does not exist, a wrong type, or a value out of its range.
     """
+    method, train, options = read_sections(config)
+    for section in ("model", "data", "val_data"):
+        node = config.get(section)
+        if (section != "val_data" or node) and not (isinstance(node, dict) and "target" in node):
+            raise ConfigError(f"{section}: got {node!r}, expected target and params")
+    resolved = {"model": config["model"], "data": config["data"]}
+    if config.get("val_data"):
+        resolved["val_data"] = config["val_data"]
+    return resolved | {"train": dataclasses.asdict(train), method: dataclasses.asdict(options)}
+
+
+def read_options(cls: type[Options], section: Any, where: str) -> Options:
+    """Build the dataclass `cls` from a YAML section, with types and ranges checked.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), a wrong type, a value out of its range.
+    """
+    if not isinstance(section, (dict, type(None))):
+        raise ConfigError(f"{where}: got {section!r}, expected a mapping")
     fields = {entry.name: entry for entry in dataclasses.fields(cls)}
     values = {}
     for key, value in (section or {}).items():
         if key not in fields:
             raise ConfigError(f"{where}.{key}: unknown{nearest(key, fields)}")
         values[key] = checked(value, fields[key].type, f"{where}.{key}")
-        if key in CHOICES and value not in CHOICES[key]:
-            raise ConfigError(f"{where}.{key}: got {value!r}, expected one of {', '.join(CHOICES[key])}")
+        check_range(values[key], fields[key].metadata, f"{where}.{key}")
     return cls(**values)
 
 
@@ -188,12 +231,29 @@ def checked(value: Any, kind: Any, where: str) -> Any:
         if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
             return str(value)
         if kind == list[float] and isinstance(value, list):
-            return [float(entry) for entry in value]
+            return [checked(entry, float, where) for entry in value]
         if kind == list[str] and isinstance(value, list):
-            return [str(entry) for entry in value]
+            return [checked(entry, str, where) for entry in value]
         if kind == dict[str, str] and isinstance(value, dict):
-            return {str(key): str(entry) for key, entry in value.items()}
-    except (TypeError, ValueError):
+            return {str(key): checked(entry, str, where) for key, entry in value.items()}
+    except (TypeError, ValueError, OverflowError):
         pass
     name = kind.__name__ if isinstance(kind, type) else str(kind)
     raise ConfigError(f"{where}: got {value!r}, expected {name}")
+
+
+def check_range(value: Any, about: Mapping[str, Any], where: str) -> None:
+    """Raise a ConfigError for a number, or one of a list, out of the field's range, or a word it lacks."""
+    if about.get("one_of") and value not in about["one_of"]:
+        hint = nearest(value, about["one_of"])
+        raise ConfigError(f"{where}: got {value!r}, expected one of {', '.join(about['one_of'])}{hint}")
+    low, above, high = (about.get(name) for name in ("low", "above", "high"))
+    for number in value if isinstance(value, list) else [value]:
+        if not isinstance(number, (int, float)) or isinstance(number, bool):
+            continue
+        finite = isinstance(number, int) or math.isfinite(number)
+        fits = finite and (low is None or number >= low) and (above is None or number > above)
+        if not fits or (high is not None and number > high):
+            bounds = [f"at least {low}"] * (low is not None) + [f"more than {above}"] * (above is not None)
+            bounds += [f"at most {high}"] * (high is not None)
+            raise ConfigError(f"{where}: got {value!r}, expected {' and '.join(bounds) or 'a finite number'}")

@@ -2,6 +2,7 @@
 
 config.yaml         the resolved configuration, with every default
 versions.json       of what computed it, one entry a start
+durations.json      seconds that a step, saving, validation and export took, for the time limit
 metrics.csv         means over `log_every` steps; loss.png draws it
 images/NNNNNNNN.png sample grids by step
 checkpoints/        states to resume from
@@ -11,17 +12,21 @@ model.safetensors, model.yaml    the result, as `ldm.load_model` takes it
 import csv
 import json
 import math
+import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ldm.files.atomic import atomic_write
 from ldm.training.state import has_state
 from ldm.yaml_file import to_yaml
+
+NO_CURVES = ("step", "seconds", "images_per_second")
+SMALLEST_SHOWN, GAP, CAPTION_LINES = 128, 4, 3  # of a grid: pixels, pixels, lines of text
 
 
 def choose_folder(wanted: Path, resume: str | None) -> tuple[Path, bool]:
@@ -62,6 +67,21 @@ def write_start(folder: Path, config: dict[str, Any], versions: dict[str, str]) 
     starts = json.loads(record.read_text()) if record.exists() else []
     starts.append({"command": sys.argv, **versions})
     atomic_write(record, lambda path: path.write_text(json.dumps(starts, indent=2)))
+
+
+def read_durations(folder: Path) -> dict[str, float]:
+    """Return what `write_durations` wrote; nothing where there is none, or it was cut short."""
+    try:
+        found = json.loads((folder / "durations.json").read_text())
+        return {str(part): float(seconds) for part, seconds in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def write_durations(folder: Path, took: dict[str, float]) -> None:
+    """Write how many seconds the parts of training took."""
+    text = json.dumps({part: round(seconds, 3) for part, seconds in took.items()}, indent=2)
+    atomic_write(folder / "durations.json", lambda path: path.write_text(text))
 
 
 class MetricsLog:
@@ -107,42 +127,105 @@ class MetricsLog:
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
+        from matplotlib.ticker import MaxNLocator
 
-        names = [
-            name
-            for name in self.columns
-            if name not in ("step", "seconds", "images_per_second")
-            and not name.startswith(("lr_", "grad_norm_"))
-        ]
-        if not names or not self.rows:
+        panels = self._panels()
+        if not panels:
             return
-        wide = min(3, len(names))
-        figure, axes = pyplot.subplots(
-            math.ceil(len(names) / wide),
-            wide,
-            figsize=(4.5 * wide, 3 * math.ceil(len(names) / wide)),
-            squeeze=False,
-        )
-        for axis, name in zip(axes.flat, names, strict=False):
-            points = [
-                (int(row["step"]), float(row[name])) for row in self.rows if row.get(name) not in (None, "")
-            ]
-            axis.plot(*zip(*points, strict=True), linewidth=1)
-            if all(value > 0 for _, value in points) and not name.startswith("val_psnr"):
+        wide = min(3, len(panels))
+        rows = math.ceil(len(panels) / wide)
+        figure = pyplot.figure(figsize=(4.5 * wide, 3 * rows))
+        last = max(int(row["step"]) for row in self.rows)
+        grid = figure.add_gridspec(rows, 6)
+        for place, (heading, curves) in enumerate(panels.items()):
+            row, column = divmod(place, wide)
+            width = 6 // min(wide, len(panels) - row * wide)  # the last row is as wide as the others
+            axis = figure.add_subplot(grid[row, column * width : (column + 1) * width])
+            for name, points in curves.items():
+                marker = "." if len(points) < 20 else None
+                axis.plot(*zip(*points, strict=True), linewidth=1, marker=marker, label=name)
+            values = [value for points in curves.values() for _, value in points]
+            if min(values) > 0 and max(values) > 10 * min(values) and "psnr" not in heading:
                 axis.set_yscale("log")
-            axis.set_title(name)
+            axis.set(title=heading, xlabel="step", xlim=(0, 1.03 * last + 0.1))
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if len(curves) > 1:
+                axis.legend(fontsize="x-small")
         figure.tight_layout()
         atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=80))
         pyplot.close(figure)
 
+    def _panels(self) -> dict[str, dict[str, list[tuple[int, float]]]]:
+        """Return heading -> {column: (step, finite value)}; val_loss, val_loss_t100, ... share a panel."""
+        panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
+        for name in self.columns:
+            if name in NO_CURVES or name.startswith(("lr_", "grad_norm_")):
+                continue
+            cells = [(int(row["step"]), float(row[name])) for row in self.rows if row.get(name)]
+            points = [(step, value) for step, value in cells if math.isfinite(value)]
+            if points:
+                panels.setdefault(re.sub(r"(_t|_at_)\d+$", "", name), {})[name] = points
+        return panels
 
-def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
-    """Write images (n, 3, h, w) in [-1, 1] as one PNG with `columns` in a row."""
-    images = images.detach().float().cpu().clamp(-1, 1)
-    rows = math.ceil(len(images) / columns)
-    blank = torch.ones(rows * columns - len(images), *images.shape[1:])
-    grid = torch.cat([images, blank]).unflatten(0, (rows, columns))  # (r, c, 3, h, w)
-    grid = grid.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)  # (r*h, c*w, 3)
+
+class Shown(NamedTuple):
+    """Images for a grid.
+
+    Args:
+        images: (n, 3, h, w) in [-1, 1].
+        captions: what is written under each.
+        columns: images in a row; 0: as many as leave the fewest places empty.
+    """
+
+    images: Tensor
+    captions: list[str]
+    columns: int = 0
+
+
+def save_grid(shown: Shown, path: Path) -> None:
+    """Write images with their captions as one PNG; small images are enlarged."""
+    enlarged = max(1, math.ceil(SMALLEST_SHOWN / shown.images.shape[-1]))
+    pixels = ((shown.images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    pixels = pixels.repeat_interleave(enlarged, 2).repeat_interleave(enlarged, 3).permute(0, 2, 3, 1)
+    count, height, width, _ = pixels.shape
+    columns = shown.columns or full_columns(count)
+    font = ImageFont.load_default(max(11, width // 20))
+    texts = [wrapped(caption, font, width - 2 * GAP) for caption in shown.captions]
+    line = sum(font.getmetrics()) + 1
+    below = line * max(len(text) for text in texts) + 2 * GAP
+    size = (columns * (width + GAP) + GAP, math.ceil(count / columns) * (height + below) + GAP)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, (image, text) in enumerate(zip(pixels, texts, strict=True)):
+        left, top = GAP + place % columns * (width + GAP), GAP + place // columns * (height + below)
+        sheet.paste(Image.fromarray(image.numpy()), (left, top))
+        for number, words in enumerate(text):
+            draw.text((left + GAP, top + height + GAP // 2 + number * line), words, "black", font)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(((grid + 1) * 127.5).round().to(torch.uint8).numpy())
-    atomic_write(path, lambda temporary: image.save(temporary, format="png"))
+    atomic_write(path, lambda temporary: sheet.save(temporary, format="png"))
+
+
+def full_columns(count: int) -> int:
+    """Return the number of columns, up to 8, that leaves the fewest places of a sheet empty."""
+    most = min(count, 8)
+    return min(range(min(math.isqrt(count - 1) + 1, most), most + 1), key=lambda wide: (-count % wide, wide))
+
+
+def wrapped(text: str, font: Any, width: int) -> list[str]:
+    """Return the lines of a text at this width in pixels, at most CAPTION_LINES."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    lines = lines[1:] if not lines[0] else lines
+    kept = lines[:CAPTION_LINES]
+    if len(lines) > CAPTION_LINES:
+        kept[-1] += " ..."
+    for number, line in enumerate(kept):
+        while line and font.getlength(line) > width:
+            line = line.removesuffix("...")[:-1].rstrip() + "..." if len(line) > 4 else ""
+        kept[number] = line
+    return kept

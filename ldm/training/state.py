@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ldm.errors import CheckpointError
+from ldm.errors import CheckpointError, is_out_of_memory
 from ldm.files.atomic import atomic_write
 
 log = logging.getLogger(__name__)
@@ -44,18 +44,21 @@ def save_state(folder: Path, state: dict[str, Any], keep: int) -> Path:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Read the newest complete checkpoint of `folder`; a damaged one is passed over with a warning.
+    """Read a checkpoint, or the newest complete one of `folder`; a damaged one is passed over with a warning.
 
     Raises:
         CheckpointError: there is none that can be read.
     """
     candidates = [folder / "last.ckpt", *sorted(folder.glob("step-*.ckpt"), reverse=True)]
+    candidates = [folder] if folder.suffix == ".ckpt" else candidates
     for path in candidates:
         if not path.exists():
             continue
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises half a dozen kinds for a torn file
+            if isinstance(error, OSError) or is_out_of_memory(error):
+                raise
             log.warning("%s cannot be read (%s); trying the one before", path, str(error).splitlines()[0])
             continue
         if state.get("format") != FORMAT:

@@ -57,3 +57,12 @@ def test_batch_variance_finds_none_where_the_networks_see_one_picture_at_a_time(
     arguments = ["--config", str(files["config"]), "--ckpt", str(files["checkpoint"]), "--size", "64"]
     _, row = run("batch_variance.py", *arguments, "--steps", "2", "--samplers", "euler_a", "--exact")
     assert row == ["euler_a", "0.0e+00", "0", "0.0e+00"]
+
+
+@pytest.mark.slow
+def test_every_watermark_is_read_and_hard_to_see():
+    rows = [" ".join(words) for words in run("watermark.py")]
+    own = [row.split("PSNR")[1].split() for row in rows if "(own)" in row]
+    assert len(own) == len(rows) / 2 >= 15
+    for psnr, _, largest, _, read, *_ in own:
+        assert float(psnr) > 40 and int(largest) <= 30 and float(read) == 1

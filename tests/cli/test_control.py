@@ -28,38 +28,88 @@ MODEL = "--config", FILES["config"], "--ckpt", FILES["checkpoint"], "--precision
 RUN = *MODEL, "--prompt", "a", "--H", 16, "--W", 16, "--n_samples", 2, "--n_iter", 2, "--no-grid"
 
 
-def pictures(folder) -> dict[str, bytes]:
+def images(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "samples").glob("*.png"))}
 
 
 @pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("number", "step", "kept"),
-    [(signal.SIGINT, 2, 0), (signal.SIGINT, 4, 2), (signal.SIGTERM, 7, 2), (signal.SIGUSR1, 1, 0)],
+    [(signal.SIGINT, 2, 0), (signal.SIGINT, 4, 2), (signal.SIGTERM, 7, 2), (signal.SIGUSR1, 1, 0),
+     (signal.SIGHUP, 3, 0)],
 )
 def test_a_signal_saves_where_the_run_stands_and_it_goes_on_exactly(
     run, tmp_path, stop_at, number, step, kept
 ):
-    """In the first batch; after its last step, whose pictures are made; in the second batch."""
+    """In the first batch; after its last step, whose images are made; in the second batch."""
     flags = *RUN, "--sampler", "euler_a", "--steps", 4
     assert run("txt2img.py", *flags, "--outdir", "whole").code == 0
     stop_at(step, number)
     outcome = run("txt2img.py", *flags, "--outdir", "o")
     assert outcome.code == 75, outcome.err
-    assert len(pictures(tmp_path / "o")) == kept if kept else not (tmp_path / "o" / "samples").exists()
+    assert len(images(tmp_path / "o")) == kept if kept else not (tmp_path / "o" / "samples").exists()
     assert f"stopped before step {step % 4 + 1}" in outcome.err and "to resume: " in outcome.err
     assert "--latents o/interrupted-00000.safetensors" in outcome.err and "error" not in outcome.err
     outcome = run("txt2img.py", "--latents", "o/interrupted-00000.safetensors")
     assert outcome.code == 0, outcome.err
-    assert pictures(tmp_path / "o") == pictures(tmp_path / "whole"), "to the last byte, metadata too"
+    assert images(tmp_path / "o") == images(tmp_path / "whole"), "to the last byte, metadata too"
 
 
 def test_a_second_signal_stops_at_once(run, tmp_path, stop_at):
     stop_at(2, times=2)
     outcome = run("txt2img.py", *RUN, "--steps", 4, "--outdir", "o")
     assert outcome.code == 130 and outcome.err.endswith("interrupted\n")
+    assert "Ctrl-C: finishing step 2 of 4, then saving the state; a second one ends the run" in outcome.err
     assert not (tmp_path / "o").exists() and not signals.stop_asked()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGTERM", 75), ("SIGHUP", 75), ("SIGUSR2", 75), ("SIGINT", 130)]
+)
+def test_a_signal_while_the_model_is_opened_ends_the_run_at_once(run, tmp_path, monkeypatch, name, code):
+    before = signal.getsignal(getattr(signal, name))
+
+    def opening(*_, **__):
+        try:
+            os.kill(os.getpid(), getattr(signal, name))
+            time.sleep(5)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM) if code == 75 else None  # cleaning up is not interrupted
+            (tmp_path / "cleaned").touch()
+
+    monkeypatch.setattr("ldm.jobs.opening.Models.open", opening)
+    outcome = run("txt2img.py", *RUN, "--outdir", "o")
+    assert outcome.code == code and len(outcome.err.splitlines()) == 1
+    assert ("interrupted" if code == 130 else f"stopped by {name}") in outcome.err
+    assert (tmp_path / "cleaned").exists() and not (tmp_path / "o").exists()
+    assert signal.getsignal(getattr(signal, name)) == before
+
+
+def test_what_is_finished_is_said_before_the_first_step_and_after_the_last(run, tmp_path, monkeypatch):
+    """While memory is planned, and while images are decoded."""
+    from ldm.models.latent_diffusion import LatentDiffusion
+    from ldm.tasks import run as runs
+
+    plan, decode = runs.tiling_for, LatentDiffusion.decode_first_stage
+
+    def then(function):
+        def killed(*args, **options):
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.01)
+            return function(*args, **options)
+
+        return killed
+
+    monkeypatch.setattr(runs, "tiling_for", then(plan))
+    outcome = run("txt2img.py", *RUN, "--steps", 2, "--outdir", "o")
+    assert outcome.code == 75
+    assert "SIGHUP: finishing the preparations, then saving the state; Ctrl-C ends" in outcome.err
+    monkeypatch.setattr(runs, "tiling_for", plan)
+    monkeypatch.setattr(LatentDiffusion, "decode_first_stage", then(decode))
+    outcome = run("txt2img.py", *RUN, "--steps", 2, "--outdir", "p")
+    assert outcome.code == 75 and "SIGHUP: finishing the images of this batch" in outcome.err
+    assert len(images(tmp_path / "p")) == 2
 
 
 def test_a_real_ctrl_c_in_a_process_of_its_own(tmp_path):
@@ -83,24 +133,21 @@ def test_a_real_ctrl_c_in_a_process_of_its_own(tmp_path):
     assert "Traceback" not in err and err.strip().splitlines()[-1].startswith("stopped before step ")
 
 
-def test_a_stopped_run_of_img2img_with_given_noise_and_of_hires(run, tmp_path, stop_at):
+@pytest.mark.few(1)
+@pytest.mark.parametrize("script, step", [("img2img.py", 6), ("txt2img.py", 6), ("txt2img.py", 9)])
+def test_a_stopped_run_of_img2img_with_given_noise_and_of_hires(run, tmp_path, stop_at, script, step):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)).save(tmp_path / "i.png")
     save_file({"noise": torch.randn(2, 4, 2, 2)}, tmp_path / "noise.safetensors")
-    img2img = *MODEL, "--init-img", "i.png", "--prompt", "a", "--n_iter", 2, "--ddim_steps", 5, "--no-grid"
-    txt2img = *RUN, "--steps", 4, "--latents", "noise.safetensors", "--hires", 1.5, "--hires-strength", 0.8
-    for script, flags, step in (
-        ("img2img.py", img2img, 6),
-        ("txt2img.py", txt2img, 6),
-        ("txt2img.py", txt2img, 9),
-    ):
-        stop_at(None)
-        assert run(script, *flags, "--outdir", f"whole-{step}-{script}").code == 0
-        stop_at(step)
-        assert run(script, *flags, "--outdir", f"o-{step}-{script}").code == 75
-        stop_at(None)
-        outcome = run(script, "--latents", f"o-{step}-{script}/interrupted-00000.safetensors")
-        assert outcome.code == 0, outcome.err
-        assert pictures(tmp_path / f"o-{step}-{script}") == pictures(tmp_path / f"whole-{step}-{script}")
+    flags = *MODEL, "--init-img", "i.png", "--prompt", "a", "--n_iter", 2, "--ddim_steps", 5, "--no-grid"
+    if script == "txt2img.py":
+        flags = *RUN, "--steps", 4, "--latents", "noise.safetensors", "--hires", 1.5, "--hires-strength", 0.8
+    assert run(script, *flags, "--outdir", "whole").code == 0
+    stop_at(step)
+    assert run(script, *flags, "--outdir", "o").code == 75
+    stop_at(None)
+    outcome = run(script, "--latents", "o/interrupted-00000.safetensors")
+    assert outcome.code == 0, outcome.err
+    assert images(tmp_path / "o") == images(tmp_path / "whole")
 
 
 def test_a_stopped_run_goes_on_from_another_folder(run, tmp_path, stop_at, monkeypatch):
@@ -133,10 +180,10 @@ def test_flags_beside_a_stopped_run(run, tmp_path, stop_at):
     same = cases("e2e_txt2img")[-1].files["checkpoint"] == FILES["checkpoint"]
     assert outcome.code == (0 if same else 2), outcome.err
     outcome = run("txt2img.py", *file, "--outdir", "elsewhere", "--steps", 4, "--quiet")
-    assert outcome.code == 0 and len(pictures(tmp_path / "elsewhere")) == 4, outcome.err
+    assert outcome.code == 0 and len(images(tmp_path / "elsewhere")) == 4, outcome.err
 
 
-def test_latents_are_kept_beside_each_picture_and_decode_to_it(run, tmp_path):
+def test_latents_are_kept_beside_each_image_and_decode_to_it(run, tmp_path):
     flags = *RUN, "--steps", 2, "--outdir", "o", "--W", 24
     assert run("txt2img.py", *flags, "--save-latents").code == 0
     names = {path.name for path in (tmp_path / "o" / "samples").iterdir()}
@@ -145,23 +192,23 @@ def test_latents_are_kept_beside_each_picture_and_decode_to_it(run, tmp_path):
     assert load_file(tmp_path / file)["latents"].shape == (1, 4, 2, 4), "of the padded size"
     outcome = run("txt2img.py", "--latents", file, "--outdir", "again")
     assert outcome.code == 0, outcome.err
-    assert (tmp_path / "again/samples/00000.png").read_bytes() == pictures(tmp_path / "o")["00003.png"]
+    assert (tmp_path / "again/samples/00000.png").read_bytes() == images(tmp_path / "o")["00003.png"]
     assert run("txt2img.py", *flags).code == 0
-    assert len(pictures(tmp_path / "o")) == 8 and "00007.png" in pictures(tmp_path / "o"), (
+    assert len(images(tmp_path / "o")) == 8 and "00007.png" in images(tmp_path / "o"), (
         "no gap in the numbers"
     )
-    assert pictures(tmp_path / "o")["00004.png"] == pictures(tmp_path / "o")["00000.png"], (
-        "nor in the pictures"
+    assert images(tmp_path / "o")["00004.png"] == images(tmp_path / "o")["00000.png"], (
+        "nor in the images"
     )
     begun = run("img2img.py", *MODEL, "--latents", file, "--prompt", "b", "--ddim_steps", 4, "--outdir", "p")
     assert begun.code == 0, begun.err
-    with Image.open(tmp_path / "p/samples/00000.png") as picture:
-        assert picture.size == (24, 16)
+    with Image.open(tmp_path / "p/samples/00000.png") as image:
+        assert image.size == (24, 16)
     flags = "--latents", file, "--prompt", "b", "--ddim_steps", 4, "--outdir", "p", "--save-latents"
     assert run("img2img.py", *MODEL, *flags).code == 0
     beside = "p/samples/00002.latents.safetensors"
     assert run("txt2img.py", "--latents", beside, "--outdir", "q").code == 0
-    assert (tmp_path / "q/samples/00000.png").read_bytes() == pictures(tmp_path / "p")["00002.png"]
+    assert (tmp_path / "q/samples/00000.png").read_bytes() == images(tmp_path / "p")["00002.png"]
     record = metadata.read_record(tmp_path / "p/samples/00000.png")
     latents = record["inputs"]["latents"]
     assert latents["file"] == "00003.latents.safetensors" and len(latents["sha256"]) == 64
@@ -190,18 +237,18 @@ def test_previews_follow_the_run_and_cost_no_evaluation(run, tmp_path, monkeypat
         outcome.code == 0 and "5 UNet evaluations" in outcome.out and "shapes in grey" not in outcome.err
     )
     assert shown == [1, 3, 1, 3]
-    with Image.open(tmp_path / "o" / "preview.png") as picture:
-        assert picture.size == (2 + 2 * 4, 2 + 4), "two pictures of two latents a side"
+    with Image.open(tmp_path / "o" / "preview.png") as image:
+        assert image.size == (2 + 2 * 4, 2 + 4), "two images of two latents a side"
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["preview.png", "samples"]
     assert run("txt2img.py", *flags, "p").code == 0
-    assert pictures(tmp_path / "o") == pictures(tmp_path / "p")
+    assert images(tmp_path / "o") == images(tmp_path / "p")
 
 
 def test_a_preview_that_cannot_be_written_does_not_end_the_run(run, tmp_path):
     (tmp_path / "o" / "preview.png").mkdir(parents=True)
     outcome = run("txt2img.py", *RUN, "--steps", 2, "--outdir", "o", "--preview-every", 1)
     assert outcome.code == 0 and outcome.err.count("continuing without") == 1
-    assert len(pictures(tmp_path / "o")) == 4
+    assert len(images(tmp_path / "o")) == 4
 
 
 def test_hires_is_recorded_and_made_again_from_its_record(run, tmp_path):
@@ -243,7 +290,7 @@ def test_abbreviations_that_always_worked_keep_their_meaning():
         ((512, 704), ""),
         ((768, 512), ""),
         ((1024, 1024), "--H 512 --W 512 --hires 2"),
-        ((768, 1536), "--H 384 --W 704 --hires 2"),
+        ((768, 1536), "--H 384 --W 768 --hires 2"),
         ((256, 256), "--H 512 --W 512"),
         ((320, 704), "--H 512 --W 512"),
     ],

@@ -111,6 +111,7 @@ for target in {targets!r}:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_leaves_what_was_there(tmp_path: Path):
     """An old file and an old folder stay; where there was nothing, nothing appears."""
     tensors = below("first_stage_model.", load_file(WEIGHTS))

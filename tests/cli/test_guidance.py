@@ -1,4 +1,4 @@
-"""The flags of guidance as commands: what pictures remember, and what is said where a flag does nothing."""
+"""The flags of guidance as commands: what images remember, and what is said where a flag does nothing."""
 
 import pytest
 from PIL import Image
@@ -20,7 +20,7 @@ def remembered(tmp_path) -> tuple[dict, str]:
 
 
 @pytest.mark.parametrize("script", ["txt2img.py", "img2img.py"])
-def test_pictures_remember_the_guidance_that_is_on(run, tmp_path, script):
+def test_images_remember_the_guidance_that_is_on(run, tmp_path, script):
     Image.new("RGB", (16, 32), (200, 30, 30)).save(tmp_path / "init.png")
     flags = ("--steps", 4, "--H", 32, "--W", 16)
     if script == "img2img.py":

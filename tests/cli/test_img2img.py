@@ -1,4 +1,4 @@
-"""scripts/img2img.py: the picture brought to its size, and what is remembered of it."""
+"""scripts/img2img.py: the image brought to its size, and what is remembered of it."""
 
 import numpy as np
 import pytest
@@ -21,8 +21,8 @@ def pixels(path) -> np.ndarray:
 
 
 @pytest.fixture
-def picture(tmp_path):
-    """A picture of 45 x 70 in the folder of the run."""
+def image(tmp_path):
+    """An image of 45 x 70 in the folder of the run."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (45, 70, 3), np.uint8))
     image.save(tmp_path / "i.png")
     return image
@@ -43,7 +43,7 @@ def picture(tmp_path):
         (("--W", 35), (22, 35), "crop"),
     ],
 )
-def test_the_size_is_that_asked_for_and_remembered(run, tmp_path, picture, flags, size, fit):
+def test_the_size_is_that_asked_for_and_remembered(run, tmp_path, image, flags, size, fit):
     outcome = run("img2img.py", *RUN, "--init-img", "i.png", "--outdir", "o", *flags)
     assert outcome.code == 0, outcome.err
     assert pixels(tmp_path / "o/samples/00000.png").shape == (*size, 3)
@@ -51,10 +51,10 @@ def test_the_size_is_that_asked_for_and_remembered(run, tmp_path, picture, flags
     assert record["resolved"]["fit"] == fit and (record["height"], record["width"]) == size
 
 
-def test_stretch_is_the_published_script_on_a_picture_that_is_no_multiple(run, tmp_path, picture):
-    """That script resizes by Lanczos to the multiple below; a picture so resized before gives the same."""
-    width, height = (side - side % MULTIPLE for side in picture.size)
-    picture.resize((width, height), Image.LANCZOS).save(tmp_path / "resized.png")
+def test_stretch_is_the_published_script_on_an_image_that_is_no_multiple(run, tmp_path, image):
+    """That script resizes by Lanczos to the multiple below; an image so resized before gives the same."""
+    width, height = (side - side % MULTIPLE for side in image.size)
+    image.resize((width, height), Image.LANCZOS).save(tmp_path / "resized.png")
     for name, flags in (("i.png", ("--fit", "stretch")), ("resized.png", ())):
         outcome = run("img2img.py", *RUN, "--init-img", name, "--outdir", name[:-4], *flags)
         assert outcome.code == 0, outcome.err
@@ -71,7 +71,7 @@ def test_stretch_is_the_published_script_on_a_picture_that_is_no_multiple(run, t
         (("--H", 16_000), "24889x16000"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused_before_the_model_is_read(run, tmp_path, picture, flags, says):
+def test_sizes_that_cannot_be_are_refused_before_the_model_is_read(run, tmp_path, image, flags, says):
     outcome = run("img2img.py", "--ckpt", "nowhere.ckpt", "--init-img", "i.png", "--outdir", "o", *flags)
     assert outcome.code == 2 and says in outcome.err and outcome.err.count("\n") == 1
     assert not (tmp_path / "o").exists()
@@ -85,7 +85,7 @@ def test_latents_cannot_be_fitted(run, tmp_path, flags):
     assert not (tmp_path / "o").exists()
 
 
-def test_a_stopped_run_goes_on_with_the_picture_fitted_as_before(run, tmp_path, picture, stop_at):
+def test_a_stopped_run_goes_on_with_the_image_fitted_as_before(run, tmp_path, image, stop_at):
     flags = *RUN, "--init-img", "i.png", "--H", 20, "--fit", "pad", "--n_iter", 2, "--ddim_steps", 5
     assert run("img2img.py", *flags, "--outdir", "whole").code == 0
     stop_at(6)

@@ -9,6 +9,7 @@ from tiny_models import tiny_config, tiny_model
 from ldm.cli.flags import parser_of
 from ldm.cli.reference_flags import folded
 from ldm.imaging import metadata
+from ldm.imaging.profiles import made_profile
 from ldm.requests import Inpaint, build
 from ldm.requests.resolving import ModelFacts, resolved
 
@@ -30,7 +31,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def files(tmp_path):
-    """Put a picture, one with alpha, and masks into the folder of the run; return the pixels of both."""
+    """Put an image, one with alpha, and masks into the folder of the run; return the pixels of both."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 4), np.uint8)
     mask = np.zeros((40, 56), np.uint8)
     mask[12:28, 20:40] = 255
@@ -67,6 +68,20 @@ def test_every_byte_outside_the_mask_stays_under_the_watermark_too(run, tmp_path
     assert result.shape == pixels.shape and np.array_equal(result[kept], pixels[kept])
     assert (result[~kept][:, 3] == 255).all(), "what was transparent is painted"
     assert "SDV2" in metadata.read_record(tmp_path / "o/samples/00000.png")["watermark"]
+
+
+def test_bytes_keep_their_colour_profile(run, tmp_path, models, files):
+    pixels, mask = files
+    p3 = made_profile(2.2, (0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06))
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "rgb.png", icc_profile=p3)
+    for flags in (), ("--raw",):
+        outcome = run("inpaint.py", *models["sd2"], *RUN[:-1], "mask.png", *flags, "--outdir", "o")
+        assert outcome.code == 0, outcome.err
+    with Image.open(tmp_path / "o/samples/00000.png") as image:
+        assert image.info["icc_profile"] == p3
+        assert np.array_equal(np.asarray(image)[~mask], pixels[~mask][:, :3])
+    with Image.open(tmp_path / "o/samples/00001.png") as image:
+        assert "icc_profile" not in image.info, "decoded as it is, in sRGB"
 
 
 def test_the_mask_may_come_as_a_file_inverted_or_as_alpha(run, tmp_path, models, files):
@@ -135,7 +150,7 @@ def test_the_defaults_are_the_published_pages(run, files):
     ],
 )
 def test_wrong_input_is_one_line_before_the_model_is_loaded(run, tmp_path, files, flags, message):
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     outcome = run("inpaint.py", *flags, "--ckpt", "never-looked-at.safetensors", "--outdir", "o")
     assert outcome.code == 2 and message in outcome.err, outcome.err
     assert outcome.err.count("\n") == 1 and not (tmp_path / "o").exists()
@@ -178,7 +193,7 @@ def test_a_stopped_run_goes_on_exactly(run, tmp_path, models, files, stop_at, ki
         assert path.read_bytes() == (tmp_path / "o/samples" / path.name).read_bytes(), path.name
 
 
-def test_finished_latents_decode_to_the_raw_picture(run, tmp_path, models, files):
+def test_finished_latents_decode_to_the_raw_image(run, tmp_path, models, files):
     """By txt2img.py, though the model is for this task."""
     flags = *models["inpaint"], *RUN, "--save-latents", "--outdir", "o"
     assert run("inpaint.py", *flags).code == 0 and run("inpaint.py", *flags, "--raw").code == 0

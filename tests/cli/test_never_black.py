@@ -1,4 +1,4 @@
-"""No command saves a black picture, or one of NaN, and exits with 0."""
+"""No command saves a black image, or one of NaN, and exits with 0."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def saved(folder):
 
 
 def check(outcome, folder):
-    """A picture and 0, or no picture and another code."""
+    """An image and 0, or no image and another code."""
     for path in saved(folder):
         with Image.open(path) as image:
             assert np.asarray(image).max() > 2
@@ -49,7 +49,7 @@ def check(outcome, folder):
 @pytest.mark.few(1)
 @pytest.mark.parametrize("layer", [RESIDUAL, TEXT, DECODER])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_weights_that_overflow_give_a_picture(run, tmp_path, spoilt, layer, dtype):
+def test_weights_that_overflow_give_an_image(run, tmp_path, spoilt, layer, dtype):
     outcome = run("txt2img.py", *spoilt(layer), *QUICK, "--dtype", dtype, "--outdir", "out")
     assert outcome.code == 0, outcome.err
     check(outcome, tmp_path / "out")
@@ -102,7 +102,7 @@ def test_img2img_encodes_again(run, tmp_path, spoilt):
 
 @pytest.fixture
 def decode_to(monkeypatch):
-    """Let the decoder give these values, a picture each time."""
+    """Let the decoder give these values, an image each time."""
 
     def pretend(*values):
         values = iter(values)
@@ -119,7 +119,7 @@ WEIGHTS = (*CONFIG, "--ckpt", CASE.files["checkpoint"], "--precision", "full", "
 
 
 @pytest.mark.parametrize("black", [-1.0, -5.0, -1 + 2.9 / 127.5])
-def test_black_pictures_are_not_saved(run, tmp_path, decode_to, black):
+def test_black_images_are_not_saved(run, tmp_path, decode_to, black):
     """The others are, and the command fails, in one line that names the prompt."""
     decode_to(0.5, black, 0.5)
     outcome = run("txt2img.py", *WEIGHTS, *QUICK, "--n_samples", 3, "--prompt", "a red apple")

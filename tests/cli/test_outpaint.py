@@ -14,15 +14,15 @@ RUN = *MODEL, "--prompt", "a", "--steps", 2, "--init-img", "i.png", "--window", 
 
 @pytest.fixture(autouse=True)
 def image(tmp_path):
-    """A picture with alpha, i.png; returns its pixels."""
+    """An image with alpha, i.png; returns its pixels."""
     pixels = np.random.default_rng(0).integers(0, 256, (31, 29, 4), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "i.png")
     return pixels
 
 
 def saved(folder, number: int = 0) -> np.ndarray:
-    with Image.open(folder / "samples" / f"{number:05d}.png") as picture:
-        return np.asarray(picture)
+    with Image.open(folder / "samples" / f"{number:05d}.png") as image:
+        return np.asarray(image)
 
 
 def test_it_grows_and_keeps_every_byte(run, tmp_path, image):
@@ -40,7 +40,7 @@ def test_it_grows_and_keeps_every_byte(run, tmp_path, image):
     assert expected.items() <= record["resolved"].items() and record["width"] == 54
 
 
-def test_a_large_picture_carries_the_watermark_in_the_new_part_alone(run, tmp_path):
+def test_a_large_image_carries_the_watermark_in_the_new_part_alone(run, tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, (250, 260, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "i.png")
     outcome = run("outpaint.py", *RUN, "--right", 40, "--window", 300, "--steps", 1)
@@ -62,7 +62,7 @@ def test_a_run_stopped_in_a_window_goes_on(run, tmp_path, stop_at):
         assert (tmp_path / "o" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_another_picture_is_no_going_on(run, tmp_path, stop_at):
+def test_another_image_is_no_going_on(run, tmp_path, stop_at):
     stop_at(1)
     assert run("outpaint.py", *RUN, "--right", 8, "--outdir", "o").code == 75
     Image.new("RGB", (29, 31)).save(tmp_path / "i.png")

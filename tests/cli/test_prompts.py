@@ -1,4 +1,4 @@
-"""How prompts are read, from the command line to the pictures' metadata."""
+"""How prompts are read, from the command line to the images' metadata."""
 
 import numpy as np
 import pytest
@@ -24,15 +24,15 @@ def weights(request, tmp_path_factory) -> tuple:
 
 @pytest.fixture
 def make(run, tmp_path, weights):
-    """Return a function: flags -> pictures (n, h, w, 3), their records, what was said."""
+    """Return a function: flags -> images (n, h, w, 3), their records, what was said."""
 
     def make(*flags, script="txt2img.py"):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         outcome = run(script, *QUICK, *weights, "--outdir", folder, *flags)
         assert outcome.code == 0, outcome.err
         files = sorted((folder / "samples").iterdir())
-        pictures = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
-        return pictures, [metadata.read_record(file) for file in files], outcome.out + outcome.err
+        images = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+        return images, [metadata.read_record(file) for file in files], outcome.out + outcome.err
 
     return make
 
@@ -51,7 +51,7 @@ def test_brackets_and_braces_are_text_by_default(make):
 @pytest.mark.parametrize(
     ("syntax", "text"), [("a1111", "a (red:1.6) [cat]"), ("compel", "a (red)1.6 cat-")]
 )
-def test_weights_change_the_picture_and_are_recorded(make, syntax, text):
+def test_weights_change_the_image_and_are_recorded(make, syntax, text):
     weighed, (record,), _ = make("--prompt", text, "--prompt-syntax", syntax)
     plain, _, _ = make("--prompt", "a red cat")
     assert (weighed != plain).any()
@@ -60,7 +60,7 @@ def test_weights_change_the_picture_and_are_recorded(make, syntax, text):
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("syntax", ["a1111", "compel"])
-def test_without_signs_every_syntax_makes_the_plain_picture(make, syntax):
+def test_without_signs_every_syntax_makes_the_plain_image(make, syntax):
     plain, _, _ = make("--prompt", "a red cat", "--negative-prompt", "dog")
     read, _, _ = make("--prompt", "a red cat", "--negative-prompt", "dog", "--prompt-syntax", syntax)
     assert (read == plain).all()
@@ -79,10 +79,10 @@ def test_long_prompts_are_encoded_whole_and_it_is_said_once(make):
 @pytest.mark.few(1)
 def test_short_and_long_prompts_stand_in_one_batch(make, tmp_path):
     (tmp_path / "prompts.txt").write_text(f"cat\n{LONG}\n")
-    pictures, records, _ = make("--from-file", tmp_path / "prompts.txt", "--n_samples", 2)
+    images, records, _ = make("--from-file", tmp_path / "prompts.txt", "--n_samples", 2)
     assert [record["prompt"] for record in records] == ["cat", LONG]
     alone, _, _ = make("--prompt", "cat", "--n_samples", 2)
-    assert abs(pictures[0].astype(int) - alone[0]).max() <= 1  # the long one beside it changes nothing
+    assert abs(images[0].astype(int) - alone[0]).max() <= 1  # the long one beside it changes nothing
 
 
 @pytest.mark.few(1)
@@ -96,7 +96,7 @@ def test_clip_skip_is_counted_as_elsewhere(make, weights):
 
 
 @pytest.mark.few(1)
-def test_combinations_are_pictures_of_their_own(make, tmp_path):
+def test_combinations_are_images_of_their_own(make, tmp_path):
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "colour.txt").write_text("red\nblue\n")
     flags = "--prompt", "a __colour__ {cat|dog}", "--wildcards", tmp_path / "w", "--n_samples", 3

@@ -1,4 +1,4 @@
-"""--rng and --exact: each picture carries the seed that makes it again, bit for bit."""
+"""--rng and --exact: each image carries the seed that makes it again, bit for bit."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def pixels(path) -> np.ndarray:
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("rng", ["per-image", "gpu-philox"])
-def test_the_seed_in_a_picture_makes_it_again_alone(run, tmp_path, rng):
+def test_the_seed_in_an_image_makes_it_again_alone(run, tmp_path, rng):
     (tmp_path / "p.txt").write_text("a red apple\na cat\na dog\n")
     kind = ("--rng", rng, "--exact", *SMALL)
     batch = ("--from-file", "p.txt", "--seed", 11, "--n_samples", 2, "--n_iter", 2)
@@ -62,7 +62,7 @@ def test_seeds_beyond_the_last_are_refused_before_the_model_is_read(run, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_fixed_code_says_where_pictures_will_be_the_same(run):
+def test_fixed_code_says_where_images_will_be_the_same(run):
     flags = ("--rng", "per-image", "--fixed_code", "--n_samples", 2, "--n_iter", 1, "--outdir", "out")
     outcome = run("txt2img.py", *flags, *SMALL)
     assert outcome.code == 0 and "all images of one prompt will be the same" in outcome.err

@@ -100,6 +100,7 @@ def test_every_task_is_here():
     assert {task.split()[0] for task in TASKS} == set(NAMES)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("task", TASKS)
 def test_an_image_of_a_later_batch_is_made_again_equal(made, rerun, task):
     images = made(task, "--n_iter", 2)

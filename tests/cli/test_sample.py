@@ -47,16 +47,16 @@ def test_train_then_sample(run, tmp_path, trained):
     folder = tmp_path / "outputs" / "sample-samples"
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
     assert names == {"grid-0000.png", "samples/00000.png", "samples/00001.png"}
-    with Image.open(folder / "samples" / "00000.png") as picture:
-        assert picture.size == (128, 128)
-        pixels = np.asarray(picture)
+    with Image.open(folder / "samples" / "00000.png") as image:
+        assert image.size == (128, 128)
+        pixels = np.asarray(image)
     record = metadata.read_record(folder / "samples" / "00000.png")
     assert (record["task"], record["prompt"], record["resolved"]["scale"]) == ("sample", "", 1.0)
     latents = folder / "samples" / "00000.latents.safetensors"
     outcome = run("sample.py", "--latents", latents, "--outdir", "again")
     assert outcome.code == 0, outcome.err
-    with Image.open(tmp_path / "again" / "samples" / "00000.png") as picture:
-        assert np.array_equal(np.asarray(picture), pixels)
+    with Image.open(tmp_path / "again" / "samples" / "00000.png") as image:
+        assert np.array_equal(np.asarray(image), pixels)
 
 
 def test_the_configuration_is_asked_for_and_named(run, tmp_path, trained):
@@ -83,8 +83,8 @@ def test_the_demo_model_by_the_empty_prompt(run, tmp_path):
     )
     assert outcome.code == 0, outcome.err
     for name in ("00000.png", "00001.png"):
-        with Image.open(tmp_path / "o" / "samples" / name) as picture:
-            assert picture.size == (131, 67)
+        with Image.open(tmp_path / "o" / "samples" / name) as image:
+            assert image.size == (131, 67)
 
 
 def test_a_stopped_run_goes_on(run, tmp_path, stop_at):

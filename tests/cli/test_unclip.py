@@ -1,4 +1,4 @@
-"""scripts/unclip.py as a user meets it: pictures, statistics beside the weights, stopping, wrong input."""
+"""scripts/unclip.py as a user meets it: images, statistics beside the weights, stopping, wrong input."""
 
 import hashlib
 import json
@@ -42,8 +42,8 @@ def model(files, request) -> tuple:
 
 
 @pytest.fixture
-def pictures(tmp_path) -> list[Path]:
-    """Return pictures of one pixel, with transparency, and an ordinary one."""
+def images(tmp_path) -> list[Path]:
+    """Return images of one pixel, with transparency, and an ordinary one."""
     draw = np.random.default_rng(0).integers
     for name, shape in (("one.png", (1, 1, 3)), ("clear.png", (20, 70, 4)), ("photo.png", (50, 40, 3))):
         Image.fromarray(draw(0, 256, shape, np.uint8)).save(tmp_path / name)
@@ -55,9 +55,9 @@ def saved(folder: Path) -> list[bytes]:
 
 
 @pytest.mark.few(1)
-def test_a_variation_and_a_mix_of_pictures(run, model, pictures, tmp_path):
+def test_a_variation_and_a_mix_of_images(run, model, images, tmp_path):
     flags = "--image-weights", 2, -0.5, 1, "--noise-level", 0, 100, 999, "--mix-noise-level", 20
-    outcome = run("unclip.py", *model, *QUICK, "--init-img", *pictures, *flags, "--outdir", "mix")
+    outcome = run("unclip.py", *model, *QUICK, "--init-img", *images, *flags, "--outdir", "mix")
     assert outcome.code == 0, outcome.err
     made = tmp_path / "mix" / "samples" / "00000.png"
     with Image.open(made) as image:
@@ -65,9 +65,9 @@ def test_a_variation_and_a_mix_of_pictures(run, model, pictures, tmp_path):
     record = metadata.read_record(made)
     mix = {"mix_noise_level": 20, "image_weights": [2, -0.5, 1], "noise_level": [0, 100, 999]}
     assert record["task"] == "unclip" and mix.items() <= record["resolved"].items()
-    for about, path in zip(record["inputs"]["init_img"], pictures, strict=True):
+    for about, path in zip(record["inputs"]["init_img"], images, strict=True):
         assert about == {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    outcome = run("unclip.py", *model, *QUICK, "--init-img", pictures[0], "--outdir", "one")
+    outcome = run("unclip.py", *model, *QUICK, "--init-img", images[0], "--outdir", "one")
     assert outcome.code == 0, outcome.err
     record = metadata.read_record(tmp_path / "one" / "samples" / "00000.png")
     assert not {"mix_noise_level", "image_weights"} & record["request"].keys()
@@ -75,11 +75,11 @@ def test_a_variation_and_a_mix_of_pictures(run, model, pictures, tmp_path):
     assert (record["resolved"]["steps"], record["resolved"]["scale"]) == (2, 10.0)
 
 
-def test_the_mix_is_noised_as_published_unless_said_otherwise(run, files, pictures, tmp_path):
+def test_the_mix_is_noised_as_published_unless_said_otherwise(run, files, images, tmp_path):
     config, weights = files["unclip-h"]
     levels = {"usual": (), "50": ("--mix-noise-level", 50), "off": ("--mix-noise-level", "off")}
     for folder, level in levels.items():
-        flags = "--config", config, "--ckpt", weights, "--init-img", *pictures, *level, "--outdir", folder
+        flags = "--config", config, "--ckpt", weights, "--init-img", *images, *level, "--outdir", folder
         outcome = run("unclip.py", *QUICK, *flags, "--no-metadata")
         assert outcome.code == 0, outcome.err
     usual, explicit, off = (saved(tmp_path / folder) for folder in ("usual", "50", "off"))
@@ -88,11 +88,11 @@ def test_the_mix_is_noised_as_published_unless_said_otherwise(run, files, pictur
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("rng", ["reference", "per-image"])
-def test_a_stopped_run_goes_on_exactly_with_the_same_pictures_only(
-    run, files, pictures, tmp_path, stop_at, rng
+def test_a_stopped_run_goes_on_exactly_with_the_same_images_only(
+    run, files, images, tmp_path, stop_at, rng
 ):
     config, weights = files["unclip-l"]
-    flags = "--config", config, "--ckpt", weights, "--init-img", *pictures[1:], "--rng", rng, "--steps", 3
+    flags = "--config", config, "--ckpt", weights, "--init-img", *images[1:], "--rng", rng, "--steps", 3
     flags += "--sampler", "euler_a", "--n_samples", 2, "--n_iter", 2, "--no-grid", "--H", 32, "--W", 32
     assert run("unclip.py", *flags, "--outdir", "whole").code == 0
     stop_at(4)
@@ -100,21 +100,21 @@ def test_a_stopped_run_goes_on_exactly_with_the_same_pictures_only(
     assert outcome.code == 75, outcome.err
     stop_at(None)
     file = "--latents", "o/interrupted-00000.safetensors"
-    before = pictures[1].read_bytes()
-    Image.new("RGB", (70, 20)).save(pictures[1])
+    before = images[1].read_bytes()
+    Image.new("RGB", (70, 20)).save(images[1])
     outcome = run("unclip.py", *file)
     assert outcome.code == 2 and "clear.png has changed since o/interrupted" in outcome.err
     outcome = run("unclip.py", *file, "--image-weights", 1, 2)
     assert outcome.code == 2 and "contradicts" in outcome.err
-    pictures[1].write_bytes(before)
+    images[1].write_bytes(before)
     outcome = run("unclip.py", *file)
     assert outcome.code == 0, outcome.err
     assert saved(tmp_path / "o") == saved(tmp_path / "whole") and len(saved(tmp_path / "o")) == 4
 
 
-def test_noise_may_be_given_and_finished_latents_are_not_noise(run, files, pictures):
+def test_noise_may_be_given_and_finished_latents_are_not_noise(run, files, images):
     config, weights = files["unclip-h"]
-    model = "--config", config, "--ckpt", weights, "--init-img", pictures[2], *QUICK
+    model = "--config", config, "--ckpt", weights, "--init-img", images[2], *QUICK
     save_file({"noise": torch.randn(1, 4, 8, 8)}, "noise.safetensors")
     outcome = run("unclip.py", *model, "--latents", "noise.safetensors", "--save-latents")
     assert outcome.code == 0, outcome.err
@@ -134,9 +134,9 @@ def with_statistics_named(files, folder: Path) -> tuple[Path, Path]:
     return folder / "l.yaml", folder / "l.safetensors"
 
 
-def test_missing_statistics_are_one_line_and_beside_the_weights_they_do(run, files, pictures, tmp_path):
+def test_missing_statistics_are_one_line_and_beside_the_weights_they_do(run, files, images, tmp_path):
     config, weights = with_statistics_named(files, tmp_path / "models")
-    flags = *QUICK, "--config", config, "--ckpt", weights, "--init-img", pictures[2]
+    flags = *QUICK, "--config", config, "--ckpt", weights, "--init-img", images[2]
     outcome = run("unclip.py", *flags)
     assert outcome.code == 2 and not (tmp_path / "outputs").exists()
     (error,) = outcome.err.splitlines()
@@ -186,24 +186,24 @@ def test_statistics_of_every_kind_are_found(files, tmp_path, suffix, beside):
         (("--init-img", "photo.png", "one.png", "--mix-noise-level", "on"), "from 0 to 999, or off"),
     ],
 )
-def test_wrong_input_is_one_line_before_the_model_is_loaded(run, pictures, tmp_path, flags, says):
-    (tmp_path / "text.txt").write_text("no picture")
+def test_wrong_input_is_one_line_before_the_model_is_loaded(run, images, tmp_path, flags, says):
+    (tmp_path / "text.txt").write_text("no image")
     outcome = run("unclip.py", *flags, "--ckpt", "never-looked-at.ckpt")
     assert outcome.code == 2 and says in outcome.err and outcome.err.count("\n") == 1, outcome.err
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_model_for_another_task_names_its_script(run, files, pictures):
+def test_a_model_for_another_task_names_its_script(run, files, images):
     other = "--config", TEXT_TO_IMAGE["config"], "--ckpt", TEXT_TO_IMAGE["checkpoint"]
-    outcome = run("unclip.py", *QUICK, *other, "--init-img", pictures[2])
+    outcome = run("unclip.py", *QUICK, *other, "--init-img", images[2])
     assert outcome.code == 2 and "use it with scripts/txt2img.py" in outcome.err
     config, weights = files["unclip-l"]
     outcome = run("txt2img.py", *QUICK, "--config", config, "--ckpt", weights)
     assert outcome.code == 2 and "unCLIP-L" in outcome.err and "use it with scripts/unclip.py" in outcome.err
 
 
-def test_without_weights_the_demonstration_model_makes_its_own_size(run, pictures, tmp_path):
-    outcome = run("unclip.py", "--init-img", pictures[2], "--steps", 2, "--n_samples", 1, "--scale", 3)
+def test_without_weights_the_demonstration_model_makes_its_own_size(run, images, tmp_path):
+    outcome = run("unclip.py", "--init-img", images[2], "--steps", 2, "--n_samples", 1, "--scale", 3)
     assert outcome.code == 0 and "using the small demo model" in outcome.out, outcome.err
     with Image.open(tmp_path / "outputs" / "unclip-samples" / "samples" / "00000.png") as image:
         assert image.size == (128, 128)

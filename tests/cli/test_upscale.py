@@ -63,7 +63,7 @@ def test_what_cannot_be_is_refused_in_one_line(run, small, weights, tmp_path, fl
     assert len(outcome.err.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
-def test_pictures_are_refused_before_the_model_is_loaded(run, tmp_path):
+def test_images_are_refused_before_the_model_is_loaded(run, tmp_path):
     Image.new("1", (10_000, 10_000)).save(tmp_path / "bomb.png")
     for flags, says in (
         ((), "--init-img is missing: give the image to enlarge"),
@@ -90,8 +90,8 @@ def test_a_run_that_was_stopped_goes_on_with_its_own_tiles(
     monkeypatch.setattr(memory_plan, "free_bytes", lambda _: 1)  # now nothing would fit
     outcome = run("upscale.py", "--latents", file)
     assert outcome.code == 0, outcome.err
-    pictures = [np.asarray(Image.open(tmp_path / f"out/samples/0000{i}.png")) for i in (0, 1)]
-    assert np.array_equal(*pictures)
+    images = [np.asarray(Image.open(tmp_path / f"out/samples/0000{i}.png")) for i in (0, 1)]
+    assert np.array_equal(*images)
 
 
 def test_sizes_of_memory_are_read():

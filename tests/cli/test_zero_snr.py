@@ -25,16 +25,16 @@ def config(tmp_path):
     return write
 
 
-def test_pictures_start_from_pure_noise_and_remember_it(run, tmp_path, config):
-    pictures = {}
+def test_images_start_from_pure_noise_and_remember_it(run, tmp_path, config):
+    images = {}
     for folder, flags in (("zero", ["--zero-snr"]), ("plain", [])):
         flags += ["--config", config("v"), "--schedule", "trailing", "--outdir", folder]
         outcome = run("txt2img.py", *QUICK, *flags)
         assert outcome.code == 0, outcome.err
         path = tmp_path / folder / "samples" / "00000.png"
-        pictures[folder] = path.read_bytes()
+        images[folder] = path.read_bytes()
         assert metadata.read_record(path)["resolved"]["zero_snr"] == (folder == "zero")
-    assert pictures["zero"] != pictures["plain"]
+    assert images["zero"] != images["plain"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import ldm.config
 from golden_cases import cases
 from ldm.config import find_config, instantiate, load_config
 from ldm.errors import ConfigError
+from ldm.training.options import SECTION_CLASSES
 from ldm.util import instantiate_from_config
 
 UNET = {
@@ -306,3 +307,56 @@ def test_a_published_yaml_builds_on_the_meta_device(case):
     with torch.device("meta"):
         model = instantiate(node)
     assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+@pytest.fixture
+def training_file(tmp_path):
+    path = tmp_path / "training.yaml"
+    path.write_text(
+        "model: {target: ldm.models.latent_diffusion.LatentDiffusion, params: {linear_start: 0.1}}\n"
+        "data: {target: ldm.data.images.CaptionedImages, params: {path: data, size: 64}}\n"
+        "train: {learning_rate: 1.0e-4}\n"
+        "diffusion: {sample_prompts: [a, b], new_tensors: {}}\n"
+    )
+    return path
+
+
+TEXTS = ["123", "12:30", "yes", "1e3", "null", "~", "", "0x1F", "1_000", "2024-01-02", "[a, b]", "{a}", "[a"]
+TEXTS += ["'quoted'", "a: b", "# no comment", "a #b", "- a", "~/data", "*", "@a", "%a", " a ", "C:\\x"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize(
+    "key", ["data.params.path", "train.precision", "diffusion.ckpt", "diffusion.sample_prompts.1"]
+)
+def test_where_text_is_expected_an_override_is_taken_as_it_is(training_file, key, text):
+    content = ldm.config.read_config(training_file, [f"{key}={text}"], SECTION_CLASSES)
+    for part in key.split("."):
+        content = content[int(part) if part.isdigit() else part]
+    assert content == text
+
+
+@pytest.mark.parametrize(
+    "override, value",
+    [
+        ("train.max_steps=1e3", 1000.0), ("train.batch_size=0x10", 16), ("train.compile=yes", True),
+        ("train.learning_rate=1e-3", 1e-3), ("train.betas=[0.9, 1e-1]", [0.9, 0.1]),
+        ("data.params.size=128", 128), ("data.params.mirror=no", False), ("data.params.captions=null", None),
+        ("data.params.captions=", None), ("data.params.captions=12:30", "12:30"),
+        ("diffusion.sample_prompts=[no, 12:30, 1e3, 'a, b']", ["no", "12:30", "1e3", "a, b"]),
+        ("diffusion.new_tensors={a*: 1, b: no}", {"a*": "1", "b": "no"}),
+        ("model.params.parameterization=v", "v"), ("model.params.conditioning_key=null", None),
+        ("model.params.linear_start=1e-3", 1e-3), ("model.params.use_ema=off", False),
+    ],
+)  # fmt: skip
+def test_everywhere_else_an_override_is_yaml(training_file, override, value):
+    content = ldm.config.read_config(training_file, [override], SECTION_CLASSES)
+    for part in override.partition("=")[0].split("."):
+        content = content[part]
+    assert content == value and type(content) is type(value)
+
+
+@pytest.mark.parametrize("key", ["data.params.path", "diffusion.ckpt", "model.params.linear_start"])
+def test_references_are_refused_in_texts_too(training_file, key):
+    with pytest.raises(ConfigError, match="references"):
+        ldm.config.read_config(training_file, [f"{key}=${{oc.env:HOME}}/x"], SECTION_CLASSES)

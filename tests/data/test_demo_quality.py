@@ -15,9 +15,9 @@ from benchmarks.quality import (
     in_order,
     nearest_distance,
     pair_requests,
-    pictures,
     proportion,
     psnr,
+    real_images,
     recall,
     sample_sheet,
     single_requests,
@@ -36,7 +36,7 @@ def test_psnr_of_a_known_error():
 def test_real_pictures_have_the_grounds_asked_for(emoji_folder):
     scenes = EmojiScenes(emoji_folder, "all")
     asked = single_requests(scenes, 33, torch.Generator().manual_seed(0))
-    images = pictures(asked, scenes)
+    images = real_images(asked, scenes)
     assert {one.colour for one in asked} == set(COLOURS)
     assert corner_colours(images) == [one.colour for one in asked]
     noisy = images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))

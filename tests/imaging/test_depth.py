@@ -4,13 +4,15 @@ import importlib.util
 import logging
 import struct
 import sys
+import zlib
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.errors import BackendUnavailable, InputError
+from ldm.errors import BackendUnavailable, InputError, OutOfMemory
 from ldm.imaging.depth import as_levels, depth_png, inverse_depth, read_depth
 
 VALUES = np.arange(5 * 7).reshape(5, 7)
@@ -130,8 +132,8 @@ def bomb(path):
 WRONG = {
     "missing": (lambda path: None, "no such file"),
     "folder": (lambda path: path.mkdir(), "a folder"),
-    "empty": (lambda path: path.write_bytes(b""), "not in a known format"),
-    "text": (lambda path: path.write_text("depth"), "not in a known format"),
+    "empty": (lambda path: path.write_bytes(b""), "in a known format"),
+    "text": (lambda path: path.write_text("depth"), "in a known format"),
     "colour": (lambda path: Image.fromarray(np.dstack([VALUES, VALUES, 2 * VALUES]).astype(np.uint8))
                .save(path, "PNG"), "in colour"),
     "half.npy": (lambda path: half_of(path, "npy"), "complete"),
@@ -258,3 +260,49 @@ def test_true_disparity_of_a_real_scene_keeps_its_order():
     hidden = known & (np.random.default_rng(0).random(known.shape) < 0.1)
     error = np.abs(inverse_depth(np.where(hidden, np.nan, disparity)) - disparity)[hidden]
     assert np.median(error) < 0.01 * np.ptp(depth)
+
+
+@pytest.mark.parametrize("colour_type", [2, 6])
+def test_all_16_bits_of_a_png_in_colour_count(tmp_path, colour_type):
+    ramp = np.arange(20_000, 20_256, dtype=np.uint16).reshape(1, 256)
+    channels = [ramp] * 3 + [np.full_like(ramp, 65535)] * (colour_type == 6)
+    path = tmp_path / "ramp.png"
+    rows = b"\0" + np.dstack(channels).astype(">u2").tobytes()
+    header = struct.pack(">IIBBBBB", 256, 1, 16, colour_type, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    ))  # fmt: skip
+    assert np.array_equal(read_depth(path), ramp.astype(np.float32))
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(InputError, match="complete"):
+        read_depth(path)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "ppm"])
+def test_16_bits_in_colour_of_other_files_are_refused_in_one_line(tmp_path, suffix):
+    ramp = np.dstack([np.arange(256, dtype=np.uint16).reshape(1, 256)] * 3)
+    path = tmp_path / f"ramp.{suffix}"
+    if suffix == "ppm":
+        path.write_bytes(b"P6 256 1 65535\n" + ramp.astype(">u2").tobytes())
+    else:  # a TIFF of one strip: width, height, bits, compression, photometric, offset, samples, rows, count
+        tags = ((256, 256), (257, 1), (259, 1), (262, 2), (273, 8), (277, 3), (278, 1), (279, ramp.nbytes))
+        entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags]
+        entries.insert(2, struct.pack("<HHII", 258, 3, 3, 8 + ramp.nbytes + 2 + 12 * 9 + 4))
+        table = struct.pack("<H", 9) + b"".join(entries) + bytes(4) + struct.pack("<3H", 16, 16, 16)
+        path.write_bytes(b"II*\0" + struct.pack("<I", 8 + ramp.nbytes) + ramp.tobytes() + table)
+    with pytest.raises(InputError, match="16 bits in several channels.*PNG"):
+        read_depth(path)
+
+
+def test_memory_and_the_file_system_are_named_as_they_are(tmp_path, monkeypatch):
+    path = tmp_path / "depth.npy"
+    np.save(path, np.ones((4, 4)))
+    for error, kind, says in (
+        (MemoryError(), OutOfMemory, "not enough memory"),
+        (OSError(5, "Input/output error"), InputError, "Input/output error$"),
+    ):
+        monkeypatch.setattr("ldm.imaging.depth._read_npy", Mock(side_effect=error))
+        with pytest.raises(kind, match=f"cannot read depth .*depth.npy: .*{says}"):
+            read_depth(path)

@@ -1,14 +1,18 @@
 """Opening images: every mode becomes the right RGB, and anything else is one clear error."""
 
+import errno
+import io
 import logging
+import os
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
-from ldm.errors import InputError
+from ldm.errors import InputError, OutOfMemory
+from ldm.imaging import files
 from ldm.imaging.files import open_image
 
 CORNERS = np.array([[10, 60, 110], [160, 200, 250]], np.uint8)  # 3 x 2, all pixels different
@@ -211,16 +215,163 @@ def test_half_a_file_is_refused(tmp_path, suffix):
         open_image(tmp_path / f"half.{suffix}")
 
 
-def test_a_text_bomb_is_refused(tmp_path):
-    chunks = PngImagePlugin.PngInfo()
-    chunks.add_text("bomb", "a" * 5_000_000, zip=True)
-    path = saved(tmp_path, Image.new("L", (1, 1)), pnginfo=chunks)
-    with pytest.raises(InputError, match="cannot open"):
-        open_image(path)
-
-
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         open_image(tmp_path / "nowhere.png")
     with pytest.raises(InputError, match="a folder"):
         open_image(tmp_path)
+
+
+def png_with(*chunks: bytes, after: bytes = b"") -> bytes:
+    """A whole PNG of 2 x 1 pixels with chunks before and after its pixels."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 8, 2, 0, 0, 0))
+    row = chunk(b"IDAT", zlib.compress(b"\0" + bytes([9, 8, 7, 6, 5, 4])))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + row + after + chunk(b"IEND", b"")
+
+
+def jpeg_with(*segments: bytes) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (90, 90, 90)).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()[:2] + b"".join(segments) + buffer.getvalue()[2:]
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    return struct.pack(">BBH", 255, marker, len(data) + 2) + data
+
+
+BOMB = zlib.compress(bytes(5_000_000))
+DAMAGED_METADATA = {
+    "eXIf of 6 bytes": png_with(chunk(b"eXIf", b"MM\0*\0\0")),
+    "eXIf that points outside": png_with(chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\xff\1\x12")),
+    "eXIf of nothing": png_with(chunk(b"eXIf", b"")),
+    "eXIf of words": png_with(chunk(b"eXIf", b"no EXIF at all")),
+    "iCCP of words": png_with(chunk(b"iCCP", b"profile")),
+    "iCCP of another method": png_with(chunk(b"iCCP", b"a\0\5xx")),
+    "iCCP that cannot be unpacked": png_with(chunk(b"iCCP", b"a\0\0xxxx")),
+    "iCCP of zeros": png_with(chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(200)))),
+    "a wrong check sum": png_with(chunk(b"tEXt", b"a\0b")[:-4] + b"oops"),
+    "a wrong check sum at the end": png_with(after=chunk(b"tEXt", b"a\0b")[:-4] + b"oops"),
+    "a text bomb": png_with(chunk(b"zTXt", b"a\0\0" + BOMB)),
+    "a text bomb at the end": png_with(after=chunk(b"zTXt", b"a\0\0" + BOMB)),
+    "zTXt of another method": png_with(chunk(b"zTXt", b"a\0\7" + BOMB)),
+    "iTXt that cannot be unpacked": png_with(chunk(b"iTXt", b"a\0\1\0en\0\0xxxx")),
+    "an empty text": png_with(chunk(b"tEXt", b"")),
+    "gAMA cut short": png_with(chunk(b"gAMA", b"\0")),
+    "gAMA of 0": png_with(chunk(b"gAMA", bytes(4))),
+    "cHRM cut short": png_with(chunk(b"cHRM", b"\0\0")),
+    "cHRM of zeros": png_with(chunk(b"cHRM", bytes(32))),
+    "pHYs cut short": png_with(chunk(b"pHYs", b"\0")),
+    "EXIF of words": jpeg_with(segment(0xE1, b"Exif\0\0nonsense")),
+    "EXIF cut short": jpeg_with(segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\0\xff")),
+    "an ICC profile of words": jpeg_with(segment(0xE2, b"ICC_PROFILE\0\1\1nonsense")),
+    "a part of an ICC profile": jpeg_with(segment(0xE2, b"ICC_PROFILE\0\2\3nonsense")),
+    "an ICC profile of nothing": jpeg_with(segment(0xE2, b"ICC_PROFILE\0")),
+    "several pictures of words": jpeg_with(segment(0xE2, b"MPF\0nonsense")),
+    "Photoshop's of words": jpeg_with(segment(0xED, b"Photoshop 3.0\0008BIM\4\4")),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_METADATA)
+def test_damaged_metadata_cost_no_more_than_themselves(tmp_path, caplog, recwarn, name):
+    (tmp_path / "image.dat").write_bytes(DAMAGED_METADATA[name])
+    with caplog.at_level(logging.INFO, logger="ldm"):
+        found = np.asarray(open_image(tmp_path / "image.dat", alpha=None))
+    is_png = DAMAGED_METADATA[name].startswith(b"\x89PNG")
+    expected = [[[9, 8, 7], [6, 5, 4]]] if is_png else np.full((8, 8, 3), 90).tolist()
+    assert found.tolist() == expected
+    assert not recwarn.list and all("complete" not in line and len(line) < 400 for line in caplog.messages)
+
+
+def test_damaged_metadata_are_named_for_debugging(tmp_path, caplog):
+    (tmp_path / "image.png").write_bytes(DAMAGED_METADATA["eXIf of 6 bytes"])
+    with caplog.at_level(logging.DEBUG, logger="ldm"):
+        open_image(tmp_path / "image.png")
+    assert "image.png: its EXIF data are damaged" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp", "gif", "ppm"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_only_of_a_file_that_ends_too_early_it_is_asked_whether_it_is_complete(tmp_path, suffix, share):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    whole = saved(tmp_path, Image.fromarray(noise), f"whole.{suffix}").read_bytes()
+    (tmp_path / "part").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError, match=r"is the file complete\?$"):
+        open_image(tmp_path / "part")
+
+
+def test_other_reasons_are_said_without_that_question(tmp_path):
+    floats = saved(tmp_path, Image.new("F", (2, 2)), "float.tif")
+    broken = bytearray(png_with())
+    broken[45] ^= 255  # in the pixels
+    (tmp_path / "broken.png").write_bytes(broken)
+    (tmp_path / "large.png").write_bytes(png(12_000, 12_000))
+    (tmp_path / "larger.png").write_bytes(png(2**31 - 1, 2**31 - 1))
+    for path, says in (
+        (floats, "floating-point"), (tmp_path / "broken.png", "damaged"),
+        (tmp_path / "large.png", "make it smaller"), (tmp_path / "larger.png", "make it smaller"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=says) as error:
+            open_image(path)
+        assert "complete" not in str(error.value) and len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("where", ["read_bytes", "load", "convert", "numpy"])
+def test_a_lack_of_memory_is_no_fault_of_the_file(tmp_path, monkeypatch, where):
+    path = saved(tmp_path, Image.fromarray(CORNERS.astype(np.uint16) * 257))
+
+    def fail(*_args, **_options):
+        raise MemoryError
+
+    owner = {"read_bytes": files.Path, "load": files.Image.Image, "convert": files.Image.Image, "numpy": np}
+    monkeypatch.setattr(owner[where], "rint" if where == "numpy" else where, fail)
+    if where == "load":
+        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    with pytest.raises(OutOfMemory, match="cannot open image .*not enough memory") as error:
+        open_image(path)
+    assert error.value.exit_code == 6
+
+
+def test_what_the_file_system_says_is_repeated(tmp_path, monkeypatch):
+    path = saved(tmp_path, Image.fromarray(CORNERS))
+
+    def fail(*_args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(files.Path, "read_bytes", fail)
+    with pytest.raises(InputError, match="Input/output error$"):
+        open_image(path)
+    with pytest.raises(InputError, match="File name too long"):
+        open_image(tmp_path / ("x" * 3000))
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match="not a file"):
+        open_image(tmp_path / "pipe.png")
+
+
+def deep(colour_type: int, values: np.ndarray) -> bytes:
+    """A PNG of 16 bits with a different filter in every row."""
+    height, width, channels = values.shape
+    rows, before = b"", np.zeros(2 * channels * width, np.int64)
+    for y, row in enumerate(values.astype(">u2")):
+        now, bpp = np.frombuffer(row.tobytes(), np.uint8).astype(np.int64), 2 * channels
+        left = np.concatenate([np.zeros(bpp, np.int64), now[:-bpp]])
+        corner = np.concatenate([np.zeros(bpp, np.int64), before[:-bpp]])
+        guess = left + before - corner
+        distances = np.abs(np.stack([guess - left, guess - before, guess - corner]))
+        paeth = np.stack([left, before, corner])[distances.argmin(0), np.arange(len(now))]
+        filtered = (now - [0 * now, left, before, (left + before) // 2, paeth][y % 5]) % 256
+        rows += bytes([y % 5]) + filtered.astype(np.uint8).tobytes()
+        before = now
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_all_16_bits_of_a_png_in_colour_can_be_read(colour_type, channels):
+    values = np.random.default_rng(0).integers(0, 65536, (11, 7, channels), np.uint16)
+    found = files.deep_colour(deep(colour_type, values))
+    expected = values if channels > 2 else np.dstack([values[..., :1]] * 3 + [values[..., 1:]])
+    assert np.array_equal(found, expected)
+    assert files.deep_colour(png_with()) is None

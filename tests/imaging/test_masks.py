@@ -65,13 +65,46 @@ def test_a_half_grey_mask_stays_half_grey():
 
 def test_white_is_painted_whatever_holds_it():
     image = np.array(
-        [[[255, 255, 255, 255], [0, 0, 0, 255], [255, 255, 255, 0], [128, 128, 128, 255]]], np.uint8
+        [[[255, 255, 255, 255], [0, 0, 0, 255], [255, 255, 255, 0], [255, 255, 255, 128]]], np.uint8
     )
     mask = masks.from_image(image)
     assert mask.dtype == np.float32 and mask[0, :3].tolist() == [1, 0, 0] and masks.binarize(mask)[0, 3]
-    assert masks.from_image(image[..., :3])[0, 2] == 1
-    assert masks.from_alpha(image)[0].tolist() == [0, 0, 1, 0]
+    assert masks.from_image(image[..., :3])[0].tolist() == [1, 0, 1, 1]
+    assert masks.from_alpha(image)[0, :3].tolist() == [0, 0, 1]
     assert masks.prepared(mask, invert=True)[0].tolist() == [0, 1, 1, 1 - mask[0, 3]]
+
+
+def cut_out(colour, ground=(0, 0, 0, 0)) -> np.ndarray:
+    image = np.tile(np.array(ground, np.uint8), (16, 16, 1))
+    image[4:12, 4:12] = (*colour, 255)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (cut_out((200, 40, 30)), "in colour"),
+        (cut_out((40, 90, 200), (255, 255, 255, 0)), "in colour"),
+        (cut_out((200, 40, 30), (0, 0, 0, 255)), "in colour"),
+        (cut_out((120, 120, 120)), "100 % of its opaque part is not white"),
+        (cut_out((0, 0, 0), (255, 255, 255, 0)), "100 % of its opaque part is not white"),
+        (cut_out((150, 140, 150)), "not white"),
+    ],
+    ids=["cut-out", "on hidden white", "on black", "grey", "black", "nearly grey"],
+)
+def test_what_is_no_mask_is_refused_with_what_to_do(image, says):
+    with pytest.raises(InputError, match=f"{says}.*paint the part to repaint white"):
+        masks.from_image(image)
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (240, 236, 230)])
+def test_a_white_shape_on_transparency_is_a_mask(colour):
+    assert np.array_equal(masks.binarize(masks.from_image(cut_out(colour))), cut_out(colour)[..., 3] > 0)
+
+
+def test_a_photograph_in_grey_is_a_mixture():
+    grey = np.tile(np.arange(256, dtype=np.uint8)[:, None, None], (1, 4, 3))
+    assert np.array_equal(masks.from_image(grey)[:, 0], np.arange(256, dtype=np.float32) / 255)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "I;16", "P", "RGB", "RGBA", "LA", "CMYK"])

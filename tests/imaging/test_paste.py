@@ -1,7 +1,9 @@
 """What was not to be painted comes back byte for byte."""
 
 import numpy as np
+import pytest
 
+from ldm.imaging import masks
 from ldm.imaging.paste import Paste
 
 RANDOM = np.random.default_rng(0)
@@ -49,4 +51,18 @@ def test_hidden_colours_do_not_shine_through_a_soft_edge():
         np.full((1, 2, 3), 100, np.uint8),
     )
     result = Paste(original, np.full((1, 2), 0.5, np.float32)).onto(painted)
-    assert result.tolist() == [[[100, 100, 100, 128], [50, 150, 50, 255]]]
+    assert result.tolist() == [[[100, 100, 100, 255], [50, 150, 50, 255]]]
+
+
+@pytest.mark.parametrize("blur", [1, 4, 8])
+def test_a_transparent_hole_that_is_painted_becomes_opaque_whatever_the_blur(blur):
+    original, painted = np.full((24, 24, 4), 200, np.uint8), np.full((24, 24, 3), 50, np.uint8)
+    original[..., 3] = 255
+    original[6:18, 6:18, 3] = 0
+    original[5, 6:18, 3] = 100  # a soft edge
+    mask = masks.from_alpha(original)
+    result = Paste(original, masks.feather(mask, blur)).onto(painted)
+    assert (result[..., 3] == 255).all() and (result[6:18, 6:18, :3] == 50).all()
+    assert np.array_equal(result[mask == 0], original[mask == 0])
+    grown = Paste(original, masks.feather(masks.grown(mask, 4), blur)).onto(painted)
+    assert (grown[..., 3] == 255).all() and 50 < grown[1, 12, 0] < 200

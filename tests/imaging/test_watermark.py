@@ -1,4 +1,4 @@
-"""The invisible mark: readable where there is room, never in the way."""
+"""The invisible mark: readable in every image that is large enough, and hardly to be seen."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_marking_and_reading_equal_the_library_to_the_bit(kind, size, payload):
     encoder, decoder = WatermarkEncoder(), WatermarkDecoder("bytes", 8 * len(payload))
     encoder.set_watermark("bytes", payload)
     marked = encoder.encode(np.ascontiguousarray(image[:, :, ::-1]), "dwtDct")[:, :, ::-1]
-    assert np.array_equal(watermark.mark(image, payload), marked)
+    assert np.array_equal(watermark.mark_as_reference(image, payload), marked)
     for each in (image, marked):
         expected = decoder.decode(np.ascontiguousarray(each[:, :, ::-1]), "dwtDct")
         assert watermark.read(each, 8 * len(payload)) == expected
@@ -58,10 +58,54 @@ def test_flat_unmarked_images_are_not_mistaken(value):
     assert watermark.recognise(np.full((256, 256, 3), value, np.uint8)) is None
 
 
-def test_the_mark_is_hard_to_see():
-    image = textured(noise=2)
-    change = np.abs(watermark.mark(image).astype(int) - image)
-    assert 0 < change.mean() < 4
+def flat(*colour: int) -> np.ndarray:
+    return np.full((256, 256, 3), colour, np.uint8)
+
+
+def stripes(first: tuple, second: tuple, width: int) -> np.ndarray:
+    """Columns of two colours in turn."""
+    return np.where((np.arange(256) // width % 2)[None, :, None] == 1, flat(*second), flat(*first))
+
+
+YELLOW, BLUE, RED, CYAN = (255, 255, 0), (0, 0, 255), (255, 0, 0), (0, 255, 255)
+LEAST_PSNR = {  # those below 45 dB are within 2 dB of the nearest image that carries all bits
+    "columns": (stripes(YELLOW, BLUE, 1), 45),
+    "rows": (stripes(YELLOW, BLUE, 1).swapaxes(0, 1), 45),
+    "red and cyan": (stripes(RED, CYAN, 1), 45),
+    "wide columns": (stripes(YELLOW, BLUE, 3), 45),
+    "black": (flat(0, 0, 0), 45),
+    "white": (flat(255, 255, 255), 45),
+    "grey": (flat(128, 128, 128), 45),
+    "red": (flat(*RED), 45),
+    "green": (flat(0, 255, 0), 45),
+    "cyan": (flat(*CYAN), 45),
+    "yellow": (flat(*YELLOW), 45),
+    "blue": (flat(*BLUE), 40),
+    "magenta": (flat(255, 0, 255), 42),
+    "noise": (np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8), 45),
+    "extremes": (np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (256, 263, 3)), 45),
+    "soft": (textured(264, 277, noise=2), 45),
+    "rough": (textured(), 45),
+}
+
+
+@pytest.mark.parametrize("name", LEAST_PSNR)
+def test_the_mark_is_read_by_the_library_and_hard_to_see(name):
+    from imwatermark import WatermarkDecoder
+
+    image, least = LEAST_PSNR[name]
+    marked = watermark.mark(image)
+    decoded = WatermarkDecoder("bytes", 32).decode(np.ascontiguousarray(marked[:, :, ::-1]), "dwtDct")
+    assert decoded == b"SDV2" and watermark.recognise(marked) == b"SDV2"
+    change = marked.astype(np.float64) - image
+    assert 0 < abs(change).max() <= 30
+    assert 10 * np.log10(255**2 / np.square(change).mean()) >= least
+
+
+def test_a_marked_image_is_hardly_changed_by_marking_it_again():
+    marked = watermark.mark(textured())
+    change = watermark.mark(marked).astype(float) - marked
+    assert np.square(change).mean() < 0.2
 
 
 @pytest.mark.parametrize("size", [(255, 256), (64, 64), (1, 65536), (7, 10_000)])
@@ -74,8 +118,3 @@ def test_small_and_thin_images_do_not_fit(size):
 def test_whatever_fits_can_be_marked(size):
     image = textured(*size)
     assert watermark.fits(image) and watermark.mark(image).shape == image.shape
-
-
-def test_flat_images_are_marked_without_a_crash():
-    black = np.zeros((256, 256, 3), np.uint8)
-    assert watermark.mark(black).shape == black.shape

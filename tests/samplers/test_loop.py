@@ -216,7 +216,7 @@ def test_samplers_are_found_by_any_spelling():
         (lambda: DDPM(SCHEDULE, 1001), "1001 sampling steps"),
         (lambda: PLMS(SCHEDULE, 10).start_index(11), "cannot run 11 of 10"),
         (lambda: DPMSolver(SCHEDULE, 10).start_index(-1), "cannot run -1 of 10"),
-        (lambda: DDIM(SCHEDULE, 10).noised(X, 11, X), "table of 10"),
+        (lambda: DDIM(SCHEDULE, 10).noised(X, 11, X), "noise of 11 of 10"),
         (lambda: DPMSolver(SCHEDULE, 10).noised(X, 11, X), "11 of 10"),
         (lambda: next(sample_loop(DDIM(SCHEDULE, 10), denoise, X, None, keep_mask=X)), "given together"),
         (lambda: next(sample_loop(DDIM(SCHEDULE, 10), denoise, X, None, start=11)), "step 11 of 10"),

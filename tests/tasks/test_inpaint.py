@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch
 from requesting import make_images
 from tiny_models import tiny_config, tiny_model
 
+import ldm
 from ldm.errors import InputError
 from ldm.imaging.colour import from_uint8
+from ldm.jobs.inputs import load_inputs
 from ldm.models.latent_inpaint import LatentInpaintDiffusion
 from ldm.requests import Inpaint
 from ldm.samplers import SAMPLERS
@@ -60,7 +63,7 @@ def check_kept(result: np.ndarray, image: np.ndarray, mask: np.ndarray) -> None:
     assert not np.array_equal(result[mask == 1], image[mask == 1]), "the mask is painted"
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_bytes_outside_the_mask_stay_for_every_sampler(models, kind, sampler):
@@ -311,3 +314,38 @@ def test_prompts_and_masks_matter(models):
     results.append(next(iter(batches)).images)
     for a, b in itertools.combinations(results, 2):
         assert not torch.allclose(a, b, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"invert_mask": True}),
+        ({"invert_mask": True}, {}),
+        ({}, {"mask_grow": 5}),
+        ({"mask_grow": 5}, {"mask_grow": -2, "mask_blur": 2}),
+    ],
+)
+@pytest.mark.parametrize("alpha", [False, True])
+def test_a_loaded_mask_heeds_options_that_change(models, before, after, alpha):
+    """Another value of an option means the same whether the files are loaded already or not."""
+    mask = rectangle(24, 40)
+    image = picture(24, 40, 4 if alpha else 3)
+    if alpha:
+        image[..., 3] = np.where(mask == 1, 0, 255)
+    options = {"prompts": ("a",), "seed": 3, **FAST}
+    given = None if alpha else mask
+    loaded = load_inputs(Inpaint(init_img=image, mask=given, **options, **before))
+    defaults = {name: getattr(Inpaint(), name) for name in before}
+    changed = load_inputs(replace(loaded, **defaults | after))
+    fresh = load_inputs(Inpaint(init_img=image, mask=given, **options, **after))
+    results = [next(iter(ldm.generate(models["sd2"], each))).to_uint8()[0] for each in (changed, fresh)]
+    assert np.array_equal(*results)
+    assert np.array_equal(changed.mask.values, fresh.mask.values)
+
+
+def test_a_mask_from_transparency_follows_another_image():
+    first, second = picture(24, 40, 4), picture(24, 40, 4)
+    first[..., 3], second[..., 3] = 255 * (1 - rectangle(24, 40)), 255 * rectangle(24, 40)
+    loaded = load_inputs(Inpaint(init_img=first, prompts=("a",)))
+    other = load_inputs(replace(loaded, init_img=second))
+    assert np.array_equal(other.mask.values, 1 - loaded.mask.values)

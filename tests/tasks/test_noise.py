@@ -6,7 +6,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from requesting import make_images, run_of
+from torch.overrides import TorchFunctionMode
 
 from golden_cases import cases
 from ldm.diffusion.cond import Cond
@@ -248,6 +250,36 @@ def one_by_one(model, settings: dict) -> dict:
     return {name: torch.cat([run[name] for run in runs]) for name in ("latents", "images")}
 
 
+class OtherKernels(TorchFunctionMode):
+    """Change the result of every layer in its last bits, at random, as kernels that round otherwise do.
+
+    How far an image moves by it depends on the model and the sampler: it is the unit in which images of
+    differently batched runs are compared.
+    """
+
+    LAYERS = (F.linear, F.conv2d, F.scaled_dot_product_attention, F.group_norm, F.layer_norm)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.random = torch.Generator().manual_seed(0)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func not in self.LAYERS:
+            return out
+        return out * (1 + torch.finfo(out.dtype).eps * (2 * torch.rand(out.shape, generator=self.random) - 1))
+
+
+def assert_rounded_otherwise(a: dict, b: dict, make) -> None:
+    """Check that two results of `make` differ by no more than other kernels could make them."""
+    with OtherKernels():
+        moved = make()
+    for name in ("latents", "images"):
+        limit = 2 * float((moved[name] - b[name]).abs().max())
+        assert 0 < limit < 0.01 * float(b[name].abs().max())
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=limit)
+
+
 @pytest.mark.few(1)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_picture_is_the_same_alone_and_in_a_batch(tiny_model, sampler):
@@ -257,11 +289,12 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(tiny_model, sampler):
     exact = made(make_images(tiny_model, Txt2Img, prompts=PROMPTS, seed=7, n_samples=3, **settings, **SIZE))
     assert exact["seeds"] == [7, 8, 9, 10, 11]
     assert same(exact, alone)
-    settings = dict(sampler=sampler, steps=3, rng="per-image")
-    loose = made(make_images(tiny_model, Txt2Img, prompts=PROMPTS, seed=7, n_samples=5, **settings, **SIZE))
-    scale = float(alone["latents"].abs().max())
-    torch.testing.assert_close(loose["latents"], alone["latents"], rtol=0, atol=2e-5 * scale)
-    torch.testing.assert_close(loose["images"], alone["images"], rtol=0, atol=5e-5)
+    settings = dict(sampler=sampler, steps=3, rng="per-image", n_samples=5)
+
+    def loose() -> dict:
+        return made(make_images(tiny_model, Txt2Img, prompts=PROMPTS, seed=7, **settings, **SIZE))
+
+    assert_rounded_otherwise(alone, loose(), loose)
 
 
 @pytest.mark.few(1)
@@ -293,13 +326,21 @@ def test_a_long_prompt_changes_no_picture_beside_it(tiny_model):
     """Neither by padding the shorter contexts, nor with other kernels, nor where guidance is off."""
     prompts = ["a", "a red apple and a cat, " * 20, "b", "a dog, " * 40]
     for scale, extra in ((9.0, {"guidance_rescale": 0.7, "dynamic_threshold": 0.995}), (1.0, {})):
-        kind = {"rng": "per-image", "scale": scale, **extra}
-        for exact, tolerance in ((True, 0), (False, 5e-5)):
-            run = {"settings": dict(sampler="euler_a", steps=2, exact=exact, **kind), **SIZE}
-            together = made(make_images(tiny_model, Txt2Img, prompts=prompts, seed=7, n_samples=4, **run))
-            for k, prompt in enumerate(prompts):
-                alone = made(make_images(tiny_model, Txt2Img, prompts=[prompt], seed=7 + k, **run))["images"]
-                torch.testing.assert_close(together["images"][k : k + 1], alone, rtol=0, atol=tolerance)
+        for exact in (True, False):
+            settings = dict(sampler="euler_a", steps=2, exact=exact, rng="per-image", scale=scale, **extra)
+
+            def make(prompts=prompts, seed=7, settings=settings) -> dict:
+                images = make_images(
+                    tiny_model, Txt2Img, prompts=prompts, seed=seed, n_samples=4, settings=settings, **SIZE
+                )
+                return made(images)
+
+            together, alone = make(), [make([prompt], 7 + k) for k, prompt in enumerate(prompts)]
+            alone = {name: torch.cat([one[name] for one in alone]) for name in ("latents", "images")}
+            if exact:
+                assert same(together, alone)
+            else:
+                assert_rounded_otherwise(alone, together, make)
 
 
 def test_iterations_go_on_counting(tiny_model):

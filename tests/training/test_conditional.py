@@ -14,8 +14,9 @@ from ldm.diffusion.prediction import denoiser
 from ldm.errors import CheckpointError, ConfigError
 from ldm.samplers import make_sampler
 from ldm.samplers.loop import sample_loop
-from ldm.training.fit import build_module, resolve_config
+from ldm.training.fit import build_module
 from ldm.training.hints import hints_for
+from ldm.training.options import resolve_config
 from ldm.training.seeding import generator
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
@@ -131,7 +132,7 @@ def test_each_task_overfits_one_sample_and_reaches_every_tensor(conditional, mon
     assert moved == expected
     figures = loop.module.evaluate(loop.data)
     assert figures == loop.module.evaluate(loop.data), "validation draws the same noise always"
-    assert loop.module.sample(loop.data).shape == (2, 3, 16, 16)
+    assert loop.module.sample(loop.data).images.shape == (2, 3, 16, 16)
 
 
 def test_the_hint_is_used(conditional, monkeypatch):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from demo.discs import Discs
 from ldm.errors import CheckpointError
-from ldm.training.run_folder import MetricsLog, choose_folder, save_grid
+from ldm.training.run_folder import GAP, MetricsLog, Shown, choose_folder, full_columns, save_grid
 from ldm.training.seeding import draw_seed
 from ldm.training.state import load_state, save_state
 from ldm.training.stream import BatchStream
@@ -101,16 +101,52 @@ def test_metrics_drop_what_a_kill_left_behind_and_take_new_columns(tmp_path):
         assert drawing.width > 100
 
 
-def test_a_grid_has_every_image_in_its_place(tmp_path):
-    images = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, 3, 2, 4)
-    save_grid(images, tmp_path / "grid.png", columns=3)
+def test_a_grid_has_every_image_in_its_place_with_its_caption(tmp_path):
+    images = torch.linspace(-1, 1, 6).view(6, 1, 1, 1).expand(6, 3, 128, 256)
+    captions = ["a red disc", "x" * 400, "many words " * 30, "", "é", "a"]
+    save_grid(Shown(images, captions, columns=3), tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as grid:
-        assert grid.size == (12, 4)
-        assert [grid.getpixel((4 * (i % 3), 2 * (i // 3)))[0] for i in range(6)] == [
-            0,
-            64,
-            128,
-            191,
-            255,
-            255,
-        ]
+        assert grid.width == 3 * 256 + 4 * GAP
+        wide, high = 256 + GAP, (grid.height - GAP) // 2
+        levels = [grid.getpixel((GAP + i % 3 * wide, GAP + i // 3 * high))[0] for i in range(6)]
+        assert levels == [0, 51, 102, 153, 204, 255]
+        below = [grid.crop((i * wide, GAP + 128, (i + 1) * wide, high)) for i in range(2)]
+        assert all(strip.convert("L").getextrema()[0] < 100 for strip in below), "captions are there"
+        gutter = grid.crop((wide, GAP, wide + GAP, grid.height))
+        assert gutter.convert("L").getextrema() == (255, 255), "captions end where their image ends"
+
+
+def test_small_images_are_enlarged_in_a_grid(tmp_path):
+    save_grid(Shown(torch.zeros(2, 3, 16, 16), ["a", "b"]), tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.width == 2 * 128 + 3 * GAP
+
+
+def test_sheets_are_full():
+    assert [full_columns(count) for count in (1, 2, 3, 4, 6, 8, 9, 12, 16)] == [1, 2, 3, 2, 3, 4, 3, 4, 4]
+    assert all(-count % full_columns(count) <= count // 6 for count in range(1, 65))
+
+
+def test_the_drawing_has_a_panel_for_what_there_is_to_draw(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    monkeypatch.setattr("ldm.training.run_folder.atomic_write", lambda path, write: write(path))
+    log = MetricsLog(tmp_path / "metrics.csv", 0)
+    log.columns = ["step", "seconds", "never", "loss", "lr_unet", "kl", "l1", "val_loss", "val_loss_t100"]
+    log.rows = [
+        {"step": 1, "seconds": "1", "loss": "2", "kl": "nan", "l1": "0", "lr_unet": "1"},
+        {"step": 2, "seconds": "2", "loss": "1", "kl": "0.5", "l1": "3", "never": ""},
+        {"step": 2, "seconds": "3", "val_loss": "1", "val_loss_t100": "2"},
+    ]
+    log.draw(tmp_path / "loss.png")
+    panels = {axis.get_title(): [line.get_label() for line in axis.get_lines()] for axis in drawn[0].axes}
+    assert list(panels) == ["loss", "kl", "l1", "val_loss"]
+    assert panels["val_loss"] == ["val_loss", "val_loss_t100"]
+    assert all(len(line.get_xdata()) for axis in drawn[0].axes for line in axis.get_lines())
+    widths = [round(axis.get_position().width, 1) for axis in drawn[0].axes]
+    assert widths[3] > 2 * widths[0], "the last row is full"
+    log.columns, log.rows = ["step", "never"], [{"step": 1}]
+    log.draw(tmp_path / "loss.png")
+    assert len(drawn) == 1

@@ -11,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 from script_files import REPOSITORY
 
 import ldm
@@ -88,8 +89,80 @@ def test_dry_run_prints_every_setting_and_writes_nothing(train, config, tmp_path
     printed = yaml.safe_load(out)
     assert printed["train"]["seed"] == 7 and printed["train"]["keep"] == 2
     assert printed["autoencoder"]["kl_weight"] == 1e-6
-    assert "M parameters" in out
     assert not (tmp_path / "run").exists() and not (tmp_path / "runs").exists()
+
+
+def test_dry_run_opens_the_data_and_estimates_the_costs(train, config, tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("one", "two", "three"):
+        Image.new("RGB", (20, 16)).save(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "images" / "one.txt").write_text("a red disc")
+    made = config("diffusion", {"ema_decay": 0.9}, max_steps=300)
+    params = {"path": "images", "size": 16}
+    made |= {"data": {"target": "ldm.data.images.CaptionedImages", "params": params}}
+    code, out, err = train(made, "--dry-run")
+    assert code == 0
+    said = dict(line[2:].split(": ", 1) for line in out.splitlines() if line.startswith("# "))
+    assert said["data"] == "3 images, 1 of them with a caption"
+    assert "'a red disc'" in said["captions"]
+    assert said["diffusion"] == "0.2 M parameters in DiffusionWrapper"
+    assert said["steps"] == "300, 400 times through the data; 4 images of 16 x 16 in each"
+    assert said["memory"].startswith("about 0.0") and "GiB are free" in said["memory"]
+    assert "s a step on cpu" in said["time"] and "for 300 steps" in said["time"]
+    code, out, err = train(made, "--dry-run", "data.params.path=elsewhere")
+    assert code == 2 and "elsewhere" in err and len(err.splitlines()) == 1
+    code, out, err = train(config("autoencoder"), "--dry-run", "data.params.size=17")
+    assert code == 2 and "17 x 17" in err and len(err.splitlines()) == 1
+
+
+WITHOUT_LIGHTNING = """
+import sys
+from ldm.cli import train
+code = train.main(None, sys.argv[1:])
+heavy = [name for name in ("torch", "pytorch_lightning", "matplotlib") if name in sys.modules]
+print(code, *heavy)
+"""
+
+
+@pytest.mark.parametrize(
+    "args, left",
+    [(["--dry-run"], "0 torch"), (["train.batch_size=0"], "2"), (["--max-time", "x"], "2"), (["a=1"], "2")],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(config, tmp_path, args, left):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config("autoencoder")))
+    command = [sys.executable, "-c", WITHOUT_LIGHTNING, "--config", "tiny.yaml", *args]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == left, done.stderr
+
+
+@pytest.mark.parametrize("method", ["autoencoder", "diffusion"])
+def test_the_estimates_are_those_of_a_real_step(config, monkeypatch, method):
+    """Memory: the tensors alive in a step on the CPU. Operations: those that are carried out."""
+    from torch.utils.flop_counter import FlopCounterMode
+    from training_loop import Loop
+
+    from ldm.backends.memory import Peak
+    from ldm.config import instantiate
+    from ldm.devices import on_meta
+    from ldm.training.building import trained_parameters
+    from ldm.training.estimate import step_costs
+
+    loop = Loop(config(method, {"text_dropout": 0.0} if method == "diffusion" else {}), monkeypatch)
+    module = loop.module
+    with on_meta():
+        model = instantiate(loop.config["model"])
+    if method == "diffusion":
+        model.requires_grad_(False)
+        for _, parameter in trained_parameters(model, []):
+            parameter.requires_grad_(True)
+    batch = next(loop.batches)
+    monkeypatch.setattr("ldm.training.estimate.TOKENS", 12)
+    operations, alive = step_costs(model, module.options, batch["images"])
+    with FlopCounterMode(display=False) as counted, Peak() as peak:
+        module.backward_losses(batch)
+    assert operations == pytest.approx(counted.get_total_flops(), rel=0.15)  # the text is not counted
+    assert alive == pytest.approx(peak.peak, rel=0.4)
 
 
 @pytest.mark.parametrize(
@@ -128,19 +201,95 @@ def kill_self(number: int, at_step: int, monkeypatch) -> None:
     monkeypatch.setattr(callbacks.Keeper, "on_train_batch_end", then_kill)
 
 
-@pytest.mark.few(1)
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"])
 def test_a_signal_saves_and_says_how_to_go_on(train, config, tmp_path, monkeypatch, name):
     handlers = signal.getsignal(signal.SIGTERM)
     kill_self(getattr(signal, name), 2, monkeypatch)
     code, out, err = train(config("autoencoder"), "--run", "run")
     assert code == 75 and f"stopped by {name}" in err and "--resume" in err
+    first = "Ctrl-C" if name == "SIGINT" else name
+    assert err.startswith(f"{first}: finishing step 2, then saving the state; ")
+    assert len(err.splitlines()) == 2
     assert state(tmp_path / "run")["step"] == 2
     assert signal.getsignal(signal.SIGTERM) == handlers
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     code, out, err = train(None, "--resume", "run")
     assert (code, err) == (0, "") and state(tmp_path / "run")["step"] == 3
+
+
+@pytest.mark.parametrize("where", ["evaluate", "export", "prepare"])
+def test_a_signal_outside_of_the_steps(train, config, tmp_path, monkeypatch, where):
+    """Validation is cut short and export ended at once; the state is there, and resuming exports it."""
+    from ldm.training.autoencoder import AutoencoderTraining
+
+    original = getattr(AutoencoderTraining, where)
+
+    def killed(self, *args):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return original(self, *args)
+
+    monkeypatch.setattr(AutoencoderTraining, where, killed)
+    code, out, err = train(config("autoencoder"), "--run", "run")
+    assert code == 75 and "stopped by SIGHUP" in err and not (tmp_path / "run" / "model.safetensors").exists()
+    assert bool(list((tmp_path / "run").glob("images/*"))) == (where == "export")
+    if where == "prepare":
+        assert err == "stopped by SIGHUP; run the command again\n"
+        return
+    assert ("SIGHUP: finishing the validation of step 3" in err) == (where == "evaluate")
+    assert "--resume run" in err and state(tmp_path / "run")["step"] == 3
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert train(None, "--resume", "run")[0] == 0
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_second_ctrl_c_ends_at_once_with_the_last_saved_state(train, config, tmp_path, monkeypatch):
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    backward = callbacks.TrainingModule.loss_backward
+
+    def twice(self, loss):
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        backward(self, loss)
+
+    monkeypatch.setattr(callbacks.TrainingModule, "loss_backward", twice)
+    code, out, err = train(config("autoencoder", save_every=1), "--run", "run")
+    restored = signal.signal(signal.SIGINT, handler)
+    assert code == 130 and "resume with --resume run" in err and err.endswith("interrupted\n")
+    assert restored is signal.default_int_handler
+    assert state(tmp_path / "run")["step"] == 2
+
+
+def test_a_state_becomes_a_model_without_training(train, config, tmp_path):
+    """The newest, or an earlier one; as training itself would export it, at the size of its images."""
+    assert train(config("diffusion", {"sample_count": 0}, save_every=2), "--run", "run")[0] == 0
+    trained = load_file(tmp_path / "run" / "model.safetensors")
+    described = (tmp_path / "run" / "model.yaml").read_text()
+    for name in ("model.safetensors", "model.yaml"):
+        (tmp_path / "run" / name).unlink()
+    code, out, err = train(None, "--resume", "run", "--export")
+    assert (code, err) == (0, "") and "the model after 3 steps: run/model.safetensors" in out
+    assert (tmp_path / "run" / "model.yaml").read_text() == described
+    again = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(again[name], value) for name, value in trained.items())
+    earlier = "run/checkpoints/step-00000002.ckpt"
+    code, out, err = train(None, "--resume", earlier, "--export", "data.params.size=32")
+    assert code == 0 and "after 2 steps" in out
+    assert not all(
+        torch.equal(value, trained[name])
+        for name, value in load_file(tmp_path / "run" / "model.safetensors").items()
+    )
+    model = ldm.load_model(tmp_path / "run" / "model.yaml", tmp_path / "run" / "model.safetensors")
+    assert model.native_size == 32, "where the data have another size than the configuration's"
+
+
+@pytest.mark.parametrize("args", [["--export"], ["--export", "--resume", "auto"]])
+def test_export_needs_a_run(train, config, args):
+    code, out, err = train(config("autoencoder"), *args)
+    assert code == 2 and "--resume" in err and len(err.splitlines()) == 1
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_state(train, config, tmp_path, monkeypatch):

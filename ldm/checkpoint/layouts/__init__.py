@@ -1,13 +1,13 @@
-"""Name maps between published files and every other layout, both ways.
+"""Name maps between LDM files and every other layout, both ways.
 
-    published   model.diffusion_model.*   first_stage_model.*   cond_stage_model.*   control_model.*   ...
+    LDM         model.diffusion_model.*   first_stage_model.*   cond_stage_model.*   control_model.*   ...
     diffusers   unet/                     vae/                  text_encoder/        controlnet/       ...
     bare        input_blocks.*            encoder.down.*        transformer.resblocks.*                ...
 
 Pure functions on dictionaries of tensors, which may be on the meta device. No tensor is read, and none copied
 but query, key and value where OpenCLIP keeps them as one. The structure (levels, blocks, where attention is)
 is read off the names, so any size is understood. What diffusers has no place for is the part "unused", under
-published names, and comes back from it: published -> parts -> published is the identity.
+LDM key names, and comes back from it: LDM -> parts -> LDM is the identity.
 """
 
 import re
@@ -83,7 +83,7 @@ EXAMPLES = 3
 
 
 def part_to_ldm(part: str, tensors: Tensors, config: Config = None) -> Tensors:
-    """Rename one part of a diffusers folder to full published names.
+    """Rename one part of a diffusers folder to full LDM key names.
 
     Args:
         part: a key of RENAMINGS.
@@ -97,7 +97,7 @@ def part_to_ldm(part: str, tensors: Tensors, config: Config = None) -> Tensors:
 
 
 def ldm_to_parts(tensors: Tensors) -> dict[str, Tensors]:
-    """Split published names into the parts of a diffusers folder, and "unused": what these have no place for.
+    """Split LDM key names into the parts of a diffusers folder, and "unused": what these have no place for.
 
     Raises:
         WrongModelError: a network with layers that diffusers has not.
@@ -123,7 +123,7 @@ def to_ldm(
     configs: Mapping[str, Mapping[str, Any]] | None = None,
     source: str = "the file",
 ) -> Tensors:
-    """Return any weights under full published names.
+    """Return any weights under full LDM key names.
 
     Args:
         parts: part of a diffusers folder -> its tensors; a single file, or a folder of unknown kind, is "".

@@ -27,7 +27,7 @@ def with_averaged_weights(tensors: Tensors, raw_names: Iterable[str] | None = No
     """Put the EMA weights in the place of the raw weights; the copy and its counters are gone then.
 
     Args:
-        raw_names: published names that the copy may be of; None takes those that are there. A file that
+        raw_names: LDM key names that the copy may be of; None takes those that are there. A file that
             has only the copy needs them from a model of its configuration, built on the meta device.
     """
     known = averaged_names(tensors if raw_names is None else raw_names)

@@ -3,7 +3,7 @@
     model.pretrained.model.blocks.N   dpt.encoder.layer.N
     model.scratch.refinenet{4-i}      neck.fusion_stage.layers.{i}      coarse to fine
 
-MiDaS's own file, dpt_hybrid-midas-501f0c75.pt, has the published names without `depth_model.model.`. They
+MiDaS's own file, dpt_hybrid-midas-501f0c75.pt, has the LDM key names without `depth_model.model.`. They
 keep query, key and value in one matrix, qkv = [q; k; v]. transformers has no place for the classifier `head`
 that the backbone was trained with.
 """
@@ -105,7 +105,7 @@ def _third(block: str, part: str, kind: str) -> str:
 
 
 def _pairs(names: Iterable[str]) -> Pairs:
-    """Return all module paths, published and transformers', of a network with these names of either kind."""
+    """Return all module paths, LDM's and transformers', of a network with these names of either kind."""
     names = list(names)
     stage_blocks = {(found[1], found[2]) for name in names if (found := STAGE_BLOCK.match(name))}
     blocks = {found[1] for name in names if (found := VIT_BLOCK.match(name))}

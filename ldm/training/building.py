@@ -1,0 +1,43 @@
+"""What a configuration names, without Lightning, whose import takes seconds: the data, what is trained."""
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldm.config import instantiate
+from ldm.devices import DTYPES, is_fast, resolve_device
+from ldm.errors import ConfigError
+from ldm.training.options import TrainOptions
+
+
+def build_data(config: dict[str, Any], section: str) -> Any:
+    """Build a data set and check that it offers `batch`."""
+    data = instantiate(config[section], section)
+    if not hasattr(data, "batch"):
+        raise ConfigError(f"{section}: {type(data).__name__} has no batch(generator, batch_size)")
+    return data
+
+
+def trained_parameters(model: nn.Module, only: list[str]) -> list[tuple[str, nn.Parameter]]:
+    """Return the UNet's parameters under their names in the file, or those of them that a pattern fits.
+
+    Raises:
+        ConfigError: a pattern that fits none.
+    """
+    found = [(f"model.{name}", parameter) for name, parameter in model.model.named_parameters()]
+    for pattern in only:
+        if not any(fnmatchcase(name, pattern) for name, _ in found):
+            raise ConfigError(f"diffusion.only: {pattern} fits no tensor; expected such as {found[0][0]}")
+    return [(k, p) for k, p in found if not only or any(fnmatchcase(k, pattern) for pattern in only)]
+
+
+def device_of(train: TrainOptions) -> torch.device:
+    """Return the device that the options choose here."""
+    return resolve_device({"gpu": "cuda"}.get(train.accelerator, train.accelerator))
+
+
+def precision_of(train: TrainOptions) -> str:
+    """Return what the networks compute in: train.precision, but float32 where a CPU would emulate it."""
+    return train.precision if is_fast(DTYPES[train.precision], device_of(train)) else "float32"

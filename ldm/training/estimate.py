@@ -1,0 +1,152 @@
+"""What a training would do, told before it starts: the data, and estimates of memory and time.
+
+One step is computed on the meta device, forwards and backwards, which needs neither memory nor weights: its
+operations are counted, and the bytes of the tensors that are alive at once. How fast this machine multiplies
+matrices then gives the time. The text encoder is not counted.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldm.backends.memory import Peak, free_bytes
+from ldm.config import instantiate
+from ldm.devices import DTYPES, on_meta
+from ldm.errors import ConfigError
+from ldm.training.building import build_data, device_of, precision_of, trained_parameters
+from ldm.training.options import TrainOptions, parse_duration, read_sections
+from ldm.training.seeding import generator
+
+EXAMPLES, LONGEST = 3, 80   # captions that are shown, and characters of one
+TOKENS = 77                 # of a caption
+EFFICIENCY = 0.5            # of networks, against multiplying large matrices
+MEASURED_FOR = 0.2          # seconds
+
+
+def describe(config: dict[str, Any], deadline: float = 0.0) -> Iterator[str]:
+    """Yield lines on what a resolved configuration trains: the data are opened, the networks stay empty.
+
+    Args:
+        deadline: seconds of --max-time; 0: none.
+    """
+    method, train, own = read_sections(config)
+    with on_meta():
+        model = instantiate(config["model"], "model")
+    if method == "diffusion":
+        model.requires_grad_(False)
+        for _, parameter in trained_parameters(model, own.only):
+            parameter.requires_grad_(True)
+    data = build_data(config, "data")
+    yield _about(data, "data")
+    if "val_data" in config:
+        yield _about(build_data(config, "val_data"), "val_data")
+    if getattr(model, "cond_stage_model", None) is not None and hasattr(data, "check_captions"):
+        data.check_captions()
+    images, captions, *_ = data.batch(generator(train.seed, "data", 0, 0, 0), train.batch_size)
+    shown = [repr(caption[:LONGEST]) for caption in list(dict.fromkeys(captions))[:EXAMPLES]]
+    yield f"captions: {', '.join(shown)}"
+    count = sum(x.numel() for x in model.parameters() if x.requires_grad)
+    network = type(model.model if method == "diffusion" else model).__name__
+    yield f"{method}: {count / 1e6:.1f} M parameters in {network}"
+    per_step = train.batch_size * train.accumulate * train.devices
+    height, width = images.shape[-2:]
+    many = f"{train.max_steps:,}" if train.max_steps else "no limit"
+    if train.max_steps and hasattr(data, "__len__"):
+        many += f", {train.max_steps * per_step / len(data):.3g} times through the data"
+    yield f"steps: {many}; {per_step} images of {width} x {height} in each"
+    if method != "clip":
+        yield from _costs(model, train, own, images, deadline)
+
+
+def _about(data: Any, section: str) -> str:
+    captions = getattr(data, "captions", None)
+    with_text = f", {sum(map(bool, captions)):,} of them with a caption" if isinstance(captions, list) else ""
+    return f"{section}: {f'{len(data):,}' if hasattr(data, '__len__') else 'endless'} images{with_text}"
+
+
+def _costs(model: nn.Module, train: TrainOptions, own: Any, images: Tensor, deadline: float) -> Iterator[str]:
+    """Yield the lines on memory and time."""
+    operations, alive = step_costs(model, own, images)
+    device, kind = device_of(train), DTYPES[precision_of(train)]
+    every = sum(x.numel() for x in model.parameters())
+    count = sum(x.numel() for x in model.parameters() if x.requires_grad)
+    # Weights, Adam's two moments, and the EMA if there is one; float32 each. Gradients are in `alive`.
+    kept = 4 * (every + count * (3 if own.ema_decay else 2))
+    needed = kept + alive * kind.itemsize // 4
+    free = free_bytes(device)
+    there = "" if free is None else f"; {free / 2**30:.1f} GiB are free"
+    parts = f"{kept / 2**30:.2f} GiB of it for weights and optimizer"
+    yield f"memory: about {needed / 2**30:.2f} GiB, {parts}{there}"
+    seconds = operations * train.accumulate / (EFFICIENCY * matrix_speed(device, kind))
+    limit = min((each for each in (parse_duration(train.max_time), deadline) if each), default=0.0)
+    steps = min((n for n in (train.max_steps, limit / seconds) if n), default=0.0)
+    total = f", {spoken(steps * seconds)} for {steps:,.0f} steps" if steps else ""
+    yield f"time: roughly {seconds:.2g} s a step on {device}{total}, without validation and samples"
+
+
+def spoken(seconds: float) -> str:
+    """Return a duration in the unit that suits it."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def step_costs(model: nn.Module, own: Any, images: Tensor) -> tuple[int, int]:
+    """Return the operations of one micro-batch, and the most bytes of tensors alive in it, in float32.
+
+    Args:
+        model: on the meta device.
+        images: (b, 3, h, w), of which only the shape matters.
+
+    Raises:
+        ConfigError: the networks do not take images of this size.
+    """
+    with torch.device("meta"), FlopCounterMode(display=False) as counted, Peak() as peak:
+        try:
+            _one_step(model, own, torch.empty(images.shape))
+        except RuntimeError as error:
+            size = f"{images.shape[-1]} x {images.shape[-2]}"
+            raise ConfigError(f"model: cannot be trained on images of {size}: {error}") from error
+    return counted.get_total_flops(), peak.peak
+
+
+def _one_step(model: nn.Module, own: Any, images: Tensor) -> None:
+    if not hasattr(model, "apply_model"):
+        reconstruction, posterior = model(images)
+        ((images - reconstruction).abs().mean() + posterior.kl().mean()).backward()
+        return
+    if own.cache_latents:
+        factor = model.downsampling_factor
+        sides = images.shape[-2] // factor, images.shape[-1] // factor
+    else:
+        with torch.no_grad():
+            sides = model.encode_first_stage(images).mean.shape[-2:]
+    unet = model.model.diffusion_model
+    for module in unet.modules():
+        if own.gradient_checkpointing and hasattr(module, "use_checkpoint"):
+            module.use_checkpoint = True
+    unet.train()
+    count, label = len(images), None
+    if isinstance(unet.num_classes, int):
+        label = torch.empty(count, dtype=torch.long)
+    elif unet.num_classes is not None:  # its embedding begins with a linear layer
+        linear = next(module for module in unet.label_emb.modules() if isinstance(module, nn.Linear))
+        label = torch.empty(count, linear.in_features)
+    context = torch.empty(count, TOKENS, unet.context_dim) if unet.context_dim else None
+    x_t, t = torch.empty(count, unet.in_channels, *sides), torch.empty(count, dtype=torch.long)
+    unet(x_t, t, context=context, y=label).mean().backward()
+
+
+def matrix_speed(device: torch.device, dtype: torch.dtype, side: int = 1024) -> float:
+    """Return the operations a second of multiplying matrices on a device."""
+    a = torch.ones(side, side, device=device, dtype=dtype)
+    done, started = 0, time.monotonic()
+    while done < 2 or time.monotonic() - started < MEASURED_FOR:
+        float((a @ a)[0, 0])  # waits for the device
+        done += 1
+    return 2 * side**3 * done / (time.monotonic() - started)
