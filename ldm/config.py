@@ -62,6 +62,17 @@ def find_config(path: str | Path) -> Path:
     raise ConfigError(f"{path}: there is no such file{nearest(str(path), shipped)}")
 
 
+def find_weights(path: str | Path) -> Path:
+    """Return the file or folder that `path` means: as given, else `configs/NAME` that is included."""
+    given = Path(path).expanduser()
+    if given.exists() or given.parts[:1] != ("configs",):
+        return given
+    try:
+        return find_config(given)
+    except ConfigError:
+        return given
+
+
 def yaml_beside(weights: str | Path, by_name: bool = True) -> Path | None:
     """Return the configuration next to weights: NAME.yaml of NAME.safetensors, as training writes it.
 
