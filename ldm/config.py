@@ -62,6 +62,17 @@ def find_config(path: str | Path) -> Path:
     raise ConfigError(f"{path}: there is no such file{nearest(str(path), shipped)}")
 
 
+def find_weights(path: str | Path) -> Path:
+    """Return the file or folder that `path` means: as given, else `configs/NAME` that is included."""
+    given = Path(path).expanduser()
+    if given.exists() or given.parts[:1] != ("configs",):
+        return given
+    try:
+        return find_config(given)
+    except ConfigError:
+        return given
+
+
 def yaml_beside(weights: str | Path, by_name: bool = True) -> Path | None:
     """Return the configuration next to weights: NAME.yaml of NAME.safetensors, as training writes it.
 
@@ -121,8 +132,9 @@ def read_config(
 
 
 def config_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of what a YAML file says; comments and layout do not count."""
-    return hashlib.sha256(json.dumps(read_config(path), sort_keys=True, default=str).encode()).hexdigest()
+    """Return the SHA-256 of what a YAML file says; comments, layout and its folder do not count."""
+    content = read_yaml(find_config(path))
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _merge_override(content: dict[str, Any], override: str, sections: Mapping[str, type]) -> None:

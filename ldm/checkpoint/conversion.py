@@ -23,7 +23,7 @@ from ldm.checkpoint.layouts import UNUSED
 from ldm.checkpoint.opened import open_weights, to_ldm_names
 from ldm.checkpoint.parts import EMA, TABLE, UNET
 from ldm.checkpoint.sniff import Container
-from ldm.config import instantiate, read_config, yaml_beside
+from ldm.config import find_weights, instantiate, read_config, yaml_beside
 from ldm.devices import on_meta
 from ldm.errors import ConfigError, InputError, WrongModelError
 from ldm.loading.match import match_keys
@@ -70,7 +70,7 @@ def convert(
         CheckpointError: what reading may raise.
     """
     options = options or ConvertOptions()
-    source, target = Path(source).expanduser(), Path(target).expanduser()
+    source, target = find_weights(source), Path(target).expanduser()
     from_folder, to_folder = source.is_dir(), target.suffix.lower() != FILE_ENDING
     if from_folder and to_folder:
         raise InputError(f"{target}: a folder becomes one file; give a name that ends in {FILE_ENDING}")

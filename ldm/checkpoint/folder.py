@@ -269,6 +269,9 @@ def _no_weights(part: str, folder: Path, root: Path) -> CheckpointError:
             f"{root}: {MODEL_INDEX} lists {part}, but {folder.name}/ holds no weights "
             f"({STEMS[0]}.safetensors or the like); download it"
         )
+    snapshots = sorted((root / "snapshots").glob("*/"))
+    if snapshots:
+        return NotACheckpointError(f"{root}: is a folder of the hub's cache; give {_some(snapshots)}")
     files = [name for name in names if Path(name).suffix.lower() in SINGLE_FILES]
     if files:
         return NotACheckpointError(f"{root}: is a folder; give one of the files in it: {_some(files)}")
@@ -277,6 +280,6 @@ def _no_weights(part: str, folder: Path, root: Path) -> CheckpointError:
     )
 
 
-def _some(names: Iterable[str]) -> str:
-    names = [shown(name) for name in sorted(names)]
+def _some(names: Iterable[str | Path]) -> str:
+    names = [shown(str(name)) for name in sorted(names)]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -188,7 +188,9 @@ def _record(file: str, found: "Identity | LdmError") -> dict[str, Any]:
 
 def _digest(file: str, compute: bool) -> str | None:
     """Return the SHA-256 of a file: computed if asked for, else one that is known already."""
-    path = Path(file).expanduser()
+    from ldm.config import find_weights
+
+    path = find_weights(file)
     if not path.is_file():
         return None
     from ldm.files.digest import known_sha256, sha256

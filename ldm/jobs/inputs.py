@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ldm.config import find_weights
 from ldm.errors import InputError
 from ldm.files.digest import fresh_sha256
 from ldm.prompts.files import lines_of
@@ -366,7 +367,7 @@ def _check_depth_options(request: Request) -> None:
         raise InputError("--depth-invert requires --depth FILE")
     if request.depth_from == "alpha" and request.depth_ckpt:
         raise InputError("--depth-from alpha does not use a depth network; leave --depth-ckpt out")
-    if request.depth_ckpt and not Path(request.depth_ckpt).exists():
+    if request.depth_ckpt and not find_weights(request.depth_ckpt).exists():
         raise InputError(f"--depth-ckpt {request.depth_ckpt}: there is no such file")
     if request.init_img is not None and (request.height or request.width):
         raise InputError("--H and --W are for runs without --init-img, whose size the result has otherwise")

@@ -3,14 +3,15 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.config import config_sha256, find_config, load_config
+from ldm.config import config_sha256, find_config, find_weights, load_config
 from ldm.errors import CheckpointError, ConfigError, InputError
 from ldm.jobs.choosing import choose_config, confirm_prediction
 from ldm.jobs.watch import SILENT, Watch
-from ldm.requests import Request, fields_of, names_of
+from ldm.requests import Request, Upscale, fields_of, names_of
 from ldm.requests.groups import Model
 from ldm.requests.resolving import ModelFacts
 
@@ -81,7 +82,7 @@ def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
         _refuse_without_weights(request)
         choice, (config, checkpoint) = None, demo_files(request.DEMO)
     else:
-        checkpoint = Path(request.ckpt).expanduser()
+        checkpoint = find_weights(request.ckpt)
         choice = choose_config(request, checkpoint, any_kind)
         config = choice.config
 
@@ -99,9 +100,10 @@ def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
         model = load_model(
             source, checkpoint, device=device, dtype=dtype, weights=request.weights,
             allow_nonfinite=request.allow_nonfinite, progress=progress,
+            check=None if any_kind else partial(check_request, request),
         )  # fmt: skip
     others = {"vae": request.vae, "depth": getattr(request, "depth_ckpt", None)}
-    others = {part: Path(path).expanduser() for part, path in others.items() if path is not None}
+    others = {part: find_weights(path) for part, path in others.items() if path is not None}
     replaced = {part: (path, sha256_in_background(path)) for part, path in others.items()}
     if (vae := others.get("vae")) is not None:
         load_part(model, vae, "first_stage_model", allow_nonfinite=request.allow_nonfinite)
@@ -138,6 +140,21 @@ def _dtype(request: Request, device: "torch.device") -> "torch.dtype":
         "computing in float32", request.dtype,
     )  # fmt: skip
     return devices.DTYPES["float32"]
+
+
+def check_request(request: Request, model: "LatentDiffusion") -> None:
+    """Check what depends on the model, but not on its weights.
+
+    Raises: InputError for more steps than the model was trained with, or tiles that its UNet cannot take.
+    """
+    from ldm.diffusion.timesteps import ddim_timesteps
+    from ldm.tasks.tiles import tiling_of
+
+    if request.steps is not None:
+        ddim_timesteps(request.steps, model.num_timesteps)
+    if request.tile is not None:
+        unit = 1 if isinstance(request, Upscale) else model.downsampling_factor
+        tiling_of(request.tile, request.overlap, model.model.diffusion_model.downsampling_factor, unit)
 
 
 def facts_of(model: "LatentDiffusion") -> ModelFacts:

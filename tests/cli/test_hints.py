@@ -117,6 +117,39 @@ def test_the_yaml_of_a_run_is_not_that_of_a_published_model_beside_it(tmp_path):
     assert own_yaml(replace(published, kind="vae")) is None
 
 
+def test_included_weights_are_found_from_anywhere(run):
+    outcome = run("identify.py", "configs/demo/emoji.safetensors", "--hash")
+    assert outcome.code == 0 and "a model of context width 256" in outcome.out
+    flags = *TINY, "--ckpt", "configs/demo/emoji.safetensors", "--H", 64, "--W", 64
+    assert run("txt2img.py", *flags).code == 0
+    outcome = run("convert.py", "configs/demo/emoji.safetensors", "out.safetensors")
+    assert outcome.code == 0
+    assert "there is no such file" in error_of(run("identify.py", "configs/demo/nosuch.safetensors"))
+
+
+@pytest.mark.parametrize("script", ["identify.py", "txt2img.py"])
+def test_a_folder_of_the_hub_s_cache_points_to_its_snapshots(run, tmp_path, script):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    flags = ("--prompt", "a", "--ckpt") if script == "txt2img.py" else ()
+    error = error_of(run(script, *flags, "models--a--b"))
+    assert "models--a--b: is a folder of the hub's cache; give models--a--b/snapshots/0123abc" in error
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "says"),
+    [
+        ("txt2img.py", ("--steps", 1500), "1500 sampling steps: the model was trained with 1 to 1000"),
+        ("txt2img.py", ("--steps", 1001, "--sampler", "euler"), "1001 sampling steps: the model was trained"),
+        ("txt2img.py", ("--tile", 128, "--overlap", 65), "--overlap 65: expected 0 to 64, half of the tile"),
+        ("txt2img.py", ("--tile", 64), "--tile 64: expected 128 or more for this network"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused_before_its_weights(run, monkeypatch, script, flags, says):
+    monkeypatch.setattr("ldm.loading.open_weights", lambda path: pytest.fail("the weights were read"))
+    assert says in error_of(run(script, "--prompt", "a cat", *flags))
+
+
 @pytest.mark.parametrize("outdir", ["o", "there/below"])
 @pytest.mark.parametrize("script", ["txt2img.py", "img2img.py"])
 def test_a_folder_that_takes_no_files_is_seen_before_the_model_is_loaded(
