@@ -11,7 +11,7 @@
 # PROMPT="3d emoji of a fox, yellow background" is the prompt of make demo; PYTEST="-k ddim" what make test runs.
 
 PYTHON ?= python3
-PROMPT ?= 3d emoji of a cat, blue background
+PROMPT ?= 3d emoji of a {hamburger|skull|red heart}
 PYTEST ?=
 
 VENV := .venv
@@ -25,9 +25,10 @@ SLOW := slow and not gpu and not openvino and not ipex and not slurm and not bro
 
 demo: $(VENV)/.core
 	@start=$$(date +%s); set -e; \
-	$(PY) scripts/txt2img.py --prompt "$(PROMPT)" --n_samples 4 --n_iter 1 --seed 42 --scale 4 --outdir outputs/demo; \
+	$(PY) scripts/txt2img.py --prompt "$(PROMPT)" --combinations all --n_samples 3 --n_iter 1 \
+	--sampler euler_a --steps 15 --outdir outputs/demo; \
 	echo "\"$(PROMPT)\" took $$(($$(date +%s) - start)) s, loading included:" \
-	"$$(pwd)/$$(ls -1t outputs/demo/grid-*.png | head -n 1)"
+	"$$(pwd)/$$(ls -1t outputs/demo/*.png outputs/demo/samples/*.png | head -n 1)"
 
 test: $(VENV)/.test
 	$(PY) -m pytest $(PYTEST)

@@ -4,6 +4,7 @@
     hints.py        the masks, depth maps and small images that conditional models are trained with
     discs.py        Discs: a data set that needs no files, to try a configuration
     clip_training.py  the training of the small CLIP whose text tower the demo models use
+    perceptual.py   the perceptual distance that the autoencoder is trained with
     captions.py     captions, in the words of a prompt
     source.py       sprites and words from the npm packages
     make_emoji.py   write the data set           ship_demo.py      put trained models into configs/demo

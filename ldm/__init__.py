@@ -10,11 +10,11 @@ Importing the package is cheap: torch is loaded by the parts that compute, not h
 import importlib
 from typing import Any
 
-from ldm import published_names
+from ldm import import_finder
 
 __version__ = "0.1.0"
 
-published_names.install_import_finder()
+import_finder.install()
 
 
 _DOORS = {"load_model": "ldm.loading", "generate": "ldm.jobs.execute", "execute": "ldm.jobs.execute"}

@@ -5,8 +5,10 @@ beyond those only classes of this project and `torch.nn.Identity` can be built, 
 the net is data and not a program. Building reports all faults at once, each with its path in the file.
 """
 
+import hashlib
 import importlib
 import inspect
+import json
 import logging
 import re
 import types
@@ -60,10 +62,40 @@ def find_config(path: str | Path) -> Path:
     raise ConfigError(f"{path}: there is no such file{nearest(str(path), shipped)}")
 
 
-def yaml_beside(weights: str | Path) -> Path | None:
-    """Return NAME.yaml next to NAME.safetensors, as training writes it, if there is one."""
-    path = Path(weights).with_suffix(".yaml")
-    return path if Path(weights).is_file() and path.is_file() else None
+def find_weights(path: str | Path) -> Path:
+    """Return the file or folder that `path` means: as given, else `configs/NAME` that is included."""
+    given = Path(path).expanduser()
+    if given.exists() or given.parts[:1] != ("configs",):
+        return given
+    try:
+        return find_config(given)
+    except ConfigError:
+        return given
+
+
+def yaml_beside(weights: str | Path, by_name: bool = True) -> Path | None:
+    """Return the configuration next to weights: NAME.yaml of NAME.safetensors, as training writes it.
+
+    A YAML file that describes no model of this project does not count.
+
+    Args:
+        by_name: without it, also model.yaml and config.yaml, which a training run's folder has.
+    """
+    weights = Path(weights)
+    names = [weights.with_suffix(".yaml").name, *(() if by_name else ("model.yaml", "config.yaml"))]
+    for path in (weights.with_name(name) for name in names):
+        if weights.is_file() and path.is_file() and _describes_a_model(path):
+            return path
+    return None
+
+
+def _describes_a_model(path: Path) -> bool:
+    try:
+        find_class(read_config(path)["model"]["target"])
+    except (ConfigError, KeyError, TypeError) as error:
+        logger.debug("%s describes no model: %s", path, error)
+        return False
+    return True
 
 
 def _shipped_configs() -> list[Path]:
@@ -97,6 +129,12 @@ def read_config(
     for override in overrides:
         _merge_override(content, override, sections or {})
     return _with_files_in(file.absolute().parent, content)
+
+
+def config_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of what a YAML file says; comments, layout and its folder do not count."""
+    content = read_yaml(find_config(path))
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _merge_override(content: dict[str, Any], override: str, sections: Mapping[str, type]) -> None:

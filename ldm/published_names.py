@@ -2,16 +2,13 @@
 
 Users own YAML files, notebooks and wrappers that say `ldm.models.diffusion.ddpm.LatentDiffusion`. One
 table, published_names.json, serves both ways in: `ldm.config` looks `target:` up in it, and
-`install_import_finder` makes the old modules importable. An old module is an empty shell that fetches an
+`ldm.import_finder` makes the old modules importable. An old module is an empty shell that fetches an
 attribute when it is asked for, so there is one tree of code and importing this module loads no torch.
 """
 
+import functools
 import importlib
-import importlib.abc
-import importlib.machinery
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +29,7 @@ PUBLISHED: dict[str, str] = {
 IGNORED_PARAMS: dict[str, str] = {key: reason for reason, keys in _TABLE["ignored"].items() for key in keys}
 
 
+@functools.cache
 def published_modules() -> set[str]:
     """Return the dotted names of all old modules and the packages above them (not `ldm` itself)."""
     modules = set()
@@ -47,7 +45,7 @@ def resolve(dotted: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-class _OldModule(ModuleType):
+class OldModule(ModuleType):
     """An old module: no code, only names fetched on first use."""
 
     def __getattr__(self, attribute: str) -> Any:
@@ -66,29 +64,3 @@ class _OldModule(ModuleType):
         prefix = self.__name__ + "."
         children = {name.removeprefix(prefix).split(".")[0] for name in PUBLISHED if name.startswith(prefix)}
         return sorted(children | set(super().__dir__()))
-
-
-class _OldNamesFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Find the old modules. It stands last in `sys.meta_path`, so a real module always wins."""
-
-    def __init__(self) -> None:
-        self.modules = published_modules()
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in self.modules:
-            return None
-        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        return _OldModule(spec.name, "Names of the reference repository, kept for notebooks and wrappers.")
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Leave the shell empty: attributes come from `_OldModule.__getattr__`."""
-
-
-def install_import_finder() -> None:
-    """Make the old modules importable. A second call changes nothing."""
-    if not any(isinstance(finder, _OldNamesFinder) for finder in sys.meta_path):
-        sys.meta_path.append(_OldNamesFinder())

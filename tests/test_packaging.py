@@ -47,6 +47,7 @@ def installed(site: Path, below: str) -> set[str]:
     return {str(path.relative_to(folder)) for path in files}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("below", ["configs", "scripts"])
 def test_everything_under_version_control_is_installed(site: Path, below: str):
     tracked = subprocess.run(
@@ -56,11 +57,13 @@ def test_everything_under_version_control_is_installed(site: Path, below: str):
     assert expected - installed(site, below) == set()
 
 
+@pytest.mark.slow
 def test_configurations_are_found_in_the_installed_package(site: Path, tmp_path: Path):
     code = "from ldm.config import find_config as f; print(f('configs/stable-diffusion/v2-inference.yaml'))"
     assert run(site, tmp_path, "-c", code).startswith(str(site))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["txt2img", "inpaint", "train", "convert"])
 def test_the_installed_scripts_start_from_anywhere(site: Path, tmp_path: Path, name: str):
     command = f"from ldm.cli import console; console.{name}()"
@@ -75,11 +78,13 @@ def test_an_editable_installation_runs_the_scripts_of_its_checkout(tmp_path: Pat
     assert "usage:" in run(ROOT, tmp_path, "-c", code)
 
 
+@pytest.mark.slow
 def test_nothing_but_the_packages_are_installed(site: Path):
     names = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")}
     assert names <= {"ldm", "cldm", "bin"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [

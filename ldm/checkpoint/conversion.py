@@ -8,7 +8,7 @@ A folder needs a configuration, which is compared with the weights before anythi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ldm.checkpoint.layouts import UNUSED
 from ldm.checkpoint.opened import open_weights, to_ldm_names
 from ldm.checkpoint.parts import EMA, TABLE, UNET
 from ldm.checkpoint.sniff import Container
-from ldm.config import instantiate, read_config, yaml_beside
+from ldm.config import find_weights, instantiate, read_config, yaml_beside
 from ldm.devices import on_meta
 from ldm.errors import ConfigError, InputError, WrongModelError
 from ldm.loading.match import match_keys
@@ -70,7 +70,7 @@ def convert(
         CheckpointError: what reading may raise.
     """
     options = options or ConvertOptions()
-    source, target = Path(source).expanduser(), Path(target).expanduser()
+    source, target = find_weights(source), Path(target).expanduser()
     from_folder, to_folder = source.is_dir(), target.suffix.lower() != FILE_ENDING
     if from_folder and to_folder:
         raise InputError(f"{target}: a folder becomes one file; give a name that ends in {FILE_ENDING}")
@@ -78,6 +78,10 @@ def convert(
     opened = open_weights(source, variant=options.variant if from_folder else None)
     identity = identify(source)
     tensors = to_ldm_names(opened) if from_folder or to_folder else opened.parts[""]
+    own = None
+    if to_folder and options.config is None and identity.is_model:
+        own = yaml_beside(source, by_name=config_for(identity, "eps") is not None)
+        options = replace(options, config=str(own)) if own else options
     if from_folder and (options.config or identity.config):
         config = options.config or identity.config
         check_folder(opened, read_config(config)["model"].get("params") or {}, config)
@@ -108,6 +112,8 @@ def convert(
         chosen = _without_trivial_statistics(chosen) if from_folder else chosen
         done = writing.write_file(target, chosen, metadata, sources=opened.files, **shared)
     done.dropped = dropped
+    if own is not None:
+        done.notes.append(f"the configuration is {own}, which is next to the file")
     if is_usual and (target / "scheduler").is_dir():
         done.notes.append(
             f"scheduler_config.json says {described.prediction}, as do all reference models of this kind; "
@@ -136,10 +142,8 @@ class _Described:
         path = path or OF_PARTS.get((identity.kind, identity.family))
         if path is None:
             is_open = identity.family == "2.x" and identity.task == "txt2img"
-            beside = yaml_beside(identity.path)
-            own = f"{beside}, if that is its own" if beside else "YAML, by which a folder is written"
             what = "does not say whether it predicts eps or v: give --prediction" if is_open else (
-                f"no included configuration describes it: give --config {own}"
+                "no included configuration describes it: give --config YAML, by which a folder is written"
             )
             raise ConfigError(f"{identity.path} is {identity.sentence()}, and {what}")
         node = read_config(path).get("model")

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.checkpoint.one_file import Opened, read_file
 from ldm.checkpoint.parts import TABLE
+from ldm.checkpoint.safetensors_file import without_repeats
 from ldm.checkpoint.sniff import Container, shown, sniff
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError
 from ldm.files.reading import reading
@@ -247,22 +248,13 @@ def _read_json(file: Path, root: Path) -> dict[str, Any]:
                 f"{file}: has {size} bytes; expected JSON of at most {MAX_JSON_BYTES}"
             )
         try:
-            content = json.loads(file.read_bytes(), object_pairs_hook=_without_repeats)
+            content = json.loads(file.read_bytes(), object_pairs_hook=without_repeats)
         except (ValueError, RecursionError) as error:
             reason = str(error).partition("\n")[0][:100]
             raise DamagedCheckpointError(f"{file}: is no valid JSON ({reason}); download it again") from error
         if not isinstance(content, dict):
             raise DamagedCheckpointError(f"{file}: holds a {type(content).__name__}; expected a JSON object")
         return content
-
-
-def _without_repeats(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in content:
-            raise ValueError(f"{key[:80]!r} stands there twice")
-        content[key] = value
-    return content
 
 
 def _no_weights(part: str, folder: Path, root: Path) -> CheckpointError:
@@ -277,6 +269,9 @@ def _no_weights(part: str, folder: Path, root: Path) -> CheckpointError:
             f"{root}: {MODEL_INDEX} lists {part}, but {folder.name}/ holds no weights "
             f"({STEMS[0]}.safetensors or the like); download it"
         )
+    snapshots = sorted((root / "snapshots").glob("*/"))
+    if snapshots:
+        return NotACheckpointError(f"{root}: is a folder of the hub's cache; give {_some(snapshots)}")
     files = [name for name in names if Path(name).suffix.lower() in SINGLE_FILES]
     if files:
         return NotACheckpointError(f"{root}: is a folder; give one of the files in it: {_some(files)}")
@@ -285,6 +280,6 @@ def _no_weights(part: str, folder: Path, root: Path) -> CheckpointError:
     )
 
 
-def _some(names: Iterable[str]) -> str:
-    names = [shown(name) for name in sorted(names)]
+def _some(names: Iterable[str | Path]) -> str:
+    names = [shown(str(name)) for name in sorted(names)]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

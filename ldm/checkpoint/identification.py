@@ -9,6 +9,7 @@ from ldm.checkpoint.header import read_header
 from ldm.checkpoint.identity import Identity
 from ldm.checkpoint.sniff import Container, shown, sniff
 from ldm.checkpoint.stored import Stored
+from ldm.config import find_weights
 from ldm.errors import NotACheckpointError
 from ldm.files.reading import reading
 
@@ -27,7 +28,7 @@ def identify(path: str | Path) -> Identity:
     Raises:
         CheckpointError: as loading does, but for NaN and infinite weights, which only reading them shows.
     """
-    path = Path(path).expanduser()
+    path = find_weights(path)
     with reading(path):
         container = sniff(path)
         if container is Container.FOLDER:

@@ -3,9 +3,10 @@
     weighted-sum      M = (1 - alpha) A + alpha B            computed as A + alpha (B - A)
     add-difference    M = A + alpha (B - C)
 
-Every value is computed in float64 and rounded once, a stretch of a tensor at a time. Where the difference is
-zero the bits of A stay, so A merged with itself is A, bit for bit. alpha 0 gives A, and alpha 1 of a weighted
-sum gives B.
+Every value is computed in a wider type and rounded once, a stretch of a tensor at a time on all cores: half
+precision in float32, whose error, 2**-23 of the larger operand, is a thousandth of that of rounding; float32
+in float64. Where the difference is zero the bits of A stay, so A merged with itself is A, bit for bit. alpha
+0 gives A, and alpha 1 of a weighted sum gives B.
 
 In add-difference, A may have more input channels than B and C: inpainting + (custom - base) is an inpainting
 model that draws in the custom style. The channels that only A has stay as they are.
@@ -40,7 +41,8 @@ FIRST_CONV = UNET + "input_blocks.0.0.weight"
 COPIED = re.compile(r"[^.]+|.*\.(position_ids|attn_mask)")
 USUAL = (None, "family")        # sources of what a model predicts that are no word of its own
 EXAMPLES = 3
-STRETCH = 1 << 18               # values computed at once: 2 MB in float64
+STRETCH = 1 << 19               # values computed at once: 2 MB in float32
+HALVES = (torch.float16, torch.bfloat16)
 
 Tensors = dict[str, Tensor]
 
@@ -280,7 +282,11 @@ def _blend(
         for x, path in zip(operands, paths, strict=True):
             _check_input(name, x, path)
         shared = a if high.shape == a.shape else a[:, : high.shape[1]]
-        mixed = _mix(shared, high, shared if mode == "weighted-sum" else operands[2], alpha, dtype)
+        low = shared if mode == "weighted-sum" else operands[2]
+        is_half = all(each in HALVES for each in (dtype, *(x.dtype for x in operands)))
+        mixed = _mix(shared, high, low, alpha, dtype, torch.float32 if is_half else torch.float64)
+        if is_half and not is_finite(mixed):            # a difference may be too large for float32
+            mixed = _mix(shared, high, low, alpha, dtype, torch.float64)
         if shared is not a:
             mixed = torch.cat([mixed, a[:, high.shape[1] :].to(dtype)], dim=1)
         return _checked_result(name, mixed)
@@ -288,15 +294,21 @@ def _blend(
     return Entry(name, dtype, tuple(a.shape), load)
 
 
-def _mix(a: Tensor, high: Tensor, low: Tensor, alpha: float, dtype: torch.dtype) -> Tensor:
-    """Return a + alpha (high - low), a stretch at a time."""
+def _mix(
+    a: Tensor, high: Tensor, low: Tensor, alpha: float, dtype: torch.dtype, wide: torch.dtype
+) -> Tensor:
+    """Return a + alpha (high - low) computed in `wide`, a stretch at a time.
+
+    A difference of zero gets the sign with which it leaves a negative zero of `a` as it is.
+    """
     result = torch.empty(a.shape, dtype=dtype)
-    flat = [x.reshape(-1) for x in (a, high, low)]
+    a_flat, high_flat, low_flat = (x.reshape(-1) for x in (a, high, low))
     out = result.view(-1)
     for start in range(0, out.numel(), STRETCH):
-        x, up, down = (values[start : start + STRETCH].double() for values in flat)
-        difference = up - down
-        out[start : start + STRETCH] = torch.where(difference == 0, x, x + alpha * difference)
+        part = slice(start, start + STRETCH)
+        x, up = a_flat[part].to(wide), high_flat[part].to(wide)
+        down = x if low is a else low_flat[part].to(wide)
+        out[part] = x.sub(down - up, alpha=alpha) if alpha > 0 else x.add(up - down, alpha=alpha)
     return result
 
 

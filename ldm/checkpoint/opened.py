@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ldm.checkpoint.delta import base_of, completed
 from ldm.checkpoint.one_file import Opened, read_file
 from ldm.checkpoint.sniff import Container, sniff
+from ldm.config import find_weights
 from ldm.errors import CheckpointError
 from ldm.files.reading import reading
 
@@ -33,7 +34,7 @@ def open_weights(path: str | Path, *, variant: str | None = None) -> Opened:
         NotACheckpointError: it is something else than weights.
         CheckpointError: it is missing, truncated, damaged or incomplete.
     """
-    path = Path(path).expanduser()
+    path = find_weights(path)
     with reading(path):
         container = sniff(path)
         if container is Container.FOLDER:

@@ -57,7 +57,7 @@ def checked_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
         text = file.read(length)
     try:
         _check_extent(text)
-        header = json.loads(text.decode(), object_pairs_hook=_without_repeats)
+        header = json.loads(text.decode(), object_pairs_hook=without_repeats)
         metadata = header.pop("__metadata__", None) or {}
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("metadata that is no text")
@@ -110,7 +110,8 @@ def _check_entries(header: dict[str, Any]) -> int:
     return covered
 
 
-def _without_repeats(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeats(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; a hook of `json.loads`. Raises: ValueError where a key stands there twice."""
     content: dict[str, Any] = {}
     for key, value in pairs:
         if key in content:

@@ -145,16 +145,18 @@ def _layout(identity: "Identity") -> str | None:
 
 
 def _config(identity: "Identity") -> str | None:
-    if identity.config or not identity.is_model:
+    from ldm.jobs.choosing import own_yaml
+
+    if not identity.is_model:
         return identity.config
+    own = own_yaml(identity)
+    if own or identity.config:
+        return f"{own}, which is next to it" if own else identity.config
     if identity.family == "2.x" and identity.prediction is None:
         from ldm.checkpoint.classify import TEXT_TO_IMAGE_2
 
         return " or ".join(Path(name).name for name in TEXT_TO_IMAGE_2.values()) + ", by what it predicts"
-    from ldm.config import yaml_beside
-
-    beside = yaml_beside(identity.path)
-    return "none of the included ones" + (f"; {beside} is next to it" if beside else "")
+    return "none of the included ones"
 
 
 def _bytes(count: int | None) -> str:
@@ -186,7 +188,9 @@ def _record(file: str, found: "Identity | LdmError") -> dict[str, Any]:
 
 def _digest(file: str, compute: bool) -> str | None:
     """Return the SHA-256 of a file: computed if asked for, else one that is known already."""
-    path = Path(file).expanduser()
+    from ldm.config import find_weights
+
+    path = find_weights(file)
     if not path.is_file():
         return None
     from ldm.files.digest import known_sha256, sha256

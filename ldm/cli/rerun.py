@@ -13,7 +13,7 @@ from ldm.errors import InputError, LdmError
 
 def make_parser(description: str | None) -> Parser:
     parser = Parser(description=description)
-    parser.add_argument("images", nargs="+", type=path, metavar="IMAGE", help="PNG files of this toolkit")
+    parser.add_argument("images", nargs="+", type=path, metavar="IMAGE", help="images of this toolkit")
     parser.add_argument(
         "--with", nargs="+", action="extend", default=[], dest="changes", metavar="NAME=VALUE",
         help="change options, such as seed=7 scale=5; the images are then not compared",

@@ -5,6 +5,7 @@ Hashing 5 GB takes seconds, so the digest of a weights file is kept in the user'
 
 import contextlib
 import hashlib
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -46,8 +47,18 @@ def known_sha256(path: str | Path) -> str | None:
     return digest if isinstance(digest, str) else None
 
 
+def digest_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file, or of a folder: that of the sorted lines `SHA-256  NAME` of its files."""
+    path = Path(path)
+    if not path.is_dir():
+        return sha256(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = [f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
+    return hashlib.sha256(os.fsencode("".join(lines))).hexdigest()
+
+
 def sha256_in_background(path: str | Path) -> Callable[[], str | None]:
-    """Start `sha256` in a thread; the returned function waits for it (None if the file cannot be read).
+    """Start `digest_of` in a thread; the returned function waits for it (None if it cannot be read).
 
     Hashing releases Python's lock, so it runs while the model is loaded. Ctrl-C does not wait for the thread.
     """
@@ -55,7 +66,7 @@ def sha256_in_background(path: str | Path) -> Callable[[], str | None]:
 
     def work() -> None:
         with contextlib.suppress(OSError):
-            result.append(sha256(path))
+            result.append(digest_of(path))
 
     thread = threading.Thread(target=work, name="sha256", daemon=True)
     thread.start()

@@ -18,6 +18,8 @@ from ldm.files.atomic import sync, temporary_path
 
 UNCOUNTED = re.compile(r"\.ldm-.*|preview\.png|depth|interrupted-\d+\.safetensors|.*\.latents\.safetensors")
 
+IMAGES = (".png", ".jpg", ".webp")  # which are numbered together
+
 
 class NumberedFiles:
     """Hand out the names `pattern % number` in `folder`.
@@ -34,8 +36,9 @@ class NumberedFiles:
         self.foreign = foreign
         before, width, after = re.fullmatch(r"(.*)%0(\d+)d(.*)", pattern).groups()
         # a longer number may be a date: where ours grow so long, each taken one is passed over
-        self._name = re.compile(re.escape(before) + rf"([0-9]{{{width}}})" + re.escape(after))
-        self._attribute = f"user.ldm.next.{before}{after}"
+        ends = "|".join(map(re.escape, IMAGES if after in IMAGES else (after,)))
+        self._name = re.compile(re.escape(before) + rf"([0-9]{{{width}}})(?:{ends})")
+        self._attribute = f"user.ldm.next.{before}{IMAGES[0] if after in IMAGES else after}"
         self._next = 0
 
     def save(self, data: bytes) -> Path:

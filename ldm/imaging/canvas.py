@@ -15,6 +15,11 @@ The border of an image is not an edge in the scene, so the new part is joined to
 it and decays with the distance, while all detail stays,
 
     joined = painted + pull_push(d)
+
+Often the outermost pixels of an image are not what lies inside: scanning, resizing and compression leave a
+darker or brighter rim, which the model would continue. So it sees the image `without_rim`: how far the
+outermost RIM rows of pixels depart, along the side, from a line and from a parabola through the next FIT rows
+is taken off them, if it is clearly more than those rows depart from the line.
 """
 
 import math
@@ -33,6 +38,9 @@ from ldm.imaging.pull_push import pull_push
 
 LEAST_WINDOW = 16  # pixels per side
 REACH = 8.0  # pixels, one latent of SD; beyond this distance the correction at the border decays
+RIM, FIT = 3, 8  # pixels: the depth of a rim, and of what it is compared with
+ALONG = 33  # pixels along a side whose median counts
+LEAST_RIM = 5 / 127.5  # in -1..1; less is no rim
 OVERLAP = 4  # windows along a side overlap by one part in this many
 
 
@@ -104,6 +112,39 @@ def boxes(height: int, width: int, margins: Margins, side: int) -> list[Box]:
             found += _along(_seen(box, name, side), name, side)
             known = box
     return found
+
+
+def without_rim(images: Tensor, margins: Margins) -> Tensor:
+    """Return images (n, c, h, w) in -1..1 with the rim taken off the sides that are extended."""
+    if margins.left:
+        images = _rimless(images.mT).mT
+    if margins.right:
+        images = _rimless(images.flip(-1).mT).mT.flip(-1)
+    if margins.up:
+        images = _rimless(images)
+    if margins.down:
+        images = _rimless(images.flip(-2)).flip(-2)
+    return images.clamp(-1, 1)
+
+
+def _rimless(images: Tensor) -> Tensor:
+    """Return images (n, c, h, w) with the rim taken off their first rows."""
+    depth = RIM + FIT
+    if images.shape[-2] <= depth:
+        return images
+    padded = F.pad(images[..., :depth, :].flatten(0, 1), (ALONG // 2, ALONG // 2), mode="replicate")
+    medians = padded.unfold(-1, ALONG, 1).median(-1).values.view_as(images[..., :depth, :])
+    powers = torch.arange(depth, dtype=torch.float32)[:, None] ** torch.arange(3)  # (depth, 3)
+    off = []
+    for degree in (1, 2):
+        basis = powers[:, : degree + 1].to(images)
+        off.append(medians - basis @ (torch.linalg.pinv(basis[RIM:]) @ medians[..., RIM:, :]))
+    scatter = off[0][..., RIM:, :].abs().amax(-2, keepdim=True)
+    line, curve = (each[..., :RIM, :] for each in off)  # (n, c, RIM, w)
+    least = (2 * scatter).clamp(min=LEAST_RIM)
+    is_rim = (torch.minimum(line.abs(), curve.abs()) > least) & (line * curve > 0)
+    rim = torch.where(is_rim, torch.where(line.abs() < curve.abs(), line, curve), 0.0)
+    return torch.cat([images[..., :RIM, :] - rim, images[..., RIM:, :]], dim=-2)
 
 
 def joined(painted: Tensor, image: Tensor, new: Tensor) -> Tensor:

@@ -29,6 +29,10 @@ from ldm.imaging.pull_push import pull_push
 
 INVERSIONS = ("flip", "reciprocal")
 EXR, NPY, NPZ = b"v/1\x01", b"\x93NUMPY", b"PK\x03\x04"
+CUT = (  # what the readers of NPY, NPZ and EXR say of files that end too early
+    "greater than file size", "no data left", "not a zip file", "file has 0 parts", "truncated",
+    "unexpected end", "reading array header", "read all data",
+)  # fmt: skip
 LEVELS = {8: np.uint8, 16: np.uint16}
 
 log = logging.getLogger(__name__)
@@ -64,7 +68,11 @@ def read_depth(path: str | Path) -> np.ndarray:
             raise OutOfMemory(f"cannot read depth {path}: there is not enough memory for it") from error
         if isinstance(error, OSError) and error.strerror:  # from the file system
             raise InputError(f"cannot read depth {path}: {error.strerror}") from error
-        raise InputError(f"cannot read depth {path}: {reason}; is the file complete?") from error
+        is_cut = isinstance(error, EOFError) or any(words in reason.lower() for words in CUT)
+        raise InputError(
+            f"cannot read depth {path}: "
+            + ("it ends too early; is the file complete?" if is_cut else f"it cannot be used ({reason})")
+        ) from error
 
 
 def inverse_depth(values: np.ndarray, invert: str | None = None) -> np.ndarray:

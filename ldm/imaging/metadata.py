@@ -1,4 +1,4 @@
-"""The metadata of an image: two text chunks in its PNG.
+"""The metadata of an image: two texts, in the chunks of a PNG, or in the EXIF and the XMP of others.
 
 `parameters`  the text that AUTOMATIC1111's web UI writes and most viewers can read:
 
@@ -15,6 +15,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape, unescape
 
 from PIL import Image, PngImagePlugin
 
@@ -28,12 +29,19 @@ SAMPLER_LABELS = {
 }  # fmt: skip
 SCHEDULE_LABELS = {"karras": "Karras", "exponential": "Exponential"}
 
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
+XMP_START = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" xmlns:ldm="urn:ldm:record"><ldm:record>'
+)
+XMP_END = "</ldm:record></rdf:Description></rdf:RDF></x:xmpmeta>"
+
 
 def png_chunks(record: dict[str, Any]) -> PngImagePlugin.PngInfo:
     """Return the two text chunks for a record (see `parameters_text` for the keys it reads)."""
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("parameters", parameters_text(record))
-    chunks.add_text("ldm", json.dumps(record, sort_keys=True, default=str))
+    chunks.add_text("ldm", _json(record))
     return chunks
 
 
@@ -70,19 +78,40 @@ def parameters_text(record: dict[str, Any]) -> str:
     return _printable("\n".join(lines))
 
 
+def exif(record: dict[str, Any]) -> bytes:
+    """Return EXIF data with the `parameters` text as UserComment, as the web UI writes it."""
+    data = Image.Exif()
+    data[EXIF_IFD] = {USER_COMMENT: b"UNICODE\0" + parameters_text(record).encode("utf-16-be")}
+    return data.tobytes()
+
+
+def xmp(record: dict[str, Any]) -> bytes:
+    """Return an XMP packet with the record."""
+    return (XMP_START + escape(_json(record)) + XMP_END).encode()
+
+
 def read_record(path: str | Path) -> dict[str, Any]:
-    """Return the JSON record of a PNG. Raises: InputError when the file has none."""
+    """Return the JSON record of an image file. Raises: InputError when the file has none."""
     if not Path(path).is_file():
-        raise InputError(f"{path}: there is no such file; expected a PNG file of this toolkit")
+        raise InputError(f"{path}: there is no such file; expected an image file of this toolkit")
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            image.load()  # text chunks may follow the pixels
-            record = json.loads(image.text["ldm"])
-            if isinstance(record, dict):
-                return record
-            raise ValueError("expected an object")
+        with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
+            if image.format == "PNG":
+                image.load()  # text chunks may follow the pixels
+                text = image.text["ldm"]
+            else:
+                found = re.search(rb"<ldm:record>(.*?)</ldm:record>", Path(path).read_bytes(), re.DOTALL)
+                text = unescape(found[1].decode()) if found else ""
+        record = json.loads(text)
+        if isinstance(record, dict):
+            return record
+        raise ValueError("expected an object")
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{path} has no metadata of this toolkit: {error}") from error
+
+
+def _json(record: dict[str, Any]) -> str:
+    return json.dumps(record, sort_keys=True, default=str)
 
 
 def _quoted(value: Any) -> str:

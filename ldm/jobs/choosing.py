@@ -38,7 +38,8 @@ class Choice:
     identity: "Identity"
     config: Path
     prediction: str | None          # what the UNet predicts; None: as in the YAML, unless it is detected
-    is_given: bool                  # given by --config, not chosen here
+    is_given: bool                  # given by --config or found next to the file, not chosen here
+    is_own: bool = False            # found next to the file
 
     def source(self) -> Any:
         """Return the configuration to load: the YAML, or its content with another prediction type."""
@@ -61,25 +62,36 @@ def choose_config(request: Request, checkpoint: Path, any_kind: bool = False) ->
 
     identity = identify(checkpoint)
     check_digest(request.sha256, checkpoint)
-    check_kind(identity, None if any_kind else request.TASKS, whole=request.config is None)
+    own = None if request.config is not None else own_yaml(identity)
+    given = own if request.config is None else find_config(request.config)
+    check_kind(identity, None if any_kind else request.TASKS, whole=given is None)
     asked = None if request.prediction == "auto" else request.prediction
     stated = identity.prediction if identity.prediction_source in SAID_BY else None
     found = cached_verdict(checkpoint)
     known = stated or (found.prediction if found else None)
     if asked and known and asked != known:
         raise _contradiction(identity, known, found, stated, f"--prediction asks for {asked}: leave it out")
-    if request.config is not None:
-        config = find_config(request.config)
-        wanted = prediction_of(config)
+    if given is not None:
+        wanted = prediction_of(given)
         if asked and asked != wanted:
-            raise InputError(
-                f"--prediction {asked}, but {request.config} says {wanted}; leave one of them out"
-            )
-        _check_config(identity, config, known, found, stated)
-        return Choice(identity, config, None, is_given=True)
+            raise InputError(f"--prediction {asked}, but {given} says {wanted}; leave one of them out")
+        _check_config(identity, given, known, found, stated)
+        return Choice(identity, given, None, is_given=True, is_own=own is not None)
     prediction = asked or known or identity.prediction
     config = _published(identity, prediction)
     return Choice(identity, config, prediction, is_given=False)
+
+
+def own_yaml(identity: "Identity") -> Path | None:
+    """Return the YAML next to a file that is its own: NAME.yaml, or that of the training run it is from.
+
+    The latter counts for weights alone that no included YAML describes.
+    """
+    from ldm.checkpoint.classify import config_for
+
+    if not (identity.is_model or identity.kind == "unknown"):
+        return None
+    return yaml_beside(identity.path, by_name=config_for(identity, "eps") is not None)
 
 
 def check_digest(expected: str | None, checkpoint: Path) -> None:
@@ -183,7 +195,9 @@ def confirm_prediction(
         InputError: it may be either, and the user has not said which.
     """
     choice, reason = _confirmed(choice, model, request, dtype)
-    if not choice.is_given:
+    if choice.is_own:
+        log.info("config: %s, which is next to the file", choice.config.name)
+    elif not choice.is_given:
         log.info("config: %s (the file is %s)", choice.config.name, choice.identity.sentence())
     if reason:
         log.info("%s-prediction (%s)", model.parameterization, reason)
@@ -230,10 +244,9 @@ def _published(identity: "Identity", prediction: str | None) -> Path:
 
     name = config_for(identity, prediction or "eps")     # a probe finds out, once it is loaded
     if name is None:
-        beside = yaml_beside(identity.path)
         raise InputError(
             f"{identity.path} is {identity.sentence()}, which no included configuration describes; "
-            + (f"give --config {beside}, if that is its own" if beside else "give --config YAML")
+            "give --config YAML"
         )
     return find_config(name)
 

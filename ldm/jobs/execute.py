@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.errors import Stopped
+from ldm.jobs import vocabulary
 from ldm.jobs.inputs import load_inputs
 from ldm.jobs.opening import Models, OpenedModel, facts_of, hint_at_size
 from ldm.jobs.record import run_record
@@ -86,6 +87,7 @@ def execute(
     opened = (models or Models()).open(request, watch, any_kind=_decodes(resume))
     if resume is not None:
         resume.check_model(opened)
+    saving.is_demo = opened.is_demo
     skip = _skipped(request, loaded, opened, saving)
     batches = _batches(loaded, opened, watch, resume, saving, skip)
     total = max(0, batches_left(loaded, resume) - len(skip))
@@ -169,9 +171,13 @@ def _record(request: Request, loaded: Request, opened: OpenedModel, resume: Resu
 
 
 def _log_hints(request: Request, opened: OpenedModel) -> None:
-    """Log a hint if the size is far from the training size, and a warning for options without effect."""
+    """Log an unusual size, words that the model does not know, and options without effect."""
     if isinstance(request, Size):
         hint_at_size(request, opened)
+    if opened.model.knows:
+        hint = vocabulary.advice(request.prompts, opened.config.parent / opened.model.knows)
+        if hint:
+            log.info("%s", hint)
     for name in ("negative_prompt", "guidance_rescale", "guidance_interval"):
         if getattr(request, name) and request.scale == 1:
             flag = name.replace("_", "-")

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ldm.config import find_weights
 from ldm.errors import InputError
 from ldm.files.digest import fresh_sha256
 from ldm.prompts.files import lines_of
@@ -38,6 +39,8 @@ def load_inputs(request: R) -> R:
     """
     from ldm.tasks.noise import RNGS, check_seeds
 
+    if request.quality is not None and request.format == "png":
+        raise InputError(f"--quality {request.quality} is for --format jpg or webp; png keeps every pixel")
     if request.overlap is not None and request.tile is None:
         raise InputError(f"--overlap {request.overlap} requires --tile")
     request = replace(request, prompts=request.prompts or tuple(read_prompts(request)))
@@ -266,11 +269,19 @@ def _inpaint(request: R) -> R:
             "region"
         )
     image = read_image(_need(request.init_img, "the image to repaint"), alpha=True)
+    _check_alpha(image, request, to_paste=not request.raw)
     height, width = image.values.shape[:2]
     mask = _mask(request.mask, image)
     masks.check(mask.values, height, width)
     masks.check_paints(masks.prepared(mask.values, invert=request.invert_mask, grow=request.mask_grow))
     return replace(request, init_img=image, mask=mask)
+
+
+def _check_alpha(image: InputArray, request: Request, to_paste: bool = True) -> None:
+    """Refuse a format that would lose the alpha of an image that is pasted back."""
+    if to_paste and request.format == "jpg" and image.values.shape[2] == 4:
+        name = image.file or "the image"
+        raise InputError(f"--format jpg cannot hold the transparency of {name}; use png or webp")
 
 
 def _mask(given: Any, image: InputArray) -> InputArray:
@@ -303,6 +314,7 @@ def _outpaint(request: R) -> R:
 
     _no_latents(request)
     image = read_image(_need(request.init_img, "the image to extend"), alpha=True)
+    _check_alpha(image, request)
     margins = Margins(request.left, request.right, request.up, request.down)
     if not any(margins):
         raise InputError("nothing to add: give --left, --right, --up or --down PIXELS")
@@ -355,7 +367,7 @@ def _check_depth_options(request: Request) -> None:
         raise InputError("--depth-invert requires --depth FILE")
     if request.depth_from == "alpha" and request.depth_ckpt:
         raise InputError("--depth-from alpha does not use a depth network; leave --depth-ckpt out")
-    if request.depth_ckpt and not Path(request.depth_ckpt).exists():
+    if request.depth_ckpt and not find_weights(request.depth_ckpt).exists():
         raise InputError(f"--depth-ckpt {request.depth_ckpt}: there is no such file")
     if request.init_img is not None and (request.height or request.width):
         raise InputError("--H and --W are for runs without --init-img, whose size the result has otherwise")

@@ -1,16 +1,17 @@
 """Open the model that a request asks for, and keep it for the next request."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.config import find_config, load_config
+from ldm.config import config_sha256, find_config, find_weights, load_config
 from ldm.errors import CheckpointError, ConfigError, InputError
 from ldm.jobs.choosing import choose_config, confirm_prediction
 from ldm.jobs.watch import SILENT, Watch
-from ldm.requests import Request, fields_of, names_of
+from ldm.requests import Request, Upscale, fields_of, names_of
 from ldm.requests.groups import Model
 from ldm.requests.resolving import ModelFacts
 
@@ -36,12 +37,18 @@ class OpenedModel:
     facts: ModelFacts
     is_demo: bool = False
     knows_size: bool = True     # the training size of the weights is known, not only the size in the YAML
-    vae: Path | None = None     # file of the autoencoder that replaced the checkpoint's
+    # "vae", "depth" -> the file that replaced that part of the checkpoint, and its digest
+    replaced: Mapping[str, tuple[Path, Callable[[], str | None]]] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """Return the model's part of an image's metadata."""
-        made_by = {"config": self.config.name, "checkpoint": self.checkpoint.name, "sha256": self.sha256()}
-        return made_by if self.vae is None else made_by | {"vae": self.vae.name}
+        made_by = {
+            "config": self.config.name, "config_sha256": config_sha256(self.config),
+            "checkpoint": self.checkpoint.name, "sha256": self.sha256(),
+        }  # fmt: skip
+        for part, (path, digest) in self.replaced.items():
+            made_by |= {part: path.name, f"{part}_sha256": digest()}
+        return made_by
 
 
 class Models:
@@ -75,7 +82,7 @@ def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
         _refuse_without_weights(request)
         choice, (config, checkpoint) = None, demo_files(request.DEMO)
     else:
-        checkpoint = Path(request.ckpt).expanduser()
+        checkpoint = find_weights(request.ckpt)
         choice = choose_config(request, checkpoint, any_kind)
         config = choice.config
 
@@ -93,9 +100,12 @@ def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
         model = load_model(
             source, checkpoint, device=device, dtype=dtype, weights=request.weights,
             allow_nonfinite=request.allow_nonfinite, progress=progress,
+            check=None if any_kind else partial(check_request, request),
         )  # fmt: skip
-    vae = None if request.vae is None else Path(request.vae).expanduser()
-    if vae is not None:
+    others = {"vae": request.vae, "depth": getattr(request, "depth_ckpt", None)}
+    others = {part: find_weights(path) for part, path in others.items() if path is not None}
+    replaced = {part: (path, sha256_in_background(path)) for part, path in others.items()}
+    if (vae := others.get("vae")) is not None:
         load_part(model, vae, "first_stage_model", allow_nonfinite=request.allow_nonfinite)
     if choice is not None:
         choice = confirm_prediction(choice, model, request, dtype)
@@ -103,17 +113,19 @@ def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
     else:
         size = model.native_size
         log.info("no --ckpt given: using the small demo model that is included (%d pixels)", size)
-    if getattr(request, "depth_ckpt", None) is not None:
-        _open_depth_network(model, config, Path(request.depth_ckpt).expanduser())
+    if "depth" in others:
+        _open_depth_network(model, config, others["depth"])
     if request.channels_last or (device.type == "cpu" and dtype != torch.float32):
 
         model.model.diffusion_model.to(memory_format=torch.channels_last)
         model.first_stage_model.to(memory_format=torch.channels_last)
     if choice is not None:
         identity = replace(choice.identity, prediction=model.parameterization)
-        model.trained_at = identity.training_size
-    known = choice is None or model.trained_at is not None
-    return OpenedModel(model, config, checkpoint, dtype, sha256, facts_of(model), choice is None, known, vae)
+        model.trained_at = None if choice.is_own else identity.training_size
+    known = choice is None or choice.is_own or model.trained_at is not None
+    return OpenedModel(
+        model, config, checkpoint, dtype, sha256, facts_of(model), choice is None, known, replaced
+    )
 
 
 def _dtype(request: Request, device: "torch.device") -> "torch.dtype":
@@ -128,6 +140,21 @@ def _dtype(request: Request, device: "torch.device") -> "torch.dtype":
         "computing in float32", request.dtype,
     )  # fmt: skip
     return devices.DTYPES["float32"]
+
+
+def check_request(request: Request, model: "LatentDiffusion") -> None:
+    """Check what depends on the model, but not on its weights.
+
+    Raises: InputError for more steps than the model was trained with, or tiles that its UNet cannot take.
+    """
+    from ldm.diffusion.timesteps import ddim_timesteps
+    from ldm.tasks.tiles import tiling_of
+
+    if request.steps is not None:
+        ddim_timesteps(request.steps, model.num_timesteps)
+    if request.tile is not None:
+        unit = 1 if isinstance(request, Upscale) else model.downsampling_factor
+        tiling_of(request.tile, request.overlap, model.model.diffusion_model.downsampling_factor, unit)
 
 
 def facts_of(model: "LatentDiffusion") -> ModelFacts:
@@ -179,8 +206,9 @@ def hint_at_size(request: Request, opened: OpenedModel) -> None:
         return
     advice = f"try --H {trained} --W {trained}"
     if hasattr(request, "hires") and area > 1.6:
-        multiple = opened.model.size_multiple
-        first = [max(multiple, round(side / area**0.5 / multiple) * multiple) for side in (height, width)]
-        advice = f"try --H {first[0]} --W {first[1]} --hires {min(4.0, height / first[0]):.3g}"
+        from ldm.tasks.hires import first_pass
+
+        if passes := first_pass(height, width, trained, opened.model.size_multiple):
+            advice = "try --H {} --W {} --hires {:g}".format(*passes)
     asked, known = f"{width}x{height}", f"{trained}x{trained}"
     log.info("%s is far from %s, the training size of this model: %s", asked, known, advice)

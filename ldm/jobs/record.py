@@ -8,7 +8,8 @@
     inputs      name and SHA-256 of every input file
     prompts     the prompts of the image's batch, if they are not all the same
     prompt, seed, iteration, batch, index_in_batch, pass_size      which image of the run it is
-    model, device, dtype, computed_in, torch, version              what it was made with
+    model       name and digest of the weights, the configuration, and what replaced a part
+    device, dtype, computed_in, torch, version              what it was made with
 
 No date and no absolute path is stored: the same command gives the same bytes.
 """
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from ldm.tasks.batch import Batch
 
 FORMAT = 2
-KEPT = ("ckpt", "watermark")  # options that may change on resume but belong to the record
+OTHER_FILES = {"config": "--config", "vae": "--vae", "depth": "--depth-ckpt"}  # of the model's record
+# options that may change on resume but belong to the record
+KEPT = ("ckpt", "watermark", "format", "quality")
 # options that are replaced by the prompts of the batch
 PROMPT_OPTIONS = ("prompt", "from_file", "repeat", "combinations", "wildcards", "prompts")
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.errors import InputError
-from ldm.files.digest import sha256
+from ldm.files.digest import digest_of
 from ldm.jobs.inputs import load_inputs
 from ldm.jobs.opening import Models
-from ldm.jobs.record import FORMAT, PROMPT_OPTIONS, run_record
+from ldm.jobs.record import FORMAT, OTHER_FILES, PROMPT_OPTIONS, run_record
 from ldm.jobs.saving import Saving
 from ldm.jobs.watch import SILENT, Watch
 from ldm.requests import NAMES, Request, build, fields_of, find
@@ -168,8 +168,10 @@ def _files(cls: type[Request], found: dict[str, Any], image: Path, folders: list
 
 
 def _needed(cls: type[Request], found: dict[str, Any]) -> Iterator[tuple[str, str | None, str | None]]:
-    """Yield (option, file, SHA-256) of the weights and inputs; --config, --vae, ... have no digest."""
-    digests = {"ckpt": [found["model"]["sha256"]]}
+    """Yield (option, file, SHA-256) of the weights and inputs; --config is compared by what it says."""
+    model = found["model"]
+    digests = {"ckpt": [model["sha256"]]}
+    digests |= {"vae": [model.get("vae_sha256")], "depth_ckpt": [model.get("depth_sha256")]}
     for name, about in found["inputs"].items():
         digests[name] = [each["sha256"] for each in (about if isinstance(about, list) else [about])]
     for name, value in found["request"].items():  # others come from these: a mask from transparency
@@ -185,7 +187,7 @@ def _search(recorded: str, digest: str | None, folders: list[Path]) -> Path | st
     candidates += [folder / Path(recorded).name for folder in folders]
     there = [path for path in candidates if path.exists()]
     for path in there:
-        if digest is None or path.is_dir() or sha256(path) == digest:
+        if digest is None or digest_of(path) == digest:
             return path
     return f"{there[0]} has changed" if there else f"{recorded} is missing"
 
@@ -197,6 +199,12 @@ def _check_model(found: dict[str, Any], now: dict[str, Any], changes: Mapping[st
             f"{image}: was made with {then.get('checkpoint')} (SHA-256 {then.get('sha256')}), but the loaded "
             f"model is {now['checkpoint']} ({now['sha256']}); give the folder of those weights: --files DIR"
         )
+    for part, flag in OTHER_FILES.items():
+        digest, name = f"{part}_sha256", {"depth": "depth_ckpt"}.get(part, part)
+        if name not in changes and digest in then and then[digest] != now.get(digest):
+            raise InputError(
+                f"{image}: {flag} {then.get(part)} has changed since; to use it as it is: --with {name}=FILE"
+            )
 
 
 def _read(request: Request, changes: Mapping[str, Any]) -> dict[str, Any]:

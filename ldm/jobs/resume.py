@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.errors import InputError
 from ldm.jobs.inputs import digests
-from ldm.jobs.record import FORMAT, KEPT, task_of
+from ldm.jobs.record import FORMAT, KEPT, OTHER_FILES, task_of
 from ldm.requests import Request, build, fields_of, names_of
 from ldm.requests.groups import Model
 
@@ -53,11 +53,17 @@ class Resumed:
     def check_model(self, opened: "OpenedModel") -> None:
         """Refuse to resume with other weights. Raises: InputError."""
         before, now = self.file.record.get("model", {}), opened.record()
-        if not self.is_finished and before.get("sha256") != now["sha256"]:
+        if self.is_finished:
+            return
+        if before.get("sha256") != now["sha256"]:
             raise InputError(
                 f"{self.file.path} is of {before.get('checkpoint')} (SHA-256 {before.get('sha256')}), and "
                 f"this is {now['checkpoint']} ({now['sha256']}); give --ckpt with those weights"
             )
+        for part, flag in OTHER_FILES.items():
+            digest = f"{part}_sha256"
+            if digest in before and before[digest] != now.get(digest):
+                raise InputError(f"{flag} {now.get(part)} has changed since {self.file.path} was saved")
 
 
 def _changed(before: Any, now: Any) -> str:

@@ -1,6 +1,6 @@
-"""Save the images of a task: numbered PNG files with watermark and metadata, a grid, and a summary.
+"""Save the images of a task: numbered files with watermark and metadata, a grid, and a summary.
 
-OUTDIR/samples/00000.png ...      one file per image
+OUTDIR/samples/00000.png ...      one file per image, or .jpg or .webp with --format
 OUTDIR/grid-0000.png              all images of the run on one sheet, watermarked as a whole
 OUTDIR/samples/00000.latents.safetensors    with --save-latents, next to each image
 OUTDIR/depth/00000.png            with --save-depth, the depth map of the run
@@ -8,7 +8,6 @@ OUTDIR/interrupted-00000.safetensors        the state of a run that was interrup
 """
 
 import errno
-import io
 import logging
 import os
 import tempfile
@@ -51,13 +50,17 @@ class Saving:
         self.request = request
         self.outdir = checked_outdir(request.outdir)
         self.columns = request.n_rows or request.n_samples
+        self.is_demo = False  # its images are too small for the watermark, which then needs no message
         self.run: dict[str, Any] = {}
         self.saved: list[Path] = []
         self.existing: dict[Place, Path] = {}  # images of this run that were there before
         self.refused: list[str] = []  # prompts of images that are black or NaN
         self.grid: dict[Place, np.ndarray] | None = None if request.no_grid else {}
-        self._samples = NumberedFiles(self.outdir / "samples", "%05d.png")
-        self._grids = NumberedFiles(self.outdir, "grid-%04d.png", foreign=1)  # samples/ does not count
+        formats = {request.format, "png"}
+        self._samples = {each: NumberedFiles(self.outdir / "samples", f"%05d.{each}") for each in formats}
+        self._grids = {  # samples/ does not count
+            each: NumberedFiles(self.outdir, f"grid-%04d.{each}", foreign=1) for each in formats
+        }
         self._depths = NumberedFiles(self.outdir / "depth", "%05d.png")
         self._stops = NumberedFiles(self.outdir, "interrupted-%05d.safetensors", foreign=None)
         self._prompts: dict[str, None] = {}  # those on the grid, each once, in order
@@ -146,24 +149,33 @@ class Saving:
         atomic_write(latents_name(image), lambda path: path.write_bytes(data))
 
     def _write(
-        self, files: NumberedFiles, image: "np.ndarray", about: dict[str, Any], paste: "Paste | None" = None
+        self,
+        files: dict[str, NumberedFiles],
+        image: "np.ndarray",
+        about: dict[str, Any],
+        paste: "Paste | None" = None,
     ) -> Path:
-        from PIL import Image
-
-        from ldm.imaging import metadata
+        from ldm.imaging.writing import MOST_WEBP, encoded
 
         height, width = image.shape[:2]
-        image, mark = self._marked(image, paste)
+        format, quality = self.request.format, self.request.quality
+        if format == "webp" and max(height, width) > MOST_WEBP:
+            message = "webp holds at most %d pixels per side: larger images are saved as png"
+            self._say(logging.WARNING, message, MOST_WEBP)
+            format = "png"
+        image, mark = self._marked(image, format, paste)
         about = about | {"width": width, "height": height, "watermark": mark}
-        buffer, chunks = io.BytesIO(), None if self.request.no_metadata else metadata.png_chunks(about)
         profile = None if paste is None else paste.profile
-        Image.fromarray(image).save(buffer, "PNG", pnginfo=chunks, icc_profile=profile)
-        return files.save(buffer.getvalue())
+        record = None if self.request.no_metadata else about
+        return files[format].save(encoded(image, format, quality, record, profile))
 
-    def _marked(self, image: "np.ndarray", paste: "Paste | None" = None) -> tuple["np.ndarray", str | None]:
+    def _marked(
+        self, image: "np.ndarray", format: str, paste: "Paste | None" = None
+    ) -> tuple["np.ndarray", str | None]:
         """Return the image with its watermark (only in its repainted part) and what to record about it."""
         from ldm.imaging import watermark
         from ldm.imaging.paste import opaque
+        from ldm.imaging.writing import decoded, encoded
 
         wanted = self.request.watermark
         fits, mark = wanted != "off" and watermark.fits(image), None
@@ -176,14 +188,18 @@ class Saving:
         if not fits:
             if wanted != "off":
                 self._say(
-                    logging.INFO,
+                    logging.DEBUG if self.is_demo else logging.INFO,
                     "images under %d pixels cannot carry the watermark and are saved without it",
                     watermark.MIN_PIXELS,
                 )
             return image, None
-        if watermark.carries(opaque(image)):
+        quality = self.request.quality
+        seen = image if format == "png" else decoded(encoded(image, format, quality, None, None))
+        if watermark.carries(opaque(seen)):
             return image, watermark.PAYLOAD.decode()
-        if paste is None:
+        if format != "png":
+            self._say(logging.INFO, "the watermark is lost in %s of this quality", format)
+        elif paste is None:
             self._say(
                 logging.WARNING,
                 "the watermark cannot be read back from an image, because its colours are too uniform or "

@@ -7,7 +7,7 @@ conversion stays mapped from the file. So the peak memory is the model's weights
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def load_model(
     weights: str = "auto",
     allow_nonfinite: bool = False,
     progress: Progress | None = None,
+    check: Callable[[nn.Module], None] | None = None,
 ) -> nn.Module:
     """Build the model of `config` with the weights of `checkpoint`, in evaluation mode and without gradients.
 
@@ -53,6 +54,7 @@ def load_model(
             configuration's `use_ema`, and takes the EMA weights of a file that has no others.
         allow_nonfinite: only warn of NaN and infinite weights.
         progress: called with (bytes done, total bytes) of the file after each tensor.
+        check: called with the model before the file is read, to refuse what this model cannot do.
 
     Raises:
         WrongModelError: the file holds another model, or another prediction, than the configuration says.
@@ -66,14 +68,16 @@ def load_model(
     dtype = resolve_dtype(dtype, device)
     source = str(config) if isinstance(config, (str, Path)) else "the configuration"
     node = read_config(config) if isinstance(config, (str, Path)) else plain(config)
-    defaults = node.get("defaults") or {}
+    defaults, knows = node.get("defaults") or {}, node.get("knows")
     if "target" not in node:
         if "model" not in node:
             raise ConfigError(f"{source}: has no 'model' node; expected model: {{target, params}}")
         node = node["model"]
     with on_meta():
         model = instantiate(node, path=f"{source}: model")
-    model.defaults = defaults
+    model.defaults, model.knows = defaults, knows
+    if check is not None:
+        check(model)
     file = Path(checkpoint)
     opened = open_weights(file)
     _check_prediction(model, opened, source)

@@ -124,6 +124,7 @@ class LatentDiffusion(DDPM):
         self.l_simple_weight, self.original_elbo_weight = l_simple_weight, original_elbo_weight
         self.num_timesteps = self.schedule.num_timesteps
         self.defaults: dict[str, dict[str, Any]] = {}   # options that its YAML recommends, for each task
+        self.knows: str | None = None       # file with what it was trained on, see ldm.jobs.vocabulary
         self.trained_at: int | None = None              # side in pixels, where the weights are known to
         for name, buffer in self.schedule.published_buffers().items():
             self.register_buffer(name, buffer)

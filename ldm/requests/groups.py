@@ -258,8 +258,14 @@ class Output:
         "on", "--watermark", changes_image=False,
         help="add the invisible watermark SDV2 of the reference scripts; reference: with the bytes of their "
         "package, which damages edges in colour")
+    format: Literal["png", "jpg", "webp"] = option(
+        "png", "--format", changes_image=False,
+        help="file format of images and grids; jpg and webp lose detail, and jpg has no transparency")
+    quality: int | None = option(
+        None, "--quality", metavar="N", low=1, high=100, default_text="95", changes_image=False,
+        help="quality of jpg and webp; at 100 webp keeps every pixel")
     no_metadata: bool = option(
-        False, "--no-metadata", changes_image=False, help="save PNG files without prompt and options")
+        False, "--no-metadata", changes_image=False, help="save images without prompt and options")
 
 
 class Messages:

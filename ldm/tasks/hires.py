@@ -12,6 +12,7 @@ Noise is drawn in this order: that of text-to-image, then of the second pass the
 added noise, one draw a step.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from ldm.errors import InputError
 from ldm.requests import Txt2Img
 from ldm.tasks.batch import Batch
 from ldm.tasks.run import BatchRun, Run
+
+MAX_FACTOR = 4.0
 
 
 def hires(run: Run, request: Txt2Img) -> Iterator[Batch]:
@@ -35,8 +38,8 @@ def hires(run: Run, request: Txt2Img) -> Iterator[Batch]:
             f"--hires-strength {request.hires_strength:g} leaves none of {sampler.num_steps} steps to the "
             "second pass; expected more of one or the other"
         )
-    sides = (round(request.hires * side) for side in (request.height, request.width))
-    small, large = run.frame(request.height, request.width), run.frame(*sides)
+    large = run.frame(*enlarged_size(request.height, request.width, request.hires))
+    small = run.frame(request.height, request.width)
     run.plan(large)
     for first in run.each(small):
         cond = first.cond()
@@ -47,6 +50,31 @@ def hires(run: Run, request: Txt2Img) -> Iterator[Batch]:
             composed = first.denoise(first.begin(), cond)
             x_t = second.begin(enlarged(composed, first, second, request.hires_mode))
         yield second.done(second.denoise(x_t, cond))
+
+
+def enlarged_size(height: int, width: int, factor: float) -> tuple[int, int]:
+    """Return the (height, width) of the second pass."""
+    return round(factor * height), round(factor * width)
+
+
+def first_pass(height: int, width: int, side: int, multiple: int) -> tuple[int, int, float] | None:
+    """Return the height, width and factor of two passes that give exactly height x width.
+
+    The first is as near as can be to side^2 pixels and to multiples of `multiple`, but for factors above
+    MAX_FACTOR. None if there is no way.
+    """
+    wanted = min((height * width) ** 0.5 / side, MAX_FACTOR)
+    found = []
+    for h in range(math.ceil(height / (MAX_FACTOR + 0.5)), height):
+        w = max(1, round(width * h / height))
+        low = max((height - 0.49) / h, (width - 0.49) / w)
+        high = min((height + 0.49) / h, (width + 0.49) / w, MAX_FACTOR)
+        decimals = range(1, 6)
+        factor = next((f for d in decimals if low <= (f := round((low + high) / 2, d)) <= high), None)
+        if factor is not None and factor > 1 and enlarged_size(h, w, factor) == (height, width):
+            odd = (h % multiple > 0) + (w % multiple > 0)
+            found.append((odd + 8 * abs(math.log(factor / wanted)) + len(str(factor)) / 20, h, w, factor))
+    return min(found)[1:] if found else None
 
 
 def enlarged(latents: Tensor, first: BatchRun, second: BatchRun, mode: str) -> Tensor:

@@ -168,6 +168,11 @@ def _check_final(record: dict[str, Any]) -> None:
         raise ValueError("its numbers contradict each other")
     if not isinstance(record["prompt"], str):
         raise ValueError("its prompt is none")
+    tile = Tiling(**record.get("tiling", {})).decoder_tile
+    if tile is not None and (type(tile) is not int or tile < 1):
+        raise ValueError("its tiles are none")
+    if not isinstance(record.get("resolved", {}), dict):
+        raise ValueError("its options are none")
 
 
 def _position(latents: Tensor, tensors: dict[str, Tensor], record: dict[str, Any]) -> Position:

@@ -98,17 +98,20 @@ class Outpainter:
         self.run = run
         self.windows: list[Window] = list(canvas.windows(*image.shape[:2], margins, run.request.window))
         size = margins.canvas(*image.shape[:2])
-        inner = margins.inner(*image.shape[:2])
+        self.margins, self.inner = margins, margins.inner(*image.shape[:2])
         blank = np.zeros((*size, image.shape[2]), np.uint8)
         self.paste = Paste(blank, np.ones(size, np.float32), profile)
-        self.paste.original[inner.part] = image
-        self.paste.weight[inner.part] = 0
+        self.paste.original[self.inner.part] = image
+        self.paste.weight[self.inner.part] = 0
 
     def begin(self, batch: BatchRun) -> tuple[int, Tensor]:
         """Return the first window to paint, and the canvas before it (1 or b, 3, H, W)."""
         resume = self.run.resume
         if resume is None or resume.first != batch.part.first:
-            return 0, from_uint8(self.paste.seen)
+            images = from_uint8(self.paste.seen)
+            rows, columns = self.inner.part
+            images[..., rows, columns] = canvas.without_rim(images[..., rows, columns], self.margins)
+            return 0, images
         stages = [stage_of(k) for k in range(len(self.windows))]
         images = resume.made.get("canvas")
         expected = self.paste.weight.shape

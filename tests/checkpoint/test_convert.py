@@ -341,6 +341,7 @@ def metadata(file: Path) -> dict[str, str]:
         return opened.metadata()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_are_cast_and_tables_are_not(case, tmp_path: Path, dtype: torch.dtype):
     made = case("unclip-h")
@@ -411,6 +412,7 @@ def test_a_file_that_says_what_it_predicts_is_believed_over_what_is_usual(case, 
     assert not (tmp_path / "folder").exists()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("part", ["vae", "controlnet", "text_encoder"])
 def test_a_part_alone_becomes_the_folder_of_the_part(case, tmp_path: Path, part: str):
     """The text encoder here is one with a block that diffusers has no place for."""
@@ -453,6 +455,7 @@ def test_nothing_is_overwritten_unless_asked(case, tmp_path: Path):
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "photos"}
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("source", "target", "options", "error", "text"),
     [

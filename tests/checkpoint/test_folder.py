@@ -178,6 +178,7 @@ def test_folders_of_something_else(tmp_path):
     fails(tmp_path, NotACheckpointError, "is a folder; give one of the files in it: a.ckpt")
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("content, expected", [
     (b"", "no valid JSON"), (b"{", "no valid JSON"), (b"\xff\xfe", "no valid JSON"),
     (b"[" * 100_000, "no valid JSON"), (b"1" * 5000, "no valid JSON"),

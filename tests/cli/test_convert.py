@@ -1,5 +1,6 @@
 """scripts/convert.py: what it says, what it leaves behind, and the demonstration model in diffusers."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -111,6 +112,7 @@ for target in {targets!r}:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_leaves_what_was_there(tmp_path: Path):
     """An old file and an old folder stay; where there was nothing, nothing appears."""
     tensors = below("first_stage_model.", load_file(WEIGHTS))
@@ -131,3 +133,47 @@ def test_a_killed_conversion_leaves_what_was_there(tmp_path: Path):
 def contents(path: Path) -> dict[str, bytes]:
     files = [path, *path.rglob("*")]
     return {str(file.relative_to(path)): file.read_bytes() for file in files if file.is_file()}
+
+
+# Converts or merges in a process of its own, which says so and waits in the middle of the file.
+SLOW = """
+import sys, time
+from ldm.checkpoint import writer
+write = writer._write_tensor
+
+def slowly(file, entry):
+    write(file, entry)
+    file.flush()
+    print("writing", flush=True)
+    time.sleep(60)
+
+writer._write_tensor = slowly
+from ldm.cli import convert, merge
+sys.exit({"convert": convert, "merge": merge}[sys.argv[1]].main("", sys.argv[2:]))
+"""
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "command", [("convert", "a.safetensors", "result.safetensors"), ("convert", "a.safetensors", "result"),
+                ("merge", "a.safetensors", "b.safetensors", "--alpha", "0.5", "--out", "result.safetensors")],
+)  # fmt: skip
+def test_a_signal_leaves_nothing_half_written(command, number, tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.safetensors").symlink_to(WEIGHTS)
+        (tmp_path / f"{name}.yaml").symlink_to(CONFIG)
+    before = sorted(tmp_path.iterdir())
+    if command[-1] == "result":
+        command = (*command, "--config", str(CONFIG))
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *command, "--quiet"], cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    with process:
+        assert process.stdout.readline() == "writing\n"
+        assert len(list(tmp_path.iterdir())) == len(before) + 1
+        process.send_signal(number)
+        error = process.stderr.read()
+    assert process.returncode == (130 if number == signal.SIGINT else 75) and error.count("\n") == 1, error
+    assert sorted(tmp_path.iterdir()) == before

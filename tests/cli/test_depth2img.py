@@ -191,6 +191,7 @@ def test_the_depth_network_comes_from_its_own_file(run, scene, weights, tmp_path
     assert outcome.code == 2 and "holds no weights of the depth estimator" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_not_with_another_map(run, scene, weights, stop_at):
     flags = ("--steps", 6, *QUICK[2:], "--init-img", "room.png", "--depth", "depth.npy")
     stop_at(2)
@@ -228,6 +229,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     "flags, words", WRONG, ids=lambda x: " ".join(map(str, x)) if type(x) is tuple else ""
 )

@@ -48,6 +48,7 @@ def test_a_large_image_carries_the_watermark_in_the_new_part_alone(run, tmp_path
     assert np.array_equal(saved(tmp_path / "outputs/outpaint-samples")[:, :260], pixels)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_a_window_goes_on(run, tmp_path, stop_at):
     flags = *RUN, "--right", 48, "--n_samples", 2, "--n_iter", 2, "--sampler", "euler_a", "--no-grid"
     assert run("outpaint.py", *flags, "--outdir", "whole").code == 0

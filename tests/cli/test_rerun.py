@@ -10,6 +10,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
+from ldm.checkpoint.conversion import ConvertOptions, convert
 from ldm.imaging import metadata
 from ldm.jobs.execute import execute
 from ldm.requests import NAMES, Img2Img
@@ -99,6 +100,7 @@ def test_every_task_is_here():
     assert {task.split()[0] for task in TASKS} == set(NAMES)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("task", TASKS)
 def test_an_image_of_a_later_batch_is_made_again_equal(made, rerun, task):
     images = made(task, "--n_iter", 2)
@@ -154,6 +156,55 @@ def test_weights_that_have_changed_are_named(made, run, tmp_path, tiny_weights):
     (tmp_path / "w" / "model.safetensors").write_bytes(b"other")
     outcome = run("rerun.py", image, "--files", "w")
     assert outcome.code == 2 and "--ckpt w/model.safetensors has changed" in outcome.err
+
+
+@pytest.fixture
+def own_files(tmp_path, tiny_weights):
+    """Return flags for a configuration, weights as a diffusers folder, and a VAE, which a test may change."""
+    _, config, _, weights = tiny_weights("sd2")
+    place = tmp_path / "own"
+    convert(weights, tmp_path / "folder", ConvertOptions(config=str(config)))
+    shutil.copytree(Path(config).parent, place)
+    shutil.move(tmp_path / "folder", place / "folder")
+    shutil.copytree(place / "folder" / "vae", place / "vae")
+    return "--config", place / Path(config).name, "--ckpt", place / "folder", "--vae", place / "vae"
+
+
+def _with_ema(text: str) -> str:
+    return text.replace('"use_ema": false', '"use_ema": true')
+
+
+CHANGES = {
+    "comment": (lambda own: (own / "sd2.yaml").write_text((own / "sd2.yaml").read_text() + "\n# x"), None),
+    "vae": (lambda own: (own / "vae" / "config.json").write_text("{}"), "--vae own/vae has changed"),
+    "folder": (lambda own: (own / "folder" / "notes.txt").touch(), "--ckpt own/folder has changed"),
+    "config": (
+        lambda own: (own / "sd2.yaml").write_text(_with_ema((own / "sd2.yaml").read_text())),
+        "--config sd2.yaml has changed",
+    ),
+}
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("which", CHANGES)
+def test_a_folder_a_vae_or_a_yaml_that_has_changed_is_noticed(which, run, own_files, stop_at, tmp_path):
+    run_flags = *QUICK, *SMALL, "--n_samples", 1, "--n_iter", 1, "--prompt", "a cat"
+    assert run("txt2img.py", *run_flags, *own_files).code == 0
+    stop_at(1)
+    assert run("txt2img.py", *run_flags, *own_files).code == 75
+    stop_at(None)
+    model = metadata.read_record(tmp_path / "o/samples/00000.png")["model"]
+    assert all(len(model[name]) == 64 for name in ("sha256", "vae_sha256", "config_sha256"))
+    act, says = CHANGES[which]
+    act(tmp_path / "own")
+    again = run("rerun.py", "o/samples/00000.png", "--quiet", "--files", "own")
+    resumed = run("txt2img.py", "--latents", "o/interrupted-00000.safetensors")
+    if says is None:
+        assert (again.code, resumed.code) == (0, 0), again.err + resumed.err
+        return
+    assert again.code == resumed.code == 2
+    assert says in again.err and again.err.count("\n") == 1
+    assert "has changed" in resumed.err or "give --ckpt with those weights" in resumed.err, resumed.err
 
 
 def test_another_demo_model_is_refused(run, tmp_path, monkeypatch, tiny_weights):
@@ -255,3 +306,42 @@ def test_an_image_made_of_an_array_says_so(rerun, tmp_path, monkeypatch, tiny_we
     assert record["request"]["init_img"] is None and len(record["inputs"]["init_img"]["sha256"]) == 64
     outcome = rerun(done.files[0])
     assert outcome.code == 2 and "--init-img was given as an array, not as a file" in outcome.err
+
+
+@pytest.mark.parametrize("flags", [("jpg",), ("webp", "--quality", 60), ("webp", "--quality", 100)])
+def test_images_of_other_formats_are_made_again_equal(made, rerun, run, tmp_path, tiny_weights, flags):
+    made("inpaint", "--format", *flags, "--n_samples", 1)
+    (image,) = (tmp_path / "o/samples").iterdir()
+    assert image.name == f"00000.{flags[0]}"
+    found = metadata.read_record(image)
+    assert found["request"]["format"] == flags[0] and found["request"].get("quality") in (None, *flags[2:])
+    outcome = rerun(image, "--outdir", "again", "--with", "quality=97", kind="inpaint")
+    assert outcome.code == 0 and (tmp_path / "again/samples" / image.name).exists(), outcome.err
+    outcome = rerun(image, kind="inpaint")
+    assert (outcome.code, outcome.out) == (0, f"{image}: equal\n"), outcome.err
+
+
+def test_formats_are_numbered_together_and_not_taken_for_each_other(made, tmp_path):
+    made("sample", "--n_samples", 1)
+    made("sample", "--n_samples", 1, "--format", "jpg", "--skip-existing")
+    made("sample", "--n_samples", 1, "--format", "jpg", "--skip-existing")
+    made("sample", "--n_samples", 1, "--format", "webp", "--no-metadata")
+    names = ["00000.png", "00001.jpg", "00002.webp"]
+    assert sorted(file.name for file in (tmp_path / "o/samples").iterdir()) == names
+    with Image.open(tmp_path / "o/samples/00002.webp") as image:
+        assert not image.getexif() and "xmp" not in image.info
+
+
+@pytest.mark.parametrize(
+    ("task", "flags", "says"),
+    [
+        ("sample", ("--quality", 80), "--quality 80 is for --format jpg or webp"),
+        ("sample", ("--format", "gif"), "--format"),
+        ("sample", ("--format", "jpg", "--quality", 0), "--quality"),
+        ("inpaint alpha", ("--format", "jpg"), "--format jpg cannot hold the transparency of cutout.png"),
+    ],
+)
+def test_what_a_format_cannot_do_is_refused_before_the_model_is_read(run, tmp_path, task, flags, says):
+    outcome = run(f"{task.split()[0]}.py", "--ckpt", "nowhere.ckpt", *QUICK, *TASKS[task][1], *flags)
+    assert outcome.code == 2 and says in outcome.err and "nowhere" not in outcome.err
+    assert not (tmp_path / "o").exists()

@@ -37,6 +37,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_train_then_sample(run, tmp_path, trained):
     weights = "--ckpt", trained / "model.safetensors"
     heading = (trained / "model.yaml").read_text().splitlines()[0]
@@ -87,6 +88,7 @@ def test_the_demo_model_by_the_empty_prompt(run, tmp_path):
             assert image.size == (131, 67)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(run, tmp_path, stop_at):
     flags = "--steps", 3, "--sampler", "euler_a", "--n_samples", 2, "--n_iter", 2, "--no-grid"
     flags += "--H", 64, "--W", 64

@@ -80,6 +80,7 @@ def test_txt2img_in_its_own_process_without_network_from_another_folder(run_alon
     assert "batches" in outcome.err, "the progress bar"
 
 
+@pytest.mark.slow
 def test_img2img_in_its_own_process_without_network_from_another_folder(run_alone, tmp_path):
     case = IMG2IMG[0]
     outcome = run_alone("img2img.py", *img2img_flags(case, tmp_path), "--outdir", "out")

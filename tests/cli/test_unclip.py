@@ -86,7 +86,7 @@ def test_the_mix_is_noised_as_published_unless_said_otherwise(run, files, images
     assert usual == explicit != off
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("rng", ["reference", "per-image"])
 def test_a_stopped_run_goes_on_exactly_with_the_same_images_only(
     run, files, images, tmp_path, stop_at, rng

@@ -74,6 +74,7 @@ def test_images_are_refused_before_the_model_is_loaded(run, tmp_path):
         assert outcome.code == 2 and says in outcome.err, outcome.err
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_with_its_own_tiles(
     run, small, weights, tmp_path, monkeypatch, stop_at
 ):

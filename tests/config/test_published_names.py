@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm.published_names import PUBLISHED, install_import_finder, resolve
+from ldm.import_finder import install
+from ldm.published_names import PUBLISHED, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -149,7 +150,7 @@ def test_real_modules_win():
 
 def test_installing_twice_adds_nothing():
     before = list(sys.meta_path)
-    install_import_finder()
+    install()
     assert sys.meta_path == before
 
 

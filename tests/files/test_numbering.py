@@ -142,3 +142,15 @@ def test_four_processes_in_one_folder_lose_nothing(tmp_path):
     assert names(tmp_path) == [f"{number:05d}.png" for number in range(160)]
     contents = {path.read_text() for path in tmp_path.iterdir()}
     assert contents == {f"{worker}-{i}" for worker in range(4) for i in range(40)}
+
+
+def test_images_of_all_formats_are_numbered_together(tmp_path):
+    saved = [
+        NumberedFiles(tmp_path, f"%05d.{format}").save(b"").name for format in ("png", "jpg", "webp", "png")
+    ]
+    assert saved == ["00000.png", "00001.jpg", "00002.webp", "00003.png"]
+    (tmp_path / "00009.webp").touch()
+    assert NumberedFiles(tmp_path, "%05d.jpg").save(b"").name == "00010.jpg"
+    (tmp_path / "00012.gif").touch()
+    (tmp_path / "20230409035063.webp").touch()
+    assert NumberedFiles(tmp_path, "%05d.png").save(b"").name == "00011.png"

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldm.errors import InputError
-from ldm.imaging.canvas import Margins, boxes, windows
+from ldm.imaging.canvas import Margins, boxes, windows, without_rim
 from ldm.imaging.masks import Box
 
 AMOUNT = st.integers(0, 150)
@@ -78,3 +79,50 @@ def test_windows_along_a_side_overlap_by_a_quarter_at_least():
 def test_what_cannot_be_is_refused(size, margins, side, says):
     with pytest.raises(InputError, match=says):
         boxes(*size, margins, side)
+
+
+def scene(height: int = 72, width: int = 64) -> torch.Tensor:
+    """Soft colours, (1, 3, h, w) in -1..1."""
+    y, x = torch.meshgrid(torch.linspace(0, 3, height), torch.linspace(0, 2, width), indexing="ij")
+    return 0.6 * torch.stack([torch.sin(x + y), torch.cos(2 * x - y), torch.sin(y)])[None]
+
+
+SIDES = {
+    "left": (Margins(left=9), lambda x, k: x[..., k]),
+    "right": (Margins(right=9), lambda x, k: x[..., -1 - k]),
+    "up": (Margins(up=9), lambda x, k: x[..., k, :]),
+    "down": (Margins(down=9), lambda x, k: x[..., -1 - k, :]),
+}
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("amount", [-0.9, -0.15, 0.3])
+def test_a_rim_is_taken_off_the_sides_that_are_extended_alone(side, depth, amount):
+    margins, row = SIDES[side]
+    clean = scene()
+    image = clean.clone()
+    for k in range(depth):
+        row(image, k).add_(amount / (k + 1))
+    for others, _ in SIDES.values():
+        seen = without_rim(image.clamp(-1, 1), others)
+        off = (seen - clean.clamp(-1, 1)).abs()
+        if others == margins:
+            assert max(float(row(off, k).mean()) for k in range(depth)) < 0.2 * abs(amount) + 0.02
+        else:
+            assert float(row(off, 0).max()) > 0.5 * min(abs(amount), 0.4)
+
+
+def test_what_is_no_rim_stays():
+    everywhere = Margins(9, 9, 9, 9)
+    grain = torch.rand(1, 3, 60, 60, generator=torch.Generator().manual_seed(0)) * 1.6 - 0.8
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 60), torch.linspace(-1, 1, 60), indexing="ij")
+    vignette = (0.8 - 0.7 * (x**2 + y**2)).expand(1, 3, 60, 60)
+    ramp = (0.9 * x).expand(1, 3, 60, 60)
+    for image in (scene(), vignette, ramp, torch.full((1, 3, 30, 30), -1.0), torch.ones(1, 3, 5, 7)):
+        assert (without_rim(image, everywhere) - image).abs().max() < 0.08
+    changed = (without_rim(grain, everywhere) - grain).abs()
+    assert changed.mean() < 0.02, "the median of texture is not its edge"
+    blot = torch.zeros(1, 3, 60, 60)
+    blot[..., 20:28, -2:] = 1.0  # a part of the scene, shorter than what is measured
+    assert torch.equal(without_rim(blot, everywhere), blot)

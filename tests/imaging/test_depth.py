@@ -140,7 +140,7 @@ WRONG = {
     "half.npz": (lambda path: half_of(path, "npz"), "complete"),
     "half.pfm": (lambda path: half_of(path, "pfm"), "complete"),
     "half.exr": (lambda path: half_of(path, "exr"), "complete"),
-    "objects.npy": (lambda path: np.save(path, np.array([{}]), allow_pickle=True), "complete"),
+    "objects.npy": (lambda path: np.save(path, np.array([{}]), allow_pickle=True), "Python objects"),
     "complex.npy": (lambda path: np.save(path, VALUES * 1j), "complex128"),
     "text.npy": (lambda path: np.save(path, np.array([["a"]])), "real numbers"),
     "flat.npy": (lambda path: np.save(path, VALUES.ravel()), "shape (35,)"),
@@ -306,3 +306,37 @@ def test_memory_and_the_file_system_are_named_as_they_are(tmp_path, monkeypatch)
         monkeypatch.setattr("ldm.imaging.depth._read_npy", Mock(side_effect=error))
         with pytest.raises(kind, match=f"cannot read depth .*depth.npy: .*{says}"):
             read_depth(path)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", *(["exr"] if importlib.util.find_spec("OpenEXR") else [])])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_only_of_a_map_that_ends_too_early_it_is_asked_whether_it_is_complete(tmp_path, suffix, share):
+    path, values = tmp_path / f"map.{suffix}", np.random.default_rng(0).random((64, 48), np.float32)
+    if suffix == "npy":
+        np.save(path, values)
+    elif suffix == "npz":
+        np.savez(path, depth=values)
+    else:
+        import OpenEXR
+
+        OpenEXR.File({"type": OpenEXR.scanlineimage}, {"Z": values}).write(str(path))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError, match=r"is the file complete\?$"):
+        read_depth(path)
+
+
+@pytest.mark.parametrize("damage", ["objects", "header", "check sum"])
+def test_other_faults_of_a_map_are_said_without_that_question(tmp_path, damage):
+    path = tmp_path / "map.npy"
+    np.save(path, np.array([{}]), allow_pickle=True)
+    if damage == "header":
+        path.write_bytes(b"\x93NUMPY\x01\x00\x76\x00no header" + b" " * 200)
+    elif damage == "check sum":
+        np.savez(path.with_suffix(".npz"), depth=np.ones((64, 64)))
+        data = bytearray(path.with_suffix(".npz").read_bytes())
+        data[len(data) // 2] ^= 255
+        path.write_bytes(data)
+    with pytest.raises(InputError, match="cannot be used") as error:
+        read_depth(path)
+    assert "complete" not in str(error.value) and "\n" not in str(error.value)

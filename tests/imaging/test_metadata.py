@@ -106,5 +106,5 @@ def test_an_image_without_metadata_is_an_error(tmp_path):
 
 
 def test_a_missing_image_is_named_as_missing(tmp_path):
-    with pytest.raises(InputError, match=r"none\.png: there is no such file; expected a PNG"):
+    with pytest.raises(InputError, match=r"none\.png: there is no such file; expected an image"):
         metadata.read_record(tmp_path / "none.png")

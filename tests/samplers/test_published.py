@@ -359,8 +359,8 @@ C, U = torch.ones(2), torch.zeros(2)
 @pytest.mark.parametrize(
     ("cls", "options", "text"),
     [
-        (PLMSSampler, {"eta": 0.5}, "use eta 0"),
-        (DPMSolverSampler, {"eta": 0.5}, "use eta 0"),
+        (PLMSSampler, {"eta": 0.5}, "PLMS takes no eta"),
+        (DPMSolverSampler, {"eta": 0.5}, "DPMSolver takes no eta"),
         (PLMSSampler, {"temperature": 0.5}, "adds none"),
         (DPMSolverSampler, {"noise_dropout": 0.5}, "adds none"),
         (DDIMSampler, {"mask": torch.ones(1)}, "keep_mask and keep_x_0 must"),

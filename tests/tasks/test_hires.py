@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from requesting import make_images
 
 from ldm.errors import InputError
 from ldm.requests import Txt2Img
 from ldm.samplers import SAMPLERS
+from ldm.tasks.hires import enlarged_size, first_pass
 
 
 def make(model, hires, settings=None, prompts=("a",), height=16, width=16, **options):
@@ -118,3 +121,26 @@ def test_wrong_options_are_refused(arguments, words):
 def test_a_second_pass_without_a_step_is_refused(tiny_model):
     with pytest.raises(InputError, match="leaves none of 4 steps"):
         make(tiny_model, dict(hires=2, hires_strength=0.1))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.integers(1, 4096), st.integers(1, 4096), st.sampled_from([128, 512, 768]), st.sampled_from([8, 64]))
+def test_what_is_advised_gives_the_size_that_was_asked_for(height, width, side, multiple):
+    """The factor is read from text, as a user would copy it."""
+    passes = first_pass(height, width, side, multiple)
+    area = height * width / side**2
+    if area > 1.6 and min(height, width) >= 16:
+        assert passes is not None
+    if passes is not None:
+        h, w, factor = passes[0], passes[1], float(f"{passes[2]:g}")
+        assert 1 < factor <= 4 and enlarged_size(h, w, factor) == (height, width)
+        if 1.6 < area <= 4 and min(height, width) >= 256:
+            assert 0.4 < h * w / side**2 < 2
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((1024, 1024), (512, 512, 2.0)), ((768, 1024), (384, 512, 2.0)), ((1024, 512), (768, 384, 1.333))],
+)
+def test_round_numbers_are_preferred(size, expected):
+    assert first_pass(*size, 512, 64) == expected

@@ -63,7 +63,7 @@ def check_kept(result: np.ndarray, image: np.ndarray, mask: np.ndarray) -> None:
     assert not np.array_equal(result[mask == 1], image[mask == 1]), "the mask is painted"
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_bytes_outside_the_mask_stay_for_every_sampler(models, kind, sampler):

@@ -12,10 +12,12 @@ from safetensors.torch import save_file
 
 from ldm.errors import InputError
 from ldm.imaging.colour import from_uint8
+from ldm.networks import Networks
 from ldm.requests import Img2Img, Txt2Img
 from ldm.samplers import SAMPLERS
 from ldm.tasks.decode import decode_latents
 from ldm.tasks.latents import StoppedAt, final_file, read_latents, stopped_file
+from ldm.tasks.tiles import Tiling
 
 PROMPTS = ["a", "b", "c"]
 
@@ -164,6 +166,43 @@ def test_finished_latents_decode_to_the_same_bits(tiny_model, tmp_path):
     )
     (again,) = decode_latents(tiny_model, read_latents(tmp_path / "f.safetensors"), torch.float32)
     assert torch.equal(again.images, batch.images[1:]) and again.prompts == ["b"] and again.offset == 1
+
+
+@pytest.mark.parametrize(
+    "about, images, tile",
+    [
+        ({}, 3, None),
+        ({"resolved": {"exact": False}, "tiling": {"tile": 8, "overlap": 4}}, 3, None),
+        ({"resolved": {"exact": True}}, 1, None),
+        ({"tiling": {"one_by_one": True}}, 1, None),
+        ({"resolved": {"exact": True}, "tiling": {"one_by_one": True, "decoder_tile": 1}}, 1, 1),
+        ({"tiling": {"decoder_tile": 2}}, 3, 2),
+    ],
+)
+def test_finished_latents_are_decoded_as_they_were(about, images, tile, tiny_model, tmp_path, monkeypatch):
+    record = {"prompt": "b", "iteration": 0, "batch": 4, "index_in_batch": 2, "images_in_batch": 3}
+    record |= {"height": 16, "width": 16, "kind": "final"} | about
+    (tmp_path / "f.safetensors").write_bytes(final_file(torch.ones(4, 2, 2), record))
+    seen, decode = [], Networks.decode
+
+    def watched(self, latents, tile=None):
+        seen.append((len(latents), tile))
+        return decode(self, latents, tile)
+
+    monkeypatch.setattr(Networks, "decode", watched)
+    (again,) = decode_latents(tiny_model, read_latents(tmp_path / "f.safetensors"), torch.float32)
+    assert seen == [(images, tile)] and again.images.shape == (1, 3, 16, 16)
+    assert (again.index, again.offset, again.tiling) == (4, 2, Tiling(**about.get("tiling", {})))
+
+
+@pytest.mark.parametrize("about", [{"tiling": {"decoder_tile": 0}}, {"tiling": {"x": 1}}, {"tiling": 3},
+                                   {"tiling": {"decoder_tile": "2"}}, {"resolved": 3}])  # fmt: skip
+def test_a_record_of_impossible_tiles_is_damaged(about, tmp_path):
+    record = {"prompt": "b", "iteration": 0, "batch": 4, "index_in_batch": 2, "images_in_batch": 3}
+    record |= {"height": 16, "width": 16, "kind": "final"} | about
+    (tmp_path / "f.safetensors").write_bytes(final_file(torch.ones(4, 2, 2), record))
+    with pytest.raises(InputError, match="its record is damaged"):
+        read_latents(tmp_path / "f.safetensors")
 
 
 def test_files_of_other_programs(tmp_path):

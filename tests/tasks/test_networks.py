@@ -220,7 +220,7 @@ class Replayed:
         return lambda x: next(again)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_goes_on_from_its_last_good_latents(tiny, warnings, name):
     """As if it had been started there in float32: the same memory, the same noise."""
@@ -266,7 +266,7 @@ def spoil_call(model, monkeypatch, bad, by):
     return calls
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("bad", [0, 2, STEPS - 1], ids=["first", "third", "last"])
 def test_nan_in_one_step(tiny, monkeypatch, warnings, dtype, bad):

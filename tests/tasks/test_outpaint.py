@@ -62,7 +62,7 @@ def test_the_size_is_exact_and_the_pictures_bytes_come_back(model, size, channel
         assert (result[:, :, 3] == 255).all(), "what is painted is opaque"
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_in_several_windows(models, sampler):
     image = picture(40, 32)
@@ -244,3 +244,17 @@ def test_what_cannot_be_is_refused_at_once(models, options, says):
 def test_models_of_other_tasks_are_refused(tmp_path):
     with pytest.raises(InputError, match="is for another task|needs more than a prompt"):
         make(built(tiny_config("depth", tmp_path)), picture(8, 8), left=8)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_dark_rim_is_kept_and_not_continued(model, depth):
+    settings = dict(sampler="ddim", steps=2, scale=1.0)
+    clean = np.full((48, 40, 3), 180, np.uint8)
+    rimmed = clean.copy()
+    rimmed[:, -depth:] = 120
+    results = []
+    for image in (clean, rimmed):
+        (batch,) = make(model, image, settings, right=24, window=64)
+        results.append(batch.to_uint8()[0].astype(int))
+    assert np.array_equal(results[1][:, :40], rimmed)
+    assert np.abs(results[0][:, 40:] - results[1][:, 40:]).max() <= 1

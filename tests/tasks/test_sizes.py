@@ -170,6 +170,7 @@ def exact(monkeypatch):
     return exactly
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
 @FEW
 @given(height=SIDES, width=SIDES)

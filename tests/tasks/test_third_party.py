@@ -86,7 +86,7 @@ K_SAMPLERS = (
 ).split()
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", K_SAMPLERS)
 @torch.no_grad()
 def test_k_diffusions_samplers_run_on_the_model(tiny, wrapped, k_diffusion, name):
@@ -107,6 +107,7 @@ def test_k_diffusions_samplers_run_on_the_model(tiny, wrapped, k_diffusion, name
     assert close(*results)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name, eta", [("euler", 0.0), ("euler_ancestral", 1.0)])
 @torch.no_grad()
 def test_k_diffusions_trajectory_is_that_of_ddim(tiny, wrapped, k_diffusion, name, eta):
@@ -140,6 +141,7 @@ def test_k_diffusions_trajectory_is_that_of_ddim(tiny, wrapped, k_diffusion, nam
         assert close(x_k * alpha, x_t)
 
 
+@pytest.mark.few(1)
 @torch.no_grad()
 def test_k_diffusions_dpm_solver_with_guidance_is_ours(tiny, wrapped, k_diffusion):
     """DPM-Solver++(2M) at the same noise levels, guided as front ends write it: one batch of both halves."""

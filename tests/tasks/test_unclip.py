@@ -162,6 +162,7 @@ def stop_after(steps_of_the_run: int):
     return track
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("rng", ["reference", "per-image"])
 @pytest.mark.parametrize("stop", [1, 5])
 def test_a_stopped_run_goes_on_exactly(models, rng, stop):
@@ -178,7 +179,7 @@ def test_a_stopped_run_goes_on_exactly(models, rng, stop):
         assert torch.equal(got.images, expected.images) and got.seeds == expected.seeds
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler(model, sampler):
     (batch,) = made(model, settings=dict(sampler=sampler, steps=3))

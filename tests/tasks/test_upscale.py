@@ -35,6 +35,7 @@ def run(model, image, prompts=("a",), **options):
     return list(make_images(model, Upscale, init_img=image, prompts=list(prompts), **options))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (13, 5), (8, 8), (17, 31)])
 def test_any_size_comes_out_exactly_enlarged(model, size):
     (batch,) = run(model, picture(*size))

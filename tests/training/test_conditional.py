@@ -132,7 +132,7 @@ def test_each_task_overfits_one_sample_and_reaches_every_tensor(conditional, mon
     assert moved == expected
     figures = loop.module.evaluate(loop.data)
     assert figures == loop.module.evaluate(loop.data), "validation draws the same noise always"
-    assert loop.module.sample(loop.data).shape == (2, 3, 16, 16)
+    assert loop.module.sample(loop.data).images.shape == (2, 3, 16, 16)
 
 
 def test_the_hint_is_used(conditional, monkeypatch):

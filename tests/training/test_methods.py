@@ -29,7 +29,7 @@ def test_the_autoencoder_overfits_one_image(config, monkeypatch):
     losses = loop.run(60)
     assert losses[-1] < 0.3 * losses[0]
     assert loop.module.evaluate(loop.data)["val_psnr"] > 15
-    assert loop.module.sample(loop.data).shape == (16, 3, 16, 16)
+    assert loop.module.sample(loop.data).images.shape == (16, 3, 16, 16)
 
 
 def test_the_discriminator_joins_at_disc_start(config, monkeypatch):
@@ -73,6 +73,7 @@ def test_discriminator_losses_by_hand():
     assert PatchDiscriminator()(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 6, 6)
 
 
+@pytest.mark.slow
 def test_the_unet_overfits_one_image_and_nothing_else_moves(config, monkeypatch):
     made = one_image(config("diffusion", {"ema_decay": 0.9, "text_dropout": 0.0}, learning_rate=3e-3))
     loop = Loop(made, monkeypatch)
@@ -86,7 +87,7 @@ def test_the_unet_overfits_one_image_and_nothing_else_moves(config, monkeypatch)
     }
     assert loop.module.evaluate(loop.data)["val_loss"] < 0.7
     raw = weights(loop.module.diffusion)
-    assert loop.module.sample(loop.data).shape == (16, 3, 16, 16)
+    assert loop.module.sample(loop.data).images.shape == (16, 3, 16, 16)
     assert changed(raw, loop.module.diffusion) == set(), (
         "sampling with averaged weights must put the raw ones back"
     )
@@ -187,7 +188,7 @@ def test_clip_learns_its_captions(config, monkeypatch):
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
     assert loop.module.evaluate(loop.data)["val_recall_at_5"] > 0.5, "5 of 30 captions at random are 0.17"
     assert loop.module.clip.logit_scale.item() <= math.log(100.0) + 1e-6
-    assert loop.module.sample(loop.data).shape == (64, 3, 16, 16)
+    assert loop.module.sample(loop.data).images.shape == (64, 3, 16, 16)
 
 
 def test_a_clip_goes_on_from_its_file_and_refuses_another(config, tmp_path):
