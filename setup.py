@@ -16,7 +16,7 @@ VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "ldm/__init__.py").read_te
 CORE = [
     "torch>=2.10",  # before it, reading a .ckpt could corrupt memory
     "numpy>=1.26",
-    "pillow>=10",
+    "pillow>=11",
     "omegaconf>=2.3",
     "pyyaml>=6.0.1",
     "einops>=0.7",
@@ -28,7 +28,7 @@ CORE = [
 ]
 TRAIN = ["pytorch-lightning>=2.4", "matplotlib>=3.8"]
 DATA = ["resvg-py>=0.5"]
-EXR = ["openexr>=3.3"]  # depth maps
+EXR = ["openexr>=3.4"]  # depth maps
 TEST = [
     *TRAIN,
     *DATA,

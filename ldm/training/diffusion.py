@@ -268,7 +268,8 @@ class DiffusionTraining(TrainingModule):
                 if self.hurried():
                     return None
                 x_t = step.x_t
-        return Shown(model.decode_first_stage(x_t).float(), prompts)
+        shown = prompts if model.cond_stage_model is not None else [""] * len(prompts)
+        return Shown(model.decode_first_stage(x_t).float(), shown)
 
     # State
 

@@ -189,7 +189,7 @@ def save_grid(shown: Shown, path: Path) -> None:
     pixels = pixels.repeat_interleave(enlarged, 2).repeat_interleave(enlarged, 3).permute(0, 2, 3, 1)
     count, height, width, _ = pixels.shape
     columns = shown.columns or full_columns(count)
-    font = ImageFont.load_default(max(11, width // 20))
+    font = _font(max(10, width // 20))
     texts = [wrapped(caption, font, width - 2 * GAP) for caption in shown.captions]
     line = sum(font.getmetrics()) + 1
     below = line * max(len(text) for text in texts) + 2 * GAP
@@ -203,6 +203,14 @@ def save_grid(shown: Shown, path: Path) -> None:
             draw.text((left + GAP, top + height + GAP // 2 + number * line), words, "black", font)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda temporary: sheet.save(temporary, format="png"))
+
+
+def _font(size: int) -> Any:
+    """Return the font of matplotlib, which has the letters of most alphabets."""
+    import matplotlib
+
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(file, size) if file.is_file() else ImageFont.load_default(size)
 
 
 def full_columns(count: int) -> int:
