@@ -64,7 +64,7 @@ def own_files(folder, weights="mine.safetensors", yaml=None):
     """Put the demo model into a folder, and its YAML under a name."""
     (folder / weights).symlink_to(DEMO / "emoji.safetensors")
     if yaml is not None:
-        for file in (*DEMO.glob("emoji_*.json"), *DEMO.glob("emoji_*.gz")):
+        for file in (*DEMO.glob("*.json"), *DEMO.glob("*.txt*")):
             shutil.copy(file, folder)
         text = (DEMO / "emoji.yaml").read_text()
         (folder / yaml).write_text(text.replace("image_size: 16", "image_size: 8"))
