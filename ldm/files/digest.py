@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from ldm.errors import OutOfMemory
 from ldm.files import cache
 from ldm.files.reading import reading
 
@@ -65,7 +66,7 @@ def sha256_in_background(path: str | Path) -> Callable[[], str | None]:
     result: list[str] = []
 
     def work() -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, MemoryError, OutOfMemory):
             result.append(digest_of(path))
 
     thread = threading.Thread(target=work, name="sha256", daemon=True)

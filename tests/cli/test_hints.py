@@ -64,8 +64,8 @@ def own_files(folder, weights="mine.safetensors", yaml=None):
     """Put the demo model into a folder, and its YAML under a name."""
     (folder / weights).symlink_to(DEMO / "emoji.safetensors")
     if yaml is not None:
-        for name in ("emoji_clip.json", "emoji_bpe.txt.gz"):
-            shutil.copy(DEMO / name, folder)
+        for file in (*DEMO.glob("*.json"), *DEMO.glob("*.txt*")):
+            shutil.copy(file, folder)
         text = (DEMO / "emoji.yaml").read_text()
         (folder / yaml).write_text(text.replace("image_size: 16", "image_size: 8"))
 

@@ -29,8 +29,8 @@ def files(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = _odd(tmp_path, "dossier-é")
     folder.mkdir()
-    for name in ("emoji_clip.json", "emoji_bpe.txt.gz"):
-        shutil.copy(DEMO / name, folder)
+    for file in (*DEMO.glob("*.json"), *DEMO.glob("*.txt*")):
+        shutil.copy(file, folder)
     shutil.copy(DEMO / "emoji.safetensors", _odd(folder, "modèle.safetensors"))
     shutil.copy(DEMO / "emoji.yaml", _odd(folder, "modèle.yaml"))
     return folder

@@ -105,3 +105,12 @@ def test_a_name_that_is_not_utf8(tmp_path):
     odd.write_bytes(b"weights")
     assert digest.sha256(odd) == digest.known_sha256(odd) == hashlib.sha256(b"weights").hexdigest()
     assert digest.sha256_in_background(odd)() == hashlib.sha256(b"weights").hexdigest()
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError()])
+def test_in_the_background_no_failure_of_the_machine_shows(error, weights, monkeypatch):
+    def fails(*args):
+        raise error
+
+    monkeypatch.setattr(hashlib, "sha256", fails)
+    assert digest.sha256_in_background(weights)() is None
