@@ -51,7 +51,7 @@ def identify(path: str | Path) -> Identity:
         identity,
         config=config if config in SHIPPED_CONFIGS else identity.config,
         notes=[
-            *_notes_on_training(path, identity, metadata), *identity.notes, *_note_on_foreign(shapes),
+            *_notes_on_training(path, identity), *identity.notes, *_note_on_foreign(shapes),
             *_notes(identity, metadata), *_note_on_base(container, files),
         ],
         path=str(path),
@@ -86,15 +86,14 @@ def _note_on_base(container: Container, files: list[Path]) -> list[str]:
     return [f"the file is a difference ({alone:.1f} MB) from {files[1].name}, and is read together with it"]
 
 
-def _notes_on_training(path: Path, identity: Identity, metadata: dict[str, str]) -> list[str]:
+def _notes_on_training(path: Path, identity: Identity) -> list[str]:
     """Say where the model of a training run is, or how to make it."""
     if identity.kind != "training":
         return []
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     if (run / "model.safetensors").is_file():
         return [f"the model of this run is {run / 'model.safetensors'}"]
-    step = metadata.get("step", "N")
-    return [f"scripts/train.py --resume {run} train.max_steps={step} makes a model of it"]
+    return [f"scripts/train.py --resume {run} --export makes a model of it"]
 
 
 def _notes(identity: Identity, metadata: dict[str, str]) -> list[str]:

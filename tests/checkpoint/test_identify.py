@@ -373,7 +373,7 @@ def test_the_state_of_a_training_run_says_how_to_make_a_model_of_it(is_finished,
         (run / "model.safetensors").touch()
     identity = identify(run / "checkpoints" / "last.ckpt")
     assert identity.sentence() == "the state of a training run" and not identity.is_model
-    how = f"scripts/train.py --resume {run} train.max_steps=70 makes a model of it"
+    how = f"scripts/train.py --resume {run} --export makes a model of it"
     assert identity.notes == [
         f"the model of this run is {run / 'model.safetensors'}" if is_finished else how
     ]
