@@ -28,7 +28,7 @@ CORE = [
 ]
 TRAIN = ["pytorch-lightning>=2.4", "matplotlib>=3.8"]
 DATA = ["resvg-py>=0.5"]
-EXR = ["openexr>=3.4"]  # depth maps
+EXR = ["openexr>=3.5"]  # depth maps
 TEST = [
     *TRAIN,
     *DATA,
