@@ -7,7 +7,6 @@ import torch
 
 from ldm.checkpoint import identify
 from ldm.config import find_config, load_config
-from ldm.errors import InputError
 from ldm.jobs.choosing import choose_config
 from ldm.loading import load_model
 from ldm.requests import NAMES, Request, find
@@ -44,10 +43,9 @@ def test_a_shipped_model_loads_and_says_what_it_is(name):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_without_its_configuration_a_shipped_model_is_refused_in_a_line_that_names_it(name):
-    with pytest.raises(InputError, match=rf"give --config .*{name}\.yaml") as caught:
-        choose_config(request_for(name), DEMO / f"{name}.safetensors")
-    assert "\n" not in str(caught.value)
+def test_a_shipped_model_needs_no_config_because_its_own_is_next_to_it(name):
+    choice = choose_config(request_for(name), DEMO / f"{name}.safetensors")
+    assert choice.config == DEMO / f"{name}.yaml"
 
 
 def test_the_tasks_fit_the_room():
