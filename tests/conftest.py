@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 import random
+import signal
 import socket
 import sys
 import types
@@ -48,6 +49,11 @@ def spread(product: list[pytest.Item], count: int, seed: str) -> list[pytest.Ite
         seen |= best.callspec.indices.items()
     return chosen
 
+
+# nohup and shells let the programs that they start in the background ignore these
+for name, handler in (("SIGHUP", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
+    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, name), handler)
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch is imported
     cores = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])

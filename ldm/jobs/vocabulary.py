@@ -14,13 +14,15 @@ NAMED, EXAMPLES = 4, 6
 
 
 def advice(prompts: Iterable[str], knows: Path) -> str | None:
-    """Return a sentence about the words that a model does not know; None if it knows them all.
+    """Return a sentence about the words that a model does not know; None if there are none, or no list.
 
     Args:
         knows: JSON file with `words`, the files `concepts` and `best` of one name per line, and a `hint`.
 
     Raises: ConfigError: the file cannot be read, or lacks an entry.
     """
+    if not knows.is_file():  # the model was copied without it
+        return None
     try:
         node = json.loads(knows.read_text("utf-8"))
         concepts, best = (_names(knows.parent / node[name]) for name in ("concepts", "best"))

@@ -146,6 +146,7 @@ def slowly(file, entry):
     file.flush()
     print("writing", flush=True)
     time.sleep(60)
+    raise SystemExit("no signal came")
 
 writer._write_tensor = slowly
 from ldm.cli import convert, merge

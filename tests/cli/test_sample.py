@@ -60,14 +60,13 @@ def test_train_then_sample(run, tmp_path, trained):
         assert np.array_equal(np.asarray(image), pixels)
 
 
-def test_the_configuration_is_asked_for_and_named(run, tmp_path, trained):
-    outcome = run("sample.py", "--ckpt", trained / "model.safetensors")
-    assert outcome.code == 2 and outcome.err.count("\n") == 1
-    assert "unconditional image generation" in outcome.err
-    assert f"--config {trained / 'model.yaml'}" in outcome.err
+def test_the_configuration_next_to_the_model_is_used_and_other_tasks_are_refused(run, tmp_path, trained):
+    quick = "--n_samples", 1, "--n_iter", 1, "--steps", 1
+    outcome = run("sample.py", "--ckpt", trained / "model.safetensors", *quick, "--outdir", tmp_path / "o")
+    assert outcome.code == 0 and "config: model.yaml" in outcome.out
     outcome = run("txt2img.py", "--ckpt", trained / "model.safetensors")
     assert outcome.code == 2 and "use it with scripts/sample.py" in outcome.err
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["o"]
 
 
 def test_both_shipped_files_are_of_one_model():
