@@ -109,6 +109,7 @@ def test_samplers_stay_on_the_gpu(tiny, dtype, name, options):
         assert all(is_on_gpu(s.x_t, *x.shape) and s.x_t.dtype == torch.float32 for s in steps)
 
 
+@pytest.mark.slow
 @pytest.mark.few(1)
 def test_ancestral_sampling_and_the_loss_stay_on_the_gpu(tiny, dtype):
     sampler = DDPM(tiny.schedule, 2)
@@ -194,7 +195,7 @@ def control():
     return model, lambda context: model.conditioning(context, torch.rand(1, 3, 64, 64, device=GPU))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("made", [inpainting, depth, upscaling, unclip, control])
 def test_conditional_models_agree_on_device_and_dtype(made, dtype):
     model, conditioning = made()

@@ -317,6 +317,7 @@ def test_the_copy_asked_for_becomes_the_weights(
     assert all(torch.equal(got[name], raw[name]) for name in untouched)
 
 
+@pytest.mark.slow
 def test_a_training_file_comes_back_from_its_folder(case, training_file: Path, tmp_path: Path):
     convert(training_file, tmp_path / "folder", ConvertOptions(config=str(case("sd1").config)))
     convert(tmp_path / "folder", tmp_path / "back.safetensors")

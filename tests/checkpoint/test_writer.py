@@ -251,6 +251,7 @@ print(max(seen) - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is counted in kB only on Linux")
 def test_the_peak_memory_is_a_tensor_and_not_the_file(tmp_path):
     small, large = tmp_path / "small.safetensors", tmp_path / "large.safetensors"

@@ -64,6 +64,7 @@ def test_a_second_signal_stops_at_once(run, tmp_path, stop_at):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("name", "code"), [("SIGTERM", 75), ("SIGHUP", 75), ("SIGUSR2", 75), ("SIGINT", 130)]
 )
@@ -164,6 +165,7 @@ def test_a_stopped_run_goes_on_from_another_folder(run, tmp_path, stop_at, monke
     assert record["prompt"] == "i.png" and record["inputs"]["init_img"]["file"] == "i.png"
 
 
+@pytest.mark.slow
 def test_flags_beside_a_stopped_run(run, tmp_path, stop_at):
     stop_at(2)
     assert run("txt2img.py", *RUN, "--steps", 4, "--outdir", "o").code == 75

@@ -154,7 +154,7 @@ sys.exit({"convert": convert, "merge": merge}[sys.argv[1]].main("", sys.argv[2:]
 """
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize(
     "command", [("convert", "a.safetensors", "result.safetensors"), ("convert", "a.safetensors", "result"),

@@ -207,6 +207,7 @@ def test_a_folder_a_vae_or_a_yaml_that_has_changed_is_noticed(which, run, own_fi
     assert "has changed" in resumed.err or "give --ckpt with those weights" in resumed.err, resumed.err
 
 
+@pytest.mark.slow
 def test_another_demo_model_is_refused(run, tmp_path, monkeypatch, tiny_weights):
     from ldm.jobs import opening
 

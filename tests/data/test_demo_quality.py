@@ -111,6 +111,7 @@ def test_sheet_and_summary_show_every_figure():
     assert not math.isnan(float(lines[0].split()[2]))
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_whole_on_a_tiny_model(emoji_folder, tmp_path, capsys):
     import open_clip
     from safetensors.torch import save_file

@@ -24,6 +24,7 @@ def ship(capsys) -> Callable[..., tuple[int, str]]:
     return run
 
 
+@pytest.mark.slow
 def test_runs_become_the_demo_folder_in_a_process_of_its_own(tmp_path):
     diffusion, clip, out = tmp_path / "diffusion", tmp_path / "clip", tmp_path / "demo"
     diffusion.mkdir()

@@ -84,6 +84,7 @@ def merges_lists(draw) -> list[tuple[str, str]]:
     return draw(st.permutations(pairs))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(merges_lists(), st.lists(st.text("abc", min_size=1, max_size=40), max_size=4).map(" ".join))
 @example([("a", "b"), ("ab", "c"), ("b", "c"), ("a", "bc")], "abc ababcabc")

@@ -141,6 +141,7 @@ def test_going_on_is_exact(seeing, tmp_path, rng, image, stop):
         assert mine.seeds == its.seeds
 
 
+@pytest.mark.slow
 def test_the_published_strength_1_leaves_a_step_out_and_an_exact_one_does_not(model):
     """Both from pure noise: nothing of the picture's colours is left, only its size."""
     other = 255 - IMAGE

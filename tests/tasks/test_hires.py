@@ -72,6 +72,7 @@ def test_the_first_pass_is_txt2img_and_the_second_takes_its_share_of_steps(tiny_
     assert seen[-1][1].x_t.shape[-2:] == (4, 4)
 
 
+@pytest.mark.slow
 def test_little_strength_keeps_what_was_composed(tiny_model):
     """The less is repainted, the closer to the enlarged first pass."""
     settings = dict(sampler="ddim", steps=20)

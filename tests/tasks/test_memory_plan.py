@@ -160,6 +160,7 @@ def test_what_is_small_is_planned_only_where_it_is_asked_for(tmp_path, monkeypat
     assert len(measured) == 3
 
 
+@pytest.mark.slow
 def test_planning_leaves_torchs_compiler_alone(tmp_path):
     """Its import takes seconds."""
     config = tiny_config("sd2", tmp_path)

@@ -471,6 +471,7 @@ def test_an_overflow_leaves_no_trace_in_the_next_request(tiny, warnings):
     assert set(changed) <= {"model.diffusion_model.input_blocks.1.0.in_layers.2.weight"}, "scaled by hand"
 
 
+@pytest.mark.slow
 def test_networks_belong_to_their_model(tiny):
     first = networks_of(tiny, torch.float32)
     assert networks_of(tiny) is first and networks_of(tiny, torch.float32) is first

@@ -322,6 +322,7 @@ def test_img2img_gives_the_same_picture_alone_and_in_a_batch(tiny_model, sampler
     assert torch.equal(alone["images"], together["images"][2:])
 
 
+@pytest.mark.slow
 def test_a_long_prompt_changes_no_picture_beside_it(tiny_model):
     """Neither by padding the shorter contexts, nor with other kernels, nor where guidance is off."""
     prompts = ["a", "a red apple and a cat, " * 20, "b", "a dog, " * 40]

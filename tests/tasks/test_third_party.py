@@ -243,6 +243,7 @@ def test_attention_hooks_see_and_change_the_weights(tmp_path):
     assert not torch.allclose(changed[1], plain[1], atol=1e-3)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_controlnet_demo_inverts_an_image_and_comes_back(tmp_path):
     """As ControlNet's demos are written, with `encode` before and `decode` after."""

@@ -24,6 +24,7 @@ def one_image(config: dict) -> dict:
     return config
 
 
+@pytest.mark.slow
 def test_the_autoencoder_overfits_one_image(config, monkeypatch):
     loop = Loop(one_image(config("autoencoder", {"gradient_weight": 1.0}, learning_rate=5e-3)), monkeypatch)
     losses = loop.run(60)

@@ -124,6 +124,7 @@ print(code, *heavy)
 """
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "args, left",
     [(["--dry-run"], "0 torch"), (["train.batch_size=0"], "2"), (["--max-time", "x"], "2"), (["a=1"], "2")],
@@ -136,6 +137,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed(config, tmp_path, args, l
     assert done.stdout.splitlines()[-1] == left, done.stderr
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", ["autoencoder", "diffusion"])
 def test_the_estimates_are_those_of_a_real_step(config, monkeypatch, method):
     """Memory: the tensors alive in a step on the CPU. Operations: those that are carried out."""
