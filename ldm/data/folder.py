@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ldm.errors import InputError
+from ldm.files import cache
 from ldm.files.atomic import atomic_write
 from ldm.imaging.files import FORMATS, open_image, quietly
 
@@ -114,9 +115,8 @@ def _state(file: Path) -> tuple[int, int]:
 
 
 def _place(folder: Path) -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     key = sha256(os.fsencode(folder.resolve()) + b"1").hexdigest()  # 1: what counts as readable
-    return Path(root) / "ldm" / "images" / f"{key}.json"
+    return cache.folder("images") / f"{key}.json"
 
 
 def _remember(place: Path, found: dict[str, tuple]) -> None:

@@ -41,9 +41,14 @@ def put(path: str | Path, kind: str, finding: dict[str, Any]) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _place(path: str | Path, kind: str) -> Path:
+def folder(kind: str) -> Path:
+    """Return the folder of the user's cache for one kind of finding."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(root) / "ldm" / kind / f"{state(path)}.json"
+    return Path(root) / "ldm" / kind
+
+
+def _place(path: str | Path, kind: str) -> Path:
+    return folder(kind) / f"{state(path)}.json"
 
 
 def state(path: str | Path) -> str:

@@ -31,7 +31,7 @@ UNREAD = "only CLIP's own training reads them"
 COMPUTED = {
     SCHEDULE: "the configuration gives the noise schedule in float64; a half-precision file would degrade it",
     rf"(low_scale_model|noise_augmentor)\.({SCHEDULE})": "the same, of the noise on the conditioning",
-    "logvar": "weights of the training loss; zeros in every published file",
+    "logvar": "weights of the training loss; zeros in every released file",
     r"(.*\.)?text_model\.embeddings\.position_ids": "0..76; newer files leave it out, merges may round it",
 }
 # May be in a file although the model has no place for it.
@@ -39,7 +39,7 @@ SURPLUS = {
     SCHEDULE: COMPUTED[SCHEDULE],
     "lvlb_weights|logvar": "weights of the training loss",
     "scale_factor": "the scale of the latents, which is compared with the configuration's",
-    r"model_ema\.(decay|num_updates)": "counters of the EMA; every published .ckpt has them",
+    r"model_ema\.(decay|num_updates)": "counters of the EMA; every released .ckpt has them",
     r"model_ema\..*": "the EMA weights, where the raw ones are used; the log says which",
     r"(first_stage_model\.)?loss\..*": "the discriminator that the autoencoder was trained against",
     r"(first_stage_model\.)?model_ema\..*": "the EMA weights of the autoencoder",
@@ -147,7 +147,7 @@ def as_named_by(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def optional_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Return the buffers that published files lack, and that are read if a file has them."""
+    """Return the buffers that released files lack, and that are read if a file has them."""
     return {
         f"{path}.{name}" if path else name: getattr(module, name)
         for path, module in model.named_modules()
