@@ -3,11 +3,11 @@
     python scripts/train.py --config configs/training/emoji_autoencoder.yaml --max-time 01:30:00
     python scripts/train.py --config configs/training/emoji_clip.yaml --resume auto train.learning_rate=1e-4
     python scripts/train.py --resume runs/emoji_autoencoder
-    python scripts/train.py --config configs/training/text_to_image.yaml --dry-run
+    python scripts/train.py --config configs/training/text_to_image.yaml --dry-run data.params.path=images
 
-Exit codes: 0 if training finished or ran out of time and wrote model.safetensors; 75 if SIGTERM, SIGUSR1 or
-Ctrl-C stopped it after saving, to be resumed with --resume; 2 for wrong input, or if training cannot
-continue.
+Exit codes: 0 if training finished or ran out of time and wrote model.safetensors; 75 if Ctrl-C, SIGTERM,
+SIGHUP or another signal stopped it after saving, to be resumed with --resume; 2 for wrong input, or if
+training cannot continue.
 """
 
 import sys

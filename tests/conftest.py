@@ -60,6 +60,12 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Keep findings about files out of the user's cache folder."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     """Give each test the same random numbers, whatever ran before it."""

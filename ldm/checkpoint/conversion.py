@@ -82,12 +82,12 @@ def convert(
     if to_folder and options.config is None and identity.is_model:
         own = yaml_beside(source, by_name=config_for(identity, "eps") is not None)
         options = replace(options, config=str(own)) if own else options
-    if from_folder and (options.config or identity.config):
-        config = options.config or identity.config
-        check_folder(opened, read_config(config)["model"].get("params") or {}, config)
     described = None
     if to_folder or options.config is not None:
         described = _Described.by(options, identity)
+    if from_folder and (config := options.config or identity.config):
+        params = described.params if described else read_config(config)["model"]["params"]
+        check_folder(opened, params, config)
     chosen, dropped = writing.select(
         tensors, options.weights, options.prune, described and described.model.state_dict()
     )

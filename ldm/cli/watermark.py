@@ -35,9 +35,10 @@ def _print_watermark(args: argparse.Namespace) -> None:
     import numpy as np
 
     from ldm.imaging import watermark
-    from ldm.imaging.files import open_image
+    from ldm.imaging.files import open_image, quietly
 
-    image = np.asarray(open_image(paths[0], own_colours=True))
+    with quietly():
+        image = np.asarray(open_image(paths[0], own_colours=True))
     text = (watermark.recognise(image) or _reference_length(image)).decode("utf-8", "replace")
     print(text if text.isprintable() and "\ufffd" not in text else "null")
 

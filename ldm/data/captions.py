@@ -111,7 +111,7 @@ def read_text(file: Path) -> str:
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the number and the content of every row."""
     text = read_text(file)
-    if file.suffix == ".csv":
+    if file.suffix.lower() == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
             for row in reader:

@@ -77,9 +77,10 @@ def unreadable(folder: Path, files: Sequence[Path]) -> dict[Path, str]:
     states = {file: _state(file) for file in files}
     names = {file: file.relative_to(folder).as_posix() for file in files}
     new = [file for file in files if known.get(names[file], ())[:-1] != states[file]]
+    changed = set(new)
     if len(new) > 100:
         log.info("%s: checking %d images, once", folder, len(new))
-    found = {name: known[name] for file, name in names.items() if name in known and file not in set(new)}
+    found = {name: known[name] for file, name in names.items() if name in known and file not in changed}
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         try:
             for file, reason in zip(new, pool.map(_fault, new), strict=True):

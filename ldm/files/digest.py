@@ -15,6 +15,7 @@ from ldm.files import cache
 from ldm.files.reading import reading
 
 KIND = "sha256"                 # folder in the cache
+FOLDER_FILES = (".safetensors", ".bin", ".json")        # of a diffusers folder, which decide an image
 
 
 def fresh_sha256(path: str | Path) -> str:
@@ -49,11 +50,16 @@ def known_sha256(path: str | Path) -> str | None:
 
 
 def digest_of(path: str | Path) -> str:
-    """Return the SHA-256 of a file, or of a folder: that of the sorted lines `SHA-256  NAME` of its files."""
+    """Return the SHA-256 of a file, or of a diffusers folder.
+
+    That of a folder is of the sorted lines `SHA-256  NAME` of its weights and JSON files, and of those in its
+    sub-folders that have a configuration; images and notes that lie there do not count.
+    """
     path = Path(path)
     if not path.is_dir():
         return sha256(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    parts = [path, *(part for part in path.iterdir() if any(part.glob("*config.json")))]
+    files = sorted(file for part in parts for file in part.iterdir() if file.suffix in FOLDER_FILES)
     lines = [f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
     return hashlib.sha256(os.fsencode("".join(lines))).hexdigest()
 

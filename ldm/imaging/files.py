@@ -176,7 +176,8 @@ def deep_colour(data: bytes) -> np.ndarray | None:
         unpacked = zlib.decompressobj().decompress(packed, row * height)
         rows = np.frombuffer(unpacked, np.uint8).reshape(height, row)
     except (zlib.error, ValueError) as error:
-        raise InputError("its pixels are damaged; is the file complete?") from error
+        why = "it ends too early; is the file complete?" if _is_cut(data, "") else "its pixels are damaged"
+        raise InputError(why) from error
     header = data[16:24] + b"\x08" + data[25:29]
     exif = b"".join(part for kind, part in parts if kind == b"eXIf")
     mode, halves = "RGB" if data[25] == 2 else "RGBA", []

@@ -13,6 +13,7 @@ No date is stored: the same command gives the same bytes.
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, unescape
@@ -89,13 +90,17 @@ def xmp(record: dict[str, Any]) -> bytes:
     """Return an XMP packet with the record."""
     return (XMP_START + escape(_json(record)) + XMP_END).encode()
 
+# what a file that this toolkit did not write may raise
+BROKEN = (OSError, KeyError, ValueError, RecursionError, SyntaxError, Image.DecompressionBombError)
+
 
 def read_record(path: str | Path) -> dict[str, Any]:
     """Return the JSON record of an image file. Raises: InputError when the file has none."""
     if not Path(path).is_file():
         raise InputError(f"{path}: there is no such file; expected an image file of this toolkit")
     try:
-        with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
+        with warnings.catch_warnings(), Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
+            warnings.simplefilter("ignore")  # of other metadata that are damaged
             if image.format == "PNG":
                 image.load()  # text chunks may follow the pixels
                 text = image.text["ldm"]
@@ -106,7 +111,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
         if isinstance(record, dict):
             return record
         raise ValueError("expected an object")
-    except (OSError, KeyError, ValueError) as error:
+    except BROKEN as error:
         raise InputError(f"{path} has no metadata of this toolkit: {error}") from error
 
 

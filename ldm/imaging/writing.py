@@ -10,7 +10,6 @@ JPEG has no alpha.
 """
 
 import io
-import logging
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,9 @@ from ldm.imaging import metadata
 FORMATS = ("png", "jpg", "webp")
 QUALITY = 95
 FULL_COLOUR = 90  # from this quality on
-MOST_WEBP = 16_383  # pixels per side
+MOST_PIXELS = {"jpg": 65_500, "webp": 16_383}  # per side
 MOST_SEGMENT = 65_533  # bytes of a part of a JPEG file
-
-log = logging.getLogger(__name__)
+XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 
 def encoded(
@@ -49,17 +47,19 @@ def encoded(
         options |= {"lossless": quality == 100, "exact": True, "exif": exif, "xmp": xmp}
         Image.fromarray(image).save(buffer, "WEBP", quality=quality, **options)
         return buffer.getvalue()
-    segment = b"http://ns.adobe.com/xap/1.0/\0" + xmp
-    if len(segment) > MOST_SEGMENT:
-        log.warning("the metadata are too long for a JPEG file, which cannot be made again with rerun.py")
-        xmp = b""
-    if xmp:
+    segment = XMP + xmp
+    if xmp and len(segment) <= MOST_SEGMENT:
         options["extra"] = b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment
     if len(exif) <= MOST_SEGMENT:
         options["exif"] = exif
     subsampling = 0 if quality >= FULL_COLOUR else 2  # 4:4:4, or 4:2:0
     Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=subsampling, **options)
     return buffer.getvalue()
+
+
+def holds(format: str, record: dict[str, Any]) -> bool:
+    """Return whether a file of this format has room for the record."""
+    return format != "jpg" or len(XMP + metadata.xmp(record)) <= MOST_SEGMENT
 
 
 def decoded(data: bytes) -> np.ndarray:

@@ -90,7 +90,7 @@ def execute(
     saving.is_demo = opened.is_demo
     skip = _skipped(request, loaded, opened, saving)
     batches = _batches(loaded, opened, watch, resume, saving, skip)
-    total = max(0, batches_left(loaded, resume) - len(skip))
+    total = batches_left(loaded, resume, skip)
     try:
         with heeding_signals("the preparations"):  # also while the state of a stopped run is saved
             try:

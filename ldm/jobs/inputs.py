@@ -289,12 +289,13 @@ def _mask(given: Any, image: InputArray) -> InputArray:
     import numpy as np
 
     from ldm.imaging import masks
-    from ldm.imaging.files import open_image
+    from ldm.imaging.files import open_image, quietly
 
     if isinstance(given, InputArray) and given.about in (None, image.sha256):
         return given
     if isinstance(given, (str, os.PathLike)) and given:
-        pixels = np.asarray(open_image(given, alpha=True, own_colours=True))
+        with quietly():  # no colour of a mask is kept or seen
+            pixels = np.asarray(open_image(given, alpha=True, own_colours=True))
         try:
             return InputArray(masks.from_image(pixels), _sha256(given), os.fspath(given))
         except InputError as error:

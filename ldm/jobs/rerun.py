@@ -4,9 +4,8 @@ The metadata contain the complete request, except for the location of its files.
 their recorded paths, next to the image and in folders of the user's choice, and must have the recorded
 SHA-256.
 
-With `--rng reference` an image depends on the random numbers of earlier batches, so these are generated too,
-with empty prompts, which draw the same numbers. With other sources of random numbers only the image's own
-batch is generated.
+With `--rng reference` an image depends on the random numbers of earlier batches, so these are drawn too, but
+the networks see only the image's own batch.
 """
 
 import logging
@@ -105,9 +104,10 @@ def rerun(
     asked = resolved(loaded, opened.facts)
     saving.run = run_record(request, asked, opened)
     batches = generate(
-        opened.model, asked, lambda steps, total: watch.steps(steps, total, asked.sampler), dtype=opened.dtype
-    )
-    for batch in watch.batches(batches, wanted + 1):
+        opened.model, asked, lambda steps, total: watch.steps(steps, total, asked.sampler),
+        dtype=opened.dtype, skip=range(wanted),
+    )  # fmt: skip
+    for batch in watch.batches(batches, 1):
         if batch.index == wanted:
             saving.add(_one_of(batch, position))
             break

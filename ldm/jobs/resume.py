@@ -8,7 +8,7 @@ images.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +110,7 @@ def resumed(cls: type[Request], given: Mapping[str, Any]) -> Resumed | None:
             )
     request = replace(request, **own)
     if kind == "final":  # one image, whose latents are there
-        request = replace(request, no_grid=True, save_latents=False, latents=None)
+        request = replace(request, no_grid=True, save_latents=False, skip_existing=False, latents=None)
     return Resumed(request, read_latents(path))
 
 
@@ -136,16 +136,17 @@ def decoded_record(file: "LatentsFile", opened: "OpenedModel") -> dict[str, Any]
     return kept | {"model": opened.record()}
 
 
-def batches_left(request: Request, resumed: Resumed | None) -> int:
-    """Return how many batches a loaded request still has to make."""
+def batches_left(request: Request, resumed: Resumed | None, skip: Collection[int] = ()) -> int:
+    """Return how many batches a loaded request still has to make, but for the numbers in `skip`."""
     if resumed is not None and resumed.is_finished:
         return 1
     per_pass = -(-len(request.prompts) // request.n_samples)
     total = request.n_iter * per_pass
-    if resumed is None:
-        return total
-    passes, within = divmod(resumed.file.position.first, len(request.prompts))
-    return total - passes * per_pass - within // request.n_samples
+    done = 0
+    if resumed is not None:
+        passes, within = divmod(resumed.file.position.first, len(request.prompts))
+        done = passes * per_pass + within // request.n_samples
+    return len(set(range(done, total)) - set(skip))
 
 
 def command_to_resume(path: Path, request: Request) -> str:

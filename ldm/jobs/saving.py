@@ -63,7 +63,7 @@ class Saving:
         }
         self._depths = NumberedFiles(self.outdir / "depth", "%05d.png")
         self._stops = NumberedFiles(self.outdir, "interrupted-%05d.safetensors", foreign=None)
-        self._prompts: dict[str, None] = {}  # those on the grid, each once, in order
+        self._prompts: dict[Place, str] = {}  # of the images on the grid
         self._logged: set[tuple] = set()
         self._started = time.perf_counter()
 
@@ -72,7 +72,7 @@ class Saving:
         from ldm.imaging.colour import is_black, to_uint8
         from ldm.imaging.depth import depth_png
 
-        if getattr(self.request, "save_depth", False) and batch.index == 0:
+        if getattr(self.request, "save_depth", False) and batch.index == 0 and not self.existing:
             self._depths.save(depth_png(batch.extras["depth"]))
         for position, (values, prompt) in enumerate(zip(batch.images, batch.prompts, strict=True)):
             place = batch.index, batch.offset + position
@@ -88,7 +88,7 @@ class Saving:
                 self._save_latents(self.saved[-1], batch, position, about)
             if self.grid is not None:
                 self.grid[place] = image if batch.paste is None else batch.paste.shown(image)
-                self._prompts[prompt] = None
+                self._prompts[place] = prompt
 
     def save_grid(self) -> None:
         """Save all images of the run on one sheet, if there are several, unless --no-grid is given."""
@@ -96,15 +96,17 @@ class Saving:
 
         from ldm.imaging.files import open_image
         from ldm.imaging.grid import make_grid
+        from ldm.imaging.metadata import read_record
 
         if not self.grid:
             return
+        prompts = self._prompts | {k: read_record(file)["prompt"] for k, file in self.existing.items()}
         images = self.grid | {place: np.asarray(open_image(file)) for place, file in self.existing.items()}
         if len(images) > 1:
             sheet = make_grid([images[place] for place in sorted(images)], self.columns)
             height, width = next(iter(images.values())).shape[:2]
             about = {
-                "prompt": "\n".join(self._prompts),
+                "prompt": "\n".join(dict.fromkeys(prompts[place] for place in sorted(prompts))),
                 "images": len(images),
                 "image_size": [width, height],
             }
@@ -155,18 +157,21 @@ class Saving:
         about: dict[str, Any],
         paste: "Paste | None" = None,
     ) -> Path:
-        from ldm.imaging.writing import MOST_WEBP, encoded
+        from ldm.imaging.writing import MOST_PIXELS, encoded, holds
 
         height, width = image.shape[:2]
         format, quality = self.request.format, self.request.quality
-        if format == "webp" and max(height, width) > MOST_WEBP:
-            message = "webp holds at most %d pixels per side: larger images are saved as png"
-            self._say(logging.WARNING, message, MOST_WEBP)
+        if (most := MOST_PIXELS.get(format)) and max(height, width) > most:
+            message = "%s holds at most %d pixels per side: larger images are saved as png"
+            self._say(logging.WARNING, message, format, most)
             format = "png"
         image, mark = self._marked(image, format, paste)
         about = about | {"width": width, "height": height, "watermark": mark}
         profile = None if paste is None else paste.profile
         record = None if self.request.no_metadata else about
+        if record is not None and not holds(format, record):
+            message = "the metadata are too long for a jpg file, which rerun.py cannot make again: use png"
+            self._say(logging.WARNING, message)
         return files[format].save(encoded(image, format, quality, record, profile))
 
     def _marked(

@@ -52,7 +52,7 @@ def check_folder(opened: Opened, params: dict[str, Any], source: str) -> None:
     scheduler = opened.configs.get("scheduler", {})
     _check_trained_betas(opened, scheduler.get("trained_betas"), params, source)
     prediction = scheduler.get("prediction_type")
-    if prediction is not None and prediction not in PREDICTIONS:
+    if prediction is not None and str(prediction) not in PREDICTIONS:
         theirs = f"prediction_type {shown(str(prediction)[:100])}"
         raise _contradiction(opened, "scheduler", theirs, f"{source} {params.get('parameterization', 'eps')}")
 
@@ -71,9 +71,14 @@ def _compare(opened: Opened, part: str, said: Json, own: Json, keys: tuple[str, 
     if said.get("trained_betas") is not None:
         other = [key for key in other if not key.startswith("beta_")]
     if other:
-        theirs = ", ".join(f"{key} {shown(str(said[key])[:100])}" for key in other)
-        we_have = ", ".join(str(own.get(key)) for key in other)
+        theirs = ", ".join(f"{key} {shown(spelled(said[key], own.get(key))[:100])}" for key in other)
+        we_have = ", ".join(spelled(own.get(key), said[key]) for key in other)
         raise _contradiction(opened, part, theirs, f"{source} {we_have}")
+
+
+def spelled(value: Any, other: Any) -> str:
+    """Return a value as text, quoted where only the quotes tell it from the other."""
+    return repr(value) if str(value) == str(other) else str(value)
 
 
 def _contradiction(opened: Opened, part: str, theirs: str, we_have: str) -> WrongModelError:
@@ -88,9 +93,8 @@ def _contradiction(opened: Opened, part: str, theirs: str, we_have: str) -> Wron
 def _check_trained_betas(opened: Opened, betas: Any, params: dict[str, Any], source: str) -> None:
     if betas is None:
         return
-    named = {"beta_schedule": "name", "timesteps": "timesteps", "linear_start": "linear_start",
-             "linear_end": "linear_end", "cosine_s": "cosine_s"}
-    own = make_betas(**{ours: params[key] for key, ours in named.items() if key in params}).tolist()
+    names = ("beta_schedule", "timesteps", "linear_start", "linear_end", "cosine_s")
+    own = make_betas(**{name: params[name] for name in names if name in params}).tolist()
     if not isinstance(betas, list) or not _is_same(betas, own):
         raise _contradiction(opened, "scheduler", f"trained_betas {_span(betas)}", f"{source} {_span(own)}")
 

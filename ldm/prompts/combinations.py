@@ -142,7 +142,7 @@ class Combinations:
             problem = f"wildcard {match[0]}: give the folder of the wildcard files with --wildcards DIR"
             raise fault(text, match.start(), problem)
         path = self.folder / f"{name}.txt"
-        if name.startswith("/") or ".." in path.parts:
+        if name.startswith("/") or ".." in Path(name).parts:
             problem = f"wildcard {match[0]}: its file must be in --wildcards {self.folder}"
             raise fault(text, match.start(), problem)
         try:

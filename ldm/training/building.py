@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ldm import devices
 from ldm.config import instantiate
-from ldm.devices import DTYPES, is_fast, resolve_device
+from ldm.devices import DTYPES, resolve_device
 from ldm.errors import ConfigError
 from ldm.training.options import TrainOptions
 
@@ -40,4 +41,4 @@ def device_of(train: TrainOptions) -> torch.device:
 
 def precision_of(train: TrainOptions) -> str:
     """Return what the networks compute in: train.precision, but float32 where a CPU would emulate it."""
-    return train.precision if is_fast(DTYPES[train.precision], device_of(train)) else "float32"
+    return train.precision if devices.is_fast(DTYPES[train.precision], device_of(train)) else "float32"

@@ -137,3 +137,20 @@ def test_the_scale_in_a_training_file(value, fits, whole, tmp_path):
         return
     with pytest.raises(WrongModelError, match="a.ckpt says scale_factor 0.3, and .* 0.18215"):
         load_model(config, tmp_path / "a.ckpt", device="cpu")
+
+
+def test_betas_are_compared_with_those_of_a_schedule_by_name(whole, tmp_path):
+    config, folder = whole
+    params = read_config(config)["model"]["params"] | {"beta_schedule": "linear"}
+    opened = open_weights(changed(folder, tmp_path, "scheduler", trained_betas=BETAS.tolist()))
+    check_folder(opened, params, "tiny")
+    with pytest.raises(WrongModelError, match="trained_betas 1000 from 0.00085"):
+        check_folder(opened, params | {"beta_schedule": "cosine"}, "tiny")
+
+
+@pytest.mark.parametrize("value", [["v_prediction"], {"a": 1}, 3])
+def test_a_prediction_of_another_type_is_a_contradiction(whole, tmp_path, value):
+    config, folder = whole
+    opened = open_weights(changed(folder, tmp_path, "scheduler", prediction_type=value))
+    with pytest.raises(WrongModelError, match="prediction_type"):
+        check_folder(opened, read_config(config)["model"]["params"], "tiny")

@@ -3,6 +3,7 @@
 import pytest
 
 from golden_cases import cases
+from ldm.imaging import metadata
 
 CASE = cases("e2e_txt2img")[0]
 FLAGS = ("--config", CASE.files["config"], "--ckpt", CASE.files["checkpoint"], "--prompt", "a cat")
@@ -62,3 +63,15 @@ def test_another_request_and_a_damaged_image_are_not_skipped(run, tmp_path):
 def test_images_without_metadata_cannot_be_identified(run):
     outcome = run("txt2img.py", *FLAGS, "--skip-existing", "--no-metadata")
     assert outcome.code == 2 and "leave --no-metadata out" in outcome.err
+
+
+def test_the_grid_names_all_prompts_and_decoding_latents_is_no_repetition(run, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\na dog")
+    command = "txt2img.py", *FLAGS[:4], *FLAGS[6:], "--n_iter", 1, "--from-file", "prompts.txt"
+    command += "--save-latents", "--outdir", "o", "--skip-existing"
+    assert run(*command).code == 0
+    (tmp_path / "o" / "samples" / "00001.png").unlink()
+    assert run(*command).code == 0
+    assert metadata.read_record(tmp_path / "o" / "grid-0001.png")["prompt"] == "a cat\na dog"
+    outcome = run("txt2img.py", "--latents", tmp_path / "o" / "samples" / "00000.latents.safetensors")
+    assert outcome.code == 0 and "1 file in o" in outcome.out

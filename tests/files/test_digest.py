@@ -114,3 +114,16 @@ def test_in_the_background_no_failure_of_the_machine_shows(error, weights, monke
 
     monkeypatch.setattr(hashlib, "sha256", fails)
     assert digest.sha256_in_background(weights)() is None
+
+
+def test_of_a_folder_only_weights_and_json_count(tmp_path):
+    for name in ("model_index.json", "unet/config.json", "unet/model.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    before = digest.digest_of(tmp_path)
+    for name in ("notes.txt", ".cache/lock", "out/interrupted-00000.safetensors", "out/samples/00000.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(name)
+    assert digest.digest_of(tmp_path) == before
+    (tmp_path / "unet" / "model.safetensors").write_text("other")
+    assert digest.digest_of(tmp_path) != before

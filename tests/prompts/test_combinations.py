@@ -69,6 +69,12 @@ def test_wildcards(folder, text, prompts):
     assert Combinations(folder).all(text) == prompts
 
 
+def test_the_folder_may_be_outside_of_the_working_folder(folder, monkeypatch):
+    (folder / "food" / "here").mkdir()
+    monkeypatch.chdir(folder / "food" / "here")
+    assert Combinations("../..").all("__dark_blue__") == ["navy"]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

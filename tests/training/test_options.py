@@ -5,6 +5,7 @@ from script_files import REPOSITORY
 
 from ldm.config import read_config
 from ldm.errors import ConfigError
+from ldm.training.building import precision_of
 from ldm.training.options import (
     METHODS,
     SECTION_CLASSES,
@@ -139,3 +140,9 @@ def test_a_schedule_over_steps_needs_their_number(config):
 
     with pytest.raises(ConfigError, match="max_steps"):
         resolve_config(config("clip", lr_schedule="cosine", max_steps=0))
+
+
+@pytest.mark.parametrize("is_fast, expected", [(True, "bfloat16"), (False, "float32")])
+def test_a_cpu_that_would_emulate_bfloat16_trains_in_float32(monkeypatch, is_fast, expected):
+    monkeypatch.setattr("ldm.devices.is_fast", lambda dtype, device: is_fast)
+    assert precision_of(TrainOptions(precision="bfloat16", accelerator="cpu")) == expected
