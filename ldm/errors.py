@@ -100,7 +100,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 _NO_MEMORY = (
     "allocate memory", "failed to allocate", "not enough memory", "insufficient memory", "out of memory",
-    "bad_alloc", "bad allocation",
+    "bad_alloc", "bad allocation", "failed to map segment",
 )  # fmt: skip
 
 

@@ -273,6 +273,8 @@ def _no_weights(part: str, folder: Path, root: Path) -> CheckpointError:
     if snapshots:
         return NotACheckpointError(f"{root}: is a folder of the hub's cache; give {_some(snapshots)}")
     files = [name for name in names if Path(name).suffix.lower() in SINGLE_FILES]
+    if any(root.glob("*/config.json")):
+        return DamagedCheckpointError(f"{root}: is a diffusers folder without {MODEL_INDEX}; download it")
     if files:
         return NotACheckpointError(f"{root}: is a folder; give one of the files in it: {_some(files)}")
     return NotACheckpointError(

@@ -27,6 +27,12 @@ from ldm.signals import Ended, ending_on_signals
 
 EXIT_DISK_FULL, EXIT_INTERNAL, EXIT_INTERRUPTED = 5, 70, 130
 
+# what to do about failures of the system whose names do not say it
+ADVICE = {
+    errno.ENOSPC: "; free some space, or write to another disk",
+    errno.EFBIG: "; raise the limit of file sizes (ulimit -f), or write to another disk",
+}
+
 log = logging.getLogger("ldm")
 
 
@@ -83,13 +89,14 @@ def describe(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if is_out_of_memory(error):
         advice = "use a smaller --n_samples, --H or --W, or --dtype float16"
-        return f"out of memory: {error}; {advice}", OutOfMemory.exit_code
+        return f"out of memory{f': {error}' if str(error) else ''}; {advice}", OutOfMemory.exit_code
     if isinstance(error, ModuleNotFoundError):
         return f"{error}; install the requirements: pip install . in the repository", LdmError.exit_code
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
         where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror or error}{where}", EXIT_DISK_FULL if full else LdmError.exit_code
+        advice = ADVICE.get(error.errno, "")
+        return f"{error.strerror or error}{where}{advice}", EXIT_DISK_FULL if full else LdmError.exit_code
     return (
         f"internal error: {type(error).__name__}: {error}; please run again with --debug and report it",
         EXIT_INTERNAL,

@@ -14,26 +14,27 @@ SAME = {
     "from_file": "prompt-file prompts-file prompts-from-file file",
     "height": "height image-height",
     "width": "width image-width",
-    "steps": "steps ddim-steps num-inference-steps sampling-steps sample-steps num-steps n-steps",
+    "steps": "steps ddim-steps num-inference-steps infer-steps sampling-steps sample-steps num-steps n-steps",
     "sampler": "sampler-name sampling-method sampler-type sample-method",
     "schedule": "schedule-type",
     "scale": "cfg-scale cfg guidance-scale guidance unconditional-guidance-scale",
     "n_samples": "batch-size num-images-per-prompt num-samples num-images",
-    "n_iter": "batch-count num-batches n-iterations",
+    "n_iter": "batch-count num-batches n-iterations iterations",
     "seed": "random-seed noise-seed manual-seed",
     "strength": "denoising-strength denoise-strength denoise",
-    "init_img": "init-image input-image image img input source-image",
+    "init_img": "init-image input-image image img input source-image image-path input-path",
     "mask": "mask-image mask-img",
     "depth": "depth-map depth-image",
     "ckpt": "model checkpoint ckpt-path model-path checkpoint-path weights-path model-name-or-path "
     "pretrained-model-name-or-path sd-model-checkpoint",
     "config": "config-file config-path yaml original-config-file",
+    "clip_skip": "clip-stop-at-last-layers CLIP-stop-at-last-layers",
     "vae": "vae-path vae-file vae-ckpt",
     "dtype": "torch-dtype data-type",
     "outdir": "output-dir out-dir output-folder output out outpath output-path save-dir",
     "n_rows": "grid-columns",
     "no_grid": "skip-grid do-not-save-grid",
-    "guidance_rescale": "rescale-cfg cfg-rescale guidance-rescale-factor",
+    "guidance_rescale": "rescale-cfg cfg-rescale guidance-rescale-factor cfg-rescale-multiplier",
     "zero_snr": "rescale-betas-zero-snr zero-terminal-snr ztsnr",
     "prediction": "prediction-type parameterization",
     "rng": "randn-source rng-type",
@@ -55,6 +56,8 @@ _LOW_MEMORY = "--max-memory SIZE computes in tiles that fit; without it, the fre
 _NO_CHECKER = "there is no safety checker to turn off; leave it out"
 _HIRES = "--hires SCALE is the second pass at a higher resolution"
 _ATTENTION = "PyTorch's memory-efficient attention is always used; leave it out"
+_SEAMLESS = "seamless tiles are not supported (--tile is about memory); leave it out"
+_NOISE = "InvokeAI's changes of the noise are not supported; leave it out"
 _LORA = "LoRAs, hypernetworks and textual inversion embeddings cannot be applied yet"
 ADVICE = {
     "scheduler": _METHOD, "sampler-index": _METHOD,
@@ -70,13 +73,28 @@ ADVICE = {
     "no-half-vae": "the autoencoder never computes in float16; leave it out",
     "skip-save": "every image is saved; leave it out, or use --no-grid to save no grid",
     "laion400m": "give the file of that model to --ckpt",
-    "tiling": "seamless tiles are not supported (--tile is about memory); leave it out",
+    "tiling": _SEAMLESS, "seamless": _SEAMLESS, "perlin": _NOISE, "threshold": _NOISE,
+    "upscale": "scripts/upscale.py enlarges images", "inpaint-full-res": "--only-masked PIXELS does that",
+    "pixels": "--left, --right, --up and --down say how far to extend the image",
     "restore-faces": "faces are not restored; leave it out",
     "variation-seed": "variations of a seed are not supported; leave it out",
     "subseed": "variations of a seed are not supported; leave it out",
     "styles": "write the style into --prompt",
     "image-guidance-scale": "editing by instruction is not supported",
 }  # fmt: skip
+
+
+TRAINING = {
+    "lr": "train.learning_rate=RATE", "learning-rate": "train.learning_rate=RATE",
+    "max-train-steps": "train.max_steps=N", "max-steps": "train.max_steps=N",
+    "batch-size": "train.batch_size=N", "train-batch-size": "train.batch_size=N",
+    "seed": "train.seed=N", "gpus": "train.devices=N",
+    "mixed-precision": "train.precision=bfloat16", "gradient-accumulation-steps": "train.accumulate=N",
+    "train-data-dir": "data.params.path=FOLDER", "resolution": "data.params.size=PIXELS",
+    "base": "--config FILE", "logdir": "--run FOLDER", "output-dir": "--run FOLDER", "name": "--run FOLDER",
+    "pretrained-model-name-or-path": "diffusion.ckpt=FILE", "ckpt": "diffusion.ckpt=FILE",
+}  # fmt: skip
+"""what scripts/train.py has instead of the flags of other trainers"""
 
 
 def fold(flag: str) -> str:
@@ -119,21 +137,27 @@ def unknown(name: str, flags: Iterable[str], program: str) -> InputError:
     """Return the error for a flag that the program does not have, with advice or the nearest flag."""
     folded, known = fold(name), [flag for flag in flags if flag.startswith("--")]
     alike = [flag for flag in known if fold(flag).lower() == folded.lower()]
-    if folded in ADVICE:
+    if "--dry-run" in flags and folded in TRAINING:
+        hint = f"; write {TRAINING[folded]}"
+    elif folded in ADVICE:
         hint = f": {ADVICE[folded]}"
     elif alike:
         hint = f"; did you mean {alike[0]!r}?"
     elif "--outdir" in flags and (others := _scripts_with(folded)):
-        hint = f", which is a flag of {', '.join(others)}"
+        hint = f", which is {others}"
     else:
         hint = nearest(f"--{folded}", known)
     return InputError(f"{program} has no {name}{hint}; see --help")
 
 
-def _scripts_with(folded: str) -> list[str]:
-    """Return the scripts of other tasks that have this flag."""
+def _scripts_with(folded: str) -> str:
+    """Return our flag, and the scripts of other tasks that have it; "" if none has."""
     from ldm.requests import NAMES, fields_of, find
 
-    flags = {name: {fold(flag) for each in fields_of(find(name)).values() for flag in each.option.flags}
-             for name in NAMES}  # fmt: skip
-    return [f"{name}.py" for name, own in flags.items() if folded in own]
+    option = next((option for option, others in SAME.items() if folded in others.split()), None)
+    found: dict[str, list[str]] = {}
+    for name in NAMES:
+        for each in fields_of(find(name)).values():
+            if each.name == option or folded in map(fold, each.option.flags):
+                found.setdefault(each.flag, []).append(f"{name}.py")
+    return " and ".join(f"{flag} of {', '.join(scripts)}" for flag, scripts in found.items())

@@ -193,7 +193,9 @@ def refusal(
         advice = "give the whole model with --ckpt and this file with --vae"
         return f"{file} is {file_is}, but {source} asks for {model_is}: {advice}"
     if file_is == model_is:
-        verdict = f"{file} does not fit {source}: both are {model_is}, so it is incomplete or of another size"
+        is_more = found.unexpected and not found.missing and not found.misshapen
+        why = "it holds more than that model" if is_more else "it is incomplete or of another size"
+        verdict = f"{file} does not fit {source}: both are {model_is}, so {why}"
     else:
         verdict = f"{file} is {file_is}, but {source} asks for {model_is}"
         if len(found.matched) < len(found.missing) + len(found.misshapen):  # another model: names add nothing

@@ -20,15 +20,17 @@ from ldm.errors import ConfigError, WrongModelError
 Json = Mapping[str, Any]
 
 SCHEDULE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
+UNET = ("attention_head_dim", "act_fn", "norm_num_groups", "flip_sin_to_cos", "freq_shift")
+LATER = ("shift_factor", "latents_mean", "latents_std")     # of autoencoders of later models
 # part of a folder -> what its JSON would say of our configuration, and the keys to compare
 CHECKED: dict[str, tuple[Callable[[dict[str, Any]], Json], tuple[str, ...]]] = {
     "scheduler": (ours.scheduler, SCHEDULE),
     "low_res_scheduler": (ours.low_res_scheduler, SCHEDULE),
     "image_noising_scheduler": (ours.image_noising_scheduler, SCHEDULE),
-    "unet": (ours.unet, ("attention_head_dim", "act_fn", "norm_num_groups")),
-    "controlnet": (ours.controlnet, ("attention_head_dim", "act_fn", "norm_num_groups")),
-    "vae": (ours.vae, ("scaling_factor", "shift_factor", "latent_channels", "norm_num_groups")),
-    "text_encoder": (ours.text_encoder, ("num_attention_heads", "hidden_act")),
+    "unet": (ours.unet, ("_class_name", *UNET, "class_embed_type")),
+    "controlnet": (ours.controlnet, UNET),
+    "vae": (ours.vae, ("_class_name", "scaling_factor", "latent_channels", "norm_num_groups", *LATER)),
+    "text_encoder": (ours.text_encoder, ("num_attention_heads", "hidden_act", "num_hidden_layers")),
 }
 CAPPED = "squaredcos_cap_v2"        # a schedule that beta_start and beta_end do not change
 TOLERANCE = 1e-4                    # of a number; JSON files have them in full
@@ -61,7 +63,7 @@ def check_vae(opened: Opened, model: nn.Module) -> None:
     """Compare the JSON of an autoencoder that replaces a model's own with that model. Raises as above."""
     names = {"scaling_factor": "scale_factor", "latent_channels": "channels"}
     own = {key: getattr(model, name) for key, name in names.items() if hasattr(model, name)}
-    _compare(opened, "vae", opened.configs.get("vae", {}), own, (*own, "shift_factor"), "the model")
+    _compare(opened, "vae", opened.configs.get("vae", {}), own, (*own, *LATER), "the model")
 
 
 def _compare(opened: Opened, part: str, said: Json, own: Json, keys: tuple[str, ...], source: str) -> None:
@@ -71,7 +73,8 @@ def _compare(opened: Opened, part: str, said: Json, own: Json, keys: tuple[str, 
     if said.get("trained_betas") is not None:
         other = [key for key in other if not key.startswith("beta_")]
     if other:
-        theirs = ", ".join(f"{key} {shown(spelled(said[key], own.get(key))[:100])}" for key in other)
+        told = {key: spelled(said[key], own.get(key))[:100] for key in other}
+        theirs = ", ".join(f"{key} {shown(value)}" for key, value in told.items())
         we_have = ", ".join(spelled(own.get(key), said[key]) for key in other)
         raise _contradiction(opened, part, theirs, f"{source} {we_have}")
 

@@ -99,7 +99,8 @@ class Region:
         """Log what a user may not expect."""
         hard = masks.binarize(self.mask)
         if hard.all():
-            logger.info("the mask is all white: the whole image is repainted")
+            shade = "white" if float(self.mask.min()) > 0.99 else "at least half white"
+            logger.info("the mask is all %s: the whole image is repainted", shade)
         if (own := (self.box.height, self.box.width)) != self.size:
             (height, width), (h, w) = own, self.size
             logger.info("repainting a part of %dx%d pixels at %dx%d", width, height, w, h)

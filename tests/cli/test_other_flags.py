@@ -68,7 +68,10 @@ def test_a_flag_of_another_tool_is_taken(cls, words, name, value):
         ("--scheduler x", "txt2img.py has no --scheduler: --sampler names the method"),
         ("--medvram", "--max-memory"),
         ("--enable_hr", "--hires SCALE"),
-        ("--init_img x", "txt2img.py has no --init_img, which is a flag of img2img.py, "),
+        ("--init_img x", "txt2img.py has no --init_img, which is --init-img of img2img.py, "),
+        ("--image x", "txt2img.py has no --image, which is --init-img of img2img.py, "),
+        ("--denoising-strength 1", "which is --strength of img2img.py, "),
+        ("--seamless", "seamless tiles are not supported"),
         ("--Prompt x", "did you mean '--prompt'?"),
         ("-W 64", "txt2img.py has no -W; did you mean '--W'?"),
         ("--smapler ddim", "did you mean '--sampler'?"),
@@ -158,3 +161,11 @@ def test_a_home_folder_is_found_in_every_path_of_a_request(name, monkeypatch):
         if each.option.metavar in ("FILE", "DIR") or each.option.is_file:
             value = each.read(["~/a", "b"]) if each.many else each.read("~/a")
             assert value in ("/home/me/a", ("/home/me/a", "b"))
+
+
+@pytest.mark.parametrize(
+    "flag, expected", [("--lr", "train.learning_rate=RATE"), ("--base", "--config FILE")]
+)
+def test_flags_of_other_trainers_are_explained(flag, expected, capsys):
+    assert train("", [flag, "1"]) == 2
+    assert f"has no {flag}; write {expected}; see --help" in capsys.readouterr().err
