@@ -50,7 +50,7 @@ $(VENV)/.made:
 	@touch $@
 
 $(VENV)/.core: $(VENV)/.made setup.py $(LOCK)
-	@echo "Installing (about two minutes the first time)"
+	@echo "Installing (some minutes the first time)"
 	@$(PIP) install --quiet --constraint $(LOCK) --editable .
 	@touch $@
 

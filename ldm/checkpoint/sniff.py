@@ -64,7 +64,10 @@ def sniff(path: Path) -> Container:
     if path.is_dir():
         return Container.FOLDER
     if not path.exists():
-        raise CheckpointError(f"{path}: there is no such file; give a .ckpt or .safetensors file")
+        raise CheckpointError(
+            f"{path}: there is no such file or folder; give a .ckpt or .safetensors file, or "
+            "a diffusers folder"
+        )
     if not path.is_file():
         raise NotACheckpointError(f"{path}: is not a regular file; give a .ckpt or .safetensors file")
     try:

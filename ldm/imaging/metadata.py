@@ -112,7 +112,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
             return record
         raise ValueError("expected an object")
     except BROKEN as error:
-        raise InputError(f"{path} has no metadata of this toolkit: {error}") from error
+        why = "" if isinstance(error, KeyError) else f": {error}"
+        raise InputError(f"{path} has no metadata of this toolkit{why}") from error
 
 
 def _json(record: dict[str, Any]) -> str:

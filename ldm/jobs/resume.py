@@ -150,7 +150,10 @@ def batches_left(request: Request, resumed: Resumed | None, skip: Collection[int
 
 
 def command_to_resume(path: Path, request: Request) -> str:
-    """Return the command line that resumes an interrupted run."""
+    """Return the command line that resumes an interrupted run, with the script as it was started."""
     import shlex
+    import sys
 
-    return shlex.join(["python", f"scripts/{task_of(request)}.py", "--latents", str(path)])
+    name = f"{task_of(request)}.py"
+    script = sys.argv[0] if os.path.basename(sys.argv[0]) == name else f"scripts/{name}"
+    return shlex.join(["python", script, "--latents", str(path)])

@@ -299,7 +299,7 @@ class Run:
             return
         self._said = cost
         name, asked = self.request.sampler, sampler.num_steps
-        odd = asked not in (sampler.evaluations(), cost) and self.request.schedule == REFERENCE
+        odd = not start and cost != asked and self.request.schedule == REFERENCE
         why = f" (the reference's times; --sampler {name} runs exactly {asked} for {asked} steps)"
         logger.info("%s: %d UNet evaluations a batch%s", name, cost, why if odd else "")
         if self.guidance.interval is not None and self.guidance.scale != 1:

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.backends.memory import Peak, free_bytes
-from ldm.config import instantiate
+from ldm.checkpoint import identify
+from ldm.config import find_weights, instantiate
 from ldm.devices import DTYPES, on_meta
 from ldm.errors import ConfigError
 from ldm.training.building import build_data, device_of, precision_of, trained_parameters
 from ldm.training.options import TrainOptions, parse_duration, read_sections
 from ldm.training.seeding import generator
 
+WEIGHTS = ("ckpt", "first_stage_ckpt", "cond_stage_ckpt", "embedder_ckpt")
 EXAMPLES, LONGEST = 3, 80   # captions that are shown, and characters of one
 TOKENS = 77                 # of a caption
 EFFICIENCY = 0.5            # of networks, against multiplying large matrices
@@ -40,6 +42,9 @@ def describe(config: dict[str, Any], deadline: float = 0.0) -> Iterator[str]:
         model.requires_grad_(False)
         for _, parameter in trained_parameters(model, own.only):
             parameter.requires_grad_(True)
+    for name in WEIGHTS:
+        if path := getattr(own, name, None):
+            yield f"{name}: {identify(find_weights(path)).sentence()}"
     data = build_data(config, "data")
     yield _about(data, "data")
     if "val_data" in config:

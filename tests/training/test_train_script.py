@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from script_files import REPOSITORY
 
 import ldm
+from ldm.cli.train import main as train_main
 from ldm.training import callbacks
 from ldm.training.fit import FOLDER_VARIABLE
 
@@ -433,3 +434,12 @@ def test_two_processes_keep_equal_weights(config, tmp_path, method):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run folder") == done.stdout.count("trained 8 steps") == 1
     assert state(tmp_path / "run")["step"] == 8
+
+
+def test_a_dry_run_looks_for_the_weights(tmp_path, capsys):
+    command = ["--config", str(REPOSITORY / "configs/training/text_to_image.yaml"), "--dry-run"]
+    command += [f"data.params.path={tmp_path}", f"val_data.params.path={tmp_path}"]
+    Image.new("RGB", (768, 768)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a square")
+    assert train_main(None, [*command, f"diffusion.ckpt={tmp_path / 'none.safetensors'}"]) == 2
+    assert "none.safetensors: there is no such file or folder" in capsys.readouterr().err
