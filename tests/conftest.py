@@ -76,12 +76,14 @@ def _fixed_seed():
 
 
 @pytest.fixture(autouse=True)
-def _plain_cpu(monkeypatch):
+def _plain_cpu():
     """Let every CPU compute in float32 by default, and in another dtype if asked to."""
     from ldm import devices
 
-    monkeypatch.setattr(devices, "_cpu_features", dict)
-    monkeypatch.setattr(devices, "is_fast", lambda dtype, device: True)
+    with pytest.MonkeyPatch.context() as patch:  # a test may undo its own
+        patch.setattr(devices, "_cpu_features", dict)
+        patch.setattr(devices, "is_fast", lambda dtype, device: True)
+        yield
 
 
 @pytest.fixture(autouse=True)
