@@ -9,9 +9,7 @@ from typing import Any
 
 from ldm.cli import app
 from ldm.cli.parser import Parser, add_messages
-from ldm.config import read_config
 from ldm.errors import InputError, Stopped
-from ldm.training.options import SECTION_CLASSES, parse_duration, resolve_config
 
 
 class TrainParser(Parser):
@@ -49,6 +47,8 @@ def main(description: str | None, argv: Sequence[str] | None = None, started: fl
 
 def _train(args: argparse.Namespace, started: float) -> None:
     """Train, or with --dry-run print the configuration."""
+    from ldm.training.options import parse_duration, resolve_config
+
     config, name = _configuration(args)
     config, deadline = resolve_config(config), parse_duration(args.max_time, "--max-time")
     if args.dry_run:
@@ -84,6 +84,9 @@ def _export(args: argparse.Namespace, config: dict[str, Any]) -> None:
 
 def _configuration(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Return the configuration with its overrides, and the name of its file."""
+    from ldm.config import read_config
+    from ldm.training.options import SECTION_CLASSES
+
     if args.config is not None:
         return read_config(args.config, args.overrides, SECTION_CLASSES), Path(args.config).stem
     if args.resume in (None, "auto"):
