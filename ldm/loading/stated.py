@@ -73,13 +73,13 @@ def _compare(opened: Opened, part: str, said: Json, own: Json, keys: tuple[str, 
     if said.get("trained_betas") is not None:
         other = [key for key in other if not key.startswith("beta_")]
     if other:
-        told = {key: spelled(said[key], own.get(key))[:100] for key in other}
+        told = {key: _spelled(said[key], own.get(key))[:100] for key in other}
         theirs = ", ".join(f"{key} {shown(value)}" for key, value in told.items())
-        we_have = ", ".join(spelled(own.get(key), said[key]) for key in other)
+        we_have = ", ".join(_spelled(own.get(key), said[key]) for key in other)
         raise _contradiction(opened, part, theirs, f"{source} {we_have}")
 
 
-def spelled(value: Any, other: Any) -> str:
+def _spelled(value: Any, other: Any) -> str:
     """Return a value as text, quoted where only the quotes tell it from the other."""
     return repr(value) if str(value) == str(other) else str(value)
 

@@ -1,4 +1,4 @@
-"""What a small model does not know is said."""
+"""The words that a small model does not know are named."""
 
 from pathlib import Path
 

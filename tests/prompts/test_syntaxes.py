@@ -1,4 +1,4 @@
-"""What of a prompt is read, and what is said of the rest."""
+"""What a prompt syntax reads, and the advice on what it does not read."""
 
 import pytest
 
