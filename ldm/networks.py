@@ -68,6 +68,7 @@ class Networks:
         self.backend = backend
         self._chosen = network_dtypes(dtype, model.device)
         self._upcast: dict[str, str] = {}  # network -> what was before float32
+        self.controls: tuple[nn.Module, ...] = ()   # ControlNets of the run, which go with the UNet
         self._before: list[tuple[nn.Module, dict[str, torch.dtype]]] = []  # weights that were upcast
         self._prepared: dict[tuple, Callable[..., Any]] = {}
         model.model.call = call_directly if backend is EAGER else self._call
@@ -266,7 +267,8 @@ class Networks:
 
     def _modules(self, network: str) -> list[nn.Module]:
         found = (getattr(self.model, name, None) for name in NETWORKS[network])
-        return [module for module in found if isinstance(module, nn.Module)]
+        others = self.controls if network == "UNet" else ()
+        return [module for module in (*found, *others) if isinstance(module, nn.Module)]
 
     def _no_room(self, network: str) -> OutOfMemory:
         weights = [weight for module in self._modules(network) for weight in module.parameters()]

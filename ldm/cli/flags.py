@@ -51,8 +51,9 @@ class _Words(argparse.Action):
         self.field = field
 
     def __call__(self, _: Any, args: argparse.Namespace, words: list[str], *__: Any) -> None:
+        before = getattr(args, self.dest, ()) if self.field.option.is_repeatable else ()
         try:
-            setattr(args, self.dest, self.field.read(words))
+            setattr(args, self.dest, self.field.read([*before, *words]))
         except InputError as error:
             raise argparse.ArgumentError(self, str(error)) from None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.config import config_sha256, find_config, find_weights, load_config
 from ldm.errors import CheckpointError, ConfigError, InputError
 from ldm.jobs.choosing import choose_config, confirm_prediction
+from ldm.jobs.controls import ControlFiles, ControlNets, OpenedControl, check_controls, control_files
 from ldm.jobs.watch import SILENT, Watch
 from ldm.requests import Request, Upscale, fields_of, names_of
 from ldm.requests.groups import Model
@@ -39,6 +40,7 @@ class OpenedModel:
     knows_size: bool = True     # the training size of the weights is known, not only the size in the YAML
     # "vae", "depth" -> the file that replaced that part of the checkpoint, and its digest
     replaced: Mapping[str, tuple[Path, Callable[[], str | None]]] = field(default_factory=dict)
+    controls: tuple[OpenedControl, ...] = ()        # one for each control of the request
 
     def record(self) -> dict[str, Any]:
         """Return the model's part of an image's metadata."""
@@ -48,6 +50,8 @@ class OpenedModel:
         }  # fmt: skip
         for part, (path, digest) in self.replaced.items():
             made_by |= {part: path.name, f"{part}_sha256": digest()}
+        if self.controls:
+            made_by["controls"] = [control.record() for control in self.controls]
         return made_by
 
 
@@ -57,6 +61,7 @@ class Models:
     def __init__(self) -> None:
         self._key: tuple | None = None
         self._opened: OpenedModel | None = None
+        self._controls = ControlNets()
 
     def open(self, request: Request, watch: Watch = SILENT, any_kind: bool = False) -> OpenedModel:
         """Return the model that --ckpt, --config, --weights, --vae, --device, --dtype, ... specify.
@@ -71,13 +76,16 @@ class Models:
         """
         key = (any_kind, request.TASKS, request.DEMO, getattr(request, "depth_ckpt", None))
         key += tuple(getattr(request, name) for name in names_of(Model))
+        files = control_files(request)
         if key != self._key:
             self._key = self._opened = None     # before the next one is loaded
-            self._opened, self._key = _open(request, watch, any_kind), key
-        return self._opened
+            self._controls = ControlNets()
+            self._opened, self._key = _open(request, watch, any_kind, files), key
+        opened = self._opened
+        return replace(opened, controls=self._controls.open(files, opened.model, opened.checkpoint, request))
 
 
-def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
+def _open(request: Request, watch: Watch, any_kind: bool, controls: ControlFiles) -> OpenedModel:
     if request.ckpt is None:
         _refuse_without_weights(request)
         choice, (config, checkpoint) = None, demo_files(request.DEMO)
@@ -100,7 +108,7 @@ def _open(request: Request, watch: Watch, any_kind: bool) -> OpenedModel:
         model = load_model(
             source, checkpoint, device=device, dtype=dtype, weights=request.weights,
             allow_nonfinite=request.allow_nonfinite, progress=progress,
-            check=None if any_kind else partial(check_request, request),
+            check=None if any_kind else partial(check_request, request, checkpoint, controls),
         )  # fmt: skip
     others = {"vae": request.vae, "depth": getattr(request, "depth_ckpt", None)}
     others = {part: find_weights(path) for part, path in others.items() if path is not None}
@@ -142,11 +150,16 @@ def _dtype(request: Request, device: "torch.device") -> "torch.dtype":
     return devices.DTYPES["float32"]
 
 
-def check_request(request: Request, model: "LatentDiffusion") -> None:
+def check_request(
+    request: Request, checkpoint: Path, controls: ControlFiles, model: "LatentDiffusion"
+) -> None:
     """Check what depends on the model, but not on its weights.
 
-    Raises: InputError for more steps than the model was trained with, or tiles that its UNet cannot take.
+    Raises:
+        InputError: there are more steps than the model was trained with, or tiles that its UNet cannot take.
+        WrongModelError: a ControlNet is for another family of models.
     """
+    check_controls(controls, model, checkpoint)
     from ldm.diffusion.timesteps import ddim_timesteps
     from ldm.tasks.tiles import tiling_of
 

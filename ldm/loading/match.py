@@ -188,7 +188,7 @@ def refusal(
     found: KeyMatch, model: nn.Module, weights: Mapping[str, Tensor], file: Path, source: str
 ) -> str:
     """Return what the file is, what the configuration is for, what to do, and then what disagrees."""
-    file_is, model_is = file_content(weights), _guess(model.state_dict())
+    file_is, model_is = file_content(weights), described(model.state_dict())
     if all(name.startswith(VAE) for name in weights):
         advice = "give the whole model with --ckpt and this file with --vae"
         return f"{file} is {file_is}, but {source} asks for {model_is}: {advice}"
@@ -207,10 +207,11 @@ def file_content(weights: Mapping[str, Tensor]) -> str:
     """Return what weights are, in a few words."""
     held = {part_of(name) for name in weights}
     alone = held.pop() if len(held) == 1 else None
-    return f"the {alone.label} alone" if alone and alone.name != "ema" else _guess(weights)
+    return f"the {alone.label} alone" if alone and alone.name != "ema" else described(weights)
 
 
-def _guess(weights: Mapping[str, Tensor]) -> str:
+def described(weights: Mapping[str, Tensor]) -> str:
+    """Return what weights are, with an article."""
     return classify(
         {name: (str(x.dtype).removeprefix("torch."), tuple(x.shape)) for name, x in weights.items()}
     ).sentence()

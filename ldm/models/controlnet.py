@@ -20,7 +20,8 @@ from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.unet import TimestepEmbedSequential, UNetEncoder, UNetModel
 
 HINT_WIDTHS = (16, 16, 32, 32, 96, 96, 256)     # of the convolutions before the last
-HINT_STRIDES = (1, 1, 2, 1, 2, 1, 2)            # 8 in all, as the autoencoder's factor
+HINT_STRIDES = (1, 1, 2, 1, 2, 1, 2)
+HINT_FACTOR = 8                                 # pixels of the hint for each latent
 
 
 ControlledUnetModel = UNetModel  # the reference class: any UNet takes control
@@ -41,6 +42,16 @@ class ControlNet(UNetEncoder):
         # The middle stands after the zero convolutions in reference files.
         self.middle_block = self._modules.pop("middle_block")
         self.middle_block_out = _zero_conv(self.skip_channels[-1])
+
+    @classmethod
+    def for_unet(cls, unet: UNetEncoder, in_channels: int = 4, hint_channels: int = 3) -> "ControlNet":
+        """Return an untrained ControlNet of a UNet's own shape.
+
+        Args:
+            in_channels: of x_t, without what is joined to it in an inpainting or a depth model.
+        """
+        without_label = {"in_channels": in_channels, "num_classes": None, "adm_in_channels": None}
+        return cls(hint_channels, **unet.settings | without_label)
 
     def forward(
         self, x: Tensor, hint: Tensor, timesteps: Tensor, context: Tensor | None = None

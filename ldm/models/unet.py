@@ -216,7 +216,9 @@ class UNetEncoder(nn.Module):
         disable_middle_self_attn: bool = False,
         use_linear_in_transformer: bool = False,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
+        self.settings = given                           # of which ControlNet.for_unet makes a copy
         levels = len(channel_mult)
         self.blocks_a_level = _one_a_level(num_res_blocks, levels, "num_res_blocks")
         self_attention_off = _one_a_level(disable_self_attentions or False, levels, "disable_self_attentions")

@@ -4,12 +4,12 @@ from typing import Any, Literal
 
 from ldm.requests.base import Request
 from ldm.requests.fields import option, request
-from ldm.requests.groups import Control, Prompts, PromptSyntax, Sampling, image, pixels, strength
+from ldm.requests.groups import Control, Controls, PromptSyntax, Prompts, Sampling, image, pixels, strength
 
 
 # fmt: off
 @request(outdir="outputs/depth2img-samples")
-class Depth2Img(Prompts, Sampling, PromptSyntax, Control, Request):
+class Depth2Img(Prompts, Sampling, PromptSyntax, Controls, Control, Request):
     """Generate images with a given depth: that of an image, or a depth map."""
 
     TASKS = ("depth",)

@@ -35,6 +35,7 @@ class Option:
         low, high: inclusive bounds of a number.
         read: converts text or a typed value to the field's value; raises ValueError or InputError.
         words: the flag takes several words, and `read` gets them as a list.
+        is_repeatable: of `words`: the flag may be given again for more of them.
         bare: value of the flag if no word follows; None if a word is required.
         usual: replaces None if the model recommends no value.
         default: text for the default in --help; None shows the value, "" shows nothing.
@@ -50,6 +51,7 @@ class Option:
     high: float | None = None
     read: Callable[[Any], Any] | None = None
     words: bool = False
+    is_repeatable: bool = False
     bare: Any = None
     usual: Any = None
     default: str | None = None
@@ -210,6 +212,8 @@ def record(request: Any, whole: bool = False) -> dict[str, Any]:
 def _plain(value: Any, is_file: bool) -> Any:
     if isinstance(value, tuple):
         return [_plain(each, is_file) for each in value]
+    if hasattr(value, "record"):
+        return value.record()
     if not is_file or isinstance(value, str):
         return value
     return getattr(value, "file", None)

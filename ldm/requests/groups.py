@@ -6,6 +6,7 @@ They keep the names and defaults of the reference scripts. A default of None mea
 
 from typing import Any, Literal
 
+from ldm.requests.control_unit import ControlUnit, read_units
 from ldm.requests.fields import option
 from ldm.requests.readers import (
     combinations,
@@ -178,6 +179,34 @@ class Control(Resume):
     latents: Any = option(
         None, "--latents", metavar="FILE", is_file=True, default_text="",
         help="latents of an interrupted run, which is resumed with its own options, or noise to start from")
+
+
+class Controls:
+    SECTION = ("ControlNet", "maps of images steer what is where; see docs/CONTROLNET.md")
+    controls: tuple[ControlUnit, ...] = option(
+        (), "--control", metavar="KIND:FILE[@WEIGHT][[START-END]]", words=True, is_repeatable=True,
+        read=read_units, default_text="",
+        help="steer by a map of FILE that an annotator makes, such as canny:photo.png@0.8[0-0.6] for the first "
+        "60 % of the steps; map:FILE is a map already, and KIND,NAME=VALUE:FILE sets a parameter of the "
+        "annotator (scripts/annotate.py --help lists the kinds); may be given several times")
+    control_ckpt: tuple[str, ...] = option(
+        (), "--control-ckpt", metavar="FILE", words=True, is_repeatable=True, is_file=True,
+        default_text="those of the demo model, or of --ckpt",
+        help="ControlNets, one for each --control in order, or a folder in which they are found by kind")
+    control_mode: Literal["balanced", "prompt", "control"] = option(
+        "balanced", "--control-mode",
+        help="prompt: follow the prompt more than the map; control: the reverse, guess mode, which controls "
+        "only the conditional half of guidance; both weaken shallow residuals")
+    guess: bool = option(False, "--guess", help="the same as --control-mode control; works without a prompt")
+    control_resolution: int | None = option(
+        None, "--control-resolution", metavar="N", low=64, high=4096, default_text="the size of the result",
+        help="pixels of the shorter side at which annotators see images")
+    annotator_weights: str | None = option(
+        None, "--annotator-weights", metavar="FILE", is_file=True, default_text="none",
+        help="weights of annotators that are networks, or the folder of such files")
+    save_control: bool = option(
+        False, "--save-control", changes_image=False,
+        help="save the maps as DIR/controls/00000.png, ...")
 
 
 class Hires:

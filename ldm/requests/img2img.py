@@ -4,12 +4,12 @@ from typing import Any, Literal
 
 from ldm.requests.base import Request
 from ldm.requests.fields import option, request
-from ldm.requests.groups import Control, Prompts, PromptSyntax, Sampling, image, pixels, steps, strength
+from ldm.requests.groups import Control, Controls, PromptSyntax, Prompts, Sampling, image, pixels, steps, strength
 
 
 # fmt: off
 @request(prompt="a painting of a virus monster playing guitar", n_samples=2, outdir="outputs/img2img-samples")
-class Img2Img(Prompts, Sampling, PromptSyntax, Control, Request):
+class Img2Img(Prompts, Sampling, PromptSyntax, Controls, Control, Request):
     """Generate images from an image and a prompt."""
 
     SECTION = ("input image", "")

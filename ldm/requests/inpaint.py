@@ -4,12 +4,12 @@ from typing import Any
 
 from ldm.requests.base import Request
 from ldm.requests.fields import option, request
-from ldm.requests.groups import MAX_SIDE, Control, Prompts, PromptSyntax, Sampling, image, strength
+from ldm.requests.groups import MAX_SIDE, Control, Controls, PromptSyntax, Prompts, Sampling, image, strength
 
 
 # fmt: off
 @request(steps=45, scale=10.0, eta=1.0, n_samples=4, outdir="outputs/inpaint-samples")
-class Inpaint(Prompts, Sampling, PromptSyntax, Control, Request):
+class Inpaint(Prompts, Sampling, PromptSyntax, Controls, Control, Request):
     """Repaint the masked part of an image; every other pixel stays as it is, byte for byte."""
 
     TASKS = ("inpaint", "txt2img")

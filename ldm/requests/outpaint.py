@@ -4,12 +4,12 @@ from typing import Any
 
 from ldm.requests.base import Request
 from ldm.requests.fields import option, request
-from ldm.requests.groups import MAX_SIDE, Prompts, PromptSyntax, Resume, Sampling, image, strength
+from ldm.requests.groups import MAX_SIDE, Controls, PromptSyntax, Prompts, Resume, Sampling, image, strength
 
 
 # fmt: off
 @request(steps=45, scale=10.0, eta=1.0, outdir="outputs/outpaint-samples")
-class Outpaint(Prompts, Sampling, PromptSyntax, Resume, Request):
+class Outpaint(Prompts, Sampling, PromptSyntax, Controls, Resume, Request):
     """Extend an image at its sides; its own pixels stay as they are, byte for byte."""
 
     TASKS = ("inpaint", "txt2img")

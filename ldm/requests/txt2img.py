@@ -2,13 +2,13 @@
 
 from ldm.requests.base import Request
 from ldm.requests.fields import option, request
-from ldm.requests.groups import Control, Hires, Prompts, PromptSyntax, Sampling, Size
+from ldm.requests.groups import Control, Controls, Hires, PromptSyntax, Prompts, Sampling, Size
 
 
 # fmt: off
 @request(prompt="a professional photograph of an astronaut riding a triceratops", n_iter=3, n_samples=3,
          outdir="outputs/txt2img-samples")
-class Txt2Img(Prompts, Size, Sampling, PromptSyntax, Hires, Control, Request):
+class Txt2Img(Prompts, Size, Sampling, PromptSyntax, Controls, Hires, Control, Request):
     """Generate images from a prompt."""
 
     repeat: int = option(

@@ -4,13 +4,13 @@ from typing import Any
 
 from ldm.requests.base import Request
 from ldm.requests.fields import option, request
-from ldm.requests.groups import Control, Prompts, PromptSyntax, Sampling, Size, pixels
+from ldm.requests.groups import Control, Controls, PromptSyntax, Prompts, Sampling, Size, pixels
 from ldm.requests.readers import level_or_off
 
 
 # fmt: off
 @request(steps=20, scale=10.0, n_samples=2, outdir="outputs/unclip-samples")
-class Unclip(Prompts, Size, Sampling, PromptSyntax, Control, Request):
+class Unclip(Prompts, Size, Sampling, PromptSyntax, Controls, Control, Request):
     """Generate variations of an image, or of a mix of several, guided by a prompt."""
 
     TASKS = ("unclip-h", "unclip-l")

@@ -26,6 +26,7 @@ class Batch:
     offset: int = 0  # place of the first of these in the batch that they were made in
     paste: Paste | None = None  # the original image, whose pixels come back where nothing was repainted
     tiling: Tiling = WHOLE  # what the networks saw at once
+    maps: list[np.ndarray] = field(default_factory=list)  # (h, w, 3) uint8, what controls followed
     extras: dict[str, np.ndarray] = field(default_factory=dict)  # "depth": the map that was used (h, w)
 
     def to_uint8(self) -> list[np.ndarray]:

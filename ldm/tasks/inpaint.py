@@ -38,6 +38,7 @@ from ldm.models.latent_inpaint import LatentInpaintDiffusion
 from ldm.requests import Inpaint
 from ldm.tasks.batch import Batch
 from ldm.tasks.run import BatchRun, Keep, Run, check_key
+from ldm.tasks.steering import View
 
 LARGE, SMALL = 2.0, 0.2  # images of so many of the model's, boxes of so little of the image
 MISSED = 0.5  # of the masked pixels: a warning if the model is to keep more
@@ -60,7 +61,8 @@ def inpaint(run: Run, request: Inpaint) -> Iterator[Batch]:
     frame = run.frame(*region.size)
     steps = run.steps_of(request.strength) if request.strength < 1 else None
     painter = inpainter_of(run, frame, region, steps is not None)
-    for batch in run.each(frame, steps):
+    view = View(*mask.shape, region.box)
+    for batch in run.each(frame, steps, view):
         latents = painter.paint(batch)
         yield batch.done(latents, region.finished(batch.decode(latents), matched), paste)
 

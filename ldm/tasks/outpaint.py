@@ -30,6 +30,7 @@ from ldm.tasks.batch import Batch
 from ldm.tasks.inpaint import inpainter_of
 from ldm.tasks.latents import StoppedAt, restore_noise
 from ldm.tasks.run import BatchRun, Run
+from ldm.tasks.steering import View
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,8 @@ class Outpainter:
         frame = self.run.frame(*window.new.shape)
         new = torch.from_numpy(window.new)
         shown = OutpaintWindow(images[..., rows, columns], new, frame, self.run.model.downsampling_factor)
-        part = batch.again(frame, stage_of(k), batch.steps)
+        view = View(*self.paste.weight.shape, window.box)
+        part = batch.again(frame, stage_of(k), batch.steps, view=view)
         latents = inpainter_of(self.run, frame, shown, from_image=True).paint(part)
         result = images.expand(len(batch.prompts), -1, -1, -1).clone()
         result[..., rows, columns] = shown.finished(part.decode(latents))

@@ -5,15 +5,15 @@ for batch in run.each(frame):
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.diffusion.cond import Cond, within
+from ldm.diffusion.cond import Cond, Control, within
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.prediction import Denoise, denoiser
 from ldm.errors import InputError
@@ -32,6 +32,7 @@ from ldm.tasks.batch import Batch, PromptBatch, prompt_batches
 from ldm.tasks.latents import Position, SampleState, StoppedAt, expand_latents, restored
 from ldm.tasks.memory_plan import tiling_for
 from ldm.tasks.noise import BatchNoise, make_noise_source
+from ldm.tasks.steering import Steer, Steering, View
 from ldm.tasks.text import Text
 from ldm.tasks.tiles import WHOLE, Tiling, tiled
 
@@ -67,6 +68,16 @@ class Halves(NamedTuple):
     cond: Cond
     uncond: Cond | None = None
 
+    def steered(self, controls: tuple[Control, ...]) -> "Halves":
+        """Return both with controls added; the unconditional half gets none in guess mode."""
+        if not controls:
+            return self
+        cond = replace(self.cond, controls=self.cond.controls + controls)
+        if self.uncond is None:
+            return Halves(cond)
+        both = tuple(each for each in controls if not each.guess)
+        return Halves(cond, replace(self.uncond, controls=self.uncond.controls + both))
+
 
 class Keep(NamedTuple):
     """What stays of an image while the rest is repainted, for models that do not see the mask."""
@@ -82,6 +93,7 @@ class Run:
         request: loaded and resolved, see `ldm.tasks.generate`.
         dtype: what the networks compute in, see `ldm.networks.networks_of`.
         skip: numbers of batches that are not made.
+        steers: the request's controls with their ControlNets.
 
     Attributes:
         state: where sampling stands, after every step; None before the first batch.
@@ -100,6 +112,7 @@ class Run:
         resume: Position | None = None,
         dtype: torch.dtype | None = None,
         skip: Collection[int] = (),
+        steers: Sequence[Steer] = (),
     ) -> None:
         task.check(model)
         check_key(model, task.accepts)
@@ -110,6 +123,8 @@ class Run:
         self.resume = resume
         self.skip = skip
         self.networks: Networks = networks_of(model, dtype)
+        self.networks.controls = tuple(steer.network for steer in steers)
+        self.steering = Steering(steers, model.downsampling_factor, model.device)
         schedule = model.schedule
         self.schedule = schedule.with_zero_terminal_snr() if request.zero_snr else schedule
         self.sampler = self.sampler_of(request.steps)
@@ -197,7 +212,9 @@ class Run:
         parts = [self.networks.decode(latents[rows], tile) for rows in self._together(len(latents))]
         return frame.crop(torch.cat(parts)).cpu()
 
-    def each(self, frame: Frame, steps: int | None = None) -> "Iterator[BatchRun]":
+    def each(
+        self, frame: Frame, steps: int | None = None, view: View | None = None
+    ) -> "Iterator[BatchRun]":
         """Yield the batches to make; those done before an interruption are left out.
 
         The reference's random numbers depend on all batches before. There a batch that is skipped is sampled
@@ -205,6 +222,7 @@ class Run:
 
         Args:
             steps: begin so many steps before the end, from an image; None is all, from noise.
+            view: the part of the result that the frame holds; None is all of it.
         """
         if not self._is_planned:
             self.plan(frame)
@@ -215,7 +233,7 @@ class Run:
             self._is_skipping = part.index in self.skip
             is_needed = not (self._is_skipping and self.noise.own_seeds)
             if is_needed and (self.resume is None or part.first >= self.resume.first):
-                yield BatchRun.of(self, part, frame, self.sampler, steps)
+                yield BatchRun.of(self, part, frame, self.sampler, steps, view=view)
 
     # Sampling
 
@@ -315,6 +333,7 @@ class BatchRun:
     Args:
         part: its prompts.
         steps: how many steps before the end it begins, from an image; None is all, from noise.
+        view: the part of the result that the frame holds.
     """
 
     run: Run
@@ -323,20 +342,34 @@ class BatchRun:
     sampler: Sampler
     steps: int | None
     noise: BatchNoise
+    view: View
 
     @classmethod
     def of(
-        cls, run: Run, part: PromptBatch, frame: Frame, sampler: Sampler, steps: int | None, stage: int = 0
+        cls,
+        run: Run,
+        part: PromptBatch,
+        frame: Frame,
+        sampler: Sampler,
+        steps: int | None,
+        stage: int = 0,
+        view: View | None = None,
     ) -> "BatchRun":
         start = 0 if steps is None else sampler.start_index(steps)
         noise = run.noise.batch(part.first, len(part.prompts), start, stage)
-        return cls(run, part, frame, sampler, steps, noise)
+        view = view or View(frame.height, frame.width)
+        return cls(run, part, frame, sampler, steps, noise, view)
 
     def again(
-        self, frame: Frame, stage: int, steps: int | None = None, sampler: Sampler | None = None
+        self,
+        frame: Frame,
+        stage: int,
+        steps: int | None = None,
+        sampler: Sampler | None = None,
+        view: View | None = None,
     ) -> "BatchRun":
         """Return a further stage of this batch, with noise of its own."""
-        return self.of(self.run, self.part, frame, sampler or self.sampler, steps, stage)
+        return self.of(self.run, self.part, frame, sampler or self.sampler, steps, stage, view)
 
     @property
     def prompts(self) -> list[str]:
@@ -390,7 +423,9 @@ class BatchRun:
         return Halves(cond, None if empty is None else self.run.model.unconditional(cond, empty))
 
     def denoise(self, x_t: Tensor, halves: Halves, keep: Keep | None = None) -> Tensor:
-        """Sample from x_t, which `begin` returned; returns latents (b, c, h, w)."""
+        """Sample from x_t, which `begin` returned, steered by the run's controls; returns latents (b, c, h, w)."""
+        controls = self.run.steering.controls(len(x_t), self.frame, self.view, self.sampler, self.noise.start)
+        halves = halves.steered(controls)
         return self.run.sample(self.sampler, x_t, halves, self.noise, self.noise.start, keep)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -403,7 +438,7 @@ class BatchRun:
         part, computed_in = self.part, self.run.networks.record()
         return Batch(
             part.prompts, images, latents, part.iteration, part.index, self.noise.seeds, computed_in,
-            paste=paste, tiling=self.run.tiling,
+            paste=paste, tiling=self.run.tiling, maps=self.run.steering.maps(),
         )  # fmt: skip
 
     def _expanded(self, latents: Tensor) -> Tensor:

@@ -1,0 +1,218 @@
+"""The controls of a request: their images, and the ControlNets that they need.
+
+A ControlNet comes from --control-ckpt: one file for each --control in order, one file for all of them, or a
+folder, in which the names of the files tell their kinds. Without it there are those of the demo model, and
+that of a checkpoint which contains one (control_sd15_canny.pth).
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ldm.config import find_config, find_weights
+from ldm.errors import ConfigError, InputError, WrongModelError
+from ldm.requests import Request
+from ldm.requests.control_unit import MAP, ControlUnit
+from ldm.requests.loaded import InputArray
+
+if TYPE_CHECKING:
+    from ldm.loading.controls import LoadedControl
+    from ldm.models.latent_diffusion import LatentDiffusion
+    from ldm.tasks.steering import Steer
+
+R = TypeVar("R", bound=Request)
+
+ControlFiles = list[list[Path] | None]
+DEMO = "configs/demo/emoji_control_{}.safetensors"
+SMALLEST = 8  # pixels of an image's shorter side
+NAMES = {
+    "canny": "canny", "depth": "depth", "normal": "normal|normalbae", "hed": "hed|softedge",
+    "softedge": "softedge|hed", "scribble": "scribble", "sketch": "scribble|sketch", "openpose": "openpose|pose",
+    "seg": "seg|segmentation", "lsd": "mlsd|hough|lsd|lines", "mlsd": "mlsd|hough|lines",
+    "shuffle": "shuffle", "tile": "tile", "blur": "tile|blur", "threshold": "scribble|threshold",
+}  # fmt: skip
+"""kind of map -> words in the names of files of ControlNets for it"""
+SUFFIXES = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedControl:
+    """A ControlNet that is loaded, and the digest of its file, which images record."""
+
+    loaded: "LoadedControl"
+    sha256: Callable[[], str | None] = lambda: None
+
+    def record(self) -> dict[str, Any]:
+        file = self.loaded.file
+        return {"file": None if file is None else file.name, "sha256": self.sha256()}
+
+
+def load_control_images(request: R, own: InputArray | None = None) -> R:
+    """Return the request with the images of its controls read; `own` is the task's input image.
+
+    Raises: InputError.
+    """
+    from ldm.jobs.inputs import read_image
+
+    units = getattr(request, "controls", ())
+    if not units:
+        _refuse_without_control(request)
+        return request
+    if request.guess and request.control_mode == "prompt":
+        raise InputError("--guess is --control-mode control; it cannot be combined with --control-mode prompt")
+    found = []
+    for unit in units:
+        if unit.image is None and own is None:
+            raise InputError(f"--control {unit.kind} needs a file: --control {unit.kind}:FILE")
+        try:
+            image = read_image(unit.image) if unit.image is not None else None
+        except InputError as error:
+            raise InputError(f"--control {unit.kind}: {error}") from error
+        height, width = (own if image is None else image).values.shape[:2]
+        if min(height, width) < SMALLEST:
+            name = image.file if image is not None and image.file else "the image"
+            raise InputError(
+                f"--control {unit.kind}: {name} is {width}x{height}; expected at least {SMALLEST} pixels a side"
+            )
+        found.append(unit.with_image(image))
+    return replace(request, controls=tuple(found))
+
+
+def _refuse_without_control(request: Request) -> None:
+    for name in ("control_ckpt", "guess"):
+        if getattr(request, name, None):
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} requires --control KIND:FILE")
+
+
+def control_files(request: Request) -> ControlFiles:
+    """Return for each control the files that its ControlNet may be in; None for the checkpoint's own.
+
+    Raises: InputError if there are not as many files as controls, or a folder holds none of a kind.
+    """
+    units = getattr(request, "controls", ())
+    if not units:
+        return []
+    given = request.control_ckpt
+    if not given:
+        return [None if request.ckpt is not None else [_demo_file(unit)] for unit in units]
+    if len(given) not in (1, len(units)):
+        raise InputError(
+            f"{len(given)} --control-ckpt for {len(units)} --control: expected one for each, in order, one for "
+            "all, or a folder"
+        )
+    files = given if len(given) == len(units) else given * len(units)
+    return [_candidates(find_weights(file), unit) for file, unit in zip(files, units, strict=True)]
+
+
+def _demo_file(unit: ControlUnit) -> Path:
+    try:
+        return find_config(DEMO.format(unit.kind))
+    except ConfigError as error:
+        raise InputError(
+            f"there is no ControlNet of kind {unit.kind} for the demo model; give --control-ckpt FILE"
+        ) from error
+
+
+def _candidates(path: Path, unit: ControlUnit) -> list[Path]:
+    """Return a file or a diffusers folder as it is, or the files for the kind in a folder of them."""
+    if not path.is_dir() or (path / "config.json").is_file():
+        return [path]
+    if unit.kind == MAP:
+        raise InputError(f"--control map says no kind to look for in the folder {path}; give --control-ckpt FILE")
+    word = re.compile(rf"(^|[^a-z])({NAMES[unit.kind]})($|[^a-z])")
+    there = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES or (each / "config.json").is_file())
+    found = [each for each in there if word.search((each.name if each.is_dir() else each.stem).lower())]
+    if not found:
+        names = ", ".join(each.name for each in there[:8]) or "no weights"
+        raise InputError(f"--control-ckpt {path}: no file is named for {unit.kind}; the folder holds {names}")
+    return found
+
+
+def check_controls(files: ControlFiles, model: "LatentDiffusion", base: Path) -> None:
+    """Compare ControlNets with a model before its weights are read.
+
+    Raises: as `ldm.loading.controls.load_control`.
+    """
+    for candidates in files:
+        _own(model, base) if candidates is None else _fitting(candidates, model, base)
+
+
+class ControlNets:
+    """Loads ControlNets for a model, and keeps them for the next request with the same model."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Path, OpenedControl] = {}
+
+    def open(
+        self, files: ControlFiles, model: "LatentDiffusion", base: Path, request: Request
+    ) -> tuple[OpenedControl, ...]:
+        """Return the ControlNets of a request, loaded.
+
+        Raises: as `ldm.loading.controls.load_control`.
+        """
+        paths = [each and _fitting(each, model, base) for each in files]
+        self._kept = {path: opened for path, opened in self._kept.items() if path in paths}
+        return tuple(self._opened(path, model, base, request) for path in paths)
+
+    def _opened(
+        self, path: Path | None, model: "LatentDiffusion", base: Path, request: Request
+    ) -> OpenedControl:
+        from ldm.files.digest import sha256_in_background
+        from ldm.loading.controls import load_control
+
+        if path is None:
+            return OpenedControl(_own(model, base))
+        if path not in self._kept:
+            loaded = load_control(path, model, base.name, allow_nonfinite=request.allow_nonfinite)
+            self._kept[path] = OpenedControl(loaded, sha256_in_background(path))
+        return self._kept[path]
+
+
+def _own(model: "LatentDiffusion", base: Path) -> "LoadedControl":
+    """Return the ControlNet of a model that has one."""
+    from ldm.loading.controls import LoadedControl
+
+    network = getattr(model, "control_model", None)
+    if network is None:
+        raise InputError(f"{base.name} contains no ControlNet; give one with --control-ckpt FILE")
+    return LoadedControl(network, is_pooled=model.global_average_pooling)
+
+
+def _fitting(candidates: list[Path], model: "LatentDiffusion", base: Path) -> Path:
+    """Return the one file whose ControlNet fits a model."""
+    from ldm.loading.controls import check_control
+
+    errors, found = [], []
+    for path in candidates:
+        try:
+            check_control(path, model, base.name)
+            found.append(path)
+        except WrongModelError as error:
+            errors.append(error)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise InputError(f"--control-ckpt: {names} all fit; give one of them")
+    if not found:
+        raise errors[0]
+    return found[0]
+
+
+def steers(request: Request, controls: Iterable[OpenedControl]) -> "tuple[Steer, ...]":
+    """Return the controls of a loaded request with their ControlNets."""
+    from ldm.tasks.steering import Steer
+
+    mode = "control" if getattr(request, "guess", False) else getattr(request, "control_mode", "balanced")
+    found = []
+    for unit, control in zip(getattr(request, "controls", ()), controls, strict=True):
+        image = request.init_img if unit.image is None else unit.image
+        annotator = None
+        if unit.kind != MAP:
+            others = {"resolution": request.control_resolution, "weights": request.annotator_weights}
+            annotator = unit.annotator(**others)
+        loaded = control.loaded
+        pixels = image.values[..., :3]
+        found.append(Steer(unit, loaded.network, pixels, annotator, loaded.is_pooled, loaded.is_bgr, mode))
+    return tuple(found)

@@ -1,0 +1,125 @@
+"""Load a ControlNet, in any of its layouts, for a model that is loaded or still on the meta device.
+
+    whole            control_sd15_canny.pth: an SD model with `control_model.*`; only that is read
+    control alone    control_v11p_sd15_canny.pth: `control_model.*`, or the same names without the prefix
+    difference       diff_control_sd15_canny.safetensors: tensors that the UNet also has are stored minus
+                     SD 1.5's, and those that would be zero are left out; the model's own are added
+    diffusers        a ControlNetModel: its folder, or its file alone
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.checkpoint.opened import open_weights, to_ldm_names
+from ldm.config import read_config
+from ldm.devices import on_meta
+from ldm.errors import WrongModelError
+from ldm.loading.fill import Progress, fill_in
+from ldm.loading.match import KeyMatch, described, match_keys
+from ldm.models.controlnet import ControlNet
+
+PREFIX = "control_model."
+MARK = "difference"
+HINT = "input_hint_block.0.weight"
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedControl:
+    """A ControlNet, and what its file says of it.
+
+    Args:
+        network: on the device and in the dtype of the model.
+        file: None for the model's own.
+        is_pooled: its residuals are averaged over the image (the shuffle model).
+        is_bgr: it was trained on maps whose channels are in the order blue, green, red.
+    """
+
+    network: nn.Module
+    file: Path | None = None
+    is_pooled: bool = False
+    is_bgr: bool = False
+
+
+def load_control(
+    path: str | Path,
+    model: nn.Module,
+    base: str = "the model",
+    *,
+    allow_nonfinite: bool = False,
+    progress: Progress | None = None,
+) -> LoadedControl:
+    """Load the ControlNet of a file or folder for a model; nothing else of a larger file is read.
+
+    Args:
+        model: a LatentDiffusion, whose device and dtype the ControlNet gets.
+        base: what messages call the model.
+
+    Raises:
+        WrongModelError: the file holds no ControlNet, or one for another family of models.
+        BadValuesError: NaN or infinite weights.
+        CheckpointError: it cannot be read.
+    """
+    found, tensors, keys = _matched(path, model, base)
+    like = next(model.model.diffusion_model.parameters())
+    fill_in(found.network, keys, tensors, like.device, like.dtype, found.file, allow_nonfinite, progress)
+    found.network.eval().requires_grad_(False)
+    return found
+
+
+def check_control(path: str | Path, model: nn.Module, base: str = "the model") -> None:
+    """Compare the names and shapes of a ControlNet with a model, which may be on the meta device.
+
+    Raises: as `load_control`.
+    """
+    _matched(path, model, base)
+
+
+def _matched(path: str | Path, model: nn.Module, base: str) -> tuple[LoadedControl, dict[str, Tensor], KeyMatch]:
+    """Return a ControlNet on the meta device, its tensors, and how the two agree."""
+    opened = open_weights(path)
+    file, named = opened.path, to_ldm_names(opened)
+    tensors = {name.removeprefix(PREFIX): x for name, x in named.items() if name.startswith(PREFIX)}
+    if HINT not in tensors:
+        raise WrongModelError(f"{file} is {described(named)}; expected a ControlNet")
+    unet = model.model.diffusion_model
+    if MARK in named:
+        tensors = _completed(tensors, unet)
+    with on_meta():
+        network = ControlNet.for_unet(unet, model.channels, tensors[HINT].shape[1])
+    keys = match_keys(network, tensors)
+    if not keys.is_good:
+        theirs, ours = described(named), described(model.state_dict())
+        raise WrongModelError(
+            f"{file} is {theirs}, and {base} is {ours}: the ControlNet does not fit; give one that was "
+            f"trained for this family of models ({keys.counts()})"
+        )
+    config = opened.configs.get("controlnet", {})
+    is_bgr = config.get("controlnet_conditioning_channel_order") == "bgr"
+    return LoadedControl(network, file, _is_pooled(file, config), is_bgr), tensors, keys
+
+
+def _completed(difference: dict[str, Tensor], unet: nn.Module) -> dict[str, Tensor]:
+    """Return the ControlNet that is stored as a difference from a UNet's encoder."""
+    encoder = re.compile(r"(time_embed|input_blocks|middle_block)\.")
+    found = {name: x for name, x in unet.state_dict().items() if encoder.match(name)}
+    for name, x in difference.items():
+        own = found.get(name)
+        is_sum = own is not None and own.shape == x.shape and not own.is_meta
+        found[name] = (own.float() + x.to(own.device, torch.float32)).to(own.dtype) if is_sum else x
+    return found
+
+
+def _is_pooled(file: Path, config: dict[str, Any]) -> bool:
+    """Tell whether residuals are averaged: by the JSON, the YAML beside the file, or its name."""
+    if "global_pool_conditions" in config:
+        return bool(config["global_pool_conditions"])
+    yaml = file.with_suffix(".yaml")
+    if yaml.is_file():
+        params = read_config(yaml).get("model", {}).get("params", {})
+        return bool(params.get("global_average_pooling", False))
+    return re.search(r"(^|[_.\-])shuffle($|[_.\-])", file.stem) is not None

@@ -1,0 +1,148 @@
+"""Steer sampling by ControlNets: make the maps that a request asks for, of the size that the networks see.
+
+    whole image  ->  annotator  ->  map (H, W, 3)  ->  the part that is sampled  ->  padded: the hint
+
+The annotator sees the image at the size of the result, or at `control_resolution`. In a second pass, a
+cropped region or a window of outpainting the map is made of the whole, and the part is cut out of it.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.diffusion.cond import Control, control_scales
+from ldm.imaging.fit import Fit
+from ldm.imaging.masks import Box
+from ldm.imaging.padding import Frame
+from ldm.models.controlnet import HINT_FACTOR
+from ldm.requests.control_unit import MAP, ControlUnit
+from ldm.samplers.base import Sampler
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class View:
+    """The part of the result that is sampled: all of it, or a box.
+
+    Args:
+        height, width: of the result in pixels.
+    """
+
+    height: int
+    width: int
+    box: Box | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Steer:
+    """A control of a request: what it says, its ControlNet, and the image that its map is made of.
+
+    Args:
+        image: (h, w, 3) uint8.
+        annotator: makes a map (h, w, 3) uint8 of such an image; not used for an image that is a map.
+        is_pooled, is_bgr: see `ldm.loading.controls.LoadedControl`.
+        mode: "balanced"; "prompt": shallow residuals are weaker; "control": guess mode.
+    """
+
+    unit: ControlUnit
+    network: nn.Module
+    image: np.ndarray
+    annotator: Callable[[np.ndarray], np.ndarray] | None = None
+    is_pooled: bool = False
+    is_bgr: bool = False
+    mode: str = "balanced"
+
+    def map(self, height: int, width: int) -> np.ndarray:
+        """Return the map (height, width, 3) uint8."""
+        image = self.image
+        if image.shape[:2] != (height, width):
+            image = Fit("crop", (height, width)).of(image, 1)
+        return image if self.unit.kind == MAP else self.annotator(image)
+
+    def interval(self, times: Sequence[float], num_timesteps: int) -> tuple[float, float] | None:
+        """Return the training times t / (N - 1) of the unit's part of the steps; None if it has no step.
+
+        Step i of n acts if its whole length i / n to (i + 1) / n lies in the part, as in diffusers.
+        """
+        unit, n = self.unit, len(times)
+        acting = [i for i in range(n) if i / n >= unit.start and (i + 1) / n <= unit.end]
+        if not acting:
+            return None
+        first, last = acting[0], acting[-1]
+        high = 1.0 if not first else (times[first - 1] + times[first]) / 2 / (num_timesteps - 1)
+        low = 0.0 if last == n - 1 else (times[last] + times[last + 1]) / 2 / (num_timesteps - 1)
+        return max(low, 0.0), min(high, 1.0)
+
+
+class Steering:
+    """The controls of a run, with their maps.
+
+    Args:
+        factor: pixels a latent of the model.
+    """
+
+    def __init__(self, steers: Sequence[Steer], factor: int, device: torch.device) -> None:
+        self.steers = steers
+        self.factor = factor
+        self.device = device
+        self._maps: dict[tuple[int, int, int], np.ndarray] = {}
+        self._hints: dict[tuple, Tensor] = {}
+        self._said: set[int] = set()
+
+    def controls(
+        self, count: int, frame: Frame, view: View, sampler: Sampler, start: int
+    ) -> tuple[Control, ...]:
+        """Return the controls of `count` samples of a part of the result, from step `start` of a sampler on."""
+        found = []
+        times = [float(t) for t in sampler.timesteps[start:]]
+        for i, steer in enumerate(self.steers):
+            interval = steer.interval(times, sampler.schedule.num_timesteps) if times else None
+            if interval is None:
+                self._say_idle(i, steer, len(times))
+                continue
+            if not steer.unit.weight:
+                continue
+            hint = self._hint(i, frame, view).expand(count, -1, -1, -1)
+            scale: float | tuple[float, ...] = steer.unit.weight
+            if steer.mode == "prompt":
+                scale = control_scales(steer.unit.weight, True, len(steer.network.zero_convs) + 1)
+            found.append(
+                Control(steer.network, hint, scale, interval, steer.mode == "control", steer.is_pooled)
+            )
+        return tuple(found)
+
+    def maps(self) -> list[np.ndarray]:
+        """Return the maps that were made, (h, w, 3) uint8, in the order of the controls."""
+        return [self._maps[key] for key in sorted(self._maps)]
+
+    def _hint(self, i: int, frame: Frame, view: View) -> Tensor:
+        """Return the hint (1, 3, H, W) in [0, 1] of control i."""
+        key = i, frame, view
+        if key not in self._hints:
+            whole = i, view.height, view.width
+            if whole not in self._maps:
+                self._maps[whole] = self.steers[i].map(view.height, view.width)
+            values = self._maps[whole] if view.box is None else self._maps[whole][view.box.part]
+            if self.steers[i].is_bgr:
+                values = values[..., ::-1]
+            hint = torch.from_numpy(np.ascontiguousarray(values)).permute(2, 0, 1)[None].float() / 255
+            if hint.shape[-2:] != (frame.height, frame.width):
+                hint = F.interpolate(hint, size=(frame.height, frame.width), mode="bilinear", antialias=True)
+            hint = F.interpolate(frame.pad(hint), scale_factor=HINT_FACTOR / self.factor)
+            self._hints[key] = hint.to(self.device)
+        return self._hints[key]
+
+    def _say_idle(self, i: int, steer: Steer, steps: int) -> None:
+        if i not in self._said:
+            unit = steer.unit
+            logger.warning(
+                "--control %s acts in none of the %d steps: its interval %g-%g holds no whole step",
+                unit.kind, steps, unit.start, unit.end,
+            )  # fmt: skip
+        self._said.add(i)
