@@ -11,7 +11,7 @@ from ldm.config import config_sha256, find_config, find_weights, load_config
 from ldm.errors import CheckpointError, ConfigError, InputError
 from ldm.jobs.choosing import choose_config, confirm_prediction
 from ldm.jobs.watch import SILENT, Watch
-from ldm.requests import Request, Upscale, fields_of, names_of
+from ldm.requests import Request, fields_of, names_of
 from ldm.requests.groups import Model
 from ldm.requests.resolving import ModelFacts
 
@@ -153,7 +153,7 @@ def check_request(request: Request, model: "LatentDiffusion") -> None:
     if request.steps is not None:
         ddim_timesteps(request.steps, model.num_timesteps)
     if request.tile is not None:
-        unit = 1 if isinstance(request, Upscale) else model.downsampling_factor
+        unit = 1 if request.ENLARGES else model.downsampling_factor
         tiling_of(request.tile, request.overlap, model.model.diffusion_model.downsampling_factor, unit)
 
 
