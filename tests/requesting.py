@@ -14,7 +14,7 @@ from ldm.requests import Request
 from ldm.requests.resolving import REFERENCE, resolved
 from ldm.samplers import find_sampler
 from ldm.tasks.batch import Batch
-from ldm.tasks.generate import TASKS, generate
+from ldm.tasks.generate import generate, task_of
 from ldm.tasks.run import Run
 
 
@@ -71,4 +71,4 @@ def run_of(
     """Return the run of such a request, not yet begun."""
     options = options.pop("settings", {}) | options
     dtype = options.pop("dtype", torch.float32)
-    return Run(model, ready(model, cls, **options), TASKS[cls], track, resume, dtype)
+    return Run(model, ready(model, cls, **options), task_of(cls), track, resume, dtype)

@@ -12,7 +12,7 @@ from ldm.errors import CheckpointError, ConfigError, InputError
 from ldm.jobs.choosing import choose_config, confirm_prediction
 from ldm.jobs.controls import ControlFiles, ControlNets, OpenedControl, check_controls, control_files
 from ldm.jobs.watch import SILENT, Watch
-from ldm.requests import Request, Upscale, fields_of, names_of
+from ldm.requests import Request, fields_of, names_of
 from ldm.requests.groups import Model
 from ldm.requests.resolving import ModelFacts
 
@@ -166,7 +166,7 @@ def check_request(
     if request.steps is not None:
         ddim_timesteps(request.steps, model.num_timesteps)
     if request.tile is not None:
-        unit = 1 if isinstance(request, Upscale) else model.downsampling_factor
+        unit = 1 if request.ENLARGES else model.downsampling_factor
         tiling_of(request.tile, request.overlap, model.model.diffusion_model.downsampling_factor, unit)
 
 

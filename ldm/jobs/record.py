@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import ldm
 from ldm.jobs.inputs import digests
-from ldm.requests import Request, fields_of, record
+from ldm.requests import Request, fields_of, name_of, record
 
 if TYPE_CHECKING:
     from ldm.jobs.opening import OpenedModel
@@ -41,7 +41,7 @@ def run_record(asked: Request, resolved: Request, opened: "OpenedModel") -> dict
     return {
         "format": FORMAT,
         "version": ldm.__version__,
-        "task": task_of(asked),
+        "task": name_of(type(asked)),
         "request": options_of_image(asked),
         "resolved": options_of_image(resolved, whole=True),
         "inputs": digests(resolved),
@@ -70,10 +70,6 @@ def image_record(run: dict[str, Any], batch: "Batch", position: int) -> dict[str
     if batch.tiling != type(batch.tiling)():
         where["tiling"] = asdict(batch.tiling)
     return run | where
-
-
-def task_of(request: Request) -> str:
-    return type(request).__name__.lower()
 
 
 def options_of_image(request: Request, whole: bool = False) -> dict[str, Any]:

@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.errors import InputError
 from ldm.jobs.inputs import digests
-from ldm.jobs.record import FORMAT, KEPT, OTHER_FILES, task_of
-from ldm.requests import Request, build, fields_of, names_of
+from ldm.jobs.record import FORMAT, KEPT, OTHER_FILES
+from ldm.requests import Request, build, fields_of, name_of, names_of
 from ldm.requests.groups import Model
 
 if TYPE_CHECKING:
     from ldm.jobs.opening import OpenedModel
     from ldm.tasks.latents import LatentsFile
-
-DECODING = ("txt2img", "sample")  # tasks whose finished images are decoded again from their latents
 
 
 @dataclass(frozen=True)
@@ -85,10 +83,10 @@ def resumed(cls: type[Request], given: Mapping[str, Any]) -> Resumed | None:
 
     path = given["latents"]
     stored = read_record(path)
-    kind, task = stored.get("kind"), cls.__name__.lower()
+    kind, task = stored.get("kind"), name_of(cls)
     if kind == "stopped" and stored.get("task") != task:
         raise InputError(f"{path} is of a run of scripts/{stored.get('task')}.py; resume it with that")
-    if kind != "stopped" and (kind != "final" or task not in DECODING):
+    if kind != "stopped" and (kind != "final" or _has_image(cls)):
         return None
     command, folder = stored.get("command"), str(stored.get("folder", ""))
     if stored.get("format") != FORMAT or not isinstance(command, dict):
@@ -112,6 +110,11 @@ def resumed(cls: type[Request], given: Mapping[str, Any]) -> Resumed | None:
     if kind == "final":  # one image, whose latents are there
         request = replace(request, no_grid=True, save_latents=False, skip_existing=False, latents=None)
     return Resumed(request, read_latents(path))
+
+
+def _has_image(cls: type[Request]) -> bool:
+    """Return whether the task has an input image; the others decode the latents of a finished image."""
+    return any(each.option.is_image for each in fields_of(cls).values())
 
 
 def _may_change(cls: type[Request], name: str, kind: str) -> bool:
@@ -154,6 +157,6 @@ def command_to_resume(path: Path, request: Request) -> str:
     import shlex
     import sys
 
-    name = f"{task_of(request)}.py"
+    name = f"{name_of(type(request))}.py"
     script = sys.argv[0] if os.path.basename(sys.argv[0]) == name else f"scripts/{name}"
     return shlex.join(["python", script, "--latents", str(path)])

@@ -6,8 +6,8 @@ from typing import Any
 from ldm.requests.fields import Field, Option, build, fields_of, form, names_of, option, record, request
 
 __all__ = [
-    "NAMES", "Field", "Option", "build", "fields_of", "find", "form", "names_of", "option", "record",
-    "request",
+    "NAMES", "Field", "Option", "build", "fields_of", "find", "form", "name_of", "names_of", "option",
+    "record", "request",
 ]  # fmt: skip
 
 NAMES = {
@@ -20,7 +20,7 @@ NAMES = {
     "unclip": "Unclip",
     "sample": "Sample",
 }
-"""name of a task, of its module here and of its script -> class name of its request"""
+"""name of a task, of its modules here and in ldm/tasks and of its script -> class name of its request"""
 
 
 def find(task: str) -> type:
@@ -28,11 +28,15 @@ def find(task: str) -> type:
     return getattr(importlib.import_module(f"ldm.requests.{task}"), NAMES[task])
 
 
+def name_of(cls: type) -> str:
+    """Return the task of a request class."""
+    return cls.__name__.lower()
+
+
 def __getattr__(name: str) -> Any:
     """Import a request class when it is first used, because a script needs only one of them."""
-    for task, found in NAMES.items():
-        if found == name:
-            return find(task)
+    if NAMES.get(name.lower()) == name:
+        return find(name.lower())
     if name == "Request":
         return importlib.import_module("ldm.requests.base").Request
     raise AttributeError(f"module 'ldm.requests' has no attribute {name!r}")

@@ -41,6 +41,7 @@ class Option:
         default: text for the default in --help; None shows the value, "" shows nothing.
         changes_image: False if the option does not affect the images, so that it may change on resume.
         is_file: the value is the path of a file or folder to read.
+        is_image: the value is an image or several, see `ldm.tasks.inputs.read_images`.
         section: (title, note) of the section in --help and in forms; None is that of the group.
     """
 
@@ -57,6 +58,7 @@ class Option:
     default: str | None = None
     changes_image: bool = True
     is_file: bool = False
+    is_image: bool = False
     section: tuple[str, str] | None = None
 
 

@@ -29,9 +29,10 @@ def pixels(*flags: str, help: str, **about: Any) -> Any:
     return option(None, *flags, metavar="PIXELS", low=1, high=MAX_SIDE, help=help, **about)
 
 
-def image(help: str, **about: Any) -> Any:
-    """Declare the input image."""
-    return option(None, "--init-img", metavar="FILE", is_file=True, help=help, **about)
+def image(help: str, *flags: str, default: Any = None, **about: Any) -> Any:
+    """Declare an input image, or with a default of () several; the words of the help before ; name it."""
+    about |= {"is_file": True, "is_image": True}
+    return option(default, *(flags or ("--init-img",)), metavar="FILE", help=help, **about)
 
 
 def strength(default: float | None, help: str, **about: Any) -> Any:
@@ -233,6 +234,9 @@ class Model:
     """kinds of model (`ldm.checkpoint.identity.TASKS`) that the task can use"""
     DEMO = "emoji"
     """name of the demo model in configs/demo that is used without --ckpt"""
+
+    ENLARGES = False
+    """whether the latents have the sides of the input image, which the decoder enlarges"""
 
     ckpt: str | None = option(
         None, "--ckpt", metavar="FILE", is_file=True, default_text="the small demo model that is included",

@@ -16,7 +16,7 @@ class Inpaint(Prompts, Sampling, PromptSyntax, Controls, Control, Request):
     DEMO = "emoji_inpaint"
     SECTION = ("mask", "pixels outside the mask stay as they are, byte for byte")
     init_img: Any = image(
-        "the image, of any size; without --mask its transparent part is repainted",
+        "the image to repaint, of any size; without --mask its transparent part is repainted",
         section=("input image", ""))
     strength: float = strength(
         1.0, "how much of the original is repainted, 0 (nothing) to 1 (all)", section=("input image", ""))

@@ -15,7 +15,7 @@ class Outpaint(Prompts, Sampling, PromptSyntax, Controls, Resume, Request):
     TASKS = ("inpaint", "txt2img")
     DEMO = "emoji_inpaint"
     SECTION = ("image to extend", "its own pixels stay as they are, byte for byte")
-    init_img: Any = image("the image, of any size")
+    init_img: Any = image("the image to extend, of any size")
     left: int = option(0, "--left", metavar="PIXELS", low=0, high=MAX_SIDE, help="pixels to add left")
     right: int = option(0, "--right", metavar="PIXELS", low=0, high=MAX_SIDE, help="pixels to add right")
     up: int = option(0, "--up", metavar="PIXELS", low=0, high=MAX_SIDE, help="pixels to add above")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ldm.errors import ConfigError, InputError, nearest
-from ldm.requests import NAMES
+from ldm.requests import NAMES, name_of
 from ldm.requests.base import Request
 from ldm.requests.fields import fields_of
 from ldm.requests.groups import Size
@@ -71,7 +71,7 @@ def _recommended(cls: type[Request], facts: ModelFacts) -> Mapping[str, Any]:
     for task in facts.defaults:
         if task not in NAMES:
             raise ConfigError(f"the model's YAML: defaults: there is no task {task!r}{nearest(task, NAMES)}")
-    own = facts.defaults.get(cls.__name__.lower(), {})
+    own = facts.defaults.get(name_of(cls), {})
     open_ones = [name for name, each in fields_of(cls).items() if each.default is None]
     for name in own:
         if name not in open_ones:

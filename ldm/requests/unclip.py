@@ -4,7 +4,7 @@ from typing import Any
 
 from ldm.requests.base import Request
 from ldm.requests.fields import option, request
-from ldm.requests.groups import Control, Controls, PromptSyntax, Prompts, Sampling, Size, pixels
+from ldm.requests.groups import Control, Controls, Prompts, PromptSyntax, Sampling, Size, image, pixels
 from ldm.requests.readers import level_or_off
 
 
@@ -18,9 +18,9 @@ class Unclip(Prompts, Size, Sampling, PromptSyntax, Controls, Control, Request):
     SECTION = ("input images", "")
     height: int | None = pixels("--H", help="height of an image, any size", default_text="768; demo: 128")
     width: int | None = pixels("--W", help="width of an image, any size", default_text="768; demo: 128")
-    init_img: tuple[Any, ...] = option(
-        (), "--init-img", metavar="FILE", words=True, is_file=True, default_text="",
-        help="one or more images of any size; each is resized to a square for the image encoder")
+    init_img: tuple[Any, ...] = image(
+        "the image to vary, or several, of any size; each is resized to a square for the image encoder",
+        default=(), words=True, default_text="")
     image_weights: tuple[float, ...] | None = option(
         None, "--image-weights", metavar="W", words=True, default_text="all equal",
         help="weight of each image, in order; a negative weight leads away from the image")

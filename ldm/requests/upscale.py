@@ -15,8 +15,9 @@ class Upscale(Prompts, Sampling, PromptSyntax, Control, Request):
 
     TASKS = ("upscale",)
     DEMO = "emoji_upscale"
+    ENLARGES = True
     SECTION = ("image to enlarge", "")
-    init_img: Any = image("the small image, of any size")
+    init_img: Any = image("the image to enlarge, of any size")
     noise_level: int | None = option(
         None, "--noise-level", metavar="N", low=0, default_text="20",
         help="noise added to the small image, 0 to the model's maximum (350 in the reference): with more "

@@ -12,6 +12,7 @@ Noise is drawn in this order: the encoder's posterior (used or not), the start n
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,21 +23,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.config import instantiate
+from ldm.config import find_weights, instantiate
 from ldm.data.hints import inflated
 from ldm.devices import on_meta
 from ldm.errors import InputError, LdmError
 from ldm.imaging.colour import from_uint8
-from ldm.imaging.depth import inverse_depth
+from ldm.imaging.depth import inverse_depth, known_depth, read_depth
+from ldm.imaging.files import open_image
 from ldm.imaging.padding import Frame
 from ldm.loading import load_part
 from ldm.models.latent_depth import LatentDepth2ImageDiffusion, concat_depth
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.midas import MiDaSInference, network_size
 from ldm.requests import Depth2Img
+from ldm.requests.loaded import InputArray
 from ldm.requests.resolving import REFERENCE
 from ldm.tasks.batch import Batch
-from ldm.tasks.run import Run
+from ldm.tasks.inputs import file_sha256, no_latents, of_array, read_image
+from ldm.tasks.run import Run, Task
 
 STRENGTH = 0.9  # of the reference demo
 ALPHA_SIDE = 512  # pixels; latents of the largest images are hardly finer
@@ -189,3 +193,73 @@ def _framed(depth: Tensor, frame: Frame) -> Tensor:
     if tuple(depth.shape[-2:]) != size:
         depth = F.interpolate(depth.float(), size, mode="bicubic", align_corners=False)
     return frame.pad(depth)
+
+
+def load(request: Depth2Img) -> Depth2Img:
+    """Return the request with its image and its depth map read, and its strength. Raises: InputError."""
+    no_latents(request)
+    _check_options(request)
+    image = None if request.init_img is None else read_image(request.init_img)
+    depth = _read_depth(request)
+    height = width = None
+    if depth is not None:
+        height, width = image.values.shape[:2] if image else _in_proportion(request, depth.values.shape)
+        check_size(depth.values.shape, height, width)
+    size = {} if image is not None else {"height": height, "width": width}
+    strength = chosen_strength(image is not None, request.strength)
+    return replace(request, init_img=image, depth=depth, strength=strength, **size)
+
+
+def _check_options(request: Depth2Img) -> None:
+    if any(isinstance(each, str) and not each for each in (request.init_img, request.depth)):
+        raise InputError("--init-img and --depth need a file name; got an empty one")
+    if request.init_img is None and request.depth is None:
+        raise InputError("give an image (--init-img FILE), a depth map (--depth FILE), or both")
+    is_file = isinstance(request.depth, (str, os.PathLike))
+    if is_file and (request.depth_from or request.depth_ckpt):
+        other = "--depth-from" if request.depth_from else "--depth-ckpt"
+        raise InputError(f"--depth and {other} are both sources of the depth; give only one of them")
+    if request.depth_invert and request.depth is None:
+        raise InputError("--depth-invert requires --depth FILE")
+    if request.depth_from == "alpha" and request.depth_ckpt:
+        raise InputError("--depth-from alpha does not use a depth network; leave --depth-ckpt out")
+    if request.depth_ckpt and not find_weights(request.depth_ckpt).exists():
+        raise InputError(f"--depth-ckpt {request.depth_ckpt}: there is no such file")
+    if request.init_img is not None and (request.height or request.width):
+        raise InputError("--H and --W are for runs without --init-img, whose size the result has otherwise")
+
+
+def _read_depth(request: Depth2Img) -> InputArray | None:
+    """Return the depth map (h, w); None if the depth network should estimate it."""
+    given = request.depth
+    if isinstance(given, InputArray):
+        known_depth(given.values, request.depth_invert)
+        return given
+    if given is not None and not isinstance(given, (str, os.PathLike)):
+        values = np.asarray(given, np.float32)
+        known_depth(values, request.depth_invert)  # refuses maps without depth
+        return of_array(values)
+    if given:
+        values = read_depth(Path(given))
+        try:
+            known_depth(values, request.depth_invert)
+        except InputError as error:
+            raise InputError(f"--depth {given}: {error}") from error
+        return InputArray(values, file_sha256(given), os.fspath(given))
+    if request.depth_from == "alpha":
+        try:
+            alpha = np.asarray(open_image(request.init_img, alpha=True))[..., 3]
+            return of_array(alpha_depth(alpha))
+        except InputError as error:
+            raise InputError(f"--depth-from alpha: {error}") from error
+    return None
+
+
+def _in_proportion(request: Depth2Img, shape: tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) of the result without --init-img; one given side scales the other."""
+    h, w = shape
+    height = request.height or (max(1, round(h * request.width / w)) if request.width else h)
+    return height, request.width or max(1, round(w * height / h))
+
+
+TASK = Task(depth2img, ("hybrid",), check_depth_model, load)

@@ -8,10 +8,12 @@ Noise is drawn in this order: the encoder's posterior, the added noise, one draw
 
 from collections.abc import Iterator
 
+from ldm.errors import InputError
 from ldm.imaging.fit import choose_fit
 from ldm.requests import Img2Img
 from ldm.tasks.batch import Batch
-from ldm.tasks.run import Run
+from ldm.tasks.inputs import read_images, read_noise
+from ldm.tasks.run import Run, Task
 
 
 def img2img(run: Run, request: Img2Img) -> Iterator[Batch]:
@@ -34,3 +36,21 @@ def img2img(run: Run, request: Img2Img) -> Iterator[Batch]:
     for batch in run.each(frame, run.steps_of(request.strength)):
         x_t = batch.begin(batch.sample_posterior(encoded))  # (b, c, h, w)
         yield batch.done(batch.denoise(x_t, batch.cond()))
+
+
+def load(request: Img2Img) -> Img2Img:
+    """Return the request with its image or its latents read. Raises: InputError."""
+    request = read_noise(request, finished=True)
+    if request.latents is None:
+        request = read_images(request)
+        choose_fit(request.init_img.values, request.fit, request.height, request.width)
+        return request
+    if request.init_img is not None:
+        raise InputError("--init-img and --latents both give the image to start from; use one of them")
+    for flag, value in (("--fit", request.fit), ("--H", request.height), ("--W", request.width)):
+        if value is not None:
+            raise InputError(f"{flag} {value} cannot be combined with --latents, which have their own size")
+    return request
+
+
+TASK = Task(img2img, load=load)

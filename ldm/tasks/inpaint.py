@@ -17,17 +17,20 @@ for every step that of what is put back, and the sampler's own.
 """
 
 import logging
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.errors import InputError
 from ldm.imaging import masks
 from ldm.imaging.colour import from_uint8
+from ldm.imaging.files import open_image, quietly
 from ldm.imaging.masks import Box
 from ldm.imaging.padding import Frame
 from ldm.imaging.paste import Paste, opaque
@@ -35,9 +38,11 @@ from ldm.imaging.profiles import to_srgb
 from ldm.imaging.pull_push import RING, match_border
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.latent_inpaint import LatentInpaintDiffusion
-from ldm.requests import Inpaint
+from ldm.requests import Inpaint, Request
+from ldm.requests.loaded import InputArray
 from ldm.tasks.batch import Batch
-from ldm.tasks.run import BatchRun, Keep, Run, check_key
+from ldm.tasks.inputs import file_sha256, no_latents, of_array, read_images
+from ldm.tasks.run import BatchRun, Keep, Run, Task, check_key
 from ldm.tasks.steering import View
 
 LARGE, SMALL = 2.0, 0.2  # images of so many of the model's, boxes of so little of the image
@@ -236,3 +241,55 @@ def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(images.shape[-2:]) == tuple(size):
         return images
     return F.interpolate(images, size=size, mode="bicubic", antialias=True)
+
+
+def load(request: Inpaint) -> Inpaint:
+    """Return the request with its image and its mask read. Raises: InputError."""
+    no_latents(request)
+    if request.raw and (request.only_masked is not None or request.mask_blur):
+        other = "--mask-blur" if request.only_masked is None else "--only-masked"
+        raise InputError(f"--raw outputs the decoded image as it is, so it cannot be combined with {other}")
+    if request.only_masked is not None and request.save_latents:
+        raise InputError(
+            "--save-latents cannot be combined with --only-masked, whose latents cover only the cropped "
+            "region"
+        )
+    request = read_images(request, alpha=True)
+    image = request.init_img
+    check_alpha(image, request, to_paste=not request.raw)
+    height, width = image.values.shape[:2]
+    mask = _mask(request.mask, image)
+    masks.check(mask.values, height, width)
+    masks.check_paints(masks.prepared(mask.values, invert=request.invert_mask, grow=request.mask_grow))
+    return replace(request, mask=mask)
+
+
+def check_alpha(image: InputArray, request: Request, to_paste: bool = True) -> None:
+    """Refuse a format that would lose the alpha of an image that is pasted back."""
+    if to_paste and request.format == "jpg" and image.values.shape[2] == 4:
+        name = image.file or "the image"
+        raise InputError(f"--format jpg cannot hold the transparency of {name}; use png or webp")
+
+
+def _mask(given: Any, image: InputArray) -> InputArray:
+    """Return the mask of --mask, or of the transparent part of the image."""
+    if isinstance(given, InputArray) and given.about in (None, image.sha256):
+        return given
+    if isinstance(given, (str, os.PathLike)) and given:
+        with quietly():  # no colour of a mask is kept or seen
+            pixels = np.asarray(open_image(given, alpha=True, own_colours=True))
+        try:
+            return InputArray(masks.from_image(pixels), file_sha256(given), os.fspath(given))
+        except InputError as error:
+            raise InputError(f"--mask {given}: {error}") from error
+    if given is not None and not isinstance(given, (str, InputArray)):
+        return of_array(np.asarray(given, np.float32))
+    if image.values.shape[2] == 4 and image.values[:, :, 3].min() < 255:
+        return InputArray(masks.from_alpha(image.values), image.sha256, about=image.sha256)
+    raise InputError(
+        f"nothing selects what to repaint in {image.file or 'the image'}; give --mask FILE, which is "
+        "white there, or an image that is transparent there"
+    )
+
+
+TASK = Task(inpaint, ("crossattn", "hybrid"), check_inpainting, load, numpy_start=True)

@@ -27,9 +27,10 @@ from ldm.imaging.paste import Paste
 from ldm.imaging.pull_push import RING, match_border, pull_push
 from ldm.requests import Outpaint
 from ldm.tasks.batch import Batch
-from ldm.tasks.inpaint import inpainter_of
+from ldm.tasks.inpaint import check_alpha, check_inpainting, inpainter_of
+from ldm.tasks.inputs import no_latents, read_images
 from ldm.tasks.latents import StoppedAt, restore_noise
-from ldm.tasks.run import BatchRun, Run
+from ldm.tasks.run import BatchRun, Run, Task
 from ldm.tasks.steering import View
 
 logger = logging.getLogger(__name__)
@@ -137,3 +138,18 @@ class Outpainter:
         result = images.expand(len(batch.prompts), -1, -1, -1).clone()
         result[..., rows, columns] = shown.finished(part.decode(latents))
         return result, latents
+
+
+def load(request: Outpaint) -> Outpaint:
+    """Return the request with its image read. Raises: InputError."""
+    no_latents(request)
+    request = read_images(request, alpha=True)
+    check_alpha(request.init_img, request)
+    margins = Margins(request.left, request.right, request.up, request.down)
+    if not any(margins):
+        raise InputError("nothing to add: give --left, --right, --up or --down PIXELS")
+    margins.canvas(*request.init_img.values.shape[:2])
+    return request
+
+
+TASK = Task(outpaint, ("crossattn", "hybrid"), check_inpainting, load)

@@ -29,6 +29,7 @@ from ldm.samplers import make_sampler
 from ldm.samplers.base import Noise, Sampler
 from ldm.samplers.loop import KeyedNoise, Step, sample_loop
 from ldm.tasks.batch import Batch, PromptBatch, prompt_batches
+from ldm.tasks.inputs import read_inputs
 from ldm.tasks.latents import Position, SampleState, StoppedAt, expand_latents, restored
 from ldm.tasks.memory_plan import tiling_for
 from ldm.tasks.noise import BatchNoise, make_noise_source
@@ -51,6 +52,7 @@ class Task:
         make: yields the batches.
         accepts: the ways into the UNet (conditioning_key) that the task has inputs for.
         check: raises InputError for models that it cannot use for another reason.
+        load: returns the request with its files read, or raises InputError; it has no model yet.
         numpy_start: the reference script of this task takes its start noise from NumPy.
         always_planned: memory is planned at every size.
     """
@@ -58,6 +60,7 @@ class Task:
     make: Callable[["Run", Any], Iterator[Batch]]
     accepts: tuple[str | None, ...] = ("crossattn",)
     check: Callable[[LatentDiffusion], Any] = lambda model: None
+    load: Callable[[Any], Request] = read_inputs
     numpy_start: bool = False
     always_planned: bool = False
 

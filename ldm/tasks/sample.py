@@ -13,7 +13,7 @@ from ldm.errors import InputError
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.requests import Sample
 from ldm.tasks.batch import Batch
-from ldm.tasks.run import Run
+from ldm.tasks.run import Run, Task
 
 
 def sample(run: Run, request: Sample) -> Iterator[Batch]:
@@ -39,3 +39,6 @@ def check_guidance(model: LatentDiffusion, request: Sample) -> None:
             f"guidance scale {scale:g} changes nothing where prompt and negative prompt are empty; leave "
             "it at 1, or give a negative prompt to lead away from"
         )
+
+
+TASK = Task(sample, (None, "crossattn"))

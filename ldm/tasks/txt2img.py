@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ldm.requests import Txt2Img
 from ldm.tasks.batch import Batch
 from ldm.tasks.hires import hires
-from ldm.tasks.run import Run
+from ldm.tasks.run import Run, Task
 
 
 def txt2img(run: Run, request: Txt2Img) -> Iterator[Batch]:
@@ -21,3 +21,6 @@ def txt2img(run: Run, request: Txt2Img) -> Iterator[Batch]:
         return
     for batch in run.each(run.frame(request.height, request.width)):
         yield batch.done(batch.denoise(batch.begin(), batch.cond()))
+
+
+TASK = Task(txt2img)

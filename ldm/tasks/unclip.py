@@ -21,11 +21,12 @@ from ldm.errors import InputError
 from ldm.imaging.colour import from_uint8
 from ldm.models.unclip import ImageEmbeddingConditionedLatentDiffusion
 from ldm.requests import Unclip
+from ldm.requests.resolving import MIX_NOISE_LEVEL
 from ldm.tasks.batch import Batch
+from ldm.tasks.inputs import read_inputs
 from ldm.tasks.noise import BatchNoise
-from ldm.tasks.run import Run
+from ldm.tasks.run import Run, Task
 
-MIX_NOISE_LEVEL = 50  # of the reference page
 LARGEST_WEIGHT = 1e6  # so that none drowns the others; only proportions matter
 NUM_LEVELS = 1000  # of the reference models
 SMALLEST_SUM = 1e-6  # of the weights, as a part of the sum of their magnitudes
@@ -133,3 +134,15 @@ def mixed(
 
 def _listed(numbers: Sequence[float]) -> str:
     return ", ".join(f"{number:g}" for number in numbers)
+
+
+def load(request: Unclip) -> Unclip:
+    """Return the request with its images read. Raises: InputError."""
+    request = read_inputs(request)
+    if request.mix_noise_level is not None and len(request.init_img) == 1:
+        raise InputError(f"--mix-noise-level {request.mix_noise_level} needs more than one --init-img")
+    Mix.of(len(request.init_img), request.image_weights, request.noise_level)
+    return request
+
+
+TASK = Task(unclip, ("crossattn-adm",), load=load)

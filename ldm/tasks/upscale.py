@@ -21,10 +21,10 @@ from ldm.imaging.padding import Frame
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.latent_upscale import LatentUpscaleDiffusion, LatentUpscaleFinetuneDiffusion
 from ldm.requests import Upscale
+from ldm.requests.resolving import NOISE_LEVEL
 from ldm.tasks.batch import Batch
-from ldm.tasks.run import Run
+from ldm.tasks.run import Run, Task
 
-NOISE_LEVEL = 20  # of the reference page
 KINDS = (LatentUpscaleDiffusion, LatentUpscaleFinetuneDiffusion)
 
 logger = logging.getLogger(__name__)
@@ -86,3 +86,6 @@ def noise_level_of(model: LatentDiffusion, noise_level: int | None) -> int | Non
     if not 0 <= noise_level <= highest:
         raise InputError(f"noise level is {noise_level}; expected 0 to {highest}, this model's highest")
     return noise_level
+
+
+TASK = Task(upscale, ("hybrid-adm", "hybrid"), check_upscaler, numpy_start=True, always_planned=True)

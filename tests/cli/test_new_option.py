@@ -12,7 +12,6 @@ from ldm.errors import InputError
 from ldm.imaging import metadata
 from ldm.requests import Txt2Img, build, form, option, record, request
 from ldm.requests.resolving import ModelFacts, resolved
-from ldm.tasks.generate import TASKS
 
 FILES = cases("e2e_txt2img")[0].files
 RUN = "--config", FILES["config"], "--ckpt", FILES["checkpoint"], "--precision", "full", "--H", 16, "--W", 16
@@ -33,7 +32,6 @@ def extended(monkeypatch) -> type:
     Extended.__name__ = "Txt2Img"
     monkeypatch.setattr("ldm.requests.txt2img.Txt2Img", Extended)
     monkeypatch.setattr(ldm.requests, "Txt2Img", Extended, raising=False)
-    monkeypatch.setitem(TASKS, Extended, TASKS[Txt2Img])
     return Extended
 
 
