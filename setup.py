@@ -25,6 +25,7 @@ CORE = [
     "ftfy>=6.1",
     "safetensors>=0.4.3",
     "tqdm>=4.66",
+    "opencv-python-headless>=4.10",  # annotators
 ]
 TRAIN = ["pytorch-lightning>=2.4", "matplotlib>=3.8"]
 DATA = ["resvg-py>=0.5"]
@@ -42,9 +43,8 @@ TEST = [
     "compel>=2.5",  # prompts are read and weighed as it does
     "scikit-image>=0.22",  # for its images: a stereo pair with measured disparity
     "torchvision",  # some checkpoints of others pickle its classes
-    "opencv-python-headless>=4.10",  # resizing and colours are compared with it
     "ruff>=0.6",
-    # Two more are installed by the Makefile without what they ask for (requirements/no-deps.txt); what these
+    # More are installed by the Makefile without what they ask for (requirements/no-deps.txt); what these
     # tests need of it is here.
     "pywavelets>=1.6",
     "scipy>=1.11",

@@ -1,7 +1,6 @@
 """The base of every request."""
 
-from ldm.errors import InputError
-from ldm.requests.fields import fields_of
+from ldm.requests.fields import read_values
 from ldm.requests.groups import Guidance, Memory, Messages, Model, Output, Randomness
 
 
@@ -16,8 +15,4 @@ class Request(Guidance, Randomness, Memory, Model, Output, Messages):
     """
 
     def __post_init__(self) -> None:
-        for name, each in fields_of(type(self)).items():
-            try:
-                object.__setattr__(self, name, each.read(getattr(self, name)))
-            except InputError as error:
-                raise InputError(f"{name}: {error}") from error
+        read_values(self)

@@ -164,6 +164,19 @@ def fields_of(cls: type) -> dict[str, Field]:
     return cls.FIELDS
 
 
+def read_values(request: Any) -> None:
+    """Replace the values of a new request by what their options read, and check them.
+
+    Raises:
+        InputError: a value is invalid; the text names the option.
+    """
+    for name, each in fields_of(type(request)).items():
+        try:
+            object.__setattr__(request, name, each.read(getattr(request, name)))
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+
+
 def names_of(group: type) -> tuple[str, ...]:
     """Return the names of a group's own options."""
     return tuple(vars(group)["__annotations__"])

@@ -34,10 +34,11 @@ OTHERS = {
     "checkpoint": {"loading", "prompts"},
     "data": {"imaging", "checkpoint", "diffusion"},
     "loading": {"checkpoint", "models", "diffusion"},
+    "annotators": {"checkpoint", "imaging", "loading", "models", "requests"},
     "reference_scripts": {"checkpoint", "imaging", "loading"},
 }
 # From where on the chain uses those: from the tasks upwards.
-USED_FROM = dict.fromkeys(("requests", "imaging", "checkpoint", "data", "loading"), "training")
+USED_FROM = dict.fromkeys(("annotators", "requests", "imaging", "checkpoint", "data", "loading"), "training")
 USED_FROM["reference_scripts"] = "scripts"
 
 # Samplers see only `denoise`.
@@ -163,8 +164,9 @@ def loaded_modules(statement: str) -> set[str]:
     return set(run.stdout.split())
 
 
-CHEAP = ["ldm", "ldm.config", "ldm.errors", "ldm.published_names", "ldm.util"]
+CHEAP = ["ldm", "ldm.annotators", "ldm.config", "ldm.errors", "ldm.published_names", "ldm.util"]
 CHEAP += sorted(f"ldm.cli.{path.stem}" for path in (ROOT / "ldm/cli").glob("*.py") if path.stem != "__init__")
+CHEAP += sorted(f"ldm.annotators.{path.stem}" for path in (ROOT / "ldm/annotators").glob("[a-z]*.py"))
 
 
 def test_the_cheap_modules_load_no_torch():

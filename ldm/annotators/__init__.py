@@ -1,0 +1,50 @@
+"""Annotators: what turns an image into the map that a ControlNet was trained on.
+
+    edges = find("canny")(low=50)(image)            # (h, w, 3) uint8 RGB -> (h, w, 3) uint8
+
+Each is one file: a frozen dataclass whose fields are its options (`ldm.requests.fields`), so that flags,
+forms and records derive from it. To add one, write a file with a subclass of `base.Annotator` and add a row
+to `KINDS`. Those with a network (`base.NetworkAnnotator`) read its weights from a file of the user.
+
+Importing this package, or the file of an annotator, imports neither torch nor NumPy nor OpenCV.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from ldm.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from ldm.annotators.base import Annotator
+
+KINDS = {
+    "canny": "edges, by Canny's detector",
+    "sketch": "strokes as of a pen, by a difference of Gaussians",
+    "scribble": "a drawing of dark lines on light ground, inverted",
+    "lsd": "line segments, by the LSD algorithm",
+    "seg": "a segmentation map in the colours of ADE20K, checked",
+    "shuffle": "the content of the image, shuffled by a random flow field",
+    "tile": "the image without its finest details",
+    "blur": "the image, blurred",
+    "threshold": "white where the image is lighter than a threshold",
+}
+"""name of an annotator and of its module here -> what its map shows"""
+
+CLASSES = {"lsd": "LSD"}  # where it is not the name with a capital
+ALIASES = {"segmentation": "seg", "lines": "lsd", "tile_resample": "tile", "scribble_xdog": "sketch"}
+"""other names of annotators: common words, and those of the pages of ControlNet and of A1111's web UI"""
+
+
+def find(kind: str) -> "type[Annotator]":
+    """Return the class of an annotator by its name or alias.
+
+    Raises:
+        InputError: there is no such annotator; the text lists all names.
+    """
+    name = kind.strip().lower().replace("-", "_").replace(" ", "_")
+    name = ALIASES.get(name, name)
+    if name not in KINDS:
+        hint = nearest(name, [*KINDS, *ALIASES])
+        raise InputError(f"unknown annotator {kind!r}: expected one of {', '.join(KINDS)}{hint}")
+    class_name = CLASSES.get(name, name.title().replace("_", ""))
+    return getattr(importlib.import_module(f"ldm.annotators.{name}"), class_name)

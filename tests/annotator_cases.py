@@ -1,0 +1,30 @@
+"""What the tests of annotators share."""
+
+import importlib
+import importlib.util
+import sys
+import warnings
+from types import ModuleType
+
+import numpy as np
+import pytest
+import skimage.data
+
+
+def photograph() -> np.ndarray:
+    """Return a photograph of an astronaut, (512, 512, 3) uint8."""
+    return skimage.data.astronaut()
+
+
+def aux(name: str) -> ModuleType:
+    """Import a module of controlnet-aux alone: the package imports all of them, which takes many seconds."""
+    if "controlnet_aux" not in sys.modules:
+        spec = importlib.util.find_spec("controlnet_aux")
+        if spec is None:
+            pytest.skip("compares with controlnet-aux, which make test installs")
+        package = ModuleType("controlnet_aux")
+        package.__path__ = list(spec.submodule_search_locations or ())
+        sys.modules["controlnet_aux"] = package
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(f"controlnet_aux.{name}")
