@@ -41,10 +41,16 @@ def find(kind: str) -> "type[Annotator]":
     Raises:
         InputError: there is no such annotator; the text lists all names.
     """
+    name = name_of(kind)
+    class_name = CLASSES.get(name, name.title().replace("_", ""))
+    return getattr(importlib.import_module(f"ldm.annotators.{name}"), class_name)
+
+
+def name_of(kind: str) -> str:
+    """Return the name of an annotator by its name or alias. Raises: as `find`."""
     name = kind.strip().lower().replace("-", "_").replace(" ", "_")
     name = ALIASES.get(name, name)
     if name not in KINDS:
         hint = nearest(name, [*KINDS, *ALIASES])
         raise InputError(f"unknown annotator {kind!r}: expected one of {', '.join(KINDS)}{hint}")
-    class_name = CLASSES.get(name, name.title().replace("_", ""))
-    return getattr(importlib.import_module(f"ldm.annotators.{name}"), class_name)
+    return name

@@ -7,26 +7,22 @@ that of a checkpoint which contains one (control_sd15_canny.pth).
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ldm.config import find_config, find_weights
 from ldm.errors import ConfigError, InputError, WrongModelError
 from ldm.requests import Request
 from ldm.requests.control_unit import MAP, ControlUnit
-from ldm.requests.loaded import InputArray
 
 if TYPE_CHECKING:
     from ldm.loading.controls import LoadedControl
     from ldm.models.latent_diffusion import LatentDiffusion
     from ldm.tasks.steering import Steer
 
-R = TypeVar("R", bound=Request)
-
 ControlFiles = list[list[Path] | None]
 DEMO = "configs/demo/emoji_control_{}.safetensors"
-SMALLEST = 8  # pixels of an image's shorter side
 NAMES = {
     "canny": "canny", "depth": "depth", "normal": "normal|normalbae", "hed": "hed|softedge",
     "softedge": "softedge|hed", "scribble": "scribble", "sketch": "scribble|sketch", "openpose": "openpose|pose",
@@ -47,44 +43,6 @@ class OpenedControl:
     def record(self) -> dict[str, Any]:
         file = self.loaded.file
         return {"file": None if file is None else file.name, "sha256": self.sha256()}
-
-
-def load_control_images(request: R, own: InputArray | None = None) -> R:
-    """Return the request with the images of its controls read; `own` is the task's input image.
-
-    Raises: InputError.
-    """
-    from ldm.jobs.inputs import read_image
-
-    units = getattr(request, "controls", ())
-    if not units:
-        _refuse_without_control(request)
-        return request
-    if request.guess and request.control_mode == "prompt":
-        raise InputError("--guess is --control-mode control; it cannot be combined with --control-mode prompt")
-    found = []
-    for unit in units:
-        if unit.image is None and own is None:
-            raise InputError(f"--control {unit.kind} needs a file: --control {unit.kind}:FILE")
-        try:
-            image = read_image(unit.image) if unit.image is not None else None
-        except InputError as error:
-            raise InputError(f"--control {unit.kind}: {error}") from error
-        height, width = (own if image is None else image).values.shape[:2]
-        if min(height, width) < SMALLEST:
-            name = image.file if image is not None and image.file else "the image"
-            raise InputError(
-                f"--control {unit.kind}: {name} is {width}x{height}; expected at least {SMALLEST} pixels a side"
-            )
-        found.append(unit.with_image(image))
-    return replace(request, controls=tuple(found))
-
-
-def _refuse_without_control(request: Request) -> None:
-    for name in ("control_ckpt", "guess"):
-        if getattr(request, name, None):
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} requires --control KIND:FILE")
 
 
 def control_files(request: Request) -> ControlFiles:

@@ -32,6 +32,7 @@ def load_inputs(request: R) -> R:
     """
     from ldm.tasks.generate import task_of
     from ldm.tasks.noise import RNGS, check_seeds
+    from ldm.tasks.steering import read_controls
 
     if request.quality is not None and request.format == "png":
         raise InputError(f"--quality {request.quality} is for --format jpg or webp; png keeps every pixel")
@@ -44,7 +45,7 @@ def load_inputs(request: R) -> R:
     check_seeds(request.rng, request.seed, total, request.fixed_code)
     if request.fixed_code and RNGS[request.rng].own_seeds and total > len(set(request.prompts)):
         log.warning("--fixed_code with --rng %s: all images of one prompt will be the same", request.rng)
-    return task_of(type(request)).load(request)
+    return read_controls(task_of(type(request)).load(request))
 
 
 def digests(request: Request) -> dict[str, Any]:
@@ -54,6 +55,9 @@ def digests(request: Request) -> dict[str, Any]:
         value = getattr(request, name)
         if isinstance(value, InputArray):
             found[name] = _digest(value)
+        elif name == "controls":
+            images = [unit.image for unit in value if unit.image is not None]
+            found |= {name: [_digest(image) for image in images]} if images else {}
         elif isinstance(value, tuple) and value and isinstance(value[0], InputArray):
             found[name] = [_digest(each) for each in value]
     return found

@@ -19,6 +19,7 @@ NAMES = {
     "upscale": "Upscale",
     "unclip": "Unclip",
     "sample": "Sample",
+    "controlnet": "Controlnet",
 }
 """name of a task, of its modules here and in ldm/tasks and of its script -> class name of its request"""
 

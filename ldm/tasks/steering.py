@@ -8,7 +8,8 @@ cropped region or a window of outpainting the map is made of the whole, and the 
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.diffusion.cond import Control, control_scales
+from ldm.errors import InputError
 from ldm.imaging.fit import Fit
 from ldm.imaging.masks import Box
 from ldm.imaging.padding import Frame
 from ldm.models.controlnet import HINT_FACTOR
+from ldm.requests import Request, fields_of
 from ldm.requests.control_unit import MAP, ControlUnit
+from ldm.requests.loaded import InputArray
 from ldm.samplers.base import Sampler
+from ldm.tasks.inputs import read_image
+
+R = TypeVar("R", bound=Request)
+
+SMALLEST = 8  # pixels of the shorter side of an image that a map is made of
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +87,39 @@ class Steer:
         high = 1.0 if not first else (times[first - 1] + times[first]) / 2 / (num_timesteps - 1)
         low = 0.0 if last == n - 1 else (times[last] + times[last + 1]) / 2 / (num_timesteps - 1)
         return max(low, 0.0), min(high, 1.0)
+
+
+def read_controls(request: R) -> R:
+    """Return the request with the images of its controls read.
+
+    Raises: InputError for an image that is missing, too small or cannot be read.
+    """
+    units = getattr(request, "controls", ())
+    if not units:
+        for name in ("control_ckpt", "guess"):
+            if getattr(request, name, None):
+                raise InputError(f"{fields_of(type(request))[name].flag} requires --control KIND:FILE")
+        return request
+    if request.guess and request.control_mode == "prompt":
+        raise InputError("--guess is --control-mode control, so it cannot be combined with --control-mode prompt")
+    return replace(request, controls=tuple(_with_image(unit, request) for unit in units))
+
+
+def _with_image(unit: ControlUnit, request: Request) -> ControlUnit:
+    own = getattr(request, "init_img", None)
+    if unit.image is None and not isinstance(own, InputArray):
+        raise InputError(f"--control {unit.kind} needs a file: --control {unit.kind}:FILE")
+    try:
+        image = None if unit.image is None else read_image(unit.image)
+    except InputError as error:
+        raise InputError(f"--control {unit.kind}: {error}") from error
+    height, width = (own if image is None else image).values.shape[:2]
+    if min(height, width) < SMALLEST:
+        name = image.file if image is not None and image.file else "the image"
+        raise InputError(
+            f"--control {unit.kind}: {name} is {width}x{height}; expected at least {SMALLEST} pixels a side"
+        )
+    return unit.with_image(image)
 
 
 class Steering:
