@@ -120,7 +120,8 @@ def check_kind(identity: "Identity", tasks: tuple[str, ...] | None, whole: bool)
     if identity.kind == "foreign":
         raise WrongModelError(f"{file} is {what}; this program runs Stable Diffusion 1.x and 2.x")
     if not identity.is_model and identity.kind != "unknown":
-        advice = "; give this file to --vae" if identity.kind == "vae" else ""
+        flag = {"vae": "--vae", "controlnet": "--control-ckpt"}.get(identity.kind)
+        advice = f"; give this file to {flag}" if flag else ""
         advice = f"; {identity.notes[0]}" if identity.kind == "training" else advice
         raise WrongModelError(f"{file} is {what}; --ckpt takes a whole model{advice}")
     if whole and (identity.kind == "unet" or identity.lacks):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ldm.config import find_config, find_weights
 from ldm.errors import ConfigError, InputError, WrongModelError
@@ -39,10 +39,6 @@ class OpenedControl:
 
     loaded: "LoadedControl"
     sha256: Callable[[], str | None] = lambda: None
-
-    def record(self) -> dict[str, Any]:
-        file = self.loaded.file
-        return {"file": None if file is None else file.name, "sha256": self.sha256()}
 
 
 def control_files(request: Request) -> ControlFiles:
@@ -89,7 +85,7 @@ def _candidates(path: Path, unit: ControlUnit) -> list[Path]:
     return found
 
 
-def check_controls(files: ControlFiles, model: "LatentDiffusion", base: Path) -> None:
+def check_controls(files: ControlFiles, model: "LatentDiffusion", base: str) -> None:
     """Compare ControlNets with a model before its weights are read.
 
     Raises: as `ldm.loading.controls.load_control`.
@@ -105,7 +101,7 @@ class ControlNets:
         self._kept: dict[Path, OpenedControl] = {}
 
     def open(
-        self, files: ControlFiles, model: "LatentDiffusion", base: Path, request: Request
+        self, files: ControlFiles, model: "LatentDiffusion", base: str, allow_nonfinite: bool
     ) -> tuple[OpenedControl, ...]:
         """Return the ControlNets of a request, loaded.
 
@@ -113,10 +109,10 @@ class ControlNets:
         """
         paths = [each and _fitting(each, model, base) for each in files]
         self._kept = {path: opened for path, opened in self._kept.items() if path in paths}
-        return tuple(self._opened(path, model, base, request) for path in paths)
+        return tuple(self._opened(path, model, base, allow_nonfinite) for path in paths)
 
     def _opened(
-        self, path: Path | None, model: "LatentDiffusion", base: Path, request: Request
+        self, path: Path | None, model: "LatentDiffusion", base: str, allow_nonfinite: bool
     ) -> OpenedControl:
         from ldm.files.digest import sha256_in_background
         from ldm.loading.controls import load_control
@@ -124,29 +120,29 @@ class ControlNets:
         if path is None:
             return OpenedControl(_own(model, base))
         if path not in self._kept:
-            loaded = load_control(path, model, base.name, allow_nonfinite=request.allow_nonfinite)
+            loaded = load_control(path, model, base, allow_nonfinite=allow_nonfinite)
             self._kept[path] = OpenedControl(loaded, sha256_in_background(path))
         return self._kept[path]
 
 
-def _own(model: "LatentDiffusion", base: Path) -> "LoadedControl":
+def _own(model: "LatentDiffusion", base: str) -> "LoadedControl":
     """Return the ControlNet of a model that has one."""
     from ldm.loading.controls import LoadedControl
 
     network = getattr(model, "control_model", None)
     if network is None:
-        raise InputError(f"{base.name} contains no ControlNet; give one with --control-ckpt FILE")
+        raise InputError(f"{base} contains no ControlNet; give one with --control-ckpt FILE")
     return LoadedControl(network, is_pooled=model.global_average_pooling)
 
 
-def _fitting(candidates: list[Path], model: "LatentDiffusion", base: Path) -> Path:
+def _fitting(candidates: list[Path], model: "LatentDiffusion", base: str) -> Path:
     """Return the one file whose ControlNet fits a model."""
     from ldm.loading.controls import check_control
 
     errors, found = [], []
     for path in candidates:
         try:
-            check_control(path, model, base.name)
+            check_control(path, model, base)
             found.append(path)
         except WrongModelError as error:
             errors.append(error)
@@ -160,17 +156,13 @@ def _fitting(candidates: list[Path], model: "LatentDiffusion", base: Path) -> Pa
 
 def steers(request: Request, controls: Iterable[OpenedControl]) -> "tuple[Steer, ...]":
     """Return the controls of a loaded request with their ControlNets."""
-    from ldm.tasks.steering import Steer
+    from ldm.tasks.steering import Steer, annotator_of
 
     mode = "control" if getattr(request, "guess", False) else getattr(request, "control_mode", "balanced")
     found = []
     for unit, control in zip(getattr(request, "controls", ()), controls, strict=True):
         image = request.init_img if unit.image is None else unit.image
-        annotator = None
-        if unit.kind != MAP:
-            others = {"resolution": request.control_resolution, "weights": request.annotator_weights}
-            annotator = unit.annotator(**others)
-        loaded = control.loaded
+        annotator, loaded = annotator_of(unit, request), control.loaded
         pixels = image.values[..., :3]
         found.append(Steer(unit, loaded.network, pixels, annotator, loaded.is_pooled, loaded.is_bgr, mode))
     return tuple(found)

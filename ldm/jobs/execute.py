@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.errors import Stopped
 from ldm.jobs import vocabulary
+from ldm.jobs.controls import ControlNets, control_files, steers
 from ldm.jobs.inputs import load_inputs
 from ldm.jobs.opening import Models, OpenedModel, facts_of, hint_at_size
 from ldm.jobs.record import run_record
@@ -62,7 +63,9 @@ def generate(
     """
     from ldm.tasks.generate import generate as run
 
-    return run(model, resolved(load_inputs(request), facts_of(model)), track, resume)
+    loaded = load_inputs(request)
+    controls = ControlNets().open(control_files(request), model, "the model", request.allow_nonfinite)
+    return run(model, resolved(loaded, facts_of(model)), track, resume, steers=steers(loaded, controls))
 
 
 def execute(
@@ -161,7 +164,8 @@ def _batches(
     _log_hints(request, opened)
     track = _track(request, opened, watch, saving.outdir)
     position = None if resume is None else resume.file.position
-    return run(opened.model, request, track, position, opened.dtype, skip)
+    controls = steers(request, opened.controls)
+    return run(opened.model, request, track, position, opened.dtype, skip, controls)
 
 
 def _record(request: Request, loaded: Request, opened: OpenedModel, resume: Resumed | None) -> dict[str, Any]:

@@ -78,6 +78,11 @@ def read_prompts(request: Request) -> list[str]:
     """
     if not hasattr(request, "prompt"):  # a task without prompts
         return [""] * request.n_samples
+    added = getattr(request, "added_prompt", "")
+    return [f"{prompt}, {added}" if added else prompt for prompt in _given_prompts(request)]
+
+
+def _given_prompts(request: Request) -> list[str]:
     expand, repeat = _expander(request), getattr(request, "repeat", 1)
     if request.from_file is None:
         prompts = expand(_checked_text(request.prompt), 0)

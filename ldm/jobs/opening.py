@@ -51,7 +51,8 @@ class OpenedModel:
         for part, (path, digest) in self.replaced.items():
             made_by |= {part: path.name, f"{part}_sha256": digest()}
         if self.controls:
-            made_by["controls"] = [control.record() for control in self.controls]
+            made_by["controls"] = [control.loaded.name for control in self.controls]
+            made_by["controls_sha256"] = [control.sha256() for control in self.controls]
         return made_by
 
 
@@ -82,7 +83,8 @@ class Models:
             self._controls = ControlNets()
             self._opened, self._key = _open(request, watch, any_kind, files), key
         opened = self._opened
-        return replace(opened, controls=self._controls.open(files, opened.model, opened.checkpoint, request))
+        base, allow = opened.checkpoint.name, request.allow_nonfinite
+        return replace(opened, controls=self._controls.open(files, opened.model, base, allow))
 
 
 def _open(request: Request, watch: Watch, any_kind: bool, controls: ControlFiles) -> OpenedModel:
@@ -159,7 +161,7 @@ def check_request(
         InputError: there are more steps than the model was trained with, or tiles that its UNet cannot take.
         WrongModelError: a ControlNet is for another family of models.
     """
-    check_controls(controls, model, checkpoint)
+    check_controls(controls, model, checkpoint.name)
     from ldm.diffusion.timesteps import ddim_timesteps
     from ldm.tasks.tiles import tiling_of
 
@@ -175,7 +177,7 @@ def facts_of(model: "LatentDiffusion") -> ModelFacts:
     highest = getattr(getattr(model, "low_scale_model", None), "max_noise_level", 0)
     return ModelFacts(
         model.native_size, model.training_size, model.channels, model.downsampling_factor,
-        model.defaults, highest,
+        model.defaults, highest, model.size_multiple,
     )  # fmt: skip
 
 

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from ldm.tasks.batch import Batch
 
 FORMAT = 2
-OTHER_FILES = {"config": "--config", "vae": "--vae", "depth": "--depth-ckpt"}  # of the model's record
+OTHER_FILES = {  # of the model's record
+    "config": "--config", "vae": "--vae", "depth": "--depth-ckpt", "controls": "--control-ckpt",
+}  # fmt: skip
 # options that may change on resume but belong to the record
 KEPT = ("ckpt", "watermark", "format", "quality")
 # options that are replaced by the prompts of the batch
-PROMPT_OPTIONS = ("prompt", "from_file", "repeat", "combinations", "wildcards", "prompts")
+PROMPT_OPTIONS = ("prompt", "added_prompt", "from_file", "repeat", "combinations", "wildcards", "prompts")
 
 
 def run_record(asked: Request, resolved: Request, opened: "OpenedModel") -> dict[str, Any]:
@@ -77,7 +79,7 @@ def options_of_image(request: Request, whole: bool = False) -> dict[str, Any]:
     fields = fields_of(type(request))
     found = record(request, whole)
     return {
-        name: _portable(value) if fields[name].option.is_file else value
+        name: _portable(value) if fields[name].option.is_file or name == "controls" else value
         for name, value in found.items()
         if (fields[name].option.changes_image or name in KEPT)
         and not (whole and (value is None or name in PROMPT_OPTIONS))
@@ -88,4 +90,6 @@ def _portable(value: Any) -> Any:
     """Return an absolute path as its file name; other values as they are."""
     if isinstance(value, list):
         return [_portable(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _portable(each) for name, each in value.items()}
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.errors import InputError
 from ldm.files.digest import digest_of
+from ldm.jobs.controls import steers
 from ldm.jobs.inputs import load_inputs
 from ldm.jobs.opening import Models
 from ldm.jobs.record import FORMAT, OTHER_FILES, PROMPT_OPTIONS, run_record
@@ -105,7 +106,7 @@ def rerun(
     saving.run = run_record(request, asked, opened)
     batches = generate(
         opened.model, asked, lambda steps, total: watch.steps(steps, total, asked.sampler),
-        dtype=opened.dtype, skip=range(wanted),
+        dtype=opened.dtype, skip=range(wanted), steers=steers(asked, opened.controls),
     )  # fmt: skip
     for batch in watch.batches(batches, 1):
         if batch.index == wanted:
@@ -155,9 +156,17 @@ def _request(found: dict[str, Any], image: Path, folders: list[Path]) -> tuple[R
 def _files(cls: type[Request], found: dict[str, Any], image: Path, folders: list[Path]) -> dict[str, Any]:
     """Return the paths of weights and inputs. Raises: InputError if some are missing or have changed."""
     paths, wrong = {}, []
+    if units := found["request"].get("controls"):
+        paths["controls"] = units = [dict(unit) for unit in units]
+        digests = iter(found["inputs"].get("controls", ()))
+        for unit in units:
+            if "file" in unit:
+                path = _found(unit["file"], next(digests)["sha256"], folders)
+                wrong += [] if isinstance(path, Path) else [f"--control {unit['kind']} {path}"]
+                unit["file"] = str(path)
     for name, file, digest in _needed(cls, found):
         each = fields_of(cls)[name]
-        path = "was given as an array, not as a file" if file is None else _search(file, digest, folders)
+        path = _found(file, digest, folders)
         if isinstance(path, Path):
             paths[name] = [*paths.get(name, ()), str(path)] if each.many else str(path)
         elif name != "config":  # which may be one of those that are included
@@ -181,6 +190,11 @@ def _needed(cls: type[Request], found: dict[str, Any]) -> Iterator[tuple[str, st
                 yield name, file, digest
 
 
+def _found(file: str | None, digest: str | None, folders: list[Path]) -> Path | str:
+    """Return the path of a recorded file, or why there is none."""
+    return "was given as an array, not as a file" if file is None else _search(file, digest, folders)
+
+
 def _search(recorded: str, digest: str | None, folders: list[Path]) -> Path | str:
     """Return the file with this digest, or text that states why there is none."""
     candidates = [Path(recorded), *(folder / recorded for folder in folders)]
@@ -200,8 +214,8 @@ def _check_model(found: dict[str, Any], now: dict[str, Any], changes: Mapping[st
             f"model is {now['checkpoint']} ({now['sha256']}); give the folder of those weights: --files DIR"
         )
     for part, flag in OTHER_FILES.items():
-        digest, name = f"{part}_sha256", {"depth": "depth_ckpt"}.get(part, part)
-        if name not in changes and digest in then and then[digest] != now.get(digest):
+        digest, name = f"{part}_sha256", {"depth": "depth_ckpt", "controls": "control_ckpt"}.get(part, part)
+        if not {name, part} & changes.keys() and digest in then and then[digest] != now.get(digest):
             raise InputError(
                 f"{image}: {flag} {then.get(part)} has changed since; to use it as it is: --with {name}=FILE"
             )

@@ -4,6 +4,7 @@ OUTDIR/samples/00000.png ...      one file per image, or .jpg or .webp with --fo
 OUTDIR/grid-0000.png              all images of the run on one sheet, watermarked as a whole
 OUTDIR/samples/00000.latents.safetensors    with --save-latents, next to each image
 OUTDIR/depth/00000.png            with --save-depth, the depth map of the run
+OUTDIR/controls/00000.png ...     with --save-control, the maps that ControlNets followed
 OUTDIR/interrupted-00000.safetensors        the state of a run that was interrupted
 """
 
@@ -62,6 +63,7 @@ class Saving:
             each: NumberedFiles(self.outdir, f"grid-%04d.{each}", foreign=1) for each in formats
         }
         self._depths = NumberedFiles(self.outdir / "depth", "%05d.png")
+        self._maps = NumberedFiles(self.outdir / "controls", "%05d.png")
         self._stops = NumberedFiles(self.outdir, "interrupted-%05d.safetensors", foreign=None)
         self._prompts: dict[Place, str] = {}  # of the images on the grid
         self._logged: set[tuple] = set()
@@ -71,9 +73,13 @@ class Saving:
         """Save the images of a batch; images that are black or NaN are left out, and `check` then raises."""
         from ldm.imaging.colour import is_black, to_uint8
         from ldm.imaging.depth import depth_png
+        from ldm.imaging.writing import encoded
 
         if getattr(self.request, "save_depth", False) and batch.index == 0 and not self.existing:
             self._depths.save(depth_png(batch.extras["depth"]))
+        if getattr(self.request, "save_control", False) and batch.index == 0 and not self.existing:
+            for control in batch.maps:
+                self.saved.append(self._maps.save(encoded(control, "png", None, None, None)))
         for position, (values, prompt) in enumerate(zip(batch.images, batch.prompts, strict=True)):
             place = batch.index, batch.offset + position
             if place in self.existing:

@@ -44,6 +44,10 @@ class LoadedControl:
     is_pooled: bool = False
     is_bgr: bool = False
 
+    @property
+    def name(self) -> str | None:
+        return None if self.file is None else self.file.name
+
 
 def load_control(
     path: str | Path,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ldm.errors import InputError, nearest
-from ldm.requests.fields import build, number, record
+from ldm.requests.fields import build, fields_of, number, record
 
 MAX_WEIGHT = 10.0
 MAP = "map"
@@ -64,14 +64,21 @@ class ControlUnit:
         given = self.annotator()
         return {name: value for name, value in record(given).items() if name in dict(self.settings)}
 
-    def annotator(self, **others: Any) -> Any:
-        """Return the annotator with the parameters of this unit, and others where it gives none.
+    def annotator(self, resolution: int | None = None, weights: str | None = None) -> Any:
+        """Return the annotator with the parameters of this unit.
+
+        Args:
+            resolution: shorter side of what it sees, unless the unit has one; None is the image as it is.
+            weights: file or folder of its network's weights.
 
         Raises: InputError for a parameter that the annotator does not have.
         """
         from ldm.annotators import find
 
-        return build(find(self.kind), others | dict(self.settings))
+        cls = find(self.kind)
+        others = {"resolution": resolution} | ({} if weights is None else {"weights": weights})
+        known = {name: value for name, value in others.items() if name in fields_of(cls)}
+        return build(cls, known | dict(self.settings))
 
     def record(self) -> dict[str, Any]:
         """Return the unit as JSON, without what is at its default; `read_unit` makes it again."""

@@ -230,7 +230,7 @@ class Hires:
 
 class Model:
     SECTION = ("model", "")
-    TASKS = ("txt2img",)
+    TASKS = ("txt2img", "controlnet")
     """kinds of model (`ldm.checkpoint.identity.TASKS`) that the task can use"""
     DEMO = "emoji"
     """name of the demo model in configs/demo that is used without --ckpt"""

@@ -12,7 +12,7 @@ from ldm.requests.groups import MAX_SIDE, Control, Controls, PromptSyntax, Promp
 class Inpaint(Prompts, Sampling, PromptSyntax, Controls, Control, Request):
     """Repaint the masked part of an image; every other pixel stays as it is, byte for byte."""
 
-    TASKS = ("inpaint", "txt2img")
+    TASKS = ("inpaint", "txt2img", "controlnet")
     DEMO = "emoji_inpaint"
     SECTION = ("mask", "pixels outside the mask stay as they are, byte for byte")
     init_img: Any = image(

@@ -12,7 +12,7 @@ from ldm.requests.groups import MAX_SIDE, Controls, PromptSyntax, Prompts, Resum
 class Outpaint(Prompts, Sampling, PromptSyntax, Controls, Resume, Request):
     """Extend an image at its sides; its own pixels stay as they are, byte for byte."""
 
-    TASKS = ("inpaint", "txt2img")
+    TASKS = ("inpaint", "txt2img", "controlnet")
     DEMO = "emoji_inpaint"
     SECTION = ("image to extend", "its own pixels stay as they are, byte for byte")
     init_img: Any = image("the image to extend, of any size")

@@ -33,6 +33,7 @@ class ModelFacts:
         latent_channels, latent_factor: channels of a latent, and pixels per latent.
         defaults: options that the model's YAML recommends, by task.
         max_noise_level: of the noise that an upscaler adds to the small image; 0 if it adds none.
+        size_multiple: image sides, in pixels, that need no padding are multiples of this.
     """
 
     native_size: int
@@ -41,6 +42,7 @@ class ModelFacts:
     latent_factor: int
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     max_noise_level: int = 0
+    size_multiple: int = 64
 
 
 def resolved(request: R, facts: ModelFacts) -> R:
@@ -71,7 +73,7 @@ def _recommended(cls: type[Request], facts: ModelFacts) -> Mapping[str, Any]:
     for task in facts.defaults:
         if task not in NAMES:
             raise ConfigError(f"the model's YAML: defaults: there is no task {task!r}{nearest(task, NAMES)}")
-    own = facts.defaults.get(name_of(cls), {})
+    own = next((facts.defaults[task] for task in map(name_of, cls.__mro__) if task in facts.defaults), {})
     open_ones = [name for name, each in fields_of(cls).items() if each.default is None]
     for name in own:
         if name not in open_ones:
@@ -121,11 +123,29 @@ def _size(request: Request, facts: ModelFacts) -> dict[str, Any]:
             raise InputError(f"--f {factor}: this model has {own} pixels per latent; leave --f out")
         return {}
     height, width = request.height or facts.native_size, request.width or facts.native_size
+    if getattr(request, "controls", ()) and not (request.height and request.width):
+        height, width = _as_controlled(request, facts)
     if factor not in (None, own):
         height, width = (side // factor * own for side in (height, width))
         if not (height and width):
             raise InputError(f"--f {factor} is larger than the image; leave --f out")
     return {"height": height, "width": width, "latent_factor": own}
+
+
+def _as_controlled(request: Request, facts: ModelFacts) -> tuple[int, int]:
+    """Return height and width in the proportions of the first control's image, one of them as asked for.
+
+    As on ControlNet's pages the shorter side has the model's own size, and both are multiples of 64.
+    """
+    own = request.controls[0].image.values.shape[:2]
+    asked = (request.height, request.width)
+    if any(asked):
+        scale = next(side / by for side, by in zip(asked, own, strict=True) if side)
+    else:
+        scale = facts.native_size / min(own)
+    rounded = (max(round(scale * side / facts.size_multiple), 1) * facts.size_multiple for side in own)
+    height, width = (side or other for side, other in zip(asked, rounded, strict=True))
+    return height, width
 
 
 def _further(request: Request, facts: ModelFacts) -> dict[str, Any]:

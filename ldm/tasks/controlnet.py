@@ -1,7 +1,5 @@
 """Text-to-image under ControlNets (arXiv 2302.05543): the maps of one or more images steer what is where."""
 
-from dataclasses import replace
-
 from ldm.errors import InputError
 from ldm.requests import Controlnet
 from ldm.tasks.inputs import read_inputs
@@ -10,14 +8,10 @@ from ldm.tasks.txt2img import txt2img
 
 
 def load(request: Controlnet) -> Controlnet:
-    """Return the request with its noise read and its prompts completed. Raises: InputError."""
+    """Return the request with its noise read. Raises: InputError, also where nothing is to be followed."""
     if not request.controls:
         raise InputError("give what to follow: --control KIND:FILE, such as --control canny:photo.png")
-    request = read_inputs(request)
-    if not request.added_prompt:
-        return request
-    prompts = tuple(f"{prompt}, {request.added_prompt}" for prompt in request.prompts)
-    return replace(request, prompts=prompts)
+    return read_inputs(request)
 
 
 TASK = Task(txt2img, load=load)

@@ -7,7 +7,7 @@ A new task is a request (`ldm.requests`), and a file here with its `TASK`.
 """
 
 import importlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 
@@ -16,6 +16,7 @@ from ldm.requests import Request, name_of
 from ldm.tasks.batch import Batch
 from ldm.tasks.latents import Position
 from ldm.tasks.run import Run, Task, Track
+from ldm.tasks.steering import Steer
 
 
 def task_of(cls: type[Request]) -> Task:
@@ -30,6 +31,7 @@ def generate(
     resume: Position | None = None,
     dtype: torch.dtype | None = None,
     skip: Collection[int] = (),
+    steers: Sequence[Steer] = (),
 ) -> Iterator[Batch]:
     """Make the images that a request asks for, a batch at a time.
 
@@ -41,7 +43,8 @@ def generate(
         resume: resume an interrupted run here, exactly, to its end.
         dtype: what the networks compute in; None is that of an earlier run, else that of the weights.
         skip: numbers of batches that are not made.
+        steers: the request's controls with their ControlNets.
 
     Raises: InputError for a model of another kind, or options that the sampler or the model cannot honour.
     """
-    return Run(model, request, task_of(type(request)), track, resume, dtype, skip).batches()
+    return Run(model, request, task_of(type(request)), track, resume, dtype, skip, steers).batches()

@@ -29,6 +29,7 @@ from ldm.samplers.base import Sampler
 from ldm.tasks.inputs import read_image
 
 R = TypeVar("R", bound=Request)
+Annotator = Callable[[np.ndarray], np.ndarray]  # (h, w, 3) uint8 -> a map like it
 
 SMALLEST = 8  # pixels of the shorter side of an image that a map is made of
 
@@ -62,7 +63,7 @@ class Steer:
     unit: ControlUnit
     network: nn.Module
     image: np.ndarray
-    annotator: Callable[[np.ndarray], np.ndarray] | None = None
+    annotator: Annotator | None = None
     is_pooled: bool = False
     is_bgr: bool = False
     mode: str = "balanced"
@@ -119,7 +120,15 @@ def _with_image(unit: ControlUnit, request: Request) -> ControlUnit:
         raise InputError(
             f"--control {unit.kind}: {name} is {width}x{height}; expected at least {SMALLEST} pixels a side"
         )
+    annotator_of(unit, request)  # refuses weights that are missing
     return unit.with_image(image)
+
+
+def annotator_of(unit: ControlUnit, request: Request) -> Annotator | None:
+    """Return what makes the map of a control; None where the image is the map. Raises: InputError."""
+    if unit.kind == MAP:
+        return None
+    return unit.annotator(request.control_resolution, request.annotator_weights)
 
 
 class Steering:
@@ -173,7 +182,7 @@ class Steering:
             values = self._maps[whole] if view.box is None else self._maps[whole][view.box.part]
             if self.steers[i].is_bgr:
                 values = values[..., ::-1]
-            hint = torch.from_numpy(np.ascontiguousarray(values)).permute(2, 0, 1)[None].float() / 255
+            hint = torch.from_numpy(np.array(values)).permute(2, 0, 1)[None].float() / 255
             if hint.shape[-2:] != (frame.height, frame.width):
                 hint = F.interpolate(hint, size=(frame.height, frame.width), mode="bilinear", antialias=True)
             hint = F.interpolate(frame.pad(hint), scale_factor=HINT_FACTOR / self.factor)

@@ -1,0 +1,254 @@
+"""scripts/controlnet.py and the options of controls in other scripts: their files, sizes and wrong input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tiny_models import tiny_config, tiny_model
+
+from golden_cases import GOLDEN, cases
+from ldm.checkpoint.layouts.controlnet import to_diffusers
+from ldm.imaging import metadata
+from ldm.models.controlnet import ControlNet
+
+QUICK = ("--steps", 2, "--precision", "full", "--watermark", "off", "--no-grid", "--outdir", "o")
+PROMPT = ("--prompt", "a cat", "--n_samples", 1, "--n_iter", 1)
+
+
+def complete_cases(*kinds):
+    """Return the golden cases of kinds whose weights are here: SD_GOLDEN names a folder that has them."""
+    found = []
+    for kind in kinds:
+        try:
+            found += cases(kind)
+        except LookupError:
+            continue
+    return [case for case in found if (GOLDEN / case.entry["files"]["checkpoint"]).exists()]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Write tiny models, and ControlNets for one of them in every layout; return the folder."""
+    folder = tmp_path_factory.mktemp("weights")
+    for task in ("sd1", "sd2", "inpaint"):
+        save_file(tiny_model(tiny_config(task, folder)).state_dict(), folder / f"{task}.safetensors")
+    whole = tiny_model(tiny_config("controlnet", folder)).state_dict()
+    base = tiny_model(tiny_config("sd1", folder)).state_dict()
+    whole |= {name: x for name, x in base.items() if name in whole}
+    save_file(whole, folder / "whole.safetensors")
+    control = {name: x for name, x in whole.items() if name.startswith("control_model.")}
+    torch.save(control, folder / "control_v11p_sd15_canny.pth")
+    bare = {name.removeprefix("control_model."): x for name, x in control.items()}
+    save_file(bare, folder / "extracted.safetensors")
+    halves = {name: x.half() for name, x in control.items()}
+    save_file(halves, folder / "half.safetensors")
+    unet = {name.removeprefix("model.diffusion_"): x for name, x in base.items()}
+    as_difference = {"difference": torch.ones(())}
+    for name, x in control.items():
+        own = unet.get(name.removeprefix("control_"))
+        if own is None or own.shape != x.shape:
+            as_difference[name] = x
+        elif not torch.equal(own, x):
+            as_difference[name] = x - own
+    save_file(as_difference, folder / "diff_control_canny.safetensors")
+    (folder / "diffusers").mkdir()
+    save_file(to_diffusers(bare), folder / "diffusers" / "diffusion_pytorch_model.safetensors")
+    (folder / "diffusers" / "config.json").write_text(json.dumps({"_class_name": "ControlNetModel"}))
+    save_file(to_diffusers(bare), folder / "diffusers_alone.safetensors")
+    return folder
+
+
+LAYOUTS = (
+    "control_v11p_sd15_canny.pth", "extracted.safetensors", "whole.safetensors",
+    "diff_control_canny.safetensors", "diffusers", "diffusers_alone.safetensors",
+)  # fmt: skip
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """Put a photograph of odd proportions into the folder."""
+    y, x = np.mgrid[:100, :70]
+    pixels = np.dstack([np.where((x - 35) ** 2 + (y - 50) ** 2 < 400, 230, 20), 2 * x, 2 * y])
+    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def made(folder, number=0):
+    with Image.open(folder / "o" / "samples" / f"{number:05d}.png") as image:
+        return np.array(image).astype(int)
+
+
+def base_of(files, task="sd1"):
+    return "--ckpt", files / f"{task}.safetensors", "--config", files / f"{task}.yaml"
+
+
+@pytest.mark.parametrize("case", complete_cases("e2e_control", "e2e_control_guess"), ids=lambda case: case.name)
+def test_it_gives_the_image_of_the_reference_page(run, tmp_path, case):
+    c = case.config
+    Image.fromarray(case.inputs["hint_uint8"].numpy()).save(tmp_path / "map.png")
+    outcome = run(
+        "controlnet.py", "--config", case.files["config"], "--ckpt", case.files["checkpoint"], *QUICK,
+        "--control", f"map:map.png@{c['strength']}", "--prompt", c["full_prompt"], "--seed", c["seed"],
+        "--negative-prompt", c["negative_prompt"], "--steps", c["steps"], "--scale", c["scale"],
+        "--n_samples", c["num_samples"], "--ddim_eta", c["eta"], *["--guess"] * c["guess_mode"],
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    case.check("image_uint8", np.stack([made(tmp_path, i) for i in range(c["num_samples"])]))
+
+
+def test_every_layout_of_one_controlnet_gives_the_same_image(run, tmp_path, files, photo):
+    for i, layout in enumerate(LAYOUTS):
+        outcome = run(
+            "controlnet.py", *base_of(files), *QUICK, *PROMPT, "--control", "canny:photo.png",
+            "--control-ckpt", files / layout,
+        )  # fmt: skip
+        assert outcome.code == 0, (layout, outcome.err)
+        assert np.abs(made(tmp_path, i) - made(tmp_path)).max() <= 1, layout
+    outcome = run("controlnet.py", *base_of(files), *QUICK, *PROMPT, "--control", "canny:photo.png",
+                  "--control-ckpt", files / "half.safetensors")  # fmt: skip
+    assert outcome.code == 0 and np.abs(made(tmp_path, len(LAYOUTS)) - made(tmp_path)).max() <= 8
+    outcome = run("txt2img.py", *base_of(files), *QUICK, *PROMPT, "--H", 64, "--W", 64)
+    plain = made(tmp_path, len(LAYOUTS) + 1)
+    assert outcome.code == 0 and plain.shape != made(tmp_path).shape
+
+
+def test_weight_0_is_no_control_and_two_halves_are_one(run, tmp_path, files, photo):
+    common = (*base_of(files), *QUICK, *PROMPT, "--H", 64, "--W", 64)
+    control = ("--control-ckpt", files / "extracted.safetensors", "--control")
+    for flags in (
+        (), (*control, "canny:photo.png@0"), (*control, "canny:photo.png"),
+        (*control, "canny:photo.png@0.5", "--control", "canny:photo.png@0.5"),
+        (*control, "canny:photo.png[0-0.5]"), (*control, "canny:photo.png[0.5-1]"),
+        (*control, "canny:photo.png", "--guess"), (*control, "canny:photo.png", "--control-mode", "prompt"),
+    ):  # fmt: skip
+        outcome = run("txt2img.py", *common, *flags)
+        assert outcome.code == 0, (flags, outcome.err)
+    images = [made(tmp_path, i) for i in range(8)]
+    assert np.array_equal(images[0], images[1])
+    assert np.abs(images[2] - images[3]).max() <= 1
+    different = [images[i] for i in (0, 2, 4, 5, 6, 7)]
+    for i, one in enumerate(different):
+        assert not any(np.array_equal(one, other) for other in different[:i]), i
+
+
+def test_the_map_and_the_result_have_the_proportions_of_the_photograph(run, tmp_path, files, photo):
+    """The reference's rule: the shorter side as the model was trained, both multiples of 64 (here 32)."""
+    outcome = run(
+        "controlnet.py", *base_of(files), *QUICK, *PROMPT, "--control", "canny:photo.png", "--save-control",
+        "--control-ckpt", files / "extracted.safetensors",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert made(tmp_path).shape == (96, 64, 3)
+    with Image.open(tmp_path / "o" / "controls" / "00000.png") as image:
+        edges = np.array(image)
+    assert edges.shape == (96, 64, 3) and set(np.unique(edges)) == {0, 255}
+
+
+def test_a_record_holds_all_of_it_and_reruns_equal(run, tmp_path, files, photo):
+    outcome = run(
+        "controlnet.py", *base_of(files), *QUICK, *PROMPT, "--control", "canny,low=50:photo.png@0.8[0-0.6]",
+        "map:photo.png@0.3", "--control-ckpt", files / "extracted.safetensors", "--control-mode", "prompt",
+        "--added-prompt", "best quality",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    image = tmp_path / "o" / "samples" / "00000.png"
+    record = metadata.read_record(image)
+    assert record["prompt"] == "a cat, best quality"
+    assert record["request"]["controls"] == [
+        {"kind": "canny", "file": "photo.png", "weight": 0.8, "end": 0.6, "settings": {"low": 50}},
+        {"kind": "map", "file": "photo.png", "weight": 0.3},
+    ]
+    assert record["model"]["controls"] == ["extracted.safetensors"] * 2
+    assert len(record["inputs"]["controls"]) == 2
+    outcome = run("rerun.py", image, "--files", files)
+    assert outcome.code == 0 and "equal" in outcome.out, outcome.err
+    Image.new("RGB", (70, 100)).save(tmp_path / "photo.png")
+    outcome = run("rerun.py", image, "--files", files)
+    assert outcome.code == 2 and "photo.png has changed" in outcome.err
+
+
+def test_other_scripts_take_controls(run, tmp_path, files, photo):
+    """Without a file the map is made of the input image; regions and windows see their part of the map."""
+    Image.new("L", (70, 100), 255).save(tmp_path / "mask.png")
+    control = ("--control-ckpt", files / "extracted.safetensors", "--control")
+    for i, command in enumerate((
+        ("img2img.py", "--init-img", "photo.png", "--strength", 0.9),
+        ("inpaint.py", "--init-img", "photo.png", "--mask", "mask.png", "--raw"),
+        ("outpaint.py", "--init-img", "photo.png", "--left", 30),
+    )):  # fmt: skip
+        file = ":photo.png" if command[0] == "outpaint.py" else ""
+        images = []
+        for weight in ("0", "1"):
+            script, *flags = command
+            outdir = ("--outdir", f"o{i}{weight}")
+            common = (*base_of(files), *QUICK, *PROMPT[:4])
+            outcome = run(script, *common, *flags, *control, f"canny{file}@{weight}", *outdir)
+            assert outcome.code == 0, (script, outcome.err)
+            with Image.open(tmp_path / f"o{i}{weight}" / "samples" / "00000.png") as image:
+                images.append(np.array(image).astype(int))
+        assert np.abs(images[0] - images[1]).max() > 1, command[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--control", "cany:photo.png"), "did you mean 'canny'"),
+        (("--control", "canny:none.png"), "none.png"),
+        (("--control", "canny:photo.png@high"), "weight: got 'high', expected a number from 0"),
+        (("--control", "canny:photo.png[0.8-0.2]"), "expected START < END"),
+        (("--control", "canny:photo.png[0-2]"), "end: got '2', expected a number from 0"),
+        (("--control", "canny:dot.png"), "dot.png is 1x1; expected at least 8 pixels a side"),
+        (("--control", "canny,lwo=3:photo.png"), "low"),
+        (("--control", "canny"), "--control canny:FILE"),
+        ((), "--control KIND:FILE"),
+        (("--control", "canny:photo.png", "--control-ckpt", "{sd2}"), "expected a ControlNet"),
+        (("--control", "canny:photo.png", "--control-ckpt", "missing.pth"), "missing.pth"),
+        (("--control", "canny:photo.png"), "contains no ControlNet"),
+    ],
+)
+def test_wrong_input_is_one_line_before_the_model_is_loaded(run, tmp_path, files, photo, flags, words):
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    flags = [flag.format(sd2=files / "sd2.safetensors") for flag in flags]
+    outcome = run("controlnet.py", *base_of(files), *QUICK, *PROMPT, *flags)
+    assert outcome.code == 2 and words in outcome.err, outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1 and not (tmp_path / "o").exists()
+    assert "loaded" not in outcome.err
+
+
+def test_another_family_is_named_and_a_control_is_no_checkpoint(run, files, photo):
+    control = files / "extracted.safetensors"
+    outcome = run("controlnet.py", *base_of(files, "sd2"), *QUICK, *PROMPT, "--control", "canny:photo.png",
+                  "--control-ckpt", control)  # fmt: skip
+    assert outcome.code == 2 and "the ControlNet does not fit" in outcome.err, outcome.err
+    outcome = run("txt2img.py", "--ckpt", control, *QUICK, *PROMPT)
+    assert outcome.code == 2 and "a ControlNet" in outcome.err and "--control-ckpt" in outcome.err, outcome.err
+
+
+def test_a_folder_is_searched_by_kind(run, tmp_path, files, photo):
+    folder = tmp_path / "controls"
+    folder.mkdir()
+    for name in ("control_v11p_sd15_canny.safetensors", "control_v11f1e_sd15_tile.safetensors"):
+        (folder / name).symlink_to(files / "extracted.safetensors")
+    outcome = run("controlnet.py", *base_of(files), *QUICK, *PROMPT, "--control", "canny:photo.png",
+                  "--control-ckpt", folder)  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    record = metadata.read_record(tmp_path / "o" / "samples" / "00000.png")
+    assert record["model"]["controls"][0] == "control_v11p_sd15_canny.safetensors"
+    outcome = run("controlnet.py", *base_of(files), *QUICK, *PROMPT, "--control", "seg:photo.png",
+                  "--control-ckpt", folder)  # fmt: skip
+    assert outcome.code == 2 and "no file is named for seg" in outcome.err
+
+
+def test_an_untrained_controlnet_changes_nothing(model_of=None):
+    """Its last convolutions are zero."""
+    unet = {
+        "in_channels": 4, "model_channels": 32, "num_res_blocks": 1, "attention_resolutions": [1],
+        "channel_mult": [1, 2], "num_heads": 2, "use_spatial_transformer": True, "context_dim": 8,
+    }  # fmt: skip
+    network = ControlNet(3, **unet)
+    x, hint = torch.randn(1, 4, 8, 8), torch.rand(1, 3, 64, 64)
+    residuals = network(x, hint, torch.tensor([10]), torch.randn(1, 3, 8))
+    assert all(not residual.any() for residual in residuals)
