@@ -36,10 +36,10 @@ from benchmarks.quality import (
     retrieval,
     single_requests,
 )
-from demo.hints import shrunk
+from demo.extra_inputs import shrunk
 from demo.perceptual import PerceptualDistance
 from demo.scenes import EmojiScenes
-from ldm.data.hints import inflated
+from ldm.data.extra_inputs import inflated
 from ldm.devices import resolve_device
 from ldm.imaging.back_projection import back_project
 from ldm.imaging.colour import from_uint8, to_uint8
@@ -122,11 +122,12 @@ class TaskBenchmark:
         self.sheet: Sheet = []
         self.columns = COLUMNS[options.task]
 
-    def scenes(self, split: str, hint: str | None = None) -> EmojiScenes:
+    def scenes(self, split: str, extra_input: str | None = None) -> EmojiScenes:
         concepts = self.options.concepts or None
         styles = self.options.styles.split(",") if self.options.styles else None
         path = self.options.data
-        return EmojiScenes(path, split, size=self.size, styles=styles, concepts=concepts, hint=hint)
+        options = {"styles": styles, "concepts": concepts, "extra_input": extra_input}
+        return EmojiScenes(path, split, size=self.size, **options)
 
     def run(self) -> dict[str, Any]:
         return {task: getattr(self, task)() for task in [self.options.task]}
@@ -167,9 +168,9 @@ class TaskBenchmark:
 
     def depth(self) -> dict[str, Any]:
         count = self.options.limit or 40
-        real, captions, hints = self.scenes("held_out", "depth").batch(self.random, count)
+        real, captions, given = self.scenes("held_out", "depth").batch(self.random, count)
         _, others, _ = self.scenes("train", "depth").batch(self.random, count)
-        depth = hints["depth"]
+        depth = given["depth"]
         found: dict[str, Any] = {"real_images": average(depth_agreement(real, depth))}
         shuffled = depth.roll(1, 0)
         for name, prompts in (("own_prompt", captions), ("another_prompt", others)):

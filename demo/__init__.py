@@ -1,7 +1,7 @@
 """The data set and the scripts that the demo models are made with; see docs/DEMO_DATA.md.
 
     scenes.py       EmojiScenes: batches of composed emoji with captions
-    hints.py        the masks, depth maps and small images that conditional models are trained with
+    extra_inputs.py the masks, depth maps and small images that conditional models are trained with
     discs.py        Discs: a data set that needs no files, to try a configuration
     clip_training.py  the training of the small CLIP whose text tower the demo models use
     perceptual.py   the perceptual distance that the autoencoder is trained with

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from demo.hints import check_hint, make_hint
+from demo.extra_inputs import check_extra_input, make_extra_input
 
 COLOURS = {
     "red": (0.9, 0.1, 0.1),
@@ -22,12 +22,12 @@ class Discs:
     Args:
         size: side of the images.
         count: distinct images; 0 draws without end. 1 is for overfitting.
-        hint: mask, depth or small (demo.hints): a third part of each batch; None: no such part.
+        extra_input: mask, depth or small (demo.extra_inputs): a third part of each batch; None: no such part.
     """
 
-    def __init__(self, size: int = 32, count: int = 0, hint: str | None = None) -> None:
-        check_hint(hint)
-        self.hint = hint
+    def __init__(self, size: int = 32, count: int = 0, extra_input: str | None = None) -> None:
+        check_extra_input(extra_input)
+        self.extra_input = extra_input
         self.size = size
         self.count = count
 
@@ -35,7 +35,7 @@ class Discs:
         return self.count or 1000
 
     def batch(self, generator: torch.Generator, batch_size: int) -> tuple[Any, ...]:
-        """Return images (b, 3, size, size) in [-1, 1], captions, and hints if asked."""
+        """Return images (b, 3, size, size) in [-1, 1], captions, and extra inputs if asked."""
         draws = torch.rand(batch_size, 5, generator=generator)
         if self.count:
             fixed = torch.rand(self.count, 5, generator=torch.Generator().manual_seed(0))
@@ -52,6 +52,6 @@ class Discs:
         inside = ((radius[:, None, None] - (dx**2 + dy**2).sqrt()) * self.size + 0.5).clamp(0, 1)[:, None]
         images = inside * table[disc][:, :, None, None] + (1 - inside) * table[ground][:, :, None, None]
         captions = [f"a {names[d]} disc on {names[g]}" for d, g in zip(disc, ground, strict=True)]
-        if self.hint is None:
+        if self.extra_input is None:
             return images, captions
-        return images, captions, make_hint(self.hint, images, inside, generator)
+        return images, captions, make_extra_input(self.extra_input, images, inside, generator)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from demo.captions import BACKGROUNDS, WHITE, caption
-from demo.hints import check_hint, make_hint
+from demo.extra_inputs import check_extra_input, make_extra_input
 from ldm.errors import InputError
 
 SINGLE_SCALES = (0.84, 0.88, 0.92)  # of the image's side
@@ -50,7 +50,7 @@ class EmojiScenes:
     tag_fraction              captions with a tag behind the phrase
     bare_label_fraction       captions that are the label and nothing else (on white, one object)
     empty_caption_fraction    captions that are empty
-    hint                      mask, depth or small (demo.hints): a batch's third part
+    extra_input               mask, depth or small (demo.extra_inputs): a batch's third part
     crop                      side of a random crop of each scene; None: the whole scene
     device                    where sprites live and images are composed; the choices are drawn on the CPU
     """
@@ -68,13 +68,13 @@ class EmojiScenes:
         everyday_fraction: float = 0.25,
         bare_label_fraction: float = 0.1,
         empty_caption_fraction: float = 0.0,
-        hint: str | None = None,
+        extra_input: str | None = None,
         crop: int | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         if split not in ("train", "held_out", "all"):
             raise InputError(f"split {split!r}: expected train, held_out or all")
-        check_hint(hint)
+        check_extra_input(extra_input)
         sprites, manifest = _read(Path(path))
         wanted = _selection(split, styles, concepts)
         kept = [entry for entry in manifest["sprites"] if wanted(entry)]
@@ -85,7 +85,7 @@ class EmojiScenes:
         self.size = size or manifest["size"]
         if crop is not None and not 0 < crop <= self.size:
             raise InputError(f"crop {crop}: expected 1 to {self.size}, the side of the scenes")
-        self.hint = hint
+        self.extra_input = extra_input
         self.crop = crop
         self.split = split
         self.cells: list[dict[str, Any]] = kept
@@ -113,7 +113,7 @@ class EmojiScenes:
         return len(self.cells)
 
     def batch(self, generator: torch.Generator, batch_size: int) -> tuple[Any, ...]:
-        """Return random scenes, images (b, 3, size, size) in -1..1, captions, and {hint: ...} if asked."""
+        """Return random scenes, images (b, 3, size, size) in -1..1, captions, extra input if asked."""
         draws = torch.rand(batch_size, 17, generator=generator).tolist()
         scenes = [self._random_scene(draw) for draw in draws]
         colours = [colour for _, colour, _ in scenes]
@@ -122,9 +122,10 @@ class EmojiScenes:
         if self.crop is not None:
             canvas = _random_crops(canvas, self.crop, generator)
         images = self._blend(canvas, colours)
-        if self.hint is None:
+        if self.extra_input is None:
             return images, captions
-        return images, captions, make_hint(self.hint, images, canvas[:, 3:].float() / 255, generator)
+        alpha = canvas[:, 3:].float() / 255
+        return images, captions, make_extra_input(self.extra_input, images, alpha, generator)
 
     def render(
         self,

@@ -85,7 +85,7 @@ def _export(args: argparse.Namespace, config: dict[str, Any]) -> None:
 def _configuration(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Return the configuration with its overrides, and the name of its file."""
     from ldm.config import read_config
-    from ldm.training.options import SECTION_CLASSES
+    from ldm.training.options import SECTION_CLASSES, with_todays_names
 
     if args.config is not None:
         return read_config(args.config, args.overrides, SECTION_CLASSES), Path(args.config).stem
@@ -99,7 +99,8 @@ def _configuration(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
             f"--resume {args.resume}: {folder} is not a training run; expected a folder such as runs/NAME, "
             "with the config.yaml that training writes there"
         )
-    return read_config(folder / "config.yaml", args.overrides, SECTION_CLASSES), folder.name
+    config = read_config(folder / "config.yaml", args.overrides, SECTION_CLASSES)
+    return with_todays_names(config), folder.name
 
 
 def print_config(config: dict[str, Any], deadline: float) -> None:

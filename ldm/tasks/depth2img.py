@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.config import find_weights, instantiate
-from ldm.data.hints import inflated
+from ldm.data.extra_inputs import inflated
 from ldm.devices import on_meta
 from ldm.errors import InputError, LdmError
 from ldm.imaging.colour import from_uint8
@@ -120,8 +120,8 @@ def check_size(shape: tuple[int, ...], height: int, width: int) -> None:
 def alpha_depth(alpha: np.ndarray) -> np.ndarray:
     """Return what stands for the depth of a cut-out: its alpha (h, w) uint8 inflated, 0 to 1 (h, w).
 
-    It is what models are trained on by `hint: depth` of the data, in place of an estimate. The map of a
-    image with a side above 512 pixels is smaller: inflating takes a pass over it for each step inwards.
+    It is what models are trained on by `extra_input: depth` of the data, in place of an estimate. The map of
+    an image with a side above 512 pixels is smaller: inflating takes a pass over it for each step inwards.
 
     Raises: InputError where nothing is transparent, or nothing opaque.
     """

@@ -31,13 +31,13 @@ BATCH = 32
 
 @dataclass
 class LatentCache:
-    """A data set of moments: `batch` gives (mean, std) as (b, 2c, h, w), captions, and hints if any."""
+    """A data set of moments: `batch` gives (mean, std) as (b, 2c, h, w), captions, and any extra inputs."""
 
     moments: Tensor  # (n, 2c, h, w) float16
     captions: list[str]  # of each image
     contexts: Tensor | None  # (m, tokens, width) float16 of `texts`; None if they would not fit
     texts: list[str]  # the distinct captions
-    hints: Tensor | None = None  # (n, ...) float16, what a conditional model is shown with each image
+    extra_inputs: Tensor | None = None  # (n, ...) float16, what a conditional model is shown with each image
 
     def __post_init__(self) -> None:
         self.rows = {text: row for row, text in enumerate(self.texts)}
@@ -46,10 +46,12 @@ class LatentCache:
         return len(self.captions)
 
     def batch(self, random: torch.Generator, batch_size: int) -> tuple[Any, ...]:
-        """Return moments (b, 2c, h, w), float32, captions and hints of images drawn with replacement."""
+        """Return moments (b, 2c, h, w), float32, captions, extra inputs; drawn with replacement."""
         rows = torch.randint(len(self), (batch_size,), generator=random)
         drawn = self.moments[rows].float(), [self.captions[row] for row in rows.tolist()]
-        return drawn if self.hints is None else (*drawn, {"hint": self.hints[rows].float()})
+        if self.extra_inputs is None:
+            return drawn
+        return (*drawn, {"extra_input": self.extra_inputs[rows].float()})
 
     def context_of(self, captions: list[str]) -> Tensor:
         """Return the encoded captions (b, tokens, width), float16."""
@@ -82,7 +84,7 @@ def build_cache(
     encode_text: Callable[[list[str]], Tensor] | None,
     text_limit_mb: int,
     seed: int,
-    encode_hint: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None,
+    encode_extra: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None,
     hurried: Callable[[], bool] = lambda: False,
 ) -> LatentCache:
     """Encode `count` images and their distinct captions, the empty one included.
@@ -90,14 +92,14 @@ def build_cache(
     Args:
         encode_image: images -> (b, 2c, h, w) mean and standard deviation.
         encode_text: captions -> (b, tokens, width); None leaves texts out.
-        encode_hint: images and the data's hints -> (b, ...); None: the model takes none.
+        encode_extra: images and the data's extra inputs -> (b, ...); None: the model takes none.
         hurried: tells that training has to end.
 
     Raises:
         TrainingError: the time limit ends here.
     """
     started = time.monotonic()
-    moments, captions, hints = [], [], []
+    moments, captions, extra_inputs = [], [], []
     for index in range(0, count, BATCH):
         if hurried():
             raise TrainingError(
@@ -108,9 +110,9 @@ def build_cache(
         images, batch_captions, *given = data.batch(random, min(BATCH, count - index))
         moments.append(encode_image(images).to("cpu", torch.float16).contiguous())
         captions += batch_captions
-        if encode_hint is not None:
-            hint = encode_hint(images, given[0] if given else {})
-            hints.append(hint.to("cpu", torch.float16).contiguous())
+        if encode_extra is not None:
+            extra = encode_extra(images, given[0] if given else {})
+            extra_inputs.append(extra.to("cpu", torch.float16).contiguous())
     texts = sorted({"", *captions})
     contexts = None
     if encode_text is not None:
@@ -127,14 +129,15 @@ def build_cache(
                 "%d captions need %.0f MB, above cache_text_mb: encoded in every step", len(texts), megabytes
             )
     log.info("encoded %d images, %d captions in %.0f s", count, len(texts), time.monotonic() - started)
-    return LatentCache(torch.cat(moments), captions, contexts, texts, torch.cat(hints) if hints else None)
+    extra = torch.cat(extra_inputs) if extra_inputs else None
+    return LatentCache(torch.cat(moments), captions, contexts, texts, extra)
 
 
 def save_cache(cache: LatentCache, path: Path, mark: str) -> None:
     """Write the cache; `mark` says from what it was made."""
     words = json.dumps([cache.captions, cache.texts]).encode()
     tensors = {"moments": cache.moments, "words": torch.frombuffer(bytearray(words), dtype=torch.uint8)}
-    tensors |= {k: x for k in ("contexts", "hints") if (x := getattr(cache, k)) is not None}
+    tensors |= {k: x for k in ("contexts", "extra_inputs") if (x := getattr(cache, k)) is not None}
     atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata={"mark": mark}))
 
 
@@ -148,5 +151,5 @@ def load_cache(path: Path, mark: str) -> LatentCache | None:
             return None
         captions, texts = json.loads(bytes(file.get_tensor("words").numpy()))
         names = set(file.keys())
-        contexts, hints = (file.get_tensor(n) if n in names else None for n in ("contexts", "hints"))
-        return LatentCache(file.get_tensor("moments"), captions, contexts, texts, hints)
+        contexts, extra = (file.get_tensor(n) if n in names else None for n in ("contexts", "extra_inputs"))
+        return LatentCache(file.get_tensor("moments"), captions, contexts, texts, extra)

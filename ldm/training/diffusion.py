@@ -3,10 +3,10 @@
     z = scale * sample of the encoder's posterior,   x_t = alpha_t z + sigma_t eps,   t uniform over 0 .. N-1
     L = mean w_t |target - UNet(x_t, t, text)|^2
 
-A conditional model (inpainting, depth, upscaling, unCLIP) is shown something more, its hint:
-ldm.training.hints. Autoencoder and text encoder are frozen. Trained weights are float32 whatever `precision`
-says; the average of the weights (LitEma) moves once an optimizer step, is used for samples and validation,
-and is what gets exported.
+A conditional model (inpainting, depth, upscaling, unCLIP) is shown something more, its extra input:
+ldm.training.extra_inputs. Autoencoder and text encoder are frozen. Trained weights are float32 whatever
+`precision` says; the average of the weights (LitEma) moves once an optimizer step, is used for samples and
+validation, and is what gets exported.
 """
 
 import logging
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.data.hints import HINTS
+from ldm.data.extra_inputs import EXTRA_INPUTS
 from ldm.diffusion.cond import Cond
 from ldm.diffusion.guidance import ClassifierFreeGuidance
 from ldm.diffusion.loss import diffusion_loss, offset_noise
@@ -29,7 +29,7 @@ from ldm.training.building import trained_parameters
 from ldm.training.cache import LatentCache, build_cache, fingerprint, load_cache, save_cache
 from ldm.training.ema import LitEma
 from ldm.training.exporting import export_config, export_weights
-from ldm.training.hints import hints_for
+from ldm.training.extra_inputs import extra_input_of
 from ldm.training.module import TrainingModule, averaged, evaluating
 from ldm.training.options import DiffusionOptions, TrainOptions
 from ldm.training.run_folder import Shown
@@ -37,7 +37,7 @@ from ldm.training.seeding import generator
 
 log = logging.getLogger(__name__)
 
-SHOWN_LEVEL = 20  # of the noise on hints, outside of training steps
+SHOWN_LEVEL = 20  # of the noise on extra inputs, outside of training steps
 VALIDATION_TIMES = (0.1, 0.35, 0.6, 0.85)  # fractions of N at which the held-out loss is measured
 
 
@@ -52,7 +52,7 @@ class DiffusionTraining(TrainingModule):
         super().__init__(train)
         self.options = options
         self.diffusion = model
-        self.hints = hints_for(model, options.embedding_dropout)
+        self.extra_input = extra_input_of(model, options.embedding_dropout)
         model.requires_grad_(False)
         for _, parameter in trained_parameters(model, options.only):
             parameter.requires_grad_(True)
@@ -115,10 +115,10 @@ class DiffusionTraining(TrainingModule):
         cache = load_cache(path, mark)
         if cache is None:
             encode_text = self.encode_text if texts else None
-            encode_hint = None if self.hints is None else self.encode_hint
+            encode_extra = None if self.extra_input is None else self.encode_extra
             seed = self.train_options.seed
             cache = build_cache(
-                data, count, self.encode_moments, encode_text, options.cache_text_mb, seed, encode_hint,
+                data, count, self.encode_moments, encode_text, options.cache_text_mb, seed, encode_extra,
                 self.hurried,
             )  # fmt: skip
             save_cache(cache, path, mark)
@@ -138,22 +138,24 @@ class DiffusionTraining(TrainingModule):
             return self.diffusion.get_learned_conditioning(captions).float()
 
     @torch.no_grad()
-    def encode_hint(self, images: Tensor, given: dict[str, Tensor]) -> Tensor:
+    def encode_extra(self, images: Tensor, given: dict[str, Tensor]) -> Tensor:
         """Return the additional input made from images (b, 3, h, w) and the data's own, float32."""
         with self.autocast():
             given = {name: x.to(self.device) for name, x in given.items()}
-            return self.hints.encode(images.to(self.device), given).float()
+            return self.extra_input.encode(images.to(self.device), given).float()
 
-    def conditioning(self, context: Tensor | None, hint: Tensor | None) -> Cond:
-        """Return what the UNet is passed next to x_t and t; noise on the hint is drawn again."""
-        return Cond(context) if self.hints is None else self.hints.condition(context, hint, self.noise)
+    def conditioning(self, context: Tensor | None, extra: Tensor | None) -> Cond:
+        """Return what the UNet is passed next to x_t and t; noise on the extra input is drawn again."""
+        if self.extra_input is None:
+            return Cond(context)
+        return self.extra_input.condition(context, extra, self.noise)
 
-    def hint_of(self, batch: dict[str, Any]) -> Tensor | None:
-        """Return the hints of a batch, cached or not."""
-        if self.hints is None or "hint" in batch:
-            return batch.get("hint")
-        given = {name: x for name, x in batch.items() if name in HINTS}
-        return self.encode_hint(batch["images"], given)
+    def extra_of(self, batch: dict[str, Any]) -> Tensor | None:
+        """Return the extra inputs of a batch, cached or not."""
+        if self.extra_input is None or "extra_input" in batch:
+            return batch.get("extra_input")
+        given = {name: x for name, x in batch.items() if name in EXTRA_INPUTS}
+        return self.encode_extra(batch["images"], given)
 
     def latents(self, batch: dict[str, Any]) -> Tensor:
         """Return scaled latents (b, c, h, w), a fresh sample of each posterior."""
@@ -186,7 +188,7 @@ class DiffusionTraining(TrainingModule):
                 for drop, caption in zip(dropped.tolist(), batch["captions"], strict=True)
             ]
         )
-        cond = self.conditioning(cond, self.hint_of(batch))
+        cond = self.conditioning(cond, self.extra_of(batch))
         t = torch.randint(model.num_timesteps, (len(x_0),), device=self.device)
         eps = self.noise(x_0)
         if options.offset_noise > 0:
@@ -236,13 +238,15 @@ class DiffusionTraining(TrainingModule):
         return {"val_loss": sum(figures.values()) / len(figures), **figures}
 
     def fixed_conditioning(self, context: Tensor | None, images: Tensor, given: list[dict]) -> Cond:
-        """Return the conditioning of held-out images, with the same noise on the hints always."""
-        if self.hints is None:
+        """Return the conditioning of held-out images, with the same noise on the extra inputs always."""
+        if self.extra_input is None:
             return Cond(context)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            hint = self.encode_hint(images, given[0] if given else {})
-            return self.hints.condition(context, hint, lambda x: torch.randn(x.shape).to(x), SHOWN_LEVEL)
+            extra = self.encode_extra(images, given[0] if given else {})
+            return self.extra_input.condition(
+                context, extra, lambda x: torch.randn(x.shape).to(x), SHOWN_LEVEL
+            )
 
     @torch.no_grad()
     def sample(self, data: Any) -> Shown | None:
@@ -252,7 +256,7 @@ class DiffusionTraining(TrainingModule):
             return None
         images, captions, *given = data.batch(generator(0, "samples"), options.sample_count)
         prompts = (options.sample_prompts * options.sample_count)[: options.sample_count] or captions
-        side = model.image_size if self.hints is None else images.shape[-1] // model.downsampling_factor
+        side = model.image_size if self.extra_input is None else images.shape[-1] // model.downsampling_factor
         noise = torch.randn(len(prompts), model.channels, side, side, generator=generator(0, "sample noise"))
         cond, uncond = Cond(), None
         if model.cond_stage_model is not None:
@@ -311,7 +315,7 @@ class DiffusionTraining(TrainingModule):
         model = {**config["model"], "params": params}
         script = "sample.py" if self.diffusion.cond_stage_model is None else "txt2img.py --prompt ..."
         heading = f"python scripts/{script} --config {folder / 'model.yaml'} --ckpt {path}"
-        if self.hints is not None:
+        if self.extra_input is not None:
             heading = f"ldm.load_model({str(folder / 'model.yaml')!r}, {str(path)!r})"
         export_config(folder / "model.yaml", model, heading)
         return path

@@ -163,6 +163,15 @@ def parse_duration(text: str | int | float, where: str = "time") -> float:
     return seconds
 
 
+def with_todays_names(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of an older run; the data sets' `extra_input` used to be `hint`."""
+    for section in ("data", "val_data"):
+        params = (config.get(section) or {}).get("params") or {}
+        if "hint" in params:
+            params["extra_input"] = params.pop("hint")
+    return config
+
+
 def method_of(config: dict[str, Any]) -> str:
     """Return the name of the one method section in the configuration."""
     unknown = [key for key in config if key not in SECTIONS]

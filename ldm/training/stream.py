@@ -16,10 +16,10 @@ from ldm.training.seeding import generator
 
 @dataclass
 class BatchStream:
-    """Iterate over dicts of images (b, 3, h, w), captions, hints, step, micro, from step `start` on.
+    """Iterate over dicts of images (b, 3, h, w), captions, extra inputs, step, micro, from step `start` on.
 
     Args:
-        data: offers `batch(generator, batch_size) -> (images, captions)`, or with {name: hints} too.
+        data: offers `batch(generator, batch_size) -> (images, captions)`, or with {name: extra input} too.
         batch_size, accumulate, seed, rank: as in TrainOptions.
         prefetch: batches prepared ahead by one thread; the draws do not depend on it.
     """
@@ -34,11 +34,11 @@ class BatchStream:
 
     def read(self, step: int, micro: int) -> dict[str, Any]:
         """Return the micro-batch `micro` of `step`."""
-        images, captions, *hints = self.data.batch(
+        images, captions, *given = self.data.batch(
             generator(self.seed, "data", step, micro, self.rank), self.batch_size
         )
-        hinted = hints[0] if hints else {}
-        return {"images": images, "captions": captions, **hinted, "step": step, "micro": micro}
+        extra = given[0] if given else {}
+        return {"images": images, "captions": captions, **extra, "step": step, "micro": micro}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if self.prefetch == 0:

@@ -12,7 +12,7 @@ from benchmarks.task_quality import (
     regions,
     variation_retrieval,
 )
-from demo.hints import shrunk
+from demo.extra_inputs import shrunk
 
 
 class MeanColour:

@@ -14,8 +14,8 @@ from ldm.diffusion.prediction import denoiser
 from ldm.errors import CheckpointError, ConfigError
 from ldm.samplers import make_sampler
 from ldm.samplers.loop import sample_loop
+from ldm.training.extra_inputs import extra_input_of
 from ldm.training.fit import build_module
-from ldm.training.hints import hints_for
 from ldm.training.options import resolve_config
 from ldm.training.seeding import generator
 
@@ -45,9 +45,9 @@ def conditional(config, arch):
     """Return a function: conditional("inpaint", {"only": [...]}, max_steps=2) -> a training configuration."""
 
     def make(task: str, options: dict | None = None, **train) -> dict:
-        hint, target, key, unet, _ = TASKS[task]
+        extra, target, key, unet, _ = TASKS[task]
         made = config("diffusion", {"text_dropout": 0.0, **(options or {})}, **train)
-        made["data"]["params"]["hint"] = hint
+        made["data"]["params"]["extra_input"] = extra
         model = made["model"]
         model["target"] = f"ldm.models.{target}"
         model["params"]["conditioning_key"] = key
@@ -94,10 +94,10 @@ def test_a_start_from_the_base_predicts_what_the_base_does(conditional, config, 
     plain = build_module(resolve_config(config("diffusion", {"ckpt": base}))).diffusion
     module = build_module(resolve_config(conditional(task, starting(task, base))))
     x_t, t = torch.randn(2, 4, 8, 8, generator=generator(1)), torch.tensor([10, 900])
-    images, captions, *given = Discs(16, hint=TASKS[task][0]).batch(generator(2), 2)
+    images, captions, *given = Discs(16, extra_input=TASKS[task][0]).batch(generator(2), 2)
     context = module.encode_text(captions)
     torch.manual_seed(0)
-    cond = module.conditioning(context, module.encode_hint(images, given[0] if given else {}))
+    cond = module.conditioning(context, module.encode_extra(images, given[0] if given else {}))
     for name, value in plain.state_dict().items():
         if name != FIRST:
             assert torch.equal(module.diffusion.state_dict()[name], value), name
@@ -135,7 +135,7 @@ def test_each_task_overfits_one_sample_and_reaches_every_tensor(conditional, mon
     assert loop.module.sample(loop.data).images.shape == (2, 3, 16, 16)
 
 
-def test_the_hint_is_used(conditional, monkeypatch):
+def test_the_extra_input_is_used(conditional, monkeypatch):
     """After training, what the mask hides changes the prediction, so the channel is no ornament."""
     loop = Loop(conditional("inpaint", learning_rate=4e-3), monkeypatch)
     loop.run(5)
@@ -188,18 +188,18 @@ def test_a_base_does_not_fit_silently(conditional, base):
         build_module(resolve_config(conditional("unclip", {"ckpt": base})))
 
 
-def test_data_without_the_hint_is_refused(conditional, monkeypatch):
+def test_data_without_the_extra_input_is_refused(conditional, monkeypatch):
     made = conditional("depth")
-    made["data"]["params"]["hint"] = None
-    with pytest.raises(ConfigError, match=r"hint=depth"):
+    made["data"]["params"]["extra_input"] = None
+    with pytest.raises(ConfigError, match=r"extra_input=depth"):
         Loop(made, monkeypatch).run(1)
 
 
 def test_upscaling_draws_levels_below_its_limit_and_noises_accordingly(conditional):
     module = build_module(resolve_config(conditional("upscale")))
-    context, hint = torch.zeros(64, 2, 16), torch.ones(64, 3, 4, 4)
+    context, extra = torch.zeros(64, 2, 16), torch.ones(64, 3, 4, 4)
     torch.manual_seed(0)
-    cond = module.conditioning(context, hint)
+    cond = module.conditioning(context, extra)
     level = cond.label
     assert 0 <= level.min() < 40 and 310 < level.max() < 350
     abar = torch.as_tensor(module.diffusion.low_scale_model.schedule.alphas_cumprod)[level]
@@ -224,11 +224,12 @@ def test_the_cache_gives_what_encoding_gives(conditional, monkeypatch, tmp_path,
     cache = module.prepare(loop.data, tmp_path, torch.device("cpu"))
     images, _, *given = loop.data.batch(generator(0, "cache", 0), 8)
     torch.manual_seed(1)
-    expected = module.encode_hint(images, given[0] if given else {})
+    expected = module.encode_extra(images, given[0] if given else {})
     masked = slice(0, 1) if task == "inpaint" else slice(None)  # the rest is a sample of the posterior
-    torch.testing.assert_close(cache.hints[:, masked].float(), expected[:, masked], rtol=2e-3, atol=2e-3)
+    found = cache.extra_inputs[:, masked].float()
+    torch.testing.assert_close(found, expected[:, masked], rtol=2e-3, atol=2e-3)
     again = module.read_or_build_cache(loop.data, 8, tmp_path / "cache.safetensors")
-    assert torch.equal(again.hints, cache.hints)
+    assert torch.equal(again.extra_inputs, cache.extra_inputs)
     moments, captions, given = cache.batch(generator(3), 4)
     loop.batches = iter([{"images": moments, "captions": captions, **given, "step": 0, "micro": 0}])
     assert loop.run(1)[0] > 0
@@ -257,9 +258,9 @@ def test_resume_equals_uninterrupted(conditional, monkeypatch, task):
 @pytest.mark.parametrize("task", TASKS)
 def test_what_training_conditions_on_is_what_sampling_takes(conditional, task):
     module = build_module(resolve_config(conditional(task)))
-    images, captions, *given = Discs(16, hint=TASKS[task][0]).batch(generator(2), 2)
-    hint = module.encode_hint(images, given[0] if given else {})
-    cond = module.hints.condition(module.encode_text(captions), hint, torch.randn_like, 0)
+    images, captions, *given = Discs(16, extra_input=TASKS[task][0]).batch(generator(2), 2)
+    extra = module.encode_extra(images, given[0] if given else {})
+    cond = module.extra_input.condition(module.encode_text(captions), extra, torch.randn_like, 0)
     model = module.diffusion
     x_t = torch.randn(2, 4, model.image_size, model.image_size, generator=generator(3))
     denoise = denoiser(model.apply_model, model.schedule, model.parameterization)
@@ -272,6 +273,6 @@ def test_what_training_conditions_on_is_what_sampling_takes(conditional, task):
     assert images.shape == (2, 3, 16, 16) and images.isfinite().all()
 
 
-def test_a_plain_model_has_no_hint(config):
+def test_a_plain_model_has_no_extra_input(config):
     module = build_module(resolve_config(config("diffusion")))
-    assert hints_for(module.diffusion, 0.25) is None is module.hints
+    assert extra_input_of(module.diffusion, 0.25) is None is module.extra_input

@@ -443,3 +443,13 @@ def test_a_dry_run_looks_for_the_weights(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("a square")
     assert train_main(None, [*command, f"diffusion.ckpt={tmp_path / 'none.safetensors'}"]) == 2
     assert "none.safetensors: there is no such file or folder" in capsys.readouterr().err
+
+
+def test_a_run_is_resumed_whose_data_had_a_hint(train, config, tmp_path):
+    """An older version wrote `hint` into config.yaml for the extra input of the data."""
+    made = config("diffusion")
+    made["data"]["params"]["hint"] = "depth"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(made))
+    code, out, err = train(None, "--resume", "run", "--dry-run")
+    assert (code, err) == (0, "") and "extra_input: depth" in out and "hint" not in out

@@ -1,31 +1,31 @@
 """The additional inputs of conditional models, made from the training images themselves.
 
     mask     where to paint: 20 % the whole image, 40 % a box, 40 % a broad stroke
-    depth    the image's alpha, inflated (ldm.data.hints)
+    depth    the image's alpha, inflated (ldm.data.extra_inputs)
     small    the image at a quarter of its sides
 
-A data set takes `hint=NAME` and then gives {NAME: (b, c, h, w)} as the third part of a batch.
+A data set takes `extra_input=NAME` and then gives {NAME: (b, c, h, w)} as the third part of a batch.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.data.hints import HINTS, inflated
+from ldm.data.extra_inputs import EXTRA_INPUTS, inflated
 from ldm.errors import InputError
 
 SHRINK = 4
 WHOLE, BOX = 0.2, 0.6  # bounds of a uniform number: below the first the whole, below the second a box
 
 
-def check_hint(name: str | None) -> None:
-    """Raise InputError for a hint that there is not."""
-    if name is not None and name not in HINTS:
-        raise InputError(f"hint {name!r}: expected one of {', '.join(HINTS)}, or none")
+def check_extra_input(name: str | None) -> None:
+    """Raise InputError for an extra input that there is not."""
+    if name is not None and name not in EXTRA_INPUTS:
+        raise InputError(f"extra_input {name!r}: expected one of {', '.join(EXTRA_INPUTS)}, or none")
 
 
-def make_hint(name: str, images: Tensor, alpha: Tensor, random: torch.Generator) -> dict[str, Tensor]:
-    """Return {name: hint} of images (b, 3, h, w) in -1..1 whose objects' alpha is (b, 1, h, w) in 0..1."""
+def make_extra_input(name: str, images: Tensor, alpha: Tensor, random: torch.Generator) -> dict[str, Tensor]:
+    """Return {name: extra input} of images (b, 3, h, w) in -1..1, objects' alpha (b, 1, h, w) in 0..1."""
     if name == "mask":
         return {name: random_masks(random, len(images), images.shape[-1]).to(images.device)}
     return {name: inflated(alpha) if name == "depth" else shrunk(images)}

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-HINTS = ("mask", "depth", "small")
+EXTRA_INPUTS = ("mask", "depth", "small")
 
 
 def inflated(alpha: Tensor) -> Tensor:

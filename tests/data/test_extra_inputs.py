@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from demo.hints import make_hint, random_masks, shrunk
+from demo.extra_inputs import make_extra_input, random_masks, shrunk
 from demo.scenes import EmojiScenes
-from ldm.data.hints import inflated
+from ldm.data.extra_inputs import inflated
 from ldm.errors import InputError
 
 
@@ -47,17 +47,17 @@ def test_shrinking_keeps_a_constant_and_refuses_other_sides():
         shrunk(torch.zeros(1, 3, 16, 18))
 
 
-@pytest.mark.parametrize("hint, channels, side", [("mask", 1, 32), ("depth", 1, 32), ("small", 3, 8)])
-def test_scenes_give_hints_beside_the_same_images(emoji_folder, hint, channels, side):
-    plain, hinted = EmojiScenes(emoji_folder), EmojiScenes(emoji_folder, hint=hint)
+@pytest.mark.parametrize("name, channels, side", [("mask", 1, 32), ("depth", 1, 32), ("small", 3, 8)])
+def test_scenes_give_extra_inputs_beside_the_same_images(emoji_folder, name, channels, side):
+    plain, conditional = EmojiScenes(emoji_folder), EmojiScenes(emoji_folder, extra_input=name)
     images, captions = plain.batch(seeded(1), 6)
-    same, words, given = hinted.batch(seeded(1), 6)
+    same, words, given = conditional.batch(seeded(1), 6)
     assert torch.equal(images, same) and captions == words
-    assert given[hint].shape == (6, channels, side, side) and len(given) == 1
+    assert given[name].shape == (6, channels, side, side) and len(given) == 1
 
 
 def test_depth_is_where_the_object_is(emoji_folder):
-    scenes = EmojiScenes(emoji_folder, two_object_fraction=0, background_fraction=0, hint="depth")
+    scenes = EmojiScenes(emoji_folder, two_object_fraction=0, background_fraction=0, extra_input="depth")
     images, _, given = scenes.batch(seeded(2), 4)
     drawn = (images < 0).any(dim=1, keepdim=True)
     assert (given["depth"] > 0).float().sub(drawn.float()).abs().mean() < 0.05
@@ -70,12 +70,12 @@ def test_crops_are_parts_of_the_scene(emoji_folder):
     windows = whole.unfold(2, 16, 1).unfold(3, 16, 1)  # (b, 3, rows, columns, 16, 16)
     nearest = (windows - images[:, :, None, None]).abs().amax(dim=(1, 4, 5)).amin(dim=(1, 2))
     assert nearest.max() < 1e-6
-    small = EmojiScenes(emoji_folder, crop=16, hint="small").batch(seeded(3), 8)[2]["small"]
-    torch.testing.assert_close(small, make_hint("small", images, images[:, :1], seeded(0))["small"])
+    small = EmojiScenes(emoji_folder, crop=16, extra_input="small").batch(seeded(3), 8)[2]["small"]
+    torch.testing.assert_close(small, make_extra_input("small", images, images[:, :1], seeded(0))["small"])
 
 
 def test_wrong_choices_are_named(emoji_folder):
-    with pytest.raises(InputError, match="hint 'masks'"):
-        EmojiScenes(emoji_folder, hint="masks")
+    with pytest.raises(InputError, match="extra_input 'masks'"):
+        EmojiScenes(emoji_folder, extra_input="masks")
     with pytest.raises(InputError, match="crop 33"):
         EmojiScenes(emoji_folder, crop=33)

@@ -26,21 +26,21 @@ from ldm.models.unclip import ImageEmbeddingConditionedLatentDiffusion
 Noise = Callable[[Tensor], Tensor]  # like -> standard normal numbers
 
 
-def hints_for(model: nn.Module, embedding_dropout: float) -> "Hints | None":
+def extra_input_of(model: nn.Module, embedding_dropout: float) -> "ExtraInput | None":
     """Return what a model is shown, or None for one that sees text alone."""
     if isinstance(model, ImageEmbeddingConditionedLatentDiffusion):
-        return EmbeddingHints(model, embedding_dropout)
-    for kind, hints in KINDS.items():
+        return EmbeddingInput(model, embedding_dropout)
+    for kind, extra_input in KINDS.items():
         if isinstance(model, kind):
-            return hints(model)
+            return extra_input(model)
     return None
 
 
-class Hints:
+class ExtraInput:
     """What one kind of model is shown.
 
     Attributes:
-        needs: name of the data's hint that it is made from; "" for none.
+        needs: name of the data's extra input that it is made from; "" for none.
     """
 
     needs = ""
@@ -49,42 +49,42 @@ class Hints:
         self.model = model
 
     def taken(self, given: dict[str, Tensor]) -> Tensor:
-        """Return the data's hint. Raises: ConfigError when the data give none."""
+        """Return the data's extra input. Raises: ConfigError when the data give none."""
         if self.needs not in given:
             raise ConfigError(
                 f"{type(self.model).__name__} is trained on data that give {self.needs}: "
-                f"set data.params.hint={self.needs}, and the same of val_data"
+                f"set data.params.extra_input={self.needs}, and the same of val_data"
             )
         return given[self.needs]
 
     def encode(self, images: Tensor, given: dict[str, Tensor]) -> Tensor:
-        """Return the hint of images (b, 3, H, W) in -1..1, (b, ...)."""
+        """Return the extra input of images (b, 3, H, W) in -1..1, (b, ...)."""
         return self.taken(given)
 
-    def condition(self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None) -> Cond:
+    def condition(self, context: Tensor, extra: Tensor, noise: Noise, level: int | None = None) -> Cond:
         """Return what the UNet is given.
 
         Args:
             context: (b, n, width).
-            level: of the noise on the hint, where it has one; None, in training, draws it, and dropout.
+            level: of the noise on it, where it has one; None, in training, draws it, and dropout.
         """
-        return self.model.hybrid(context, hint)
+        return self.model.hybrid(context, extra)
 
 
-def levels(hint: Tensor, limit: int, level: int | None) -> Tensor:
-    """Return `level` for each hint (b, ...), or draw it uniformly from 0 .. limit - 1."""
-    drawn = torch.randint(limit, (len(hint),)) if level is None else torch.full((len(hint),), level)
-    return drawn.to(hint.device)
+def levels(extra: Tensor, limit: int, level: int | None) -> Tensor:
+    """Return `level` for each extra input (b, ...), or draw it uniformly from 0 .. limit - 1."""
+    drawn = torch.randint(limit, (len(extra),)) if level is None else torch.full((len(extra),), level)
+    return drawn.to(extra.device)
 
 
-class InpaintHints(Hints):
+class InpaintInput(ExtraInput):
     needs = "mask"
 
     def encode(self, images: Tensor, given: dict[str, Tensor]) -> Tensor:
         return self.model.concat_conditioning(images, self.taken(given))
 
 
-class DepthHints(Hints):
+class DepthInput(ExtraInput):
     needs = "depth"
 
     def encode(self, images: Tensor, given: dict[str, Tensor]) -> Tensor:
@@ -92,15 +92,15 @@ class DepthHints(Hints):
         return concat_depth(self.taken(given), (images.shape[-2] // factor, images.shape[-1] // factor))
 
 
-class UpscaleHints(Hints):
+class UpscaleInput(ExtraInput):
     needs = "small"
 
-    def condition(self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None) -> Cond:
-        drawn = levels(hint, self.model.max_noise_level, level)
-        return self.model.conditioning(context, hint, drawn, noise(hint))
+    def condition(self, context: Tensor, extra: Tensor, noise: Noise, level: int | None = None) -> Cond:
+        drawn = levels(extra, self.model.max_noise_level, level)
+        return self.model.conditioning(context, extra, drawn, noise(extra))
 
 
-class EmbeddingHints(Hints):
+class EmbeddingInput(ExtraInput):
     """The embedding of the training image itself.
 
     Args:
@@ -116,16 +116,16 @@ class EmbeddingHints(Hints):
     def encode(self, images: Tensor, given: dict[str, Tensor]) -> Tensor:
         return self.model.embedder(images)
 
-    def condition(self, context: Tensor, hint: Tensor, noise: Noise, level: int | None = None) -> Cond:
-        drawn = levels(hint, self.model.noise_augmentor.max_noise_level, level)
-        label = self.model.embedding_conditioning(hint, drawn, noise(hint))  # (b, D + width of the level)
+    def condition(self, context: Tensor, extra: Tensor, noise: Noise, level: int | None = None) -> Cond:
+        drawn = levels(extra, self.model.noise_augmentor.max_noise_level, level)
+        label = self.model.embedding_conditioning(extra, drawn, noise(extra))  # (b, D + width of the level)
         if level is None:
-            label = label * (torch.rand(len(hint)) >= self.dropout).to(label)[:, None]
+            label = label * (torch.rand(len(extra)) >= self.dropout).to(label)[:, None]
         return self.model.conditioning(context, label)
 
 
-KINDS: dict[type, type[Hints]] = {
-    LatentInpaintDiffusion: InpaintHints,
-    LatentDepth2ImageDiffusion: DepthHints,
-    LatentUpscaleDiffusion: UpscaleHints,
+KINDS: dict[type, type[ExtraInput]] = {
+    LatentInpaintDiffusion: InpaintInput,
+    LatentDepth2ImageDiffusion: DepthInput,
+    LatentUpscaleDiffusion: UpscaleInput,
 }
