@@ -21,6 +21,8 @@ KINDS = {
     "canny": "edges, by Canny's detector",
     "sketch": "strokes as of a pen, by a difference of Gaussians",
     "scribble": "a drawing of dark lines on light ground, inverted",
+    "depth": "depth, nearest white, estimated by MiDaS or given",
+    "normal": "surface normals, from estimated or given depth",
     "lsd": "line segments, by the LSD algorithm",
     "seg": "a segmentation map in the colours of ADE20K, checked",
     "shuffle": "the content of the image, shuffled by a random flow field",
