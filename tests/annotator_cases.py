@@ -10,6 +10,8 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import skimage.data
+import torch
+from torch import nn
 
 
 def photograph() -> np.ndarray:
@@ -35,3 +37,12 @@ def aux(name: str, without: str | None = None) -> ModuleType:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module(f"controlnet_aux.{name}")
+
+
+def randomised(network: nn.Module, seed: int) -> nn.Module:
+    """Return a network with random weights that keep the size of what passes through."""
+    draw = torch.Generator().manual_seed(seed)
+    for x in network.parameters():
+        fan_in = max(x[0].numel(), 1) if x.ndim > 1 else 100
+        x.data = torch.randn(x.shape, generator=draw) * (2 / fan_in) ** 0.5
+    return network.eval()
