@@ -21,6 +21,11 @@ KINDS = {
     "canny": "edges, by Canny's detector",
     "sketch": "strokes as of a pen, by a difference of Gaussians",
     "scribble": "a drawing of dark lines on light ground, inverted",
+    "depth": "depth, nearest white, estimated by MiDaS or given",
+    "normal": "surface normals, from estimated or given depth",
+    "hed": "soft edges, by the HED network",
+    "softedge": "those in three levels",
+    "fake_scribble": "those as strokes of a scribble",
     "lsd": "line segments, by the LSD algorithm",
     "seg": "a segmentation map in the colours of ADE20K, checked",
     "shuffle": "the content of the image, shuffled by a random flow field",
@@ -31,7 +36,9 @@ KINDS = {
 """name of an annotator and of its module here -> what its map shows"""
 
 CLASSES = {"lsd": "LSD"}  # where it is not the name with a capital
-ALIASES = {"segmentation": "seg", "lines": "lsd", "tile_resample": "tile", "scribble_xdog": "sketch"}
+ALIASES = {"segmentation": "seg", "lines": "lsd", "tile_resample": "tile", "scribble_xdog": "sketch",
+           "scribble_hed": "fake_scribble", "soft_edge": "softedge", "softedge_hed_safe": "softedge",
+           "softedge_hed": "hed"}
 """other names of annotators: common words, and those of the pages of ControlNet and of A1111's web UI"""
 
 

@@ -5,13 +5,18 @@ rounded to a multiple of 64 (half to even): with Lanczos if it is enlarged, by a
 the rule of ControlNet's pages; networks find other edges and poses at other sizes.
 """
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ldm.annotators.weights import weights_file
 from ldm.errors import InputError
 from ldm.requests.fields import integer, option, read_values
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
+    from torch import Tensor, nn
 
 MULTIPLE = 64           # of the sides of a resized image, in pixels
 LONGEST = 16_384        # the longest side of one, in pixels
@@ -29,7 +34,8 @@ class Annotator:
     """
 
     SECTION = ("options", "")
-    IS_SMOOTH = True    # maps may be interpolated; those of few colours and thin lines take the nearest pixel
+    NEEDS_MULTIPLES = False     # of 64 as sides, even at the image's own resolution
+    IS_SMOOTH = True            # maps may be interpolated; else, of few colours, they take the nearest pixel
     resolution: int | None = option(
         None, "--resolution", metavar="N", read=_pixels, default_text="own",
         help="pixels of the shorter side at which the image is annotated, 64 to 4096; own: as it is",
@@ -44,19 +50,23 @@ class Annotator:
         Raises:
             InputError: it is another array, or the annotator does not accept the image.
         """
-        return resized(self.detect(image), image.shape[:2], self.IS_SMOOTH)
+        return self.finish(resized(self._detected(image), image.shape[:2], self.IS_SMOOTH))
 
     def detect(self, image: "np.ndarray") -> "np.ndarray":
         """Return the map (h', w', 3) uint8 of an image (h, w, 3) uint8, at the detection resolution.
 
         Raises: as `__call__`.
         """
+        return self.finish(self._detected(image))
+
+    def _detected(self, image: "np.ndarray") -> "np.ndarray":
         if image.ndim != 3 or image.shape[2] != 3 or str(image.dtype) != "uint8" or not image.size:
             raise InputError(
                 f"got an image of shape {image.shape} and {image.dtype}; expected (height, width, 3), uint8"
             )
-        size = None if self.resolution is None else detection_size(image.shape[:2], self.resolution)
-        return self.annotate(image if size is None else self.shrunk(image, size))
+        resolution = self.resolution or (min(image.shape[:2]) if self.NEEDS_MULTIPLES else None)
+        size = image.shape[:2] if resolution is None else detection_size(image.shape[:2], resolution)
+        return self.annotate(image if size == image.shape[:2] else self.shrunk(image, size))
 
     def shrunk(self, image: "np.ndarray", size: tuple[int, int]) -> "np.ndarray":
         """Return the image resized for detection to (height, width)."""
@@ -68,6 +78,47 @@ class Annotator:
     def annotate(self, image: "np.ndarray") -> "np.ndarray":
         """Return the map (h, w, 3) uint8 of an image (h, w, 3) uint8."""
         raise NotImplementedError
+
+    def finish(self, edges: "np.ndarray") -> "np.ndarray":
+        """Return what is made of a map (h, w, 3) uint8 at its final size."""
+        return edges
+
+
+class NetworkAnnotator(Annotator):
+    """The base of annotators with a network, whose weights are read at the first image.
+
+    Subclasses define `load`, and name the network and the files it was released in.
+    """
+
+    NEEDS_MULTIPLES = True
+    NETWORK, FILES = "", ()
+    annotator_weights: str | None = option(
+        None, "--annotator-weights", metavar="FILE|FOLDER", is_file=True, default_text="",
+        help="weights of the network, or a folder that contains them under their released name",
+    )  # fmt: skip
+    device: str = option(
+        "auto", "--device", metavar="NAME", changes_image=False, help="where the network runs: cpu, cuda",
+    )  # fmt: skip
+
+    @cached_property
+    def network(self) -> "nn.Module":
+        """The network, loaded when it is first used. Raises: InputError, CheckpointError."""
+        return self.load(weights_file(self.annotator_weights, self.FILES, self.NETWORK))
+
+    def load(self, path: "Path") -> "nn.Module":
+        """Return the network with the weights of a file."""
+        raise NotImplementedError
+
+    def run(self, image: "np.ndarray") -> "tuple[Tensor, ...]":
+        """Return what the network makes of an image (h, w, 3) of real numbers, on the CPU: (1, c, h', w')."""
+        import torch
+
+        network = self.network
+        device = next(network.parameters()).device
+        with torch.inference_mode():
+            x = torch.from_numpy(image.transpose(2, 0, 1)[None].astype("float32")).to(device)
+            found = network(x)
+            return tuple(each.float().cpu() for each in (found if isinstance(found, tuple) else (found,)))
 
 
 def detection_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
