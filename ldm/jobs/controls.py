@@ -25,7 +25,8 @@ ControlFiles = list[list[Path] | None]
 DEMO = "configs/demo/emoji_control_{}.safetensors"
 NAMES = {
     "canny": "canny", "depth": "depth", "normal": "normal|normalbae", "hed": "hed|softedge",
-    "softedge": "softedge|hed", "scribble": "scribble", "sketch": "scribble|sketch", "openpose": "openpose|pose",
+    "softedge": "softedge|hed", "scribble": "scribble", "sketch": "scribble|sketch",
+    "openpose": "openpose|pose",
     "seg": "seg|segmentation", "lsd": "mlsd|hough|lsd|lines", "mlsd": "mlsd|hough|lines",
     "shuffle": "shuffle", "tile": "tile", "blur": "tile|blur", "threshold": "scribble|threshold",
 }  # fmt: skip
@@ -54,8 +55,8 @@ def control_files(request: Request) -> ControlFiles:
         return [None if request.ckpt is not None else [_demo_file(unit)] for unit in units]
     if len(given) not in (1, len(units)):
         raise InputError(
-            f"{len(given)} --control-ckpt for {len(units)} --control: expected one for each, in order, one for "
-            "all, or a folder"
+            f"{len(given)} --control-ckpt for {len(units)} --control: expected one for each, in order, one "
+            "for all, or a folder"
         )
     files = given if len(given) == len(units) else given * len(units)
     return [_candidates(find_weights(file), unit) for file, unit in zip(files, units, strict=True)]
@@ -75,9 +76,14 @@ def _candidates(path: Path, unit: ControlUnit) -> list[Path]:
     if not path.is_dir() or (path / "config.json").is_file():
         return [path]
     if unit.kind == MAP:
-        raise InputError(f"--control map says no kind to look for in the folder {path}; give --control-ckpt FILE")
+        raise InputError(
+            f"--control map names no kind to look for in the folder {path}; give --control-ckpt FILE"
+        )
     word = re.compile(rf"(^|[^a-z])({NAMES[unit.kind]})($|[^a-z])")
-    there = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES or (each / "config.json").is_file())
+    there = [
+        each for each in sorted(path.iterdir())
+        if each.suffix in SUFFIXES or (each / "config.json").is_file()
+    ]  # fmt: skip
     found = [each for each in there if word.search((each.name if each.is_dir() else each.stem).lower())]
     if not found:
         names = ", ".join(each.name for each in there[:8]) or "no weights"

@@ -83,7 +83,9 @@ def check_control(path: str | Path, model: nn.Module, base: str = "the model") -
     _matched(path, model, base)
 
 
-def _matched(path: str | Path, model: nn.Module, base: str) -> tuple[LoadedControl, dict[str, Tensor], KeyMatch]:
+def _matched(
+    path: str | Path, model: nn.Module, base: str
+) -> tuple[LoadedControl, dict[str, Tensor], KeyMatch]:
     """Return a ControlNet on the meta device, its tensors, and how the two agree."""
     opened = open_weights(path)
     file, named = opened.path, to_ldm_names(opened)

@@ -187,9 +187,9 @@ class Controls:
     controls: tuple[ControlUnit, ...] = option(
         (), "--control", metavar="KIND:FILE[@WEIGHT][[START-END]]", words=True, is_repeatable=True,
         read=read_units, default_text="",
-        help="steer by a map of FILE that an annotator makes, such as canny:photo.png@0.8[0-0.6] for the first "
-        "60 % of the steps; map:FILE is a map already, and KIND,NAME=VALUE:FILE sets a parameter of the "
-        "annotator (scripts/annotate.py --help lists the kinds); may be given several times")
+        help="steer by a map of FILE that an annotator makes, such as canny:photo.png@0.8[0-0.6] for the "
+        "first 60 % of the steps; map:FILE is a map already, and KIND,NAME=VALUE:FILE sets a parameter of "
+        "the annotator (scripts/annotate.py --help lists the kinds); may be given several times")
     control_ckpt: tuple[str, ...] = option(
         (), "--control-ckpt", metavar="FILE", words=True, is_repeatable=True, is_file=True,
         default_text="those of the demo model, or of --ckpt",

@@ -4,7 +4,17 @@ from typing import Any, Literal
 
 from ldm.requests.base import Request
 from ldm.requests.fields import option, request
-from ldm.requests.groups import Control, Controls, PromptSyntax, Prompts, Sampling, image, pixels, steps, strength
+from ldm.requests.groups import (
+    Control,
+    Controls,
+    Prompts,
+    PromptSyntax,
+    Sampling,
+    image,
+    pixels,
+    steps,
+    strength,
+)
 
 
 # fmt: off

@@ -4,7 +4,7 @@ from typing import Any
 
 from ldm.requests.base import Request
 from ldm.requests.fields import option, request
-from ldm.requests.groups import MAX_SIDE, Control, Controls, PromptSyntax, Prompts, Sampling, image, strength
+from ldm.requests.groups import MAX_SIDE, Control, Controls, Prompts, PromptSyntax, Sampling, image, strength
 
 
 # fmt: off

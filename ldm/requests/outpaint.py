@@ -4,7 +4,7 @@ from typing import Any
 
 from ldm.requests.base import Request
 from ldm.requests.fields import option, request
-from ldm.requests.groups import MAX_SIDE, Controls, PromptSyntax, Prompts, Resume, Sampling, image, strength
+from ldm.requests.groups import MAX_SIDE, Controls, Prompts, PromptSyntax, Resume, Sampling, image, strength
 
 
 # fmt: off

@@ -2,7 +2,7 @@
 
 from ldm.requests.base import Request
 from ldm.requests.fields import option, request
-from ldm.requests.groups import Control, Controls, Hires, PromptSyntax, Prompts, Sampling, Size
+from ldm.requests.groups import Control, Controls, Hires, Prompts, PromptSyntax, Sampling, Size
 
 
 # fmt: off

@@ -426,8 +426,9 @@ class BatchRun:
         return Halves(cond, None if empty is None else self.run.model.unconditional(cond, empty))
 
     def denoise(self, x_t: Tensor, halves: Halves, keep: Keep | None = None) -> Tensor:
-        """Sample from x_t, which `begin` returned, steered by the run's controls; returns latents (b, c, h, w)."""
-        controls = self.run.steering.controls(len(x_t), self.frame, self.view, self.sampler, self.noise.start)
+        """Sample from x_t, which `begin` returned, under the run's controls; returns latents (b, c, h, w)."""
+        seen = self.frame, self.view
+        controls = self.run.steering.controls(len(x_t), *seen, self.sampler, self.noise.start)
         halves = halves.steered(controls)
         return self.run.sample(self.sampler, x_t, halves, self.noise, self.noise.start, keep)
 

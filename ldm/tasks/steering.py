@@ -102,7 +102,7 @@ def read_controls(request: R) -> R:
                 raise InputError(f"{fields_of(type(request))[name].flag} requires --control KIND:FILE")
         return request
     if request.guess and request.control_mode == "prompt":
-        raise InputError("--guess is --control-mode control, so it cannot be combined with --control-mode prompt")
+        raise InputError("--guess is --control-mode control; leave --control-mode prompt out")
     return replace(request, controls=tuple(_with_image(unit, request) for unit in units))
 
 
@@ -149,7 +149,7 @@ class Steering:
     def controls(
         self, count: int, frame: Frame, view: View, sampler: Sampler, start: int
     ) -> tuple[Control, ...]:
-        """Return the controls of `count` samples of a part of the result, from step `start` of a sampler on."""
+        """Return the controls of `count` samples of a part of the result, from step `start` on."""
         found = []
         times = [float(t) for t in sampler.timesteps[start:]]
         for i, steer in enumerate(self.steers):

@@ -1,6 +1,5 @@
 """HED, its three files of weights, soft edges and scribbles."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np

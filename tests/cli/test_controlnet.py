@@ -85,7 +85,9 @@ def base_of(files, task="sd1"):
     return "--ckpt", files / f"{task}.safetensors", "--config", files / f"{task}.yaml"
 
 
-@pytest.mark.parametrize("case", complete_cases("e2e_control", "e2e_control_guess"), ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", complete_cases("e2e_control", "e2e_control_guess"), ids=lambda case: case.name
+)
 def test_it_gives_the_image_of_the_reference_page(run, tmp_path, case):
     c = case.config
     Image.fromarray(case.inputs["hint_uint8"].numpy()).save(tmp_path / "map.png")
@@ -220,8 +222,8 @@ def test_wrong_input_is_one_line_before_the_model_is_loaded(run, tmp_path, files
 
 def test_another_family_is_named_and_a_control_is_no_checkpoint(run, files, photo):
     control = files / "extracted.safetensors"
-    outcome = run("controlnet.py", *base_of(files, "sd2"), *QUICK, *PROMPT, "--control", "canny:photo.png",
-                  "--control-ckpt", control)  # fmt: skip
+    flags = ("--control", "canny:photo.png", "--control-ckpt", control)
+    outcome = run("controlnet.py", *base_of(files, "sd2"), *QUICK, *PROMPT, *flags)
     assert outcome.code == 2 and "the ControlNet does not fit" in outcome.err, outcome.err
     outcome = run("txt2img.py", "--ckpt", control, *QUICK, *PROMPT)
     assert outcome.code == 2 and "a ControlNet" in outcome.err and "--control-ckpt" in outcome.err, outcome.err
