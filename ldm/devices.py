@@ -32,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 from ldm.errors import BackendUnavailable, InputError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+HALVES = (torch.float16, torch.bfloat16)
 DRAWING = {Tensor.normal_, Tensor.uniform_}     # first weights
 # kind -> what "auto" takes, with and without bfloat16 in hardware
 AUTO_DTYPE = {

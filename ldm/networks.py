@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ldm.backends import Backend
 from ldm.backends.eager import EAGER
-from ldm.devices import autocast, network_dtypes
+from ldm.devices import HALVES, autocast, network_dtypes
 from ldm.diffusion.cond import Cond, call_directly
 from ldm.errors import BadImageError, OutOfMemory, is_out_of_memory
 from ldm.models.gaussian import DiagonalGaussianDistribution
@@ -46,7 +46,6 @@ NETWORKS = {
     "image encoder": ("embedder",),
     "depth network": ("depth_model",),
 }
-HALVES = (torch.float16, torch.bfloat16)
 
 _made: "weakref.WeakKeyDictionary[LatentDiffusion, Networks]" = weakref.WeakKeyDictionary()
 

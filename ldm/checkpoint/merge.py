@@ -31,6 +31,7 @@ from ldm.checkpoint.opened import open_weights, to_ldm_names
 from ldm.checkpoint.parts import EMA, PARTS, UNET, VAE
 from ldm.checkpoint.tensors import is_finite
 from ldm.checkpoint.writer import Entry
+from ldm.devices import HALVES
 from ldm.errors import BadValuesError, CheckpointError, InputError, WrongModelError
 
 MODES = ("weighted-sum", "add-difference")
@@ -42,7 +43,6 @@ COPIED = re.compile(r"[^.]+|.*\.(position_ids|attn_mask)")
 USUAL = (None, "family")        # sources of what a model predicts that are no word of its own
 EXAMPLES = 3
 STRETCH = 1 << 19               # values computed at once: 2 MB in float32
-HALVES = (torch.float16, torch.bfloat16)
 
 Tensors = dict[str, Tensor]
 

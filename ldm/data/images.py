@@ -54,7 +54,7 @@ class CaptionedImages:
         skip_bad: bool = False,
         no_captions: bool = False,
     ) -> None:
-        folder = Path(path).expanduser()
+        folder = Path(path)
         if not folder.is_dir():
             raise InputError(f"{path}: is no folder; expected one with images and captions")
         if split not in ("train", "held_out", "all"):

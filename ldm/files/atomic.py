@@ -70,17 +70,23 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Call write(temporary path), then move the result to `path` in one step."""
+def atomic_write(path: Path, write: Callable[[Path], object], durable: bool = True) -> None:
+    """Call write(temporary path), then move the result to `path` in one step.
+
+    Args:
+        durable: flush it to the disk, so that it survives a power cut; this takes time.
+    """
     temporary = temporary_path(path.parent)
     try:
         write(temporary)
-        sync(temporary)
+        if durable:
+            sync(temporary)
         temporary.chmod(0o666 & ~current_umask())  # some writers make files that only their owner can read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync(path.parent)
+    if durable:
+        sync(path.parent)
 
 
 def atomic_folder(path: Path, fill: Callable[[Path], object]) -> None:

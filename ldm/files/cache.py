@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ldm.files.atomic import atomic_write
+
 _found: dict[Path, dict[str, Any]] = {}     # in this process, where the cache folder may be read-only
 
 
@@ -32,13 +34,9 @@ def put(path: str | Path, kind: str, finding: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
         place = _place(path, kind)
         _found[place] = finding
-        partial = place.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(finding | {"file": str(path)}))
-            os.replace(partial, place)
-        finally:
-            partial.unlink(missing_ok=True)
+        text = json.dumps(finding | {"file": str(path)})
+        place.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(place, lambda temporary: temporary.write_text(text), durable=False)
 
 
 def folder(kind: str) -> Path:

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from ldm.errors import BackendUnavailable, InputError, OutOfMemory, is_out_of_memory
-from ldm.imaging.files import MAX_PIXELS, MAX_SIDE, content, decoded, deep_colour, is_deep
+from ldm.imaging.files import MAX_PIXELS, check_size, content, decoded, deep_colour, is_deep
 from ldm.imaging.pull_push import pull_push
 
 INVERSIONS = ("flip", "reciprocal")
@@ -55,7 +55,7 @@ def read_depth(path: str | Path) -> np.ndarray:
         readers = {EXR: _read_exr, NPY: _read_npy, NPZ: _read_npz}
         read = next((reader for mark, reader in readers.items() if magic.startswith(mark)), _read_image)
         values = _one_channel(read(path))
-        _check_size(*values.shape)
+        check_size(*values.shape[::-1])
         with np.errstate(over="ignore"):  # values beyond float32 become infinite, and so unknown
             return np.ascontiguousarray(values, np.float32)
     except (InputError, OutOfMemory, BackendUnavailable) as error:
@@ -156,16 +156,6 @@ def _one_channel(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _check_size(height: int, width: int) -> None:
-    if not height * width:
-        raise InputError(f"it is {width}x{height}: it has no pixels")
-    if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
-        raise InputError(
-            f"it is {width}x{height}; at most {MAX_PIXELS // 10**6} megapixels and {MAX_SIDE} pixels "
-            "per side are accepted: make it smaller first"
-        )
-
-
 def _read_image(path: Path) -> np.ndarray:
     data = content(path)
     if (deep := deep_colour(data)) is not None:
@@ -207,7 +197,7 @@ def _read_exr(path: Path) -> np.ndarray:
     with OpenEXR.File(str(path), header_only=True) as file:
         (x_0, y_0), (x_1, y_1) = (map(int, corner) for corner in file.header()["dataWindow"])
         names = [channel.name for channel in file.header()["channels"]]
-    _check_size(max(y_1 - y_0 + 1, 0), max(x_1 - x_0 + 1, 0))
+    check_size(max(x_1 - x_0 + 1, 0), max(y_1 - y_0 + 1, 0))
     if len(names) != 1 and not {"R", "G", "B"} <= set(names) <= {"R", "G", "B", "A"}:
         raise InputError(f"its channels are {', '.join(names[:6])}; expected one, or R, G, B")
     with OpenEXR.File(str(path), separate_channels=True) as file:

@@ -166,7 +166,7 @@ def deep_colour(data: bytes) -> np.ndarray | None:
     if not data.startswith(PNG) or len(data) < 33 or data[24] != 16 or data[25] not in (2, 4, 6):
         return None
     width, height, interlaced = *struct.unpack(">II", data[16:24]), data[28]
-    _check_size(width, height)
+    check_size(width, height)
     if interlaced:
         raise InputError("it is interlaced, with 16 bits in colour; save it without interlacing")
     row = 1 + 2 * width * {2: 3, 4: 2, 6: 4}[data[25]]
@@ -241,7 +241,7 @@ _WARNINGS = _Warnings()
 
 def _decoded(data: bytes, name: str) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
-    _check_size(*image.size)
+    check_size(*image.size)
     try:
         frames = getattr(image, "n_frames", 1)
     except Exception:  # a second frame that is damaged
@@ -349,14 +349,15 @@ def _is_deep(image: Image.Image) -> bool:
     return len(image.getbands()) > 1 and (deep or deep_ppm)
 
 
-def _check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int) -> None:
+    """Raise InputError for an image without pixels, or one that is too large."""
+    if not width * height:
+        raise InputError(f"it is {width}x{height}: it has no pixels")
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise InputError(
             f"it is {width}x{height}; at most {MAX_PIXELS // 10**6} megapixels and {MAX_SIDE} pixels per "
             "side are accepted: make it smaller first"
         )
-    if width == 0 or height == 0:
-        raise InputError(f"it is {width}x{height}: it has no pixels")
 
 
 def _diagnosed(data: bytes, error: Exception) -> InputError | OutOfMemory:

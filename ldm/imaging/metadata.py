@@ -36,6 +36,8 @@ XMP_START = (
     '<rdf:Description rdf:about="" xmlns:ldm="urn:ldm:record"><ldm:record>'
 )
 XMP_END = "</ldm:record></rdf:Description></rdf:RDF></x:xmpmeta>"
+# JSON itself escapes those below U+0020
+NOT_IN_XML = re.compile("[\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def png_chunks(record: dict[str, Any]) -> PngImagePlugin.PngInfo:
@@ -87,8 +89,10 @@ def exif(record: dict[str, Any]) -> bytes:
 
 
 def xmp(record: dict[str, Any]) -> bytes:
-    """Return an XMP packet with the record."""
-    return (XMP_START + escape(_json(record)) + XMP_END).encode()
+    """Return an XMP packet with the record, in UTF-8; what XML cannot hold is escaped as in JSON."""
+    text = NOT_IN_XML.sub(lambda found: f"\\u{ord(found[0]):04x}", _json(record, ensure_ascii=False))
+    return (XMP_START + escape(text) + XMP_END).encode()
+
 
 # what a file that this toolkit did not write may raise
 BROKEN = (OSError, KeyError, ValueError, RecursionError, SyntaxError, Image.DecompressionBombError)
@@ -116,8 +120,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} has no metadata of this toolkit{why}") from error
 
 
-def _json(record: dict[str, Any]) -> str:
-    return json.dumps(record, sort_keys=True, default=str)
+def _json(record: dict[str, Any], **options: Any) -> str:
+    return json.dumps(record, sort_keys=True, default=str, **options)
 
 
 def _quoted(value: Any) -> str:

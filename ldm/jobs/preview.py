@@ -2,11 +2,10 @@
 
 import io
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.files.atomic import temporary_path
+from ldm.files.atomic import atomic_write
 from ldm.jobs.opening import OpenedModel
 
 if TYPE_CHECKING:
@@ -47,12 +46,8 @@ class Preview:
         sheet = make_grid(self.map.images(step.x_0), self.columns)
         Image.fromarray(sheet).save(buffer, "PNG", compress_level=1)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_path(self.path.parent)
-        try:
-            temporary.write_bytes(buffer.getvalue())  # not synced to disk, because the next one comes soon
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        data = buffer.getvalue()
+        atomic_write(self.path, lambda path: path.write_bytes(data), durable=False)  # the next comes soon
 
 
 def preview_map(opened: OpenedModel) -> "LatentToRGB":

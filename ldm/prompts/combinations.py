@@ -132,8 +132,10 @@ class Combinations:
             if len(self._reading) == MAX_DEPTH:
                 raise fault(text, match.start(), f"wildcard files are nested deeper than {MAX_DEPTH}")
             self._reading.append(name)
-            self._read[name] = Choice(tuple(self.parse(line) for line in self._lines(text, match)))
-            self._reading.pop()
+            try:
+                self._read[name] = Choice(tuple(self.parse(line) for line in self._lines(text, match)))
+            finally:
+                self._reading.pop()
         return self._read[name]
 
     def _lines(self, text: str, match: re.Match[str]) -> list[str]:

@@ -8,14 +8,18 @@ from ldm.prompts import a1111, compel, plain
 from ldm.prompts.fragments import Prompt, preview
 
 SYNTAXES = {"plain": plain.parse, "a1111": a1111.parse, "compel": compel.parse}
+# Ratios, times and verses, "(16:9)", are no weights: those are at most 3 and follow a word, or have a point.
+WEIGHTED = r"\((?=[^()]*[^\W\d_])[^()]*(?:[^()\d]:\s*-?[0-3]|:\s*-?(?:[0-2]?\.\d+|3\.0+))\s*\)"
+# Names such as "C++" are no weights: a word has several letters, or one that is not Latin.
+MARKED = r"(?:[^\W\d_](?<!\b[A-Za-z])|[)\"])(?:\+\+|--)(?=\W|$)|\)(?:\+|-)(?=[\s,.;:)]|$)"
 UNREAD = (  # (text with a meaning in another tool, the syntaxes that take it literally, what to do)
     (r"<(lora|lyco|hypernet):[^<>]*>", SYNTAXES, "LoRAs and hypernetworks cannot be applied yet"),
     (
-        r"\((?:[^()]+:\s*-?\d*\.?\d+\s*|\([^()]+\))\)|\bBREAK\b", ("plain",),
+        WEIGHTED + r"|\(\([^()]+\)\)|\bBREAK\b", ("plain",),
         "--prompt-syntax a1111 reads it as a weight or a break",
     ),
     (
-        r"[\w)\"](?:\+\+|--)(?=\W|$)|\)(?:[+-]|\d?\.\d)|\)\.(and|blend)\(", ("plain",),
+        MARKED + r"|\)\d?\.\d|\)\.(and|blend)\(", ("plain",),
         "--prompt-syntax compel reads it",
     ),
 )  # fmt: skip

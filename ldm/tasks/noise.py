@@ -19,9 +19,8 @@ from torch import Tensor
 
 from ldm.diffusion.philox import cuda_normal, normal, philox
 from ldm.errors import InputError
+from ldm.requests.readers import MAX_SEED
 from ldm.samplers.base import Noise
-
-MAX_SEED = 2**32 - 1
 
 PURPOSES = {
     "start": 1,  # the noise that a batch begins with, or that is added to the image to begin with

@@ -1,5 +1,6 @@
 """What a configuration names, without Lightning, whose import takes seconds: the data, what is trained."""
 
+import os
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,11 +15,19 @@ from ldm.training.options import TrainOptions
 
 
 def build_data(config: dict[str, Any], section: str) -> Any:
-    """Build a data set and check that it offers `batch`."""
-    data = instantiate(config[section], section)
+    """Build a data set and check that it offers `batch`; ~ at the start of its paths is the home folder."""
+    data = instantiate(_with_home(config[section]), section)
     if not hasattr(data, "batch"):
         raise ConfigError(f"{section}: {type(data).__name__} has no batch(generator, batch_size)")
     return data
+
+
+def _with_home(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {name: _with_home(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_with_home(value) for value in node]
+    return os.path.expanduser(node) if isinstance(node, str) else node
 
 
 def trained_parameters(model: nn.Module, only: list[str]) -> list[tuple[str, nn.Parameter]]:

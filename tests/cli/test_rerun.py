@@ -316,7 +316,7 @@ def test_an_image_made_of_an_array_says_so(rerun, tmp_path, monkeypatch, tiny_we
 
 @pytest.mark.parametrize("flags", [("jpg",), ("webp", "--quality", 60), ("webp", "--quality", 100)])
 def test_images_of_other_formats_are_made_again_equal(made, rerun, run, tmp_path, tiny_weights, flags):
-    made("inpaint", "--format", *flags, "--n_samples", 1)
+    made("inpaint", "--format", *flags, "--n_samples", 1, "--prompt", "一只红色的猫 😀")
     (image,) = (tmp_path / "o/samples").iterdir()
     assert image.name == f"00000.{flags[0]}"
     found = metadata.read_record(image)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import struct
 import zlib
 
@@ -14,6 +15,7 @@ from PIL import Image
 import ldm.data.folder as folder_of_images
 from ldm.data.images import CaptionedImages, read_image
 from ldm.errors import InputError
+from ldm.training.building import build_data
 
 
 @pytest.fixture
@@ -230,3 +232,19 @@ def test_a_number_out_of_its_range_is_refused(tmp_path, params):
     (name,) = params
     with pytest.raises(InputError, match=f"^{name} .*expected"):
         CaptionedImages(str(tmp_path), **params)
+
+
+def test_every_path_of_a_configuration_may_start_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "photos").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / f"{name}.png")
+    (tmp_path / "c.csv").write_text("file_name,text\na.png,a cat\nb.png,a dog~\n")
+    params = {"path": "~/photos", "captions": "~/c.csv", "size": 8}
+    config = {"data": {"target": "ldm.data.images.CaptionedImages", "params": params}}
+    assert build_data(config, "data").captions == ["a cat", "a dog~"]
+    assert config["data"]["params"] is params and params["captions"] == "~/c.csv", "config.yaml keeps ~"
+    params["captions"] = "~/d.csv"
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path / 'd.csv'}: no such file")):
+        build_data(config, "data")

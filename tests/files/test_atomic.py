@@ -1,5 +1,6 @@
 """Files and folders are complete or absent, and what a killed process left behind is removed by the next."""
 
+import json
 import logging
 import os
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.files import atomic
+from ldm.files import atomic, cache
 from ldm.files.numbering import NumberedFiles
 
 WRITE = """
@@ -77,3 +78,24 @@ def test_names_are_bounded(tmp_path, caplog):
     assert not list(tmp_path.iterdir())
     (message,) = caplog.messages
     assert message.endswith(" and 47 more") and len(message) < 400
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_only_what_must_outlive_a_power_cut_is_flushed(tmp_path, monkeypatch, durable):
+    flushed = []
+    monkeypatch.setattr(atomic.os, "fsync", flushed.append)
+    atomic.atomic_write(tmp_path / "file", lambda path: path.write_text("new"), durable)
+    assert (tmp_path / "file").read_text() == "new" and len(flushed) == 2 * durable
+
+
+def test_findings_are_written_like_other_files(tmp_path, monkeypatch):
+    """One that cannot be written whole leaves nothing behind."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "weights").write_bytes(b"x")
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic.os, "replace", lambda *_: (_ for _ in ()).throw(OSError))
+        cache.put(tmp_path / "weights", "kind", {"a": 1})
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    cache.put(tmp_path / "weights", "kind", {"a": 2})
+    (note,) = (tmp_path / "cache/ldm/kind").iterdir()
+    assert json.loads(note.read_text())["a"] == 2 and note.suffix == ".json"

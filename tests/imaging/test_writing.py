@@ -1,7 +1,9 @@
 """Image files of every format: their pixels, their metadata as others write it, and their profile."""
 
 import io
+import json
 import struct
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -36,11 +38,25 @@ def test_the_record_comes_back(tmp_path, format):
 @settings(deadline=None, max_examples=40)
 @given(st.text(), st.sampled_from(["jpg", "webp"]))
 @example("a <b> & \"c\" </ldm:record> ]]> \x00 \ud800 \U0001f600 é\r\n", "jpg")
+@example("\x7f\x85\u2028\ufffe\uffff\U0001ffff", "jpg")
 @example("&lt;ldm:record&gt;", "webp")
 def test_every_prompt_comes_back(tmp_path_factory, prompt, format):
     path = tmp_path_factory.getbasetemp() / "prompt.image"
     path.write_bytes(encoded(RAMP[:4, :4], format, None, RECORD | {"prompt": prompt}, None))
     assert metadata.read_record(path)["prompt"] == prompt
+    (text,) = ElementTree.fromstring(metadata.xmp(RECORD | {"prompt": prompt})).itertext()
+    assert json.loads(text)["prompt"] == prompt, "as any reader of XML sees it"
+
+
+def test_a_jpeg_holds_long_prompts_of_any_script(tmp_path):
+    """The record is in UTF-8, in which a Chinese character takes 3 bytes and an escaped one would take 6."""
+    prompt = "海边灯塔上的一只红猫，" * 1900 + "😀"
+    assert 60_000 < len(prompt.encode()) < 64_000
+    record = RECORD | {"prompt": prompt}
+    assert holds("jpg", record) and prompt.encode() in metadata.xmp(record)
+    (tmp_path / "image").write_bytes(encoded(RAMP, "jpg", None, record, None))
+    assert metadata.read_record(tmp_path / "image") == record
+    assert not holds("jpg", RECORD | {"prompt": prompt + "猫" * 2000})
 
 
 @pytest.mark.parametrize("format", ["jpg", "webp"])

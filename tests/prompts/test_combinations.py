@@ -100,6 +100,17 @@ def test_bad_templates_are_named_with_their_place(folder, text, says):
         Combinations(folder).all(text)
 
 
+def test_an_error_does_not_change_what_the_next_template_gives(folder):
+    """A wildcard file that could not be read is no part of a circle afterwards."""
+    (folder / "new.txt").write_text("{broken\n")
+    combinations = Combinations(folder)
+    for _ in range(2):
+        with pytest.raises(InputError, match="'{' is never closed"):
+            combinations.all("__new__")
+    (folder / "new.txt").write_text("whole\n")
+    assert combinations.all("a __new__") == ["a whole"]
+
+
 def test_wildcards_need_a_folder(tmp_path):
     with pytest.raises(InputError, match="give the folder of the wildcard files with --wildcards DIR"):
         Combinations().all("__colour__")
