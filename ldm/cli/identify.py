@@ -49,12 +49,15 @@ def _identify(args: argparse.Namespace) -> None:
 
 def identify_all(files: Sequence[str], probe: bool, compute_digest: bool) -> list[Result]:
     """Identify every file; the failure of one does not affect the others."""
-    from ldm.checkpoint import identify
+    from ldm.checkpoint.identification import described, open_headers
+    from ldm.jobs.choosing import check_loads
 
     results: list[Result] = []
     for file in files:
         try:
-            identity = identify(file)
+            headers = open_headers(file)
+            identity = described(headers)
+            check_loads(headers, identity)
             if probe:
                 identity = _probed(identity)
             results.append((file, replace(identity, sha256=_digest(file, compute_digest))))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from ldm.checkpoint.identity import Identity
+    from ldm.checkpoint.one_file import Opened
     from ldm.models.latent_diffusion import LatentDiffusion
     from ldm.tasks.probe import Verdict
 
@@ -92,6 +93,28 @@ def own_yaml(identity: "Identity") -> Path | None:
     if not (identity.is_model or identity.kind == "unknown"):
         return None
     return yaml_beside(identity.path, by_name=config_for(identity, "eps") is not None)
+
+
+def check_loads(headers: "Opened", identity: "Identity") -> None:
+    """Raise what loading a whole model would raise of its names and shapes.
+
+    Nothing is checked of what is no model, lacks a part, or is described by no YAML.
+
+    Raises: CheckpointError, ConfigError.
+    """
+    from ldm.checkpoint.classify import config_for
+    from ldm.checkpoint.identification import is_reference, names_and_shapes
+
+    own = own_yaml(identity)
+    config = own or config_for(identity, identity.prediction or "eps")
+    if config is None or (own is None and (identity.kind == "unet" or identity.lacks)):
+        return
+    if own is None and not headers.configs and is_reference(names_and_shapes(headers), config):
+        return
+    from ldm.loading import check_fits
+
+    choice = Choice(identity, find_config(config), None if own else identity.prediction, is_given=True)
+    check_fits(choice.source(), headers)
 
 
 def check_digest(expected: str | None, checkpoint: Path) -> None:
