@@ -59,7 +59,7 @@ def read_depth(path: str | Path) -> np.ndarray:
         with np.errstate(over="ignore"):  # values beyond float32 become infinite, and so unknown
             return np.ascontiguousarray(values, np.float32)
     except (InputError, OutOfMemory, BackendUnavailable) as error:
-        if isinstance(error.__cause__, Image.UnidentifiedImageError):
+        if "not an image" in str(error):
             raise InputError(f"cannot read depth {path}: {error}, and no EXR, NPY or NPZ file") from error
         raise type(error)(f"cannot read depth {path}: {error}") from error
     except Exception as error:  # on malicious bytes, decoders raise nearly anything

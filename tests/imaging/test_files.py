@@ -350,28 +350,41 @@ def test_what_is_no_regular_file_is_not_read(tmp_path):
         open_image(tmp_path / "pipe.png")
 
 
-def deep(colour_type: int, values: np.ndarray) -> bytes:
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+def deep(colour_type: int, values: np.ndarray, interlaced: bool = False) -> bytes:
     """A PNG of 16 bits with a different filter in every row."""
-    height, width, channels = values.shape
+    height, width, _ = values.shape
+    grid = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    rows = b"".join(filtered(values[y::dy, x::dx]) for x, y, dx, dy in grid)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, int(interlaced))
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def filtered(values: np.ndarray) -> bytes:
+    _, width, channels = values.shape
     rows, before = b"", np.zeros(2 * channels * width, np.int64)
-    for y, row in enumerate(values.astype(">u2")):
+    for y, row in enumerate(values.astype(">u2") if width else ()):
         now, bpp = np.frombuffer(row.tobytes(), np.uint8).astype(np.int64), 2 * channels
         left = np.concatenate([np.zeros(bpp, np.int64), now[:-bpp]])
         corner = np.concatenate([np.zeros(bpp, np.int64), before[:-bpp]])
         guess = left + before - corner
         distances = np.abs(np.stack([guess - left, guess - before, guess - corner]))
         paeth = np.stack([left, before, corner])[distances.argmin(0), np.arange(len(now))]
-        filtered = (now - [0 * now, left, before, (left + before) // 2, paeth][y % 5]) % 256
-        rows += bytes([y % 5]) + filtered.astype(np.uint8).tobytes()
+        packed = (now - [0 * now, left, before, (left + before) // 2, paeth][y % 5]) % 256
+        rows += bytes([y % 5]) + packed.astype(np.uint8).tobytes()
         before = now
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return rows
 
 
+@pytest.mark.parametrize("size", [(11, 7), (1, 1), (3, 2), (16, 16)])
+@pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (4, 2), (6, 4)])
-def test_all_16_bits_of_a_png_in_colour_can_be_read(colour_type, channels):
-    values = np.random.default_rng(0).integers(0, 65536, (11, 7, channels), np.uint16)
-    found = files.deep_colour(deep(colour_type, values))
+def test_all_16_bits_of_a_png_in_colour_can_be_read(colour_type, channels, interlaced, size):
+    values = np.random.default_rng(0).integers(0, 65536, (*size, channels), np.uint16)
+    found = files.deep_colour(deep(colour_type, values, interlaced))
     expected = values if channels > 2 else np.dstack([values[..., :1]] * 3 + [values[..., 1:]])
     assert np.array_equal(found, expected)
     assert files.deep_colour(png_with()) is None
