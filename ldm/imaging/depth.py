@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from ldm.errors import BackendUnavailable, InputError, OutOfMemory, is_out_of_memory
+from ldm.files.reading import no_file
 from ldm.imaging.files import MAX_PIXELS, MAX_SIDE, content, decoded, deep_colour, is_deep
 from ldm.imaging.pull_push import pull_push
 
@@ -47,9 +48,9 @@ def read_depth(path: str | Path) -> np.ndarray:
         BackendUnavailable: it is an EXR file, and OpenEXR is not installed.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"cannot read depth {path}: {'a folder' if path.is_dir() else 'no such file'}")
     try:
+        if what := no_file(path):
+            raise InputError(what)
         with path.open("rb") as file:
             magic = file.read(8)
         readers = {EXR: _read_exr, NPY: _read_npy, NPZ: _read_npz}

@@ -33,6 +33,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, features
 
 from ldm.errors import InputError, OutOfMemory, is_out_of_memory
+from ldm.files.reading import no_file
 from ldm.imaging import profiles
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -75,10 +76,8 @@ def content(path: str | Path) -> bytes:
     """Return the bytes of an image file. Raises: InputError and OutOfMemory, without the path in the text."""
     path = Path(path)
     try:
-        if not path.is_file():
-            raise InputError(
-                "it is a folder" if path.is_dir() else "not a file" if path.exists() else "no such file"
-            )
+        if what := no_file(path):
+            raise InputError(what)
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"it has {path.stat().st_size / 1e9:.1f} GB; at most 1 GB is accepted")
         return path.read_bytes()
@@ -110,6 +109,8 @@ def decoded(data: bytes, name: str) -> Image.Image:
                 raise
             except Exception as without:
                 raise _diagnosed(data, without) from without
+            if b"ICC_PROFILE\0" in data or b"iCCP" in data:
+                _say("%s: its metadata are damaged and left out, with its colour profile", name)
             log.debug("%s: its metadata are damaged and left out: %s", name, _words(error))
         return _upright(image, name)
 
@@ -265,6 +266,8 @@ def _decoded(data: bytes, name: str) -> Image.Image:
         _say("%s has 16 bits per channel; the upper 8 are used", name)
         if "transparency" in image.info:  # Pillow compares this colour with the upper bits
             image.info["transparency"] = tuple(v >> 8 for v in image.info["transparency"])
+    if image.info.get("icc_profile", b"") is None:  # of a JPEG file
+        _say("%s: a part of its colour profile is missing; it is ignored", name)
     image.load()
     return image
 
@@ -453,6 +456,7 @@ def _without_metadata(data: bytes) -> bytes:
     kept, at = [JPEG], 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
         length = struct.unpack(">H", data[at + 2 : at + 4])[0]
-        kept += [] if data[at + 1] in JPEG_METADATA else [data[at : at + 2 + length]]
+        is_cut = data[at + 1] == 0xEE and length < 14  # of APP14, the colour transform stands in byte 11
+        kept += [] if is_cut or data[at + 1] in JPEG_METADATA else [data[at : at + 2 + length]]
         at += 2 + length
     return b"".join([*kept, data[at:]])

@@ -164,7 +164,7 @@ def test_a_tiff_file_of_unusual_pixels_is_named_for_what_it_is(tmp_path):
     keep = [each for each in entries if each[:2] not in (sample_format[:2], resolution[:2])][-1]
     place = data.index(keep, at)
     (tmp_path / "a.tif").write_bytes(data[:place] + sample_format + data[place + 12 :])
-    with pytest.raises(InputError, match="a TIFF file with 4 channels of 8 floating-point bits, which is not"):
+    with pytest.raises(InputError, match="a TIFF file with 4 channels of 8 floating-point bits"):
         read_depth(tmp_path / "a.tif")
 
 

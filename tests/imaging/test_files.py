@@ -346,7 +346,7 @@ def test_what_the_file_system_says_is_repeated(tmp_path, monkeypatch):
 
 def test_what_is_no_regular_file_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(InputError, match="not a file"):
+    with pytest.raises(InputError, match="it is a pipe, not a file"):
         open_image(tmp_path / "pipe.png")
 
 
@@ -388,3 +388,28 @@ def test_all_16_bits_of_a_png_in_colour_can_be_read(colour_type, channels, inter
     expected = values if channels > 2 else np.dstack([values[..., :1]] * 3 + [values[..., 1:]])
     assert np.array_equal(found, expected)
     assert files.deep_colour(png_with()) is None
+
+
+def jpeg_with(marker: int, content: bytes) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(CORNERS).save(file, "JPEG")
+    part = bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+    return file.getvalue()[:2] + part + file.getvalue()[2:]
+
+
+@pytest.mark.parametrize("content", [b"", b"Adobe", b"Adobe\0", b"Adobe\0d\0\0\0\0"])
+def test_a_cut_colour_transform_of_a_jpeg_costs_nothing_else(tmp_path, content):
+    (tmp_path / "a.jpg").write_bytes(jpeg_with(0xEE, content))
+    assert open_image(tmp_path / "a.jpg").size == CORNERS.shape[1::-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"\x01\x02half", "is missing; it is ignored"), (b"\x02\x02half", "is missing; it is ignored"),
+     (b"", "left out, with its colour profile")],
+)  # fmt: skip
+def test_a_profile_of_which_a_part_is_missing_is_said_to_be(tmp_path, content, words, caplog):
+    caplog.set_level(logging.INFO, "ldm")
+    (tmp_path / "a.jpg").write_bytes(jpeg_with(0xE2, b"ICC_PROFILE\0" + content))
+    open_image(tmp_path / "a.jpg")
+    assert len(caplog.records) == 1 and caplog.messages[0].endswith(words)
