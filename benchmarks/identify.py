@@ -78,7 +78,7 @@ def seconds(path: Path) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--limit", type=float, default=2.0, help="seconds a median may take")
+    parser.add_argument("--limit", type=float, default=10.0, help="seconds a median may take")
     args = parser.parse_args()
     slow = False
     with tempfile.TemporaryDirectory() as folder:

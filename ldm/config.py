@@ -13,11 +13,12 @@ import logging
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.errors import BackendUnavailable, ConfigError, is_out_of_memory, nearest
+from ldm.files.reading import no_file
 from ldm.published_names import IGNORED_PARAMS, PUBLISHED
 from ldm.yaml_file import parse_yaml, read_yaml
 
@@ -58,6 +59,8 @@ def find_config(path: str | Path) -> Path:
     for place in places:
         if place.is_file():
             return place
+    if given.exists():
+        raise ConfigError(f"{path}: {no_file(given)}; expected a YAML file")
     shipped = [str(Path("configs") / name) for name in _shipped_configs()]
     raise ConfigError(f"{path}: there is no such file{nearest(str(path), shipped)}")
 
@@ -403,12 +406,12 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, bool)
     if hint in (int, float):
         return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
-    if hint is str:
+    if hint in (str, Path):
         return isinstance(value, str)
     kind = origin or hint
     if kind in (dict, Mapping):
         return isinstance(value, dict)
-    if kind in (list, tuple, Sequence):
+    if kind in (list, tuple, Sequence, Iterable):
         item = arguments[0] if arguments else Any
         return isinstance(value, list) and all(_fits(v, item) for v in value)
     return True

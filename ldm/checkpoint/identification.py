@@ -1,12 +1,15 @@
 """Say what a file or folder is without reading its weights: in well under a second, without torch."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from ldm.checkpoint.classify import CONFIGS, TEXT_TO_IMAGE_2, classify, of_no_part
+from ldm.checkpoint.classify import CONFIGS, SCHEDULE, TEXT_TO_IMAGE_2, classify, of_no_part
 from ldm.checkpoint.delta import base_of, completed
 from ldm.checkpoint.header import read_header
 from ldm.checkpoint.identity import Identity
+from ldm.checkpoint.one_file import Opened
+from ldm.checkpoint.parts import EMA
 from ldm.checkpoint.sniff import Container, shown, sniff
 from ldm.checkpoint.stored import Stored
 from ldm.config import find_weights
@@ -19,6 +22,19 @@ CONTAINERS = {
     Container.PICKLE: "torch, before 1.6",
     Container.FOLDER: "folder",
 }
+# YAML -> digest of the names and shapes in an LDM file (`is_reference`)
+REFERENCES = {
+    "v1-inference": "26f78cf1a71c42ba",
+    "v2-inference": "bc47122f775f154f",
+    "v2-inference-v": "bc47122f775f154f",
+    "v2-inpainting-inference": "529296e2b701c48e",
+    "v2-midas-inference": "aa9f49e67e99e935",
+    "x4-upscaling": "01ef9e03b8be72f7",
+    "v2-1-stable-unclip-h-inference": "c83ea7ab2dc41470",
+    "v2-1-stable-unclip-l-inference": "a46273e76b0d716b",
+    "cldm_v15": "58c777a835257cd7",
+    "cldm_v21": "e8eae688adbaf088",
+}
 SHIPPED_CONFIGS = {*CONFIGS.values(), *TEXT_TO_IMAGE_2.values()}
 
 
@@ -26,7 +42,15 @@ def identify(path: str | Path) -> Identity:
     """Return what a .ckpt, .pt, .bin or .safetensors file or a diffusers folder holds.
 
     Raises:
-        CheckpointError: as loading does, but for NaN and infinite weights, which only reading them shows.
+        CheckpointError: the file or folder cannot be read; see also `ldm.jobs.choosing.check_loads`.
+    """
+    return described(open_headers(path))
+
+
+def open_headers(path: str | Path) -> Opened:
+    """Open weights as `open_weights` does, but with names, dtypes and shapes (`Stored`) in place of tensors.
+
+    Raises: CheckpointError, as opening the weights does.
     """
     path = find_weights(path)
     with reading(path):
@@ -35,29 +59,55 @@ def identify(path: str | Path) -> Identity:
             from ldm.checkpoint.folder import open_folder
 
             opened = open_folder(path, read=read_header)
-            shapes = {
-                f"{part}/{name}" if part else name: x
-                for part, tensors in opened.parts.items()
-                for name, x in tensors.items()
-            }
-            metadata, configs, files = opened.metadata, opened.configs, opened.files
         else:
-            (shapes, metadata, files), configs = _header(path, container), {}
-    if not shapes:
+            shapes, metadata, files = _header(path, container)
+            opened = Opened(path, container, {"": shapes}, {}, metadata, files)
+    if not any(opened.parts.values()):
         raise NotACheckpointError(f"{path}: holds no weights; give a .ckpt or .safetensors file")
-    identity = classify(shapes, metadata, configs)
+    return opened
+
+
+def described(opened: Opened) -> Identity:
+    """Return what the headers of a file or folder say that it is."""
+    path, metadata = opened.path, opened.metadata
+    shapes = names_and_shapes(opened)
+    identity = classify(shapes, metadata, opened.configs)
     config = metadata.get("sd.config")
     return replace(
         identity,
         config=config if config in SHIPPED_CONFIGS else identity.config,
         notes=[
             *_notes_on_training(path, identity), *identity.notes, *_note_on_foreign(shapes),
-            *_notes(identity, metadata), *_note_on_base(container, files),
+            *_notes(identity, metadata), *_note_on_base(opened.container, opened.files),
         ],
         path=str(path),
-        container=CONTAINERS[container],
-        bytes=sum(file.stat().st_size for file in files),
+        container=CONTAINERS[opened.container],
+        bytes=sum(file.stat().st_size for file in opened.files),
     )
+
+
+def names_and_shapes(opened: Opened) -> dict[str, Stored]:
+    """Return all tensors of opened headers; those of a diffusers folder as PART/NAME."""
+    return {
+        f"{part}/{name}" if part else name: x
+        for part, tensors in opened.parts.items()
+        for name, x in tensors.items()
+    }
+
+
+def is_reference(shapes: dict[str, Stored], config: str) -> bool:
+    """Tell, without torch, whether these are the names and shapes of the reference model of a YAML.
+
+    EMA weights next to raw ones and the noise schedule do not count. False says nothing: a model may lack
+    tensors that nothing needs, or have further ones.
+    """
+    lines = sorted(
+        f"{name} {x.shape} {'float' in x.dtype}"
+        for name, x in shapes.items()
+        if not SCHEDULE.fullmatch(name) and not name.startswith(EMA)
+    )
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return digest == REFERENCES.get(Path(config).stem)
 
 
 def _header(path: Path, container: Container) -> tuple[dict[str, Stored], dict[str, str], list[Path]]:

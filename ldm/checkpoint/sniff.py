@@ -14,6 +14,7 @@ from ldm.errors import (
     NotACheckpointError,
     UnsafeCheckpointError,
 )
+from ldm.files.reading import no_file
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +64,10 @@ def sniff(path: Path) -> Container:
     """
     if path.is_dir():
         return Container.FOLDER
-    if not path.exists():
-        raise CheckpointError(
-            f"{path}: there is no such file or folder; give a .ckpt or .safetensors file, or "
-            "a diffusers folder"
-        )
-    if not path.is_file():
-        raise NotACheckpointError(f"{path}: is not a regular file; give a .ckpt or .safetensors file")
+    if what := no_file(path):
+        is_there = path.exists()
+        kind, what = (NotACheckpointError, what) if is_there else (CheckpointError, f"{what} or folder")
+        raise kind(f"{path}: {what}; give a .ckpt or .safetensors file, or a diffusers folder")
     try:
         with path.open("rb") as file:
             head = file.read(1024)

@@ -93,9 +93,13 @@ def _check_target(path: Path, sources: Iterable[str | Path]) -> None:
 
 
 def _check_space(path: Path, needed: int) -> None:
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise OSError(errno.ENOSPC, f"disk full: {needed} bytes are needed and {free} are free", str(path))
+    disk = shutil.disk_usage(path.parent)
+    if not disk.total:
+        raise InputError(f"{path}: {path.parent} is on no disk; write to another folder")
+    if needed > disk.free:
+        raise OSError(
+            errno.ENOSPC, f"disk full: {needed} bytes are needed and {disk.free} are free", str(path)
+        )
 
 
 def _header(entries: list[Entry], ordered: list[Entry], metadata: dict[str, str]) -> bytes:

@@ -49,12 +49,15 @@ def _identify(args: argparse.Namespace) -> None:
 
 def identify_all(files: Sequence[str], probe: bool, compute_digest: bool) -> list[Result]:
     """Identify every file; the failure of one does not affect the others."""
-    from ldm.checkpoint import identify
+    from ldm.checkpoint.identification import described, open_headers
+    from ldm.jobs.choosing import check_loads
 
     results: list[Result] = []
     for file in files:
         try:
-            identity = identify(file)
+            headers = open_headers(file)
+            identity = described(headers)
+            check_loads(headers, identity)
             if probe:
                 identity = _probed(identity)
             results.append((file, replace(identity, sha256=_digest(file, compute_digest))))
@@ -207,8 +210,6 @@ def _probed(identity: "Identity") -> "Identity":
         return identity
     verdict = cached_verdict(Path(identity.path))
     if verdict is None:
-        import torch
-
         from ldm.config import find_config
         from ldm.loading import load_model
 
@@ -218,7 +219,7 @@ def _probed(identity: "Identity") -> "Identity":
             note = "it was not probed: no included configuration describes it"
             return replace(identity, notes=[*identity.notes, note])
         model = load_model(find_config(config), identity.path, dtype="float32")
-        verdict = probe(model, Path(identity.path), torch.float32)
+        verdict = probe(model, Path(identity.path))
     if verdict.prediction is None:
         agreements = f"{verdict.agreement_eps:.2f} with eps, {verdict.agreement_v:.2f} with v"
         note = f"one UNet evaluation did not tell eps from v ({agreements})"

@@ -1,6 +1,6 @@
 """Progress bars: tqdm on stderr.
 
-If stderr is not a terminal, the outer bar is redrawn only every ten seconds and the inner one is left out.
+If stderr is not a terminal, one bar counts the steps of all batches and is redrawn only every ten seconds.
 """
 
 import sys
@@ -45,7 +45,7 @@ def _tqdm(items: Iterable[T] | None, total: int, what: str, *, quiet: bool, inne
         desc=what,
         total=total,
         leave=not inner,
-        disable=quiet or (inner and not on_terminal),
+        disable=quiet,
         mininterval=0.1 if on_terminal else 10.0,
         dynamic_ncols=True,
         position=1 if inner else 0,
@@ -60,30 +60,41 @@ class Bars(Watch):
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self._total = 0
+        self._total = self._done = 0
+        self._in_each = 1       # what the bar counts in a batch: steps, or the batch itself
         self._batches: Any = None
 
     def loading(self) -> AbstractContextManager[Callable[[int, int], None]]:
         return byte_bar("loading", quiet=self.quiet or not sys.stderr.isatty())
 
     def batches(self, batches: Iterable[T], total: int) -> Iterator[T]:
-        self._total, self._batches = total, None
+        self._total, self._done, self._batches = total, 0, None
         try:
             for batch in batches:
-                self._show()
+                self._show(1)
                 yield batch
-                self._batches.update()
+                self._done += 1
+                self._batches.update(self._done * self._in_each - self._batches.n)
         finally:
             if self._batches is not None:
                 self._batches.close()
 
     def steps(self, steps: Iterable[T], total: int, what: str) -> Iterator[T]:
-        self._show()
-        return bar(steps, total, what, quiet=self.quiet, inner=True)
+        on_terminal = sys.stderr.isatty()
+        self._show(1 if on_terminal else total)
+        return bar(steps, total, what, quiet=self.quiet, inner=True) if on_terminal else self._counted(steps)
 
-    def _show(self) -> None:
+    def _counted(self, steps: Iterable[T]) -> Iterator[T]:
+        for step in steps:
+            yield step
+            if self._batches.n < (self._done + 1) * self._in_each:     # some tasks take steps of two sizes
+                self._batches.update()
+
+    def _show(self, in_each: int) -> None:
         if self._batches is None:
-            self._batches = _tqdm(None, self._total, "batches", quiet=self.quiet)
+            self._in_each = in_each
+            what = "batches" if in_each == 1 else "steps"
+            self._batches = _tqdm(None, self._total * in_each, what, quiet=self.quiet)
 
 
 @contextmanager

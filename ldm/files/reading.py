@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,22 @@ OF_THE_MACHINE = tuple(
     if hasattr(errno, name)
 )  # fmt: skip
 ADVICE = "free some, raise its limit, or read the file on a machine with more"
+
+
+def no_file(path: str | os.PathLike[str]) -> str | None:
+    """Return what `path` is in place of a regular file, in a few words; None if it is one. Nothing is opened.
+
+    Raises: OSError, if the file system does not say.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "there is no such file"
+    if stat.S_ISREG(mode):
+        return None
+    kinds = ((stat.S_ISDIR, "it is a folder"), (stat.S_ISFIFO, "it is a pipe, not a file"),
+             (stat.S_ISSOCK, "it is a socket, not a file"))  # fmt: skip
+    return next((words for is_kind, words in kinds if is_kind(mode)), "it is a device, not a file")
 
 
 @contextmanager

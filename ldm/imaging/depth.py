@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from ldm.errors import BackendUnavailable, InputError, OutOfMemory, is_out_of_memory
+from ldm.files.reading import no_file
 from ldm.imaging.files import MAX_PIXELS, check_size, content, decoded, deep_colour, is_deep
 from ldm.imaging.pull_push import pull_push
 
@@ -47,9 +48,9 @@ def read_depth(path: str | Path) -> np.ndarray:
         BackendUnavailable: it is an EXR file, and OpenEXR is not installed.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"cannot read depth {path}: {'a folder' if path.is_dir() else 'no such file'}")
     try:
+        if what := no_file(path):
+            raise InputError(what)
         with path.open("rb") as file:
             magic = file.read(8)
         readers = {EXR: _read_exr, NPY: _read_npy, NPZ: _read_npz}
@@ -59,7 +60,7 @@ def read_depth(path: str | Path) -> np.ndarray:
         with np.errstate(over="ignore"):  # values beyond float32 become infinite, and so unknown
             return np.ascontiguousarray(values, np.float32)
     except (InputError, OutOfMemory, BackendUnavailable) as error:
-        if isinstance(error.__cause__, Image.UnidentifiedImageError):
+        if "not an image" in str(error):
             raise InputError(f"cannot read depth {path}: {error}, and no EXR, NPY or NPZ file") from error
         raise type(error)(f"cannot read depth {path}: {error}") from error
     except Exception as error:  # on malicious bytes, decoders raise nearly anything

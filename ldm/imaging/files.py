@@ -30,9 +30,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, features
+from PIL import Image, TiffImagePlugin, features
 
 from ldm.errors import InputError, OutOfMemory, is_out_of_memory
+from ldm.files.reading import no_file
 from ldm.imaging import profiles
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -75,10 +76,8 @@ def content(path: str | Path) -> bytes:
     """Return the bytes of an image file. Raises: InputError and OutOfMemory, without the path in the text."""
     path = Path(path)
     try:
-        if not path.is_file():
-            raise InputError(
-                "it is a folder" if path.is_dir() else "not a file" if path.exists() else "no such file"
-            )
+        if what := no_file(path):
+            raise InputError(what)
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"it has {path.stat().st_size / 1e9:.1f} GB; at most 1 GB is accepted")
         return path.read_bytes()
@@ -110,6 +109,8 @@ def decoded(data: bytes, name: str) -> Image.Image:
                 raise
             except Exception as without:
                 raise _diagnosed(data, without) from without
+            if b"ICC_PROFILE\0" in data or b"iCCP" in data:
+                _say("%s: its metadata are damaged and left out, with its colour profile", name)
             log.debug("%s: its metadata are damaged and left out: %s", name, _words(error))
         return _upright(image, name)
 
@@ -167,14 +168,15 @@ def deep_colour(data: bytes) -> np.ndarray | None:
         return None
     width, height, interlaced = *struct.unpack(">II", data[16:24]), data[28]
     check_size(width, height)
-    if interlaced:
-        raise InputError("it is interlaced, with 16 bits in colour; save it without interlacing")
-    row = 1 + 2 * width * {2: 3, 4: 2, 6: 4}[data[25]]
+    size = 2 * {2: 3, 4: 2, 6: 4}[data[25]]
+    shapes = [(h, 1 + size * w) for w, h in _passes(width, height, bool(interlaced))]
     parts = _png_parts(data)
     try:
         packed = b"".join(part[8:-4] for kind, part in parts if kind == b"IDAT")
-        unpacked = zlib.decompressobj().decompress(packed, row * height)
-        rows = np.frombuffer(unpacked, np.uint8).reshape(height, row)
+        total = sum(h * row for h, row in shapes)
+        unpacked = np.frombuffer(zlib.decompressobj().decompress(packed, total), np.uint8)
+        ends = np.cumsum([h * row for h, row in shapes])[:-1]
+        passes = [part.reshape(shape) for part, shape in zip(np.split(unpacked, ends), shapes, strict=True)]
     except (zlib.error, ValueError) as error:
         why = "it ends too early; is the file complete?" if _is_cut(data, "") else "its pixels are damaged"
         raise InputError(why) from error
@@ -182,10 +184,22 @@ def deep_colour(data: bytes) -> np.ndarray | None:
     exif = b"".join(part for kind, part in parts if kind == b"eXIf")
     mode, halves = "RGB" if data[25] == 2 else "RGBA", []
     for first in (1, 2):  # the upper byte of a sample, the lower
-        half = zlib.compress(np.concatenate([rows[:, :1], rows[:, first::2]], axis=1).tobytes(), 1)
-        whole = PNG + _chunk(b"IHDR", header) + exif + _chunk(b"IDAT", half) + _chunk(b"IEND", b"")
+        half = b"".join(
+            np.concatenate([rows[:, :1], rows[:, first::2]], axis=1).tobytes() for rows in passes
+        )
+        pixels = _chunk(b"IDAT", zlib.compress(half, 1))
+        whole = PNG + _chunk(b"IHDR", header) + exif + pixels + _chunk(b"IEND", b"")
         halves.append(np.asarray(decoded(whole, "").convert(mode)).astype(np.uint16))
     return 256 * halves[0] + halves[1]
+
+
+def _passes(width: int, height: int, interlaced: bool) -> list[tuple[int, int]]:
+    """Return width and height of the images whose rows follow each other in a PNG file; 7 if interlaced."""
+    if not interlaced:
+        return [(width, height)]
+    grid = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    sizes = [(-((x - width) // dx), -((y - height) // dy)) for x, y, dx, dy in grid]
+    return [(w, h) for w, h in sizes if w > 0 and h > 0]
 
 
 def is_deep(data: bytes) -> bool:
@@ -252,6 +266,8 @@ def _decoded(data: bytes, name: str) -> Image.Image:
         _say("%s has 16 bits per channel; the upper 8 are used", name)
         if "transparency" in image.info:  # Pillow compares this colour with the upper bits
             image.info["transparency"] = tuple(v >> 8 for v in image.info["transparency"])
+    if image.info.get("icc_profile", b"") is None:  # of a JPEG file
+        _say("%s: a part of its colour profile is missing; it is ignored", name)
     image.load()
     return image
 
@@ -369,6 +385,8 @@ def _diagnosed(data: bytes, error: Exception) -> InputError | OutOfMemory:
         return InputError(f"it is larger than {MAX_PIXELS // 10**6} megapixels: make it smaller first")
     if _is_cut(data, words):
         return InputError("it ends too early; is the file complete?")
+    if isinstance(error, Image.UnidentifiedImageError) and (kind := _tiff_kind(data)):
+        return InputError(f"it is a TIFF file with {kind}, which is not supported; save it with one channel")
     if isinstance(error, Image.UnidentifiedImageError):
         return InputError(f"not an image in a known format ({', '.join(FORMATS)})")
     try:
@@ -395,6 +413,20 @@ def _is_cut(data: bytes, words: str) -> bool:
         order = "<I" if data[:2] == b"II" else ">I"
         return struct.unpack(order, data[4:8])[0] >= len(data) or "truncated" in words
     return any(word in words.lower() for word in ("truncated", "premature", "end of file", "not enough"))
+
+
+def _tiff_kind(data: bytes) -> str | None:
+    """Return how the pixels of a TIFF file are stored; None if it is another file, or a damaged one."""
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+        file = io.BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+        channels, (bits, *_), (kind, *_) = tags.get(277, 1), tags.get(258, (1,)), tags.get(339, (1,))
+    except Exception:  # it is damaged, or no TIFF file
+        return None
+    of = {2: " signed", 3: " floating-point"}.get(kind, "")
+    return f"{channels} channel{'s' if channels > 1 else ''} of {bits}{of} bits"
 
 
 def _words(error: object) -> str:
@@ -425,6 +457,7 @@ def _without_metadata(data: bytes) -> bytes:
     kept, at = [JPEG], 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
         length = struct.unpack(">H", data[at + 2 : at + 4])[0]
-        kept += [] if data[at + 1] in JPEG_METADATA else [data[at : at + 2 + length]]
+        is_cut = data[at + 1] == 0xEE and length < 14  # of APP14, the colour transform stands in byte 11
+        kept += [] if is_cut or data[at + 1] in JPEG_METADATA else [data[at : at + 2 + length]]
         at += 2 + length
     return b"".join([*kept, data[at:]])

@@ -21,6 +21,7 @@ from xml.sax.saxutils import escape, unescape
 from PIL import Image, PngImagePlugin
 
 from ldm.errors import InputError
+from ldm.files.reading import no_file
 
 # The web UI's names of samplers and schedules; others keep our name.
 SAMPLER_LABELS = {
@@ -100,8 +101,8 @@ BROKEN = (OSError, KeyError, ValueError, RecursionError, SyntaxError, Image.Deco
 
 def read_record(path: str | Path) -> dict[str, Any]:
     """Return the JSON record of an image file. Raises: InputError when the file has none."""
-    if not Path(path).is_file():
-        raise InputError(f"{path}: there is no such file; expected an image file of this toolkit")
+    if what := no_file(path):
+        raise InputError(f"{path}: {what}; expected an image file of this toolkit")
     try:
         with warnings.catch_warnings(), Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
             warnings.simplefilter("ignore")  # of other metadata that are damaged

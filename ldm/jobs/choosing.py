@@ -15,9 +15,8 @@ from ldm.errors import CheckpointError, InputError, WrongModelError
 from ldm.requests import NAMES, Request, find
 
 if TYPE_CHECKING:
-    import torch
-
     from ldm.checkpoint.identity import Identity
+    from ldm.checkpoint.one_file import Opened
     from ldm.models.latent_diffusion import LatentDiffusion
     from ldm.tasks.probe import Verdict
 
@@ -92,6 +91,28 @@ def own_yaml(identity: "Identity") -> Path | None:
     if not (identity.is_model or identity.kind == "unknown"):
         return None
     return yaml_beside(identity.path, by_name=config_for(identity, "eps") is not None)
+
+
+def check_loads(headers: "Opened", identity: "Identity") -> None:
+    """Raise what loading a whole model would raise of its names and shapes.
+
+    Nothing is checked of what is no model, lacks a part, or is described by no YAML.
+
+    Raises: CheckpointError, ConfigError.
+    """
+    from ldm.checkpoint.classify import config_for
+    from ldm.checkpoint.identification import is_reference, names_and_shapes
+
+    own = own_yaml(identity)
+    config = own or config_for(identity, identity.prediction or "eps")
+    if config is None or (own is None and (identity.kind == "unet" or identity.lacks)):
+        return
+    if own is None and not headers.configs and is_reference(names_and_shapes(headers), config):
+        return
+    from ldm.loading import check_fits
+
+    choice = Choice(identity, find_config(config), None if own else identity.prediction, is_given=True)
+    check_fits(choice.source(), headers)
 
 
 def check_digest(expected: str | None, checkpoint: Path) -> None:
@@ -173,29 +194,27 @@ def with_verdict(verdict: "Verdict", identity: "Identity") -> "Identity":
     return replace(found, config=config_for(found))
 
 
-def probe(model: "LatentDiffusion", checkpoint: Path, dtype: "torch.dtype") -> "Verdict":
+def probe(model: "LatentDiffusion", checkpoint: Path) -> "Verdict":
     """Return what the UNet predicts, from the cache or by one evaluation."""
     verdict = cached_verdict(checkpoint)
     if verdict is None:
         from ldm.files import cache
         from ldm.tasks.probe import METHOD, probe_prediction
 
-        verdict = probe_prediction(model, dtype)
+        verdict = probe_prediction(model)
         note = {"agreement_eps": verdict.agreement_eps, "agreement_v": verdict.agreement_v}
         cache.put(checkpoint, CACHED, note | {"prediction": verdict.prediction, "method": METHOD})
     return verdict
 
 
-def confirm_prediction(
-    choice: Choice, model: "LatentDiffusion", request: Request, dtype: "torch.dtype"
-) -> Choice:
+def confirm_prediction(choice: Choice, model: "LatentDiffusion", request: Request) -> Choice:
     """Compare what the loaded model predicts with what was asked for; log which YAML and prediction it is.
 
     Raises:
         WrongModelError: the UNet predicts something else than --config or --prediction say.
         InputError: it may be either, and the user has not said which.
     """
-    choice, reason = _confirmed(choice, model, request, dtype)
+    choice, reason = _confirmed(choice, model, request)
     if choice.is_own:
         log.info("config: %s, which is next to the file", choice.config.name)
     elif not choice.is_given:
@@ -205,16 +224,14 @@ def confirm_prediction(
     return choice
 
 
-def _confirmed(
-    choice: Choice, model: "LatentDiffusion", request: Request, dtype: "torch.dtype"
-) -> tuple[Choice, str | None]:
+def _confirmed(choice: Choice, model: "LatentDiffusion", request: Request) -> tuple[Choice, str | None]:
     """Return the choice, and the source of its prediction type."""
     identity = choice.identity
     if identity.prediction_source in SAID_BY:
         return choice, SAID_BY[identity.prediction_source]
     if model.parameterization not in ("eps", "v"):
         return choice, None
-    verdict = probe(model, Path(identity.path), dtype)
+    verdict = probe(model, Path(identity.path))
     if verdict.prediction is None:
         return choice, _undecided(choice, request)
     if choice.is_given:

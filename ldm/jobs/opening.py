@@ -98,10 +98,15 @@ def _open(request: Request, watch: Watch, any_kind: bool, controls: ControlFiles
 
     import torch
 
+    from ldm.checkpoint.sniff import sniff
     from ldm.devices import resolve_device
     from ldm.files.digest import sha256_in_background
     from ldm.loading import load_model, load_part
 
+    others = {"vae": request.vae, "depth": getattr(request, "depth_ckpt", None)}
+    others = {part: find_weights(path) for part, path in others.items() if path is not None}
+    for path in others.values():
+        sniff(path)                 # which refuses what is no weights, before the model is loaded
     device = resolve_device(request.device)
     dtype = _dtype(request, device)
     sha256 = sha256_in_background(checkpoint)
@@ -112,13 +117,11 @@ def _open(request: Request, watch: Watch, any_kind: bool, controls: ControlFiles
             allow_nonfinite=request.allow_nonfinite, progress=progress,
             check=None if any_kind else partial(check_request, request, checkpoint, controls),
         )  # fmt: skip
-    others = {"vae": request.vae, "depth": getattr(request, "depth_ckpt", None)}
-    others = {part: find_weights(path) for part, path in others.items() if path is not None}
     replaced = {part: (path, sha256_in_background(path)) for part, path in others.items()}
     if (vae := others.get("vae")) is not None:
         load_part(model, vae, "first_stage_model", allow_nonfinite=request.allow_nonfinite)
     if choice is not None:
-        choice = confirm_prediction(choice, model, request, dtype)
+        choice = confirm_prediction(choice, model, request)
         config = choice.config
     else:
         size = model.native_size

@@ -8,6 +8,7 @@ conversion stays mapped from the file. So the peak memory is the model's weights
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ldm.config import instantiate, plain, read_config
 from ldm.devices import on_meta, resolve_device, resolve_dtype
 from ldm.errors import ConfigError, WrongModelError
 from ldm.loading.fill import Progress, fill_in, initialise_new, zero_pad_inputs
-from ldm.loading.match import as_named_by, check_scale, file_content, match_keys, refusal
+from ldm.loading.match import KeyMatch, as_named_by, check_scale, file_content, match_keys, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -66,34 +67,14 @@ def load_model(
     started = time.perf_counter()
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
-    source = str(config) if isinstance(config, (str, Path)) else "the configuration"
-    node = read_config(config) if isinstance(config, (str, Path)) else plain(config)
-    defaults, knows = node.get("defaults") or {}, node.get("knows")
-    if "target" not in node:
-        if "model" not in node:
-            raise ConfigError(f"{source}: has no 'model' node; expected model: {{target, params}}")
-        node = node["model"]
-    with on_meta():
-        model = instantiate(node, path=f"{source}: model")
-    model.defaults, model.knows = defaults, knows
+    file = Path(checkpoint)
+    model, source, params = _built(config)
     if check is not None:
         check(model)
-    file = Path(checkpoint)
     opened = open_weights(file)
-    _check_prediction(model, opened, source)
-    if opened.configs:
-        from ldm.loading.stated import check_folder
-
-        check_folder(opened, node.get("params") or {}, source)
-    mark = opened.metadata.get("sd.weights")
     has_zero_snr = opened.configs.get("scheduler", {}).get("rescale_betas_zero_snr") is True
-    tensors = as_named_by(model, to_ldm_names(opened))
+    tensors, keys = _fitted(model, opened, source, params, weights)
     del opened                      # so that each tensor is freed once it is converted
-    _choose_ema(model, tensors, weights, mark, file)
-    _drop_absent_parts(model, tensors, file)
-    keys = match_keys(model, tensors)
-    if not keys.is_good:
-        raise WrongModelError(refusal(keys, model, tensors, file, source))
     keys.log_foreign(file)
     check_scale(tensors, model, source, file.name)
     _warn_of_another_schedule(model, tensors, has_zero_snr, file)
@@ -104,6 +85,60 @@ def load_model(
         file.name, time.perf_counter() - started, len(keys.matched), kept / 1e9, dtype, device,
     )
     return model
+
+
+def check_fits(config: Any, headers: Opened) -> None:
+    """Raise what `load_model` would raise of the names, shapes and labels of a file; its values are not read.
+
+    Args:
+        config: as for `load_model`.
+        headers: what `ldm.checkpoint.identification.open_headers` returns.
+
+    Raises: WrongModelError, ConfigError, CheckpointError.
+    """
+    with torch.device("meta"):
+        parts = {
+            part: {
+                name: torch.empty(x.shape, dtype=getattr(torch, x.dtype, torch.float32))
+                for name, x in group.items()
+            }
+            for part, group in headers.parts.items()
+        }
+    model, source, params = _built(config)
+    _fitted(model, replace(headers, parts=parts), source, params, "auto")
+
+
+def _built(config: Any) -> tuple[nn.Module, str, dict[str, Any]]:
+    """Return the model of a configuration on the meta device, what to call that, and the model's `params`."""
+    source = str(config) if isinstance(config, (str, Path)) else "the configuration"
+    node = read_config(config) if isinstance(config, (str, Path)) else plain(config)
+    defaults, knows = node.get("defaults") or {}, node.get("knows")
+    if "target" not in node:
+        if "model" not in node:
+            raise ConfigError(f"{source}: has no 'model' node; expected model: {{target, params}}")
+        node = node["model"]
+    with on_meta():
+        model = instantiate(node, path=f"{source}: model")
+    model.defaults, model.knows = defaults, knows
+    return model, source, node.get("params") or {}
+
+
+def _fitted(
+    model: nn.Module, opened: Opened, source: str, params: dict[str, Any], weights: str
+) -> tuple[dict[str, Tensor], KeyMatch]:
+    """Return the tensors of a file by the names of `model`, and how they match. Raises: WrongModelError."""
+    _check_prediction(model, opened, source)
+    if opened.configs:
+        from ldm.loading.stated import check_folder
+
+        check_folder(opened, params, source)
+    tensors = as_named_by(model, to_ldm_names(opened))
+    _choose_ema(model, tensors, weights, opened.metadata.get("sd.weights"), opened.path)
+    _drop_absent_parts(model, tensors, opened.path)
+    keys = match_keys(model, tensors)
+    if not keys.is_good:
+        raise WrongModelError(refusal(keys, model, tensors, opened.path, source))
+    return tensors, keys
 
 
 def load_part(

@@ -5,6 +5,7 @@ runs with other numbers than it was trained with makes poor images, so a contrad
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +33,10 @@ CHECKED: dict[str, tuple[Callable[[dict[str, Any]], Json], tuple[str, ...]]] = {
     "vae": (ours.vae, ("_class_name", "scaling_factor", "latent_channels", "norm_num_groups", *LATER)),
     "text_encoder": (ours.text_encoder, ("num_attention_heads", "hidden_act", "num_hidden_layers")),
 }
+# pipelines that run SD 1.x and 2.x, under the names that diffusers has and had
+OF_SD = re.compile(
+    r"(Flax|Onnx)?(Stable(Diffusion(?!XL|3)|UnCLIP)|LatentConsistency|(Alt|Cycle)Diffusion|AnimateDiff(?!SDXL))"
+)
 CAPPED = "squaredcos_cap_v2"        # a schedule that beta_start and beta_end do not change
 TOLERANCE = 1e-4                    # of a number; JSON files have them in full
 
@@ -42,6 +47,12 @@ def check_folder(opened: Opened, params: dict[str, Any], source: str) -> None:
     Raises:
         WrongModelError: the folder has other numbers; the text has both.
     """
+    index = str(opened.configs.get("model_index", {}).get("_class_name", "StableDiffusionPipeline"))
+    if not OF_SD.match(index):
+        raise WrongModelError(
+            f"{opened.path / 'model_index.json'} says {shown(index[:100])}, and {source} is for a Stable "
+            "Diffusion 1.x or 2.x model; give another folder, or correct whichever is wrong"
+        )
     for part, (describe, keys) in CHECKED.items():
         said = opened.configs.get(part)
         if said is None:

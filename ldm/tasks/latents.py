@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import InputError, Stopped
-from ldm.files.reading import reading
+from ldm.files.reading import no_file, reading
 from ldm.samplers.base import Noise
 from ldm.samplers.loop import KeyedNoise
 from ldm.tasks.noise import BatchNoise, NoiseSource
@@ -116,8 +116,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
     path = Path(path)
     with reading(path):
-        if not path.is_file():
-            what = "this is a folder" if path.is_dir() else "there is no such file"
+        if what := no_file(path):
             raise InputError(
                 f"--latents {path}: {what}; expected a .safetensors file, of a stopped run or --save-latents"
             )

@@ -13,6 +13,8 @@ The images, smooth colours with discs, go through the model's own autoencoder: o
 image's even a good network fails (agreement of the demo model: 0.3 instead of 0.8).
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,9 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.diffusion.cond import Cond
-from ldm.errors import BadImageError
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.networks import are_finite, networks_of
+from ldm.networks import HALVES, are_finite
 
 METHOD = 1  # to be raised with every change that may give other verdicts
 TIMES = (400, 500, 600)  # of 1000; both noise and image matter there
@@ -47,12 +48,13 @@ class Verdict:
 
 
 @torch.no_grad()
-def probe_prediction(model: LatentDiffusion, dtype: torch.dtype = torch.float32) -> Verdict:
+def probe_prediction(model: LatentDiffusion) -> Verdict:
     """Run the network once on noisy images and see what comes out; no random state but its own is touched.
+
+    It computes in float32, whatever dtype the weights have and the run will compute in.
 
     Args:
         model: loaded, with an autoencoder; models of every task have their further inputs filled in.
-        dtype: what the networks compute in; float32 where that fails (ldm.networks).
     """
     generator = torch.Generator().manual_seed(0)
     side = _side(model)
@@ -61,22 +63,51 @@ def probe_prediction(model: LatentDiffusion, dtype: torch.dtype = torch.float32)
     alphas_cumprod = torch.as_tensor(model.schedule.alphas_cumprod)[t].float().to(model.device)
     alphas_cumprod = alphas_cumprod.view(-1, 1, 1, 1)
     alpha, sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
-    networks = networks_of(model, dtype)
-    networks.begin()
-    try:
-        x_0 = model.get_first_stage_encoding(networks.encode(images).mode())
+    with _in_float32(model):
+        x_0 = model.get_first_stage_encoding(model.encode_first_stage(images).mode())
         x_0 = x_0.float().repeat(len(TIMES), 1, 1, 1)
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
         cond = further_inputs(model, images.repeat(len(TIMES), 1, 1, 1), x_0)
-        if networks.text_encoder is not None:
-            cond = replace(cond, context=networks.text_of([""] * len(x_0)))
-        x_t, t = alpha * x_0 + sigma * eps, t.to(model.device)
-        while not are_finite(output := networks.unet(x_t, t, cond).float()):
-            networks.upcast("UNet", "detecting eps or v", output)
-    except BadImageError:
+        if model.cond_stage_model is not None:
+            cond = replace(cond, context=model.get_learned_conditioning([""] * len(x_0)))
+        output = model.apply_model(alpha * x_0 + sigma * eps, t.to(model.device), cond).float()
+    if not are_finite(output):
         return Verdict(None, 0.0, 0.0)
     v = alpha * eps - sigma * x_0
     return judge(_correlation(output, eps), _correlation(output, v), float(alpha.mean()))
+
+
+@contextlib.contextmanager
+def _in_float32(model: nn.Module) -> Iterator[None]:
+    """Let a model compute in float32 with weights of fewer bits, converted one layer at a time.
+
+    So it takes no more memory than the largest layer, and weights that are mapped from a file stay so.
+    """
+    stored: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+
+    def convert(module: nn.Module, inputs: tuple) -> tuple:
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if hasattr(module, "time_embed"):       # whose dtype a UNet rounds the time to
+            own += module.time_embed.parameters()
+        stored[module] = [(tensor, tensor.data) for tensor in own if tensor.dtype in HALVES]
+        for tensor, data in stored[module]:
+            tensor.data = data.float()
+        return tuple(x.float() if isinstance(x, Tensor) and x.dtype in HALVES else x for x in inputs)
+
+    def put_back(module: nn.Module, *_: object) -> None:
+        for tensor, data in stored.pop(module, ()):
+            tensor.data = data
+
+    hooks = []
+    try:
+        for module in model.modules():
+            hooks.append(module.register_forward_pre_hook(convert))
+            hooks.append(module.register_forward_hook(put_back, always_call=True))
+        with torch.autocast(next(model.parameters()).device.type, enabled=False):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def judge(agreement_eps: float, agreement_v: float, alpha: float) -> Verdict:

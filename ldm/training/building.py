@@ -30,6 +30,14 @@ def _with_home(node: Any) -> Any:
     return os.path.expanduser(node) if isinstance(node, str) else node
 
 
+def check_side(model: nn.Module, data: Any, section: str) -> None:
+    """Refuse images of a side that the networks cannot halve. Raises: ConfigError."""
+    unit = getattr(model, "size_multiple", None) or getattr(model, "downsampling_factor", 1)
+    side = getattr(data, "crop", None) or getattr(data, "size", unit)
+    if side % unit:
+        raise ConfigError(f"{section}: images of {side} x {side} pixels; the model takes multiples of {unit}")
+
+
 def trained_parameters(model: nn.Module, only: list[str]) -> list[tuple[str, nn.Parameter]]:
     """Return the UNet's parameters under their names in the file, or those of them that a pattern fits.
 

@@ -18,7 +18,7 @@ from ldm.checkpoint import identify
 from ldm.config import find_weights, instantiate
 from ldm.devices import DTYPES, on_meta
 from ldm.errors import ConfigError
-from ldm.training.building import build_data, device_of, precision_of, trained_parameters
+from ldm.training.building import build_data, check_side, device_of, precision_of, trained_parameters
 from ldm.training.options import TrainOptions, parse_duration, read_sections
 from ldm.training.seeding import generator
 
@@ -46,9 +46,11 @@ def describe(config: dict[str, Any], deadline: float = 0.0) -> Iterator[str]:
         if path := getattr(own, name, None):
             yield f"{name}: {identify(find_weights(path)).sentence()}"
     data = build_data(config, "data")
+    check_side(model, data, "data.params.size")
     yield _about(data, "data")
     if "val_data" in config:
-        yield _about(build_data(config, "val_data"), "val_data")
+        yield _about(val_data := build_data(config, "val_data"), "val_data")
+        check_side(model, val_data, "val_data.params.size")
     if getattr(model, "cond_stage_model", None) is not None and hasattr(data, "check_captions"):
         data.check_captions()
     images, captions, *_ = data.batch(generator(train.seed, "data", 0, 0, 0), train.batch_size)

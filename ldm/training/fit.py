@@ -15,7 +15,7 @@ import torch
 from ldm.config import find_class, instantiate, plain
 from ldm.errors import ConfigError, LdmError, Stopped, TrainingError
 from ldm.signals import Ended
-from ldm.training.building import build_data, precision_of
+from ldm.training.building import build_data, check_side, precision_of
 from ldm.training.callbacks import Clock, Keeper
 from ldm.training.exporting import versions
 from ldm.training.module import TrainingModule
@@ -112,6 +112,9 @@ def train(
         log.info("this CPU would emulate %s slowly: the networks compute in float32", options.precision)
         options.precision = precision
     module = build_module(config | {"train": {**config["train"], "precision": precision}})
+    network = getattr(module, "diffusion", getattr(module, "autoencoder", None))
+    for section, images in (("data", data), ("val_data", val_data)):
+        check_side(network, images, f"{section}.params.size")
     keeper = Keeper(folder, clock, val_data, state)
     trainer = build_trainer(options, keeper)
     if trainer.is_global_zero:

@@ -21,9 +21,9 @@ Options = TypeVar("Options")
 
 
 def setting(default: Any, *, low: float | None = None, above: float | None = None, high: float | None = None,
-            one_of: tuple[str, ...] = ()) -> Any:  # fmt: skip
-    """Return a field with the values that it may have: at least `low`, more than `above`, at most `high`."""
-    about = {"low": low, "above": above, "high": high, "one_of": one_of}
+            below: float | None = None, one_of: tuple[str, ...] = ()) -> Any:  # fmt: skip
+    """Return a field with the values that it may have: at least `low`, more than `above`, and so on."""
+    about = {"low": low, "above": above, "high": high, "below": below, "one_of": one_of}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=about)
     return field(default=default, metadata=about)
@@ -39,7 +39,7 @@ class TrainOptions:
     max_steps: int = setting(0, low=0)      # optimizer steps in all, over resumes; 0: no limit
     max_time: str = ""                  # time in all, over resumes, with saving and export; empty: no limit
     learning_rate: float = setting(1e-4, above=0, high=10)
-    betas: list[float] = setting([0.9, 0.999], low=0, high=0.9999999)   # of AdamW; two, both below 1
+    betas: list[float] = setting([0.9, 0.999], low=0, below=1)   # of AdamW; two
     weight_decay: float = setting(0.01, low=0)
     grad_clip: float = setting(1.0, low=0)  # largest norm of the gradient; 0: unlimited
     # constant | cosine (over steps) | cosine_by_time (over the limit)
@@ -256,13 +256,14 @@ def check_range(value: Any, about: Mapping[str, Any], where: str) -> None:
     if about.get("one_of") and value not in about["one_of"]:
         hint = nearest(value, about["one_of"])
         raise ConfigError(f"{where}: got {value!r}, expected one of {', '.join(about['one_of'])}{hint}")
-    low, above, high = (about.get(name) for name in ("low", "above", "high"))
+    low, above, high, below = (about.get(name) for name in ("low", "above", "high", "below"))
     for number in value if isinstance(value, list) else [value]:
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             continue
         finite = isinstance(number, int) or math.isfinite(number)
         fits = finite and (low is None or number >= low) and (above is None or number > above)
-        if not fits or (high is not None and number > high):
+        fits = fits and (high is None or number <= high) and (below is None or number < below)
+        if not fits:
             bounds = [f"at least {low}"] * (low is not None) + [f"more than {above}"] * (above is not None)
-            bounds += [f"at most {high}"] * (high is not None)
+            bounds += [f"at most {high}"] * (high is not None) + [f"less than {below}"] * (below is not None)
             raise ConfigError(f"{where}: got {value!r}, expected {' and '.join(bounds) or 'a finite number'}")

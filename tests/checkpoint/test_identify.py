@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from golden_cases import cases, manifest
 from ldm.checkpoint import identify
 from ldm.checkpoint.classify import classify, config_for
+from ldm.checkpoint.identification import is_reference
 from ldm.checkpoint.identity import KINDS
 from ldm.checkpoint.layouts import ldm_to_parts
+from ldm.checkpoint.stored import Stored
 from ldm.config import find_config, load_config
 from ldm.errors import (
     CheckpointError,
@@ -516,3 +518,17 @@ def test_no_torch_is_imported(tmp_path):
     )
     files = [tmp_path / "a.safetensors", tmp_path / "a.ckpt"]
     subprocess.run([sys.executable, "-c", code, *files], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize("layout", PUBLISHED)
+def test_reference_layouts_are_known_without_torch(layout):
+    held = {name: Stored(*x) for name, x in shapes(layout).items()}
+    config = PUBLISHED[layout][3]
+    assert is_reference(held, config)
+    assert is_reference({n: Stored(*x) for n, x in averaged(held).items()}, config)
+    name, x = next((n, x) for n, x in held.items() if len(x.shape) == 4)
+    for other in (
+        {n: x for n, x in held.items() if n != name}, held | {UNET + "more": x},
+        held | {name: Stored("float32", (1, *x.shape[1:]))}, held | {name: Stored("int64", x.shape)},
+    ):
+        assert not is_reference(other, config)

@@ -77,6 +77,20 @@ def check(folder, config):
     check_folder(open_weights(folder), read_config(config)["model"]["params"], str(config))
 
 
+@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline"])
+def test_a_pipeline_of_another_family_is_refused(name, whole, tmp_path):
+    config, folder = whole
+    shutil.copytree(folder, tmp_path / "folder")
+    file = tmp_path / "folder" / "model_index.json"
+    index = json.loads(file.read_text())
+    for known in ("StableDiffusionImg2ImgPipeline", "LatentConsistencyModelPipeline", index["_class_name"]):
+        file.write_text(json.dumps(index | {"_class_name": known}))
+        check(tmp_path / "folder", config)
+    file.write_text(json.dumps(index | {"_class_name": name}))
+    with pytest.raises(WrongModelError, match=rf"index\.json says {name}, and .* Diffusion 1\.x or 2\.x"):
+        check(tmp_path / "folder", config)
+
+
 def test_loading_and_converting_check(whole, tmp_path):
     config, folder = whole
     folder = changed(folder, tmp_path, "scheduler", beta_end=0.02)

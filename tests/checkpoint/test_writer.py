@@ -145,7 +145,7 @@ def test_bad_targets_are_one_line(tmp_path):
 
 
 def test_too_little_room_is_said_before_a_byte_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: SimpleNamespace(total=200, free=100))
     asked = []
     entry = Entry("x", torch.float32, (50,), lambda: asked.append(1) or torch.zeros(50))
     with pytest.raises(OSError, match=r"\d+ bytes are needed and 100 are free") as caught:
@@ -263,3 +263,9 @@ def test_the_peak_memory_is_a_tensor_and_not_the_file(tmp_path):
         capture_output=True, text=True, check=True,
     )
     assert int(run.stdout) < 24_000  # the file has 256 MB, a tensor 4 MB and its half-precision copy 2 MB
+
+
+def test_a_folder_on_no_disk_is_called_that(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: SimpleNamespace(total=0, free=0))
+    with pytest.raises(InputError, match="is on no disk; write to another folder"):
+        write_safetensors(tmp_path / "a.safetensors", [], {})

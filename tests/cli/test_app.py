@@ -8,7 +8,7 @@ import pytest
 
 from ldm.cli import app
 from ldm.cli.parser import Parser, add_messages
-from ldm.cli.progress import bar
+from ldm.cli.progress import Bars, bar
 from ldm.errors import CheckpointError, InputError
 
 
@@ -118,3 +118,21 @@ def test_a_closed_terminal_costs_only_its_messages(monkeypatch):
         raise InputError("lost too")
 
     assert app.exit_code(Parser(), main, []) == 2 and done
+
+
+@pytest.mark.parametrize("passes", [(4,), (4, 2), (2, 4), ()], ids=str)
+def test_without_a_terminal_one_bar_counts_the_steps_of_all_batches(capsys, passes):
+    bars, seen = Bars(), []
+
+    def batches():
+        for _ in range(3):
+            for steps in passes:
+                for _ in bars.steps(range(steps), steps, "ddim"):
+                    seen.append(bars._batches.n)
+            yield
+
+    assert len(list(bars.batches(batches(), 3))) == 3
+    each = passes[0] if passes else 1
+    assert bars._batches.n == bars._batches.total == 3 * each
+    assert seen == sorted(seen) and seen.count(0) == bool(passes)
+    assert f"{'steps' if passes else 'batches'}: 100%" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What those who are new to this are told where their first guess was wrong."""
 
 import errno
+import os
 import shutil
 import tempfile
 from dataclasses import replace
@@ -10,6 +11,7 @@ from PIL import Image
 from script_files import REPOSITORY
 
 from ldm.checkpoint.identity import Identity
+from ldm.config import find_config
 from ldm.jobs.choosing import own_yaml
 
 DEMO = REPOSITORY / "configs" / "demo"
@@ -50,7 +52,7 @@ def test_a_run_that_is_not_there_cannot_be_resumed(run, tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("name", "says"), [("nope", "there is no such file"), (".", "this is a folder")])
+@pytest.mark.parametrize(("name", "says"), [("nope", "there is no such file"), (".", "it is a folder")])
 def test_latents_that_are_not_there(run, name, says):
     error = error_of(run("txt2img.py", "--latents", name))
     expected = "expected a .safetensors file, of a stopped run or --save-latents"
@@ -171,3 +173,17 @@ def test_a_folder_that_takes_no_files_is_seen_before_the_model_is_loaded(
 def test_looking_at_the_folder_leaves_nothing_in_it(run, tmp_path):
     assert run("img2img.py", "--outdir", ".").code == 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["txt2img.py --config", "txt2img.py --ckpt", "txt2img.py --vae", "img2img.py --init-img", "rerun.py",
+     "depth2img.py --depth", "img2img.py --latents", "identify.py", "train.py --config"],
+)  # fmt: skip
+def test_no_script_waits_for_a_pipe(run, tmp_path, line):
+    os.mkfifo(tmp_path / "pipe")
+    weights = find_config("configs/demo/emoji.safetensors")
+    more = ("--ckpt", weights) if line == "txt2img.py --config" else ()
+    outcome = run(*line.split(), tmp_path / "pipe", *more)
+    assert outcome.code == 2 and "pipe: it is a pipe, not a file" in outcome.err
+    assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1

@@ -76,6 +76,24 @@ def test_a_table_of_a_full_size_file_in_no_time(run, tmp_path):
     assert columns == {14}, "aligned"
 
 
+@pytest.mark.parametrize("fault", ["missing", "misshapen", "unexpected", "integers"])
+def test_what_loading_refuses_is_refused(run, tmp_path, fault):
+    demo = load_file(DEMO[0])
+    name = next(name for name in demo if name.startswith("model.") and demo[name].ndim == 4)
+    x = demo.pop(name)
+    demo |= {
+        "missing": {}, "misshapen": {name: x[:, :1].contiguous()}, "integers": {name: x.int()},
+        "unexpected": {name: x, name + "_2": x.clone()},
+    }[fault]
+    shutil.copy(DEMO[1], tmp_path / "a.yaml")
+    for file in Path(DEMO[1]).parent.glob("emoji*.[jg]*"):
+        shutil.copy(file, tmp_path)
+    save_file(demo, tmp_path / "a.safetensors")
+    asked, drawn = run("identify.py", tmp_path / "a.safetensors"), draw(run, tmp_path / "a.safetensors")
+    refused(asked, name, "1 unexpected" if fault == "unexpected" else "1 mis")
+    assert asked.err == drawn.err and not asked.out
+
+
 def test_eps_or_v_is_said_to_be_open(run, tmp_path):
     outcome = run("identify.py", sparse("v2-inference", tmp_path / "a.safetensors"))
     assert "eps or v: the file does not say" in outcome.out

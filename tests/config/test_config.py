@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -334,6 +335,12 @@ def test_where_text_is_expected_an_override_is_taken_as_it_is(training_file, key
     for part in key.split("."):
         content = content[int(part) if part.isdigit() else part]
     assert content == text
+
+
+def test_a_path_or_one_of_several_kinds_of_text_is_text_too():
+    for hint in (str | Path, str | Path | None, str | Iterable[str]):
+        for text in ("123", "12:30", "yes"):
+            assert ldm.config._override_value(text, "", lambda hint=hint: hint) == text
 
 
 @pytest.mark.parametrize(

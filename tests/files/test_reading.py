@@ -6,7 +6,7 @@ import os
 import pytest
 
 from ldm.errors import DamagedCheckpointError, OutOfMemory
-from ldm.files.reading import reading
+from ldm.files.reading import no_file, reading
 
 
 def _raised(error, damaged=DamagedCheckpointError):
@@ -48,3 +48,14 @@ def test_what_a_library_says_of_bytes_is_damage_and_of_our_own_code_a_defect(err
     found = _raised(error)
     assert type(found) is DamagedCheckpointError and type(error).__name__ in str(found)
     assert _raised(error, None) is error
+
+
+def test_what_is_no_regular_file_is_called_what_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "dangling").symlink_to("gone")
+    named = {"": "folder", "pipe": "pipe", "/dev/null": "device", "dangling": "no such", "file/x": "no such"}
+    for name, word in named.items():
+        assert word in no_file(tmp_path / name), name
+    assert no_file(tmp_path / "file") is no_file(tmp_path / "link") is None

@@ -153,6 +153,21 @@ WRONG = {
 }  # fmt: skip
 
 
+def test_a_tiff_file_of_unusual_pixels_is_named_for_what_it_is(tmp_path):
+    Image.fromarray(np.zeros((4, 6, 4), np.uint8), "RGBA").save(tmp_path / "a.tif")
+    data = (tmp_path / "a.tif").read_bytes()
+    sample_format = struct.pack("<HHIHH", 339, 3, 1, 3, 0)  # floating point
+    resolution = struct.pack("<HH", 296, 3)
+    fields = data[struct.unpack("<I", data[4:8])[0] :]
+    at = data.index(fields) + 2
+    entries = [fields[2 + 12 * i : 14 + 12 * i] for i in range(struct.unpack("<H", fields[:2])[0])]
+    keep = [each for each in entries if each[:2] not in (sample_format[:2], resolution[:2])][-1]
+    place = data.index(keep, at)
+    (tmp_path / "a.tif").write_bytes(data[:place] + sample_format + data[place + 12 :])
+    with pytest.raises(InputError, match="a TIFF file with 4 channels of 8 floating-point bits"):
+        read_depth(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_no_depth_map_is_refused_in_one_line(tmp_path, name):
     write, words = WRONG[name]

@@ -346,32 +346,70 @@ def test_what_the_file_system_says_is_repeated(tmp_path, monkeypatch):
 
 def test_what_is_no_regular_file_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(InputError, match="not a file"):
+    with pytest.raises(InputError, match="it is a pipe, not a file"):
         open_image(tmp_path / "pipe.png")
 
 
-def deep(colour_type: int, values: np.ndarray) -> bytes:
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+def deep(colour_type: int, values: np.ndarray, interlaced: bool = False) -> bytes:
     """A PNG of 16 bits with a different filter in every row."""
-    height, width, channels = values.shape
+    height, width, _ = values.shape
+    grid = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    rows = b"".join(filtered(values[y::dy, x::dx]) for x, y, dx, dy in grid)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, int(interlaced))
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def filtered(values: np.ndarray) -> bytes:
+    _, width, channels = values.shape
     rows, before = b"", np.zeros(2 * channels * width, np.int64)
-    for y, row in enumerate(values.astype(">u2")):
+    for y, row in enumerate(values.astype(">u2") if width else ()):
         now, bpp = np.frombuffer(row.tobytes(), np.uint8).astype(np.int64), 2 * channels
         left = np.concatenate([np.zeros(bpp, np.int64), now[:-bpp]])
         corner = np.concatenate([np.zeros(bpp, np.int64), before[:-bpp]])
         guess = left + before - corner
         distances = np.abs(np.stack([guess - left, guess - before, guess - corner]))
         paeth = np.stack([left, before, corner])[distances.argmin(0), np.arange(len(now))]
-        filtered = (now - [0 * now, left, before, (left + before) // 2, paeth][y % 5]) % 256
-        rows += bytes([y % 5]) + filtered.astype(np.uint8).tobytes()
+        packed = (now - [0 * now, left, before, (left + before) // 2, paeth][y % 5]) % 256
+        rows += bytes([y % 5]) + packed.astype(np.uint8).tobytes()
         before = now
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return rows
 
 
+@pytest.mark.parametrize("size", [(11, 7), (1, 1), (3, 2), (16, 16)])
+@pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (4, 2), (6, 4)])
-def test_all_16_bits_of_a_png_in_colour_can_be_read(colour_type, channels):
-    values = np.random.default_rng(0).integers(0, 65536, (11, 7, channels), np.uint16)
-    found = files.deep_colour(deep(colour_type, values))
+def test_all_16_bits_of_a_png_in_colour_can_be_read(colour_type, channels, interlaced, size):
+    values = np.random.default_rng(0).integers(0, 65536, (*size, channels), np.uint16)
+    found = files.deep_colour(deep(colour_type, values, interlaced))
     expected = values if channels > 2 else np.dstack([values[..., :1]] * 3 + [values[..., 1:]])
     assert np.array_equal(found, expected)
     assert files.deep_colour(png_with()) is None
+
+
+def jpeg_with(marker: int, content: bytes) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(CORNERS).save(file, "JPEG")
+    part = bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+    return file.getvalue()[:2] + part + file.getvalue()[2:]
+
+
+@pytest.mark.parametrize("content", [b"", b"Adobe", b"Adobe\0", b"Adobe\0d\0\0\0\0"])
+def test_a_cut_colour_transform_of_a_jpeg_costs_nothing_else(tmp_path, content):
+    (tmp_path / "a.jpg").write_bytes(jpeg_with(0xEE, content))
+    assert open_image(tmp_path / "a.jpg").size == CORNERS.shape[1::-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"\x01\x02half", "is missing; it is ignored"), (b"\x02\x02half", "is missing; it is ignored"),
+     (b"", "left out, with its colour profile")],
+)  # fmt: skip
+def test_a_profile_of_which_a_part_is_missing_is_said_to_be(tmp_path, content, words, caplog):
+    caplog.set_level(logging.INFO, "ldm")
+    (tmp_path / "a.jpg").write_bytes(jpeg_with(0xE2, b"ICC_PROFILE\0" + content))
+    open_image(tmp_path / "a.jpg")
+    assert len(caplog.records) == 1 and caplog.messages[0].endswith(words)

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from tiny_models import TASKS, tiny_config, tiny_model
 from torch import nn
 
 from golden_cases import cases
@@ -28,12 +29,12 @@ def demo(dtype=torch.float32):
     return load_model(config, weights, device="cpu", dtype=dtype)
 
 
-def probed(model, network, dtype):
+def probed(model, network):
     """Probe a network in the place of the model's own, which is put back."""
     own = model.model.diffusion_model
     model.model.diffusion_model = network
     try:
-        return probe_prediction(model, dtype)
+        return probe_prediction(model)
     finally:
         model.model.diffusion_model = own
 
@@ -56,7 +57,7 @@ class Wrapped(nn.Module):
 @pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_demonstration_model_predicts_v(dtype):
-    verdict = probe_prediction(demo(dtype), dtype)
+    verdict = probe_prediction(demo(dtype))
     assert verdict.prediction == "v"
     assert verdict.agreement == verdict.agreement_v > 0.75 and verdict.agreement_eps < 0.5
 
@@ -81,7 +82,7 @@ FORMULAS = {
 def test_what_else_a_network_may_give(formula, expected, dtype):
     model = demo(dtype)
     wrapped = Wrapped(model.model.diffusion_model, model.schedule, formula)
-    assert probed(model, wrapped, dtype).prediction == expected
+    assert probed(model, wrapped).prediction == expected
 
 
 @pytest.mark.slow
@@ -113,7 +114,7 @@ def test_a_tiny_network_trained_for_seconds(prediction):
         loss.backward()
         optimizer.step()
     for dtype in DTYPES:
-        assert probed(model, unet.eval(), dtype).prediction == prediction
+        assert probed(model, unet.eval().to(dtype)).prediction == prediction
 
 
 @pytest.mark.parametrize("name", END_TO_END)
@@ -143,3 +144,15 @@ def test_it_draws_from_its_own_generator_and_is_repeatable():
 )  # fmt: skip
 def test_only_clear_evidence_counts(eps, v, expected):
     assert judge(eps, v, alpha=0.53).prediction == expected
+
+
+@pytest.mark.parametrize("task", TASKS[:-1])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_it_computes_in_float32_whatever_the_weights_are_stored_in(task, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr("ldm.devices._cpu_features", lambda: {"avx512_bf16": True, "amx_fp16": True})
+    model = tiny_model(tiny_config(task, tmp_path)).to(dtype)
+    stored = {name: (x.dtype, x.data_ptr()) for name, x in model.state_dict().items()}
+    rounded = probe_prediction(model)
+    assert {name: (x.dtype, x.data_ptr()) for name, x in model.state_dict().items()} == stored
+    assert rounded == probe_prediction(model.float())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
