@@ -71,8 +71,8 @@ class Bars(Watch):
         try:
             for batch in batches:
                 self._show()
+                self._batches.update()  # not after: who wants no more than this batch never comes back
                 yield batch
-                self._batches.update()
         finally:
             if self._batches is not None:
                 self._batches.close()

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +23,7 @@ from ldm.prompts.files import lines_of
 from ldm.requests import Request, fields_of
 from ldm.requests.loaded import InputArray
 from ldm.requests.resolving import sampler_options
+from ldm.wording import script
 
 if TYPE_CHECKING:
     import numpy as np
@@ -220,12 +222,12 @@ def _noise(request: R, finished: bool = False) -> R:
     if file.kind == "stopped":
         raise InputError(
             f"{file.path} is an interrupted run, not noise: resume it on its own, with "
-            f"scripts/{file.record.get('task')}.py --latents {file.path}"
+            f"{script(file.record.get('task'))} --latents {file.path}"
         )
     if file.kind == "final" and not finished:
         raise InputError(
             f"{file.path} contains the latents of a finished image, but this task starts from noise; use "
-            "scripts/img2img.py"
+            f"{script('img2img')}"
         )
     size = (file.record["height"], file.record["width"]) if "height" in file.record else None
     loaded = InputArray(file.latents, _sha256(file.path), os.fspath(request.latents), size)
@@ -340,11 +342,13 @@ def _unclip(request: R) -> R:
 
 
 def _depth2img(request: R) -> R:
+    from ldm.imaging.files import quietly
     from ldm.tasks.depth2img import check_size, chosen_strength
 
     _no_latents(request)
     _check_depth_options(request)
-    image = None if request.init_img is None else read_image(request.init_img)
+    with quietly() if request.depth_from == "alpha" else nullcontext():  # there transparency is the depth
+        image = None if request.init_img is None else read_image(request.init_img)
     depth = _depth(request)
     height = width = None
     if depth is not None:

@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm import wording
 from ldm.errors import InputError
 from ldm.jobs.inputs import digests
 from ldm.jobs.record import FORMAT, KEPT, OTHER_FILES, task_of
 from ldm.requests import Request, build, fields_of, names_of
 from ldm.requests.groups import Model
+from ldm.wording import script
 
 if TYPE_CHECKING:
     from ldm.jobs.opening import OpenedModel
@@ -87,7 +89,7 @@ def resumed(cls: type[Request], given: Mapping[str, Any]) -> Resumed | None:
     stored = read_record(path)
     kind, task = stored.get("kind"), cls.__name__.lower()
     if kind == "stopped" and stored.get("task") != task:
-        raise InputError(f"{path} is of a run of scripts/{stored.get('task')}.py; resume it with that")
+        raise InputError(f"{path} is of a run of {script(stored.get('task'))}; resume it with that")
     if kind != "stopped" and (kind != "final" or task not in DECODING):
         return None
     command, folder = stored.get("command"), str(stored.get("folder", ""))
@@ -154,6 +156,7 @@ def command_to_resume(path: Path, request: Request) -> str:
     import shlex
     import sys
 
-    name = f"{task_of(request)}.py"
-    script = sys.argv[0] if os.path.basename(sys.argv[0]) == name else f"scripts/{name}"
-    return shlex.join(["python", script, "--latents", str(path)])
+    name = task_of(request)
+    own = sys.argv[0] if os.path.basename(sys.argv[0]) == f"{name}.py" else script(name)
+    start = [script(name)] if wording.by_command else ["python", own]
+    return shlex.join([*start, "--latents", str(path)])

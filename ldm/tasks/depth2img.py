@@ -34,6 +34,7 @@ from ldm.models.latent_depth import LatentDepth2ImageDiffusion, concat_depth
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.midas import MiDaSInference, network_size
 from ldm.requests import Depth2Img
+from ldm.requests.depth2img import NO_DEPTH
 from ldm.requests.resolving import REFERENCE
 from ldm.tasks.batch import Batch
 from ldm.tasks.run import Run
@@ -167,10 +168,7 @@ def check_depth_model(model: LatentDiffusion) -> LatentDepth2ImageDiffusion:
 def _estimated(run: Run, request: Depth2Img) -> Tensor:
     """Return what the model's own network sees in the image: (1, 1, h', w')."""
     if run.model.depth_model is None:
-        raise InputError(
-            "this model has no network that estimates depth: give a map (--depth FILE, --depth-from alpha), "
-            "or the network's weights (--depth-ckpt dpt_hybrid-midas-501f0c75.pt)"
-        )
+        raise InputError(NO_DEPTH)
     return run.networks.depth(from_uint8(request.init_img.values))
 
 

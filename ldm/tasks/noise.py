@@ -20,6 +20,7 @@ from torch import Tensor
 from ldm.diffusion.philox import cuda_normal, normal, philox
 from ldm.errors import InputError
 from ldm.samplers.base import Noise
+from ldm.wording import counted
 
 MAX_SEED = 2**32 - 1
 
@@ -226,7 +227,7 @@ def check_seeds(rng: str, seed: int, images: int, fixed_code: bool = False) -> N
     last = seed if fixed_code else seed + images - 1
     if RNGS[rng].own_seeds and not 0 <= seed <= last <= MAX_SEED:
         raise InputError(
-            f"the {images} images of this run would have the seeds {seed} to {last}: "
+            f"the {counted(images, 'image')} of this run would have the seeds {seed} to {last}: "
             f"expected 0 to {MAX_SEED}; choose a smaller seed"
         )
 

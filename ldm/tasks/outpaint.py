@@ -30,6 +30,7 @@ from ldm.tasks.batch import Batch
 from ldm.tasks.inpaint import inpainter_of
 from ldm.tasks.latents import StoppedAt, restore_noise
 from ldm.tasks.run import BatchRun, Run
+from ldm.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def outpaint(run: Run, request: Outpaint) -> Iterator[Batch]:
     margins = Margins(request.left, request.right, request.up, request.down)
     outpainter = Outpainter(run, image, request.init_img.about, margins)
     count, side = len(outpainter.windows), request.window
-    in_windows = "1 window" if count == 1 else f"{count} windows of at most {side}x{side}"
+    in_windows = counted(count, "window") + (f" of at most {side}x{side}" if count > 1 else "")
     (height, width), (tall, wide) = image.shape[:2], outpainter.paste.weight.shape
     logger.info("outpainting %dx%d to %dx%d in %s", width, height, wide, tall, in_windows)
     steps = run.steps_of(request.strength)
