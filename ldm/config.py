@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.errors import BackendUnavailable, ConfigError, is_out_of_memory, nearest
 from ldm.files.reading import no_file
 from ldm.published_names import IGNORED_PARAMS, PUBLISHED
+from ldm.wording import counted
 from ldm.yaml_file import parse_yaml, read_yaml
 
 if TYPE_CHECKING:
@@ -235,6 +236,21 @@ def _with_files_in(folder: Path, value: Any) -> Any:
     return map_files(value, found)
 
 
+def with_absolute_paths(value: Any, key: str = "") -> Any:
+    """Return a configuration with absolute paths in place of those that are found from the working folder.
+
+    Paths are what FILE_KEYS and keys that end with `path` or `ckpt` name.
+    """
+    if isinstance(value, dict):
+        return {key: with_absolute_paths(item, key) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_absolute_paths(item) for item in value]
+    if not (isinstance(value, str) and value and (key in FILE_KEYS or key.endswith(("path", "ckpt")))):
+        return value
+    found = find_weights(value + ("" if value.endswith(FILE_KEYS.get(key, "")) else FILE_KEYS[key]))
+    return str(found.absolute()) if found.exists() else value
+
+
 def instantiate(node: Any, path: str = "model") -> Any:
     """Build what `node` describes, nested nodes first; `node` itself is left as it is.
 
@@ -256,7 +272,7 @@ def instantiate(node: Any, path: str = "model") -> Any:
         raise ConfigError(f"{path}: expected a node with 'target' and 'params', got {got}")
     faults = list(_faults(node, path))
     if faults:
-        count = f"{len(faults)} faults: " if len(faults) > 1 else ""
+        count = f"{counted(len(faults), 'fault')}: " if len(faults) > 1 else ""
         raise ConfigError(count + "; ".join(faults))
     return _build(node, path)
 

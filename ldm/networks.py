@@ -33,6 +33,7 @@ from ldm.errors import BadImageError, OutOfMemory, is_out_of_memory
 from ldm.models.gaussian import DiagonalGaussianDistribution
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.tiled_decoder import decode_tiled
+from ldm.wording import script
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +219,7 @@ class Networks:
             too = "" if self.dtype == torch.float32 else ", where half precision had failed before"
             raise BadImageError(
                 f"{where}: the {network} gave {got} in float32{too}; the image is not saved. Check the "
-                "weights for NaN and that --config matches the file (scripts/identify.py FILE)"
+                f"weights for NaN and that --config matches the file ({script('identify')} FILE)"
             )
         self._to_float32(network, f"{_name(dtype)} gave {got} ({where})")
         logger.warning("%s: %s gave %s; %s", where, _name(dtype), got, again)

@@ -215,7 +215,7 @@ def _unet_facts(groups: dict[str, Group], part: str = "unet") -> dict[str, Any]:
     if family and not is_whole:
         notes.append(f"its UNet has {len(group)} tensors (reference: 686); it is distilled or incomplete")
     elif width and not family:
-        notes.append(f"its UNet has no reference size: {trunk} channels wide, texts of width {width}")
+        notes.append(f"no reference model has its size: {trunk} channels in the UNet, texts of width {width}")
     return {
         "family": family, "task": task, "in_channels": channels, "context_width": width, "notes": notes,
         "is_whole": is_whole,

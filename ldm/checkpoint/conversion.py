@@ -28,6 +28,7 @@ from ldm.devices import on_meta
 from ldm.errors import ConfigError, InputError, WrongModelError
 from ldm.loading.match import match_keys
 from ldm.loading.stated import check_folder
+from ldm.wording import script
 
 FILE_ENDING = ".safetensors"
 # unCLIP's statistics of image embeddings: a file may leave them out, a folder may not.
@@ -117,7 +118,7 @@ def convert(
     if is_usual and (target / "scheduler").is_dir():
         done.notes.append(
             f"scheduler_config.json says {described.prediction}, as do all reference models of this kind; "
-            "if this one may not, let scripts/identify.py --probe tell, and convert it again"
+            f"if this one may not, let {script('identify')} --probe tell, and convert it again"
         )
     if opened.container is Container.FOLDER and UNUSED not in opened.parts:
         done.notes.append(

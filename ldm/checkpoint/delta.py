@@ -17,6 +17,7 @@ from typing import TypeVar
 from ldm.checkpoint.sniff import shown
 from ldm.errors import CheckpointError, DamagedCheckpointError
 from ldm.files.digest import sha256
+from ldm.wording import script
 
 BASE, BASE_SHA256, ABSENT = "sd.base", "sd.base_sha256", "sd.absent"
 
@@ -56,7 +57,7 @@ def completed(
         name = shown(metadata[BASE])
         raise CheckpointError(
             f"{path}: is a difference from {name}, which is one itself; "
-            f"first make that whole: scripts/convert.py {name} OUT.safetensors"
+            f"first make that whole: {script('convert')} {name} OUT.safetensors"
         )
     absent = _absent(path, metadata)
     whole = {name: x for name, x in base.items() if name not in absent} | dict(delta)

@@ -27,6 +27,7 @@ from ldm.checkpoint.safetensors_file import without_repeats
 from ldm.checkpoint.sniff import Container, shown, sniff
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError
 from ldm.files.reading import reading
+from ldm.wording import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -201,7 +202,7 @@ def _read_shards(index: Path, root: Path, read: Reader) -> "tuple[Tensors, dict[
         for what, names in (("lacks", listed - held.keys()), ("has surplus", held.keys() - listed)):
             if names:
                 raise DamagedCheckpointError(
-                    f"{shard}: {what} {len(names)} tensors against {index.name} "
+                    f"{shard}: {what} {counted(len(names), 'tensor')} against {index.name} "
                     f"({_some(names)}); download both again"
                 )
         tensors |= held

@@ -15,6 +15,7 @@ from ldm.checkpoint.stored import Stored
 from ldm.config import find_weights
 from ldm.errors import NotACheckpointError
 from ldm.files.reading import reading
+from ldm.wording import script
 
 CONTAINERS = {
     Container.SAFETENSORS: "safetensors",
@@ -133,7 +134,7 @@ def _note_on_base(container: Container, files: list[Path]) -> list[str]:
     if container is Container.FOLDER or len(files) == 1:
         return []
     alone = files[0].stat().st_size / 1e6
-    return [f"the file is a difference ({alone:.1f} MB) from {files[1].name}, and is read together with it"]
+    return [f"the file holds what differs from {files[1].name} ({alone:.1f} MB); both are read"]
 
 
 def _notes_on_training(path: Path, identity: Identity) -> list[str]:
@@ -143,7 +144,7 @@ def _notes_on_training(path: Path, identity: Identity) -> list[str]:
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     if (run / "model.safetensors").is_file():
         return [f"the model of this run is {run / 'model.safetensors'}"]
-    return [f"scripts/train.py --resume {run} --export makes a model of it"]
+    return [f"{script('train')} --resume {run} --export makes a model of it"]
 
 
 def _notes(identity: Identity, metadata: dict[str, str]) -> list[str]:
@@ -158,5 +159,5 @@ def _notes(identity: Identity, metadata: dict[str, str]) -> list[str]:
     if metadata.get("global_step", "").isdigit():
         notes.append(f"saved at training step {int(metadata['global_step']):,}")
     if identity.is_model:
-        notes.append("values were not read: NaN or infinite weights show when it is loaded")
+        notes.append("only names and sizes were read; loading checks that no weight is NaN or infinite")
     return notes

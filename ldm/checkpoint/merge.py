@@ -33,6 +33,7 @@ from ldm.checkpoint.tensors import is_finite
 from ldm.checkpoint.writer import Entry
 from ldm.devices import HALVES
 from ldm.errors import BadValuesError, CheckpointError, InputError, WrongModelError
+from ldm.wording import counted, script
 
 MODES = ("weighted-sum", "add-difference")
 PART_PREFIXES = {"unet": UNET, "vae": VAE, "text": PARTS["text_encoder"].prefix}
@@ -172,7 +173,7 @@ def _check_predictions(sources: list[Source]) -> list[str]:
         return []
     return [
         f"{', '.join(unknown)} does not say whether it predicts eps or v, and the two do not merge: make "
-        "sure of it (scripts/identify.py --probe tells, for SD 1.x and 2.x)"
+        f"sure of it ({script('identify')} --probe tells, for SD 1.x and 2.x)"
     ]
 
 
@@ -185,7 +186,8 @@ def _check_models(sources: list[Source], mode: str) -> list[str]:
         theirs = {name for name in b.tensors if name.startswith(UNET)}
         # What an image-embedding model has beyond the plain one stays A's, like extra channels.
         if theirs - own or (own - theirs and (mode == "weighted-sum" or not theirs)):
-            raise _wrong_model(a, b, f"{len(own ^ theirs)} tensors of the UNet are in one of them only")
+            alone = counted(len(own ^ theirs), "tensor")
+            raise _wrong_model(a, b, f"{alone} of the UNet in one of them only")
         for name in a.tensors.keys() & b.tensors.keys():
             x, y = a.tensors[name], b.tensors[name]
             extra = mode == "add-difference" and _has_extra_channels(name, x, y)

@@ -21,6 +21,7 @@ from ldm.checkpoint.stored import Stored
 from ldm.checkpoint.symbolic_pickle import SymbolicUnpickler, nameless, walk
 from ldm.errors import CheckpointError, DamagedCheckpointError, NotACheckpointError, UnsafeCheckpointError
 from ldm.files.reading import ADVICE, name_in_utf8, reading
+from ldm.wording import script
 
 SAFE_SINCE = (2, 10)            # before it, a file could corrupt memory all the same: CVE-2026-24747
 MAX_PICKLE_BYTES = 16_000_000
@@ -147,7 +148,7 @@ def _load(source: Path | BinaryIO, names: set[str], path: Path) -> Any:
     import torch
 
     mmap = isinstance(source, Path)
-    advice = ADVICE if mmap else f"{ADVICE}, or convert it there: scripts/convert.py IN OUT.safetensors"
+    advice = ADVICE if mmap else f"{ADVICE}, or convert it there: {script('convert')} IN OUT.safetensors"
     with reading(path, damaged(path), advice), _allow_list, torch.serialization.safe_globals(stubs(names)):
         return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
 

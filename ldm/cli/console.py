@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from ldm import wording
+
 
 def __getattr__(name: str) -> Callable[[], None]:
     """Return a function that runs scripts/NAME.py; setup.py installs a command for every script."""
@@ -15,6 +17,7 @@ def __getattr__(name: str) -> Callable[[], None]:
 
 
 def _run(name: str) -> None:
+    wording.by_command = True
     if importlib.util.find_spec("ldm.scripts"):
         runpy.run_module(f"ldm.scripts.{name}", run_name="__main__", alter_sys=True)
     else:  # an editable installation uses the scripts of the checkout

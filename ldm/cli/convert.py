@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ldm.cli import app
 from ldm.cli.parser import Parser, add_messages
+from ldm.wording import counted
 
 if TYPE_CHECKING:
     from ldm.checkpoint.convert import Converted
@@ -80,11 +81,14 @@ def _found_by_probe(path: str) -> str | None:
 
 def report(done: "Converted") -> None:
     """Log one line for each part that was kept, each reason to drop tensors, each note, and the result."""
+    from ldm.checkpoint.parts import PARTS
+
     for verb, amounts in (("kept", done.kept), ("dropped", done.dropped)):
         for what, (count, size) in amounts.items():
-            log.info("%s %s: %d tensors, %.1f MB", verb, what, count, size / 1e6)
+            label = PARTS[what].label if what in PARTS else what
+            log.info("%s %s (%.1f MB): %s", verb, counted(count, "tensor"), size / 1e6, label)
     for note in done.notes:
         log.info("%s", note)
     said = ", ".join(f"{k.removeprefix('sd.')} {v}" for k, v in done.metadata.items() if k.startswith("sd."))
-    what = "folder" if done.is_folder else "file"
-    log.info("wrote the %s %s (%s)", what, done.target, said or "of unknown kind")
+    what, about = "folder" if done.is_folder else "file", f"; its metadata say: {said}" if said else ""
+    log.info("wrote the %s %s%s", what, done.target, about)

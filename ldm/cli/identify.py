@@ -19,10 +19,16 @@ Result = tuple[str, "Identity | LdmError"]
 SOURCES = {
     "metadata": "its metadata say so",
     "scheduler_config": "its scheduler_config.json says so",
-    "family": "as all reference models of this kind",
-    "probe": "found by one UNet evaluation",
+    "family": "as all reference models of this kind do",
+    "probe": "found by evaluating the UNet once",
 }
-WEIGHTS = {"raw": "one copy, as stored", "ema": "EMA", "raw+ema": "two copies, raw and EMA"}
+PREDICTIONS = {"eps": "eps, the noise", "v": "v, the velocity"}
+WEIGHTS = {
+    "raw": "one set; the file does not say whether they are EMA weights",
+    "ema": "one set, the EMA weights",
+    "raw+ema": "two sets, raw and EMA weights",
+}
+LAYOUTS = {"published": "the reference's tensor names", "diffusers": "the tensor names of diffusers"}
 
 
 def make_parser(description: str | None) -> Parser:
@@ -101,7 +107,7 @@ def table(identity: "Identity") -> str:
         ("stored as", _dtypes(identity)),
         ("container", ", ".join(filter(None, (identity.container, _layout(identity))))),
         ("size", _bytes(identity.bytes)),
-        ("sha256", identity.sha256 or "not computed (--hash)"),
+        ("sha256", identity.sha256 or "not computed; --hash computes it"),
         ("config", _config(identity)),
         *(("note", note) for note in identity.notes),
     ]
@@ -116,11 +122,11 @@ def _headline(identity: "Identity") -> str:
 
 def _prediction(identity: "Identity") -> str | None:
     if identity.prediction:
-        return f"{identity.prediction} ({SOURCES[identity.prediction_source]})"
+        return f"{PREDICTIONS[identity.prediction]} ({SOURCES[identity.prediction_source]})"
     if not identity.is_model:
         return None
-    tells = "--probe, or loading it, will" if identity.config or identity.family else "loading it will"
-    return f"eps or v: the file does not say ({tells})"
+    ways = "--probe or loading it" if identity.config or identity.family else "loading it"
+    return f"eps or v: the file does not say which, but {ways} finds out"
 
 
 def _vectors(identity: "Identity") -> str | None:
@@ -144,7 +150,7 @@ def _dtypes(identity: "Identity") -> str:
 
 
 def _layout(identity: "Identity") -> str | None:
-    return f"{identity.layout} names" if identity.layout else None
+    return LAYOUTS.get(identity.layout, f"{identity.layout} tensor names") if identity.layout else None
 
 
 def _config(identity: "Identity") -> str | None:
@@ -159,7 +165,7 @@ def _config(identity: "Identity") -> str | None:
         from ldm.checkpoint.classify import TEXT_TO_IMAGE_2
 
         return " or ".join(Path(name).name for name in TEXT_TO_IMAGE_2.values()) + ", by what it predicts"
-    return "none of the included ones"
+    return "none of the included ones fits: load it with --config FILE.yaml"
 
 
 def _bytes(count: int | None) -> str:

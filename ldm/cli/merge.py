@@ -61,7 +61,7 @@ def _merge(args: argparse.Namespace) -> None:
     from ldm.checkpoint.merge import merge_metadata, plan_merge, read_source
     from ldm.checkpoint.writer import write_safetensors
     from ldm.files.digest import sha256
-    from ldm.jobs.choosing import with_cached_verdict
+    from ldm.jobs.choosing import own_yaml, with_cached_verdict
 
     sources = [read_source(path, args.weights) for path in args.models]
     sources = [replace(source, about=with_cached_verdict(source.about)) for source in sources]
@@ -78,7 +78,9 @@ def _merge(args: argparse.Namespace) -> None:
     with byte_bar("merging", quiet=args.quiet) as progress:
         read = [*files, args.vae] if args.vae else files
         write_safetensors(out, plan.entries, metadata, progress=progress, sources=read)
-    log.info("wrote %s: %s, %.2f GB", out, sources[0].about.sentence(), out.stat().st_size / 1e9)
+    log.info("wrote %s: %s, %.1f MB", out, sources[0].about.sentence(), out.stat().st_size / 1e6)
+    if (own := own_yaml(sources[0].about)) is not None:
+        log.info("sample from it with --config %s, the configuration of %s", own, args.models[0])
 
 
 def _target(args: argparse.Namespace) -> Path:

@@ -7,6 +7,7 @@ meaning as one of ours is taken as ours; one with another meaning is an error th
 from collections.abc import Callable, Iterable
 
 from ldm.errors import InputError, nearest
+from ldm.wording import script
 
 SAME = {
     "prompt": "positive-prompt text-prompt text",
@@ -74,7 +75,7 @@ ADVICE = {
     "skip-save": "every image is saved; leave it out, or use --no-grid to save no grid",
     "laion400m": "give the file of that model to --ckpt",
     "tiling": _SEAMLESS, "seamless": _SEAMLESS, "perlin": _NOISE, "threshold": _NOISE,
-    "upscale": "scripts/upscale.py enlarges images", "inpaint-full-res": "--only-masked PIXELS does that",
+    "upscale": f"{script('upscale')} enlarges images", "inpaint-full-res": "--only-masked PIXELS does that",
     "pixels": "--left, --right, --up and --down say how far to extend the image",
     "restore-faces": "faces are not restored; leave it out",
     "variation-seed": "variations of a seed are not supported; leave it out",
@@ -159,5 +160,5 @@ def _scripts_with(folded: str) -> str:
     for name in NAMES:
         for each in fields_of(find(name)).values():
             if each.name == option or folded in map(fold, each.option.flags):
-                found.setdefault(each.flag, []).append(f"{name}.py")
+                found.setdefault(each.flag, []).append(script(name).removeprefix("scripts/"))
     return " and ".join(f"{flag} of {', '.join(scripts)}" for flag, scripts in found.items())

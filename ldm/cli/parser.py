@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ldm import wording
 from ldm.cli.other_flags import translate, unknown
 from ldm.errors import InputError
 
@@ -25,6 +26,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        if wording.by_command:
+            kwargs.setdefault("prog", f"sd-{Path(sys.argv[0]).stem}")
+            text = kwargs.get("description") or ""
+            kwargs["description"] = re.sub(r"(python )?scripts/(\w+)\.py", r"sd-\2", text)
         super().__init__(*args, **kwargs)
         self.aliases: set[str] = set()      # reference flags of other scripts that are also accepted here
 

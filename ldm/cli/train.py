@@ -5,11 +5,15 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldm.cli import app
 from ldm.cli.parser import Parser, add_messages
 from ldm.errors import InputError, Stopped
+from ldm.wording import counted
+
+if TYPE_CHECKING:
+    from ldm.training.fit import Result
 
 
 class TrainParser(Parser):
@@ -29,7 +33,8 @@ def make_parser(description: str | None) -> Parser:
         "--max-time", default="", metavar="TIME", help="stop after this wall-clock time, seconds or HH:MM:SS"
     )
     add("--export", action="store_true", help="write the model of the state that --resume names, and exit")
-    add("--dry-run", action="store_true", help="print settings, data, and estimates of memory and time")
+    add("--dry-run", action="store_true", help="check data, estimate memory and time, and exit")
+    add("--print-config", action="store_true", help="print all settings, with defaults, as YAML, and exit")
     add("overrides", nargs="*", metavar="key=value", help="overrides, such as train.batch_size=8")
     add_messages(parser)
     return parser
@@ -46,13 +51,13 @@ def main(description: str | None, argv: Sequence[str] | None = None, started: fl
 
 
 def _train(args: argparse.Namespace, started: float) -> None:
-    """Train, or with --dry-run print the configuration."""
+    """Train, or only say what would be done."""
     from ldm.training.options import parse_duration, resolve_config
 
     config, name = _configuration(args)
     config, deadline = resolve_config(config), parse_duration(args.max_time, "--max-time")
-    if args.dry_run:
-        print_config(config, deadline)
+    if args.print_config or args.dry_run:
+        _show(config, deadline, args)
         return
     if args.export:
         _export(args, config)
@@ -69,7 +74,7 @@ def _train(args: argparse.Namespace, started: float) -> None:
             f"stopped by {result.stopped_by} after step {result.step}; resume with --resume {result.folder}"
         )
     if result.weights is not None:
-        print(f"trained {result.step} steps: {result.weights}, {result.folder / 'model.yaml'}", flush=True)
+        _say_model(result)
 
 
 def _export(args: argparse.Namespace, config: dict[str, Any]) -> None:
@@ -79,7 +84,12 @@ def _export(args: argparse.Namespace, config: dict[str, Any]) -> None:
     from ldm.training.fit import export_state
 
     done = export_state(config, Path(args.resume))
-    print(f"the model after {done.step} steps: {done.weights}, {done.folder / 'model.yaml'}", flush=True)
+    _say_model(done)
+
+
+def _say_model(result: "Result") -> None:
+    yaml = result.folder / "model.yaml"
+    print(f"the model after {counted(result.step, 'step')}: {result.weights}, with {yaml}", flush=True)
 
 
 def _configuration(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -103,11 +113,14 @@ def _configuration(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return with_todays_names(config), folder.name
 
 
-def print_config(config: dict[str, Any], deadline: float) -> None:
-    """Print a resolved configuration, and what the training would do."""
-    from ldm.training.estimate import describe
-    from ldm.yaml_file import to_yaml
+def _show(config: dict[str, Any], deadline: float, args: argparse.Namespace) -> None:
+    """Print a resolved configuration as YAML, what training with it would do, or both."""
+    if args.print_config:
+        from ldm.yaml_file import to_yaml
 
-    print(to_yaml(config), end="", flush=True)
-    for line in describe(config, deadline):
-        print(f"# {line}", flush=True)
+        print(to_yaml(config), end="", flush=True)
+    if args.dry_run:
+        from ldm.training.estimate import describe
+
+        for line in describe(config, deadline):
+            print(f"# {line}" if args.print_config else line, flush=True)

@@ -17,6 +17,7 @@ from ldm.errors import InputError
 from ldm.files import cache
 from ldm.files.atomic import atomic_write
 from ldm.imaging.files import FORMATS, open_image, quietly
+from ldm.wording import counted
 
 SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".dib", ".gif", ".tif",
@@ -79,7 +80,7 @@ def unreadable(folder: Path, files: Sequence[Path]) -> dict[Path, str]:
     new = [file for file in files if known.get(names[file], ())[:-1] != states[file]]
     changed = set(new)
     if len(new) > 100:
-        log.info("%s: checking %d images, once", folder, len(new))
+        log.info("%s: checking %s, once", folder, counted(len(new), "image"))
     found = {name: known[name] for file, name in names.items() if name in known and file not in changed}
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         try:
@@ -98,7 +99,7 @@ def described(folder: Path, bad: dict[Path, str], count: int) -> str:
     first = list(bad.items())[:NAMED]
     listed = [f"{file.relative_to(folder)} ({reason[:80]})"[:200] for file, reason in first]
     more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-    return f"{folder}: {len(bad)} of {count} images cannot be read: {', '.join(listed)}{more}"
+    return f"{folder}: {len(bad)} of {counted(count, 'image')} cannot be read: {', '.join(listed)}{more}"
 
 
 def _fault(file: Path) -> str:

@@ -15,6 +15,7 @@ from ldm.data.captions import captions_of
 from ldm.data.folder import SUFFIXES, described, image_files, unreadable
 from ldm.errors import InputError
 from ldm.imaging.files import open_image, quietly
+from ldm.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class CaptionedImages:
     ) -> None:
         folder = Path(path)
         if not folder.is_dir():
-            raise InputError(f"{path}: is no folder; expected one with images and captions")
+            where = "" if folder.is_absolute() else f" in the working folder, {Path.cwd()}"
+            raise InputError(f"path {path}: there is no such folder{where}; expected one with images")
         if split not in ("train", "held_out", "all"):
             raise InputError(f"split {split!r}: expected train, held_out or all")
         if held_out_every < 2:
@@ -92,7 +94,7 @@ class CaptionedImages:
         self.kept: dict[int, Tensor] = {}
         without = self.captions.count("")
         if without and say:
-            log.warning("%s: %d of %d images have no caption", path, without, len(self.files))
+            log.warning("%s: %d of %s without a caption", path, without, counted(len(self.files), "image"))
 
     def check_captions(self) -> None:
         """Refuse to train a text-conditional model if no image has a caption and that was not asked for.

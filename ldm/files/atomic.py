@@ -2,6 +2,7 @@
 
 Whoever looks sees the old content or the new one, also after a power cut. Only SIGKILL leaves a temporary
 file or folder behind; whoever next writes in that folder removes it, if the process that made it is gone.
+Of processes elsewhere (another machine, or a container, whose host name is random) only the age tells.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import platform
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX = ".ldm-"
 LEFT_OVER = re.compile(r"\.ldm-(?P<process>\d+)-((?P<machine>[0-9a-f]{8})-)?[0-9a-f]+\.tmp")
+ABANDONED_AFTER = 7 * 86400             # seconds without a change
 AT_FDCWD, RENAME_EXCHANGE = -100, 2     # of Linux's renameat2
 
 _swept: set[Path] = set()               # folders in which this process has looked for what others left behind
@@ -35,19 +38,25 @@ def temporary_path(folder: Path) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes of this machine that are gone have left behind in a folder, and log its names."""
+    """Remove what processes that are gone have left behind in a folder, and log its names."""
     removed = []
     for name in os.listdir(folder) if folder.is_dir() and os.name == "posix" else ():
-        match = LEFT_OVER.fullmatch(name)
-        if match and match["machine"] in (None, _machine()) and not _is_running(int(match["process"])):
-            path = folder / name
-            with contextlib.suppress(OSError):  # another process sweeps, too
+        match, path = LEFT_OVER.fullmatch(name), folder / name
+        with contextlib.suppress(OSError):  # another process sweeps, too
+            if match and _is_abandoned(match, path):
                 size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
                 removed.append(f"{name} ({size / 1e6:.1f} MB)")
     if removed:
         some = ", ".join(removed[:3]) + (f" and {len(removed) - 3} more" if len(removed) > 3 else "")
         logger.info("removed from %s what a killed run had left there: %s", folder, some)
+
+
+def _is_abandoned(match: re.Match[str], path: Path) -> bool:
+    is_from_here = match["machine"] in (None, _machine())
+    if is_from_here and not _is_running(int(match["process"])):
+        return True
+    return time.time() - path.stat().st_mtime > ABANDONED_AFTER
 
 
 @cache

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.config import find_config, read_config, yaml_beside
 from ldm.errors import CheckpointError, InputError, WrongModelError
 from ldm.requests import NAMES, Request, find
+from ldm.wording import script
 
 if TYPE_CHECKING:
     from ldm.checkpoint.identity import Identity
@@ -149,7 +150,7 @@ def check_kind(identity: "Identity", tasks: tuple[str, ...] | None, whole: bool)
         raise WrongModelError(f"{file} is {what}; --ckpt takes a whole model: UNet, VAE and text encoder")
     if tasks and identity.task not in (None, *tasks):
         task = next((name for name in NAMES if identity.task in find(name).TASKS), None)
-        advice = f"use it with scripts/{task}.py" if task else "no script can generate images with it"
+        advice = f"use it with {script(task)}" if task else "no script can generate images with it"
         raise WrongModelError(f"{file} is {what}; {advice}")
 
 
@@ -294,7 +295,7 @@ def _contradiction(
     other = {"eps": "v", "v": "eps"}[known]
     return WrongModelError(
         f"{file} predicts {known} ({_by_step(found)}), but {what}; if the probe is wrong, say so in "
-        f"the file: scripts/convert.py {file} OUT --prediction {other}"
+        f"the file: {script('convert')} {file} OUT --prediction {other}"
     )
 
 

@@ -23,6 +23,7 @@ from ldm.requests import Request
 from ldm.requests.groups import Size
 from ldm.requests.resolving import resolved
 from ldm.signals import doing, heeding_signals, stop_asked
+from ldm.wording import counted
 
 if TYPE_CHECKING:
     from ldm.models.latent_diffusion import LatentDiffusion
@@ -90,7 +91,7 @@ def execute(
     opened = (models or Models()).open(request, watch, any_kind=_decodes(resume))
     if resume is not None:
         resume.check_model(opened)
-    saving.is_demo = opened.is_demo
+    saving.trained_side = 0 if opened.is_demo else opened.facts.native_size
     skip = _skipped(request, loaded, opened, saving)
     batches = _batches(loaded, opened, watch, resume, saving, skip)
     total = batches_left(loaded, resume, skip)
@@ -143,7 +144,8 @@ def _skipped(request: Request, loaded: Request, opened: OpenedModel, saving: Sav
     asked = resolved(loaded, opened.facts)
     saving.existing = existing(saving.outdir / "samples", run_record(request, asked, opened), asked)
     if saving.existing:
-        log.info("%d images of this command exist already and are not made again", len(saving.existing))
+        there = counted(len(saving.existing), "image")
+        log.info("%s of this command had been saved before: not made again", there)
     return complete_batches(saving.existing, asked)
 
 

@@ -7,18 +7,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm.checkpoint import identify
+from ldm.checkpoint.parts import PARTS
 from ldm.config import config_sha256, find_config, find_weights, load_config
 from ldm.errors import CheckpointError, ConfigError, InputError
 from ldm.jobs.choosing import choose_config, confirm_prediction
 from ldm.jobs.controls import ControlFiles, ControlNets, OpenedControl, check_controls, control_files
 from ldm.jobs.watch import SILENT, Watch
-from ldm.requests import Request, fields_of, names_of
+from ldm.requests import Depth2Img, Request, fields_of, names_of
+from ldm.requests.depth2img import NO_DEPTH
 from ldm.requests.groups import Model
 from ldm.requests.resolving import ModelFacts
 
 if TYPE_CHECKING:
     import torch
 
+    from ldm.checkpoint.identity import Identity
     from ldm.models.latent_diffusion import LatentDiffusion
 
 DEMO = "configs/demo"
@@ -95,6 +99,8 @@ def _open(request: Request, watch: Watch, any_kind: bool, controls: ControlFiles
         checkpoint = find_weights(request.ckpt)
         choice = choose_config(request, checkpoint, any_kind)
         config = choice.config
+    if isinstance(request, Depth2Img):
+        _check_has_depth(request, identify(checkpoint) if choice is None else choice.identity)
 
     import torch
 
@@ -111,6 +117,8 @@ def _open(request: Request, watch: Watch, any_kind: bool, controls: ControlFiles
     dtype = _dtype(request, device)
     sha256 = sha256_in_background(checkpoint)
     source = config if choice is None else choice.source()
+    if choice is None:
+        log.info("no --ckpt given: using the small demo model that is included")
     with watch.loading() as progress:
         model = load_model(
             source, checkpoint, device=device, dtype=dtype, weights=request.weights,
@@ -123,9 +131,6 @@ def _open(request: Request, watch: Watch, any_kind: bool, controls: ControlFiles
     if choice is not None:
         choice = confirm_prediction(choice, model, request)
         config = choice.config
-    else:
-        size = model.native_size
-        log.info("no --ckpt given: using the small demo model that is included (%d pixels)", size)
     if "depth" in others:
         _open_depth_network(model, config, others["depth"])
     if request.channels_last or (device.type == "cpu" and dtype != torch.float32):
@@ -139,6 +144,13 @@ def _open(request: Request, watch: Watch, any_kind: bool, controls: ControlFiles
     return OpenedModel(
         model, config, checkpoint, dtype, sha256, facts_of(model), choice is None, known, replaced
     )
+
+
+def _check_has_depth(request: Depth2Img, identity: "Identity") -> None:
+    """Raise InputError where depth is to be estimated, and the file of the model has no network for it."""
+    has_other = request.depth is not None or request.depth_from == "alpha" or request.depth_ckpt is not None
+    if identity.is_model and not has_other and PARTS["depth_estimator"].label not in identity.parameters:
+        raise InputError(NO_DEPTH)
 
 
 def _dtype(request: Request, device: "torch.device") -> "torch.dtype":

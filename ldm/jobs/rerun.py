@@ -24,6 +24,7 @@ from ldm.jobs.saving import Saving
 from ldm.jobs.watch import SILENT, Watch
 from ldm.requests import NAMES, Request, build, fields_of, find
 from ldm.requests.resolving import resolved
+from ldm.wording import script
 
 if TYPE_CHECKING:
     from ldm.tasks.batch import Batch
@@ -226,7 +227,8 @@ def _read(request: Request, changes: Mapping[str, Any]) -> dict[str, Any]:
     useless = {"outdir", "device", *PROMPT_OPTIONS} - {"prompt"}
     for name in changes:
         if name in useless:
-            raise InputError(f"--with {name}: use rerun.py's own flag, or prompt=TEXT for another prompt")
+            own = f"the flag of {script('rerun')} itself"
+            raise InputError(f"--with {name}: use {own}, or prompt=TEXT for another prompt")
     changed = build(type(request), changes)
     read = {name: getattr(changed, name) for name in changes}
     return read | ({"prompts": (changed.prompt,) * len(request.prompts)} if "prompt" in changes else {})

@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm import wording
 from ldm.errors import InputError
 from ldm.jobs.inputs import digests
 from ldm.jobs.record import FORMAT, KEPT, OTHER_FILES
 from ldm.requests import Request, build, fields_of, name_of, names_of
 from ldm.requests.groups import Model
+from ldm.wording import script
 
 if TYPE_CHECKING:
     from ldm.jobs.opening import OpenedModel
@@ -85,7 +87,7 @@ def resumed(cls: type[Request], given: Mapping[str, Any]) -> Resumed | None:
     stored = read_record(path)
     kind, task = stored.get("kind"), name_of(cls)
     if kind == "stopped" and stored.get("task") != task:
-        raise InputError(f"{path} is of a run of scripts/{stored.get('task')}.py; resume it with that")
+        raise InputError(f"{path} is of a run of {script(stored.get('task'))}; resume it with that")
     if kind != "stopped" and (kind != "final" or _has_image(cls)):
         return None
     command, folder = stored.get("command"), str(stored.get("folder", ""))
@@ -157,6 +159,7 @@ def command_to_resume(path: Path, request: Request) -> str:
     import shlex
     import sys
 
-    name = f"{name_of(type(request))}.py"
-    script = sys.argv[0] if os.path.basename(sys.argv[0]) == name else f"scripts/{name}"
-    return shlex.join(["python", script, "--latents", str(path)])
+    name = name_of(type(request))
+    own = sys.argv[0] if os.path.basename(sys.argv[0]) == f"{name}.py" else script(name)
+    start = [script(name)] if wording.by_command else ["python", own]
+    return shlex.join([*start, "--latents", str(path)])

@@ -21,6 +21,7 @@ from ldm.files.atomic import atomic_write
 from ldm.files.numbering import NumberedFiles
 from ldm.jobs.record import image_record
 from ldm.requests import Request, record
+from ldm.wording import counted, script
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +52,7 @@ class Saving:
         self.request = request
         self.outdir = checked_outdir(request.outdir)
         self.columns = request.n_rows or request.n_samples
-        self.is_demo = False  # its images are too small for the watermark, which then needs no message
+        self.trained_side = 0  # of the model's images; says whether those can carry the watermark
         self.run: dict[str, Any] = {}
         self.saved: list[Path] = []
         self.existing: dict[Place, Path] = {}  # images of this run that were there before
@@ -123,7 +124,7 @@ class Saving:
         if self.refused:
             prompts = ", ".join(repr(prompt) for prompt in dict.fromkeys(self.refused[:LISTED_NAMES]))
             raise BadImageError(
-                f"images that came out all black or NaN and were not saved: {len(self.refused)} "
+                f"{counted(len(self.refused), 'image')} came out all black or NaN, not saved "
                 f"({prompts}); try another --seed or --precision full, and check that the weights match the "
                 "configuration"
             )
@@ -133,10 +134,8 @@ class Saving:
         names = [str(path.relative_to(self.outdir)) for path in self.saved]
         if len(names) > LISTED_NAMES:
             names = [*names[:2], "...", *names[-2:]]
-        files = "1 file" if len(self.saved) == 1 else f"{len(self.saved)} files"
-        return (
-            f"{files} in {self.outdir} after {time.perf_counter() - self._started:.1f} s: {', '.join(names)}"
-        )
+        files, seconds = counted(len(self.saved), "file"), time.perf_counter() - self._started
+        return f"{files} in {self.outdir} after {seconds:.1f} s: {', '.join(names)}"
 
     def save_stopped(self, position: "Position") -> Path:
         """Save the state of an interrupted run."""
@@ -176,8 +175,8 @@ class Saving:
         profile = None if paste is None else paste.profile
         record = None if self.request.no_metadata else about
         if record is not None and not holds(format, record):
-            message = "the metadata are too long for a jpg file, which rerun.py cannot make again: use png"
-            self._say(logging.WARNING, message)
+            message = "the metadata are too long for a jpg file, which %s cannot make again: use png"
+            self._say(logging.WARNING, message, script("rerun"))
         return files[format].save(encoded(image, format, quality, record, profile))
 
     def _marked(
@@ -199,8 +198,8 @@ class Saving:
         if not fits:
             if wanted != "off":
                 self._say(
-                    logging.DEBUG if self.is_demo else logging.INFO,
-                    "images under %d pixels cannot carry the watermark and are saved without it",
+                    logging.INFO if self.trained_side**2 >= watermark.MIN_PIXELS else logging.DEBUG,
+                    "images of fewer than %d pixels cannot carry the watermark and are saved without it",
                     watermark.MIN_PIXELS,
                 )
             return image, None

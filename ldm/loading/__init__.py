@@ -25,6 +25,7 @@ from ldm.devices import on_meta, resolve_device, resolve_dtype
 from ldm.errors import ConfigError, WrongModelError
 from ldm.loading.fill import Progress, fill_in, initialise_new, zero_pad_inputs
 from ldm.loading.match import KeyMatch, as_named_by, check_scale, file_content, match_keys, refusal
+from ldm.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,9 @@ def load_model(
     kept = fill_in(model, keys, tensors, device, dtype, file, allow_nonfinite, progress)
     model.eval().requires_grad_(False)
     logger.info(
-        "loaded %s in %.1f s: %d tensors, %.2f GB, %s on %s",
-        file.name, time.perf_counter() - started, len(keys.matched), kept / 1e9, dtype, device,
+        "loaded %s in %.1f s: %s, %.2f GB, %s on %s",
+        file.name, time.perf_counter() - started, counted(len(keys.matched), "tensor"), kept / 1e9, dtype,
+        device,
     )
     return model
 
@@ -189,7 +191,7 @@ def load_part(
     keys.log_foreign(file)
     like = next(model.get_submodule(part).parameters())
     fill_in(model, keys, weights, like.device, like.dtype, file, allow_nonfinite, progress)
-    logger.info("%s: %d tensors of %s", file.name, len(keys.matched), what)
+    logger.info("%s: %s of %s", file.name, counted(len(keys.matched), "tensor"), what)
 
 
 def _label(prefix: str) -> str:

@@ -17,6 +17,7 @@ from ldm.checkpoint.classify import V_MARK, ZERO_SNR_MARK, classify
 from ldm.checkpoint.parts import TABLE, VAE, part_of
 from ldm.checkpoint.sniff import shown
 from ldm.errors import WrongModelError
+from ldm.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +71,7 @@ class KeyMatch:
     def log_foreign(self, file: Path) -> None:
         """Log in one line what is left out."""
         if self.foreign:
-            count = "1 tensor" if len(self.foreign) == 1 else f"{len(self.foreign)} tensors"
-            names = some(self.foreign)
+            count, names = counted(len(self.foreign), "tensor"), some(self.foreign)
             logger.warning("%s: left out %s of no part of the model: %s", file.name, count, names)
 
     @property
@@ -82,8 +82,8 @@ class KeyMatch:
         """Return in one line how many tensors agree."""
         expected = len(self.matched) + len(self.missing) + len(self.misshapen)
         return (
-            f"{expected} tensors expected: {len(self.matched)} matched, {len(self.missing)} missing, "
-            f"{len(self.misshapen)} misshapen; {len(self.unexpected)} unexpected"
+            f"{counted(expected, 'tensor')} expected: {len(self.matched)} matched, "
+            f"{len(self.missing)} missing, {len(self.misshapen)} misshapen; {len(self.unexpected)} unexpected"
         )
 
     def report(self) -> str:

@@ -6,6 +6,11 @@ from ldm.requests.base import Request
 from ldm.requests.fields import option, request
 from ldm.requests.groups import Control, Controls, Prompts, PromptSyntax, Sampling, image, pixels, strength
 
+NO_DEPTH = (
+    "this model has no network that estimates depth: give a map (--depth FILE, --depth-from alpha), or the "
+    "network's weights (--depth-ckpt dpt_hybrid-midas-501f0c75.pt)"
+)
+
 
 # fmt: off
 @request(outdir="outputs/depth2img-samples")

@@ -14,6 +14,7 @@ Noise is drawn in this order: the encoder's posterior (used or not), the start n
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,14 @@ from ldm.devices import on_meta
 from ldm.errors import InputError, LdmError
 from ldm.imaging.colour import from_uint8
 from ldm.imaging.depth import inverse_depth, known_depth, read_depth
-from ldm.imaging.files import open_image
+from ldm.imaging.files import open_image, quietly
 from ldm.imaging.padding import Frame
 from ldm.loading import load_part
 from ldm.models.latent_depth import LatentDepth2ImageDiffusion, concat_depth
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.midas import MiDaSInference, network_size
 from ldm.requests import Depth2Img
+from ldm.requests.depth2img import NO_DEPTH
 from ldm.requests.loaded import InputArray
 from ldm.requests.resolving import REFERENCE
 from ldm.tasks.batch import Batch
@@ -171,10 +173,7 @@ def check_depth_model(model: LatentDiffusion) -> LatentDepth2ImageDiffusion:
 def _estimated(run: Run, request: Depth2Img) -> Tensor:
     """Return what the model's own network sees in the image: (1, 1, h', w')."""
     if run.model.depth_model is None:
-        raise InputError(
-            "this model has no network that estimates depth: give a map (--depth FILE, --depth-from alpha), "
-            "or the network's weights (--depth-ckpt dpt_hybrid-midas-501f0c75.pt)"
-        )
+        raise InputError(NO_DEPTH)
     return run.networks.depth(from_uint8(request.init_img.values))
 
 
@@ -199,7 +198,8 @@ def load(request: Depth2Img) -> Depth2Img:
     """Return the request with its image and its depth map read, and its strength. Raises: InputError."""
     no_latents(request)
     _check_options(request)
-    image = None if request.init_img is None else read_image(request.init_img)
+    with quietly() if request.depth_from == "alpha" else nullcontext():  # there transparency is the depth
+        image = None if request.init_img is None else read_image(request.init_img)
     depth = _read_depth(request)
     height = width = None
     if depth is not None:

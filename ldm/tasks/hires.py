@@ -22,6 +22,7 @@ from ldm.errors import InputError
 from ldm.requests import Txt2Img
 from ldm.tasks.batch import Batch
 from ldm.tasks.run import BatchRun, Run
+from ldm.wording import counted
 
 MAX_FACTOR = 4.0
 
@@ -35,8 +36,8 @@ def hires(run: Run, request: Txt2Img) -> Iterator[Batch]:
     steps = int(request.hires_strength * sampler.num_steps)
     if not steps:
         raise InputError(
-            f"--hires-strength {request.hires_strength:g} leaves none of {sampler.num_steps} steps to the "
-            "second pass; expected more of one or the other"
+            f"--hires-strength {request.hires_strength:g} leaves none of "
+            f"{counted(sampler.num_steps, 'step')} to the second pass; expected more of one or the other"
         )
     large = run.frame(*enlarged_size(request.height, request.width, request.hires))
     small = run.frame(request.height, request.width)

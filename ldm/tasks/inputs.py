@@ -18,6 +18,7 @@ from ldm.imaging.files import converted, open_image
 from ldm.requests import Request, fields_of
 from ldm.requests.loaded import InputArray
 from ldm.tasks.latents import read_latents
+from ldm.wording import script
 
 R = TypeVar("R", bound=Request)
 
@@ -59,12 +60,12 @@ def read_noise(request: R, finished: bool = False) -> R:
     if file.kind == "stopped":
         raise InputError(
             f"{file.path} is an interrupted run, not noise: resume it on its own, with "
-            f"scripts/{file.record.get('task')}.py --latents {file.path}"
+            f"{script(file.record.get('task'))} --latents {file.path}"
         )
     if file.kind == "final" and not finished:
         raise InputError(
             f"{file.path} contains the latents of a finished image, but this task starts from noise; use "
-            "scripts/img2img.py"
+            f"{script('img2img')}"
         )
     size = (file.record["height"], file.record["width"]) if "height" in file.record else None
     loaded = InputArray(file.latents, file_sha256(file.path), os.fspath(request.latents), size)

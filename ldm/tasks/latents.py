@@ -27,6 +27,7 @@ from ldm.samplers.base import Noise
 from ldm.samplers.loop import KeyedNoise
 from ldm.tasks.noise import BatchNoise, NoiseSource
 from ldm.tasks.tiles import Tiling
+from ldm.wording import counted
 
 
 @dataclass(frozen=True)
@@ -198,8 +199,8 @@ def restored(position: Position, noise: BatchNoise, like: Tensor, steps: int) ->
     if state.x_t.shape != like.shape or not 0 <= state.step <= steps:
         raise InputError(
             f"cannot resume: latents {_shape(state.x_t.shape)} before step {state.step + 1} are given, and "
-            f"this run has {_shape(like.shape)} and {steps} steps; give the options of the run that was "
-            "interrupted"
+            f"this run has {_shape(like.shape)} and {counted(steps, 'step')}; give the options of the "
+            "run that was interrupted"
         )
     restore_noise(position, noise.source)
     memory = tuple(x.to(like.device) for x in state.memory)

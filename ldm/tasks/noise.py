@@ -21,6 +21,7 @@ from ldm.diffusion.philox import cuda_normal, normal, philox
 from ldm.errors import InputError
 from ldm.requests.readers import MAX_SEED
 from ldm.samplers.base import Noise
+from ldm.wording import counted
 
 PURPOSES = {
     "start": 1,  # the noise that a batch begins with, or that is added to the image to begin with
@@ -225,7 +226,7 @@ def check_seeds(rng: str, seed: int, images: int, fixed_code: bool = False) -> N
     last = seed if fixed_code else seed + images - 1
     if RNGS[rng].own_seeds and not 0 <= seed <= last <= MAX_SEED:
         raise InputError(
-            f"the {images} images of this run would have the seeds {seed} to {last}: "
+            f"the {counted(images, 'image')} of this run would have the seeds {seed} to {last}: "
             f"expected 0 to {MAX_SEED}; choose a smaller seed"
         )
 

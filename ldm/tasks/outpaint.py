@@ -32,6 +32,7 @@ from ldm.tasks.inputs import no_latents, read_images
 from ldm.tasks.latents import StoppedAt, restore_noise
 from ldm.tasks.run import BatchRun, Run, Task
 from ldm.tasks.steering import View
+from ldm.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def outpaint(run: Run, request: Outpaint) -> Iterator[Batch]:
     margins = Margins(request.left, request.right, request.up, request.down)
     outpainter = Outpainter(run, image, request.init_img.about, margins)
     count, side = len(outpainter.windows), request.window
-    in_windows = "1 window" if count == 1 else f"{count} windows of at most {side}x{side}"
+    in_windows = counted(count, "window") + (f" of at most {side}x{side}" if count > 1 else "")
     (height, width), (tall, wide) = image.shape[:2], outpainter.paste.weight.shape
     logger.info("outpainting %dx%d to %dx%d in %s", width, height, wide, tall, in_windows)
     steps = run.steps_of(request.strength)

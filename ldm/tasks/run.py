@@ -36,6 +36,7 @@ from ldm.tasks.noise import BatchNoise, make_noise_source
 from ldm.tasks.steering import Steer, Steering, View
 from ldm.tasks.text import Text
 from ldm.tasks.tiles import WHOLE, Tiling, tiled
+from ldm.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -191,8 +192,8 @@ class Run:
         """Return how many steps, the last ones, a strength from 0 to 1 runs; warn where there are none."""
         steps = int(strength * self.sampler.num_steps)
         if strength > 0 and not steps:
-            said = "strength %g of %d steps leaves none to run: nothing is repainted"
-            logger.warning(said, strength, self.sampler.num_steps)
+            said = "strength %g of %s leaves none to run: nothing is repainted"
+            logger.warning(said, strength, counted(self.sampler.num_steps, "step"))
         return steps
 
     def encode(self, image: np.ndarray | Tensor, frame: Frame) -> DiagonalGaussianDistribution:
@@ -321,12 +322,13 @@ class Run:
         self._said = cost
         name, asked = self.request.sampler, sampler.num_steps
         odd = not start and cost != asked and self.request.schedule == REFERENCE
-        why = f" (the reference's times; --sampler {name} runs exactly {asked} for {asked} steps)"
-        logger.info("%s: %d UNet evaluations a batch%s", name, cost, why if odd else "")
+        why = f" (the reference's times; --sampler {name} runs exactly {asked} for {counted(asked, 'step')})"
+        logger.info("%s: %s a batch%s", name, counted(cost, "UNet evaluation"), why if odd else "")
         if self.guidance.interval is not None and self.guidance.scale != 1:
             times = torch.tensor(sampler.timesteps[start:], device="cpu")
             count = int(within(self.guidance.interval, times, self.schedule.num_timesteps).sum())
-            (logger.info if count else logger.warning)("guidance in %d of %d steps", count, len(times))
+            level = logging.INFO if count else logging.WARNING
+            logger.log(level, "guidance in %d of %s", count, counted(len(times), "step"))
 
 
 @dataclass(frozen=True)

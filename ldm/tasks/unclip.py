@@ -26,6 +26,7 @@ from ldm.tasks.batch import Batch
 from ldm.tasks.inputs import read_inputs
 from ldm.tasks.noise import BatchNoise
 from ldm.tasks.run import Run, Task
+from ldm.wording import counted
 
 LARGEST_WEIGHT = 1e6  # so that none drowns the others; only proportions matter
 NUM_LEVELS = 1000  # of the reference models
@@ -62,7 +63,8 @@ class Mix:
             raise InputError("no image to vary; expected one or more")
         weights = (1.0,) * images if weights is None else tuple(weights)
         if len(weights) != images:
-            raise InputError(f"{len(weights)} weights for {images} images; give one for each, in order")
+            both = f"{counted(len(weights), 'weight')} for {counted(images, 'image')}"
+            raise InputError(f"{both}; give one for each, in order")
         if not all(abs(weight) <= LARGEST_WEIGHT for weight in weights):
             raise InputError(
                 f"the weights of the images are {_listed(weights)}; expected numbers within "
@@ -75,9 +77,8 @@ class Mix:
             )
         levels = tuple(noise_level) if isinstance(noise_level, Sequence) else (noise_level,)
         if len(levels) not in (1, images):
-            raise InputError(
-                f"{len(levels)} noise levels for {images} images; give one for all, or one for each"
-            )
+            both = f"{counted(len(levels), 'noise level')} for {counted(images, 'image')}"
+            raise InputError(f"{both}; give one for all, or one for each")
         levels = levels * images if len(levels) == 1 else levels
         mix = cls(weights, levels, mix_noise_level if images > 1 else None)
         mix.check_levels(NUM_LEVELS)

@@ -10,13 +10,16 @@ from torch import nn
 from ldm import devices
 from ldm.config import instantiate
 from ldm.devices import DTYPES, resolve_device
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, InputError
 from ldm.training.options import TrainOptions
 
 
 def build_data(config: dict[str, Any], section: str) -> Any:
     """Build a data set and check that it offers `batch`; ~ at the start of its paths is the home folder."""
-    data = instantiate(_with_home(config[section]), section)
+    try:
+        data = instantiate(_with_home(config[section]), section)
+    except InputError as error:
+        raise InputError(f"{section}: {error}") from error
     if not hasattr(data, "batch"):
         raise ConfigError(f"{section}: {type(data).__name__} has no batch(generator, batch_size)")
     return data

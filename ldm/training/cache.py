@@ -23,6 +23,7 @@ from torch import Tensor
 from ldm.errors import TrainingError
 from ldm.files.atomic import atomic_write
 from ldm.training.seeding import generator
+from ldm.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -126,9 +127,11 @@ def build_cache(
             contexts = torch.cat(parts)
         else:
             log.info(
-                "%d captions need %.0f MB, above cache_text_mb: encoded in every step", len(texts), megabytes
+                "%s need %.0f MB, above cache_text_mb: encoded in every step",
+                counted(len(texts), "caption"), megabytes,
             )
-    log.info("encoded %d images, %d captions in %.0f s", count, len(texts), time.monotonic() - started)
+    both = f"{counted(count, 'image')} and {counted(len(texts), 'caption')}"
+    log.info("encoded %s in %.0f s", both, time.monotonic() - started)
     extra = torch.cat(extra_inputs) if extra_inputs else None
     return LatentCache(torch.cat(moments), captions, contexts, texts, extra)
 

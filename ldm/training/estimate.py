@@ -21,6 +21,7 @@ from ldm.errors import ConfigError
 from ldm.training.building import build_data, check_side, device_of, precision_of, trained_parameters
 from ldm.training.options import TrainOptions, parse_duration, read_sections
 from ldm.training.seeding import generator
+from ldm.wording import counted
 
 WEIGHTS = ("ckpt", "first_stage_ckpt", "cond_stage_ckpt", "embedder_ckpt")
 EXAMPLES, LONGEST = 3, 80   # captions that are shown, and characters of one
@@ -63,8 +64,9 @@ def describe(config: dict[str, Any], deadline: float = 0.0) -> Iterator[str]:
     height, width = images.shape[-2:]
     many = f"{train.max_steps:,}" if train.max_steps else "no limit"
     if train.max_steps and hasattr(data, "__len__"):
-        many += f", {train.max_steps * per_step / len(data):.3g} times through the data"
-    yield f"steps: {many}; {per_step} images of {width} x {height} in each"
+        passes = train.max_steps * per_step / len(data)
+        many += f", {passes:,.{0 if passes > 10 else 1}f} times through the data"
+    yield f"steps: {many}; {counted(per_step, 'image')} of {width} x {height} in each"
     if method != "clip":
         yield from _costs(model, train, own, images, deadline)
 
@@ -72,7 +74,7 @@ def describe(config: dict[str, Any], deadline: float = 0.0) -> Iterator[str]:
 def _about(data: Any, section: str) -> str:
     captions = getattr(data, "captions", None)
     with_text = f", {sum(map(bool, captions)):,} of them with a caption" if isinstance(captions, list) else ""
-    return f"{section}: {f'{len(data):,}' if hasattr(data, '__len__') else 'endless'} images{with_text}"
+    return f"{section}: {counted(len(data), 'image') if hasattr(data, '__len__') else 'endless'}{with_text}"
 
 
 def _costs(model: nn.Module, train: TrainOptions, own: Any, images: Tensor, deadline: float) -> Iterator[str]:
@@ -91,7 +93,7 @@ def _costs(model: nn.Module, train: TrainOptions, own: Any, images: Tensor, dead
     seconds = operations * train.accumulate / (EFFICIENCY * matrix_speed(device, kind))
     limit = min((each for each in (parse_duration(train.max_time), deadline) if each), default=0.0)
     steps = min((n for n in (train.max_steps, limit / seconds) if n), default=0.0)
-    total = f", {spoken(steps * seconds)} for {steps:,.0f} steps" if steps else ""
+    total = f", {spoken(steps * seconds)} for {counted(round(steps), 'step')}" if steps else ""
     yield f"time: roughly {seconds:.2g} s a step on {device}{total}, without validation and samples"
 
 
@@ -99,7 +101,7 @@ def spoken(seconds: float) -> str:
     """Return a duration in the unit that suits it."""
     for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
+            return f"{seconds / size:,.{0 if seconds > 10 * size else 1}f} {unit}"
     return f"{seconds:.0f} seconds"
 
 

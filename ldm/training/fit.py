@@ -23,9 +23,11 @@ from ldm.training.options import METHODS, TrainOptions, parse_duration, read_sec
 from ldm.training.run_folder import choose_folder, read_durations, write_durations, write_start
 from ldm.training.state import has_state, load_state
 from ldm.training.stream import BatchStream
+from ldm.wording import counted
 
 log = logging.getLogger(__name__)
 
+WHY = {"steps": "train.max_steps is reached", "time": "the time limit is reached"}  # of Result.stopped_by
 FOLDER_VARIABLE = "LDM_TRAINING_FOLDER"  # tells the processes of one run its folder
 
 
@@ -142,7 +144,8 @@ def train(
             with module.autocast(), clock.timing("export"):
                 weights = module.export(folder, config, val_data)
             write_durations(folder, clock.took)
-    log.info("stopped by %s at step %d after %.0f s", keeper.stopped_by, module.step, clock.elapsed)
+    why = WHY.get(keeper.stopped_by, f"stopped by {keeper.stopped_by}")
+    log.info("%s: %s in %.0f s", why, counted(module.step, "step"), clock.elapsed)
     return Result(folder, module.step, keeper.stopped_by, weights)
 
 

@@ -21,6 +21,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ldm.config import with_absolute_paths
 from ldm.files.atomic import atomic_write
 from ldm.training.state import has_state
 from ldm.yaml_file import to_yaml
@@ -60,9 +61,10 @@ def numbered(wanted: Path) -> list[Path]:
 
 
 def write_start(folder: Path, config: dict[str, Any], versions: dict[str, str]) -> None:
-    """Write the configuration, and add an entry to versions.json."""
+    """Write the configuration, with absolute paths, and add an entry to versions.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / "config.yaml", lambda path: path.write_text(to_yaml(config)))
+    text = to_yaml(with_absolute_paths(config))  # so that the run can be resumed from any folder
+    atomic_write(folder / "config.yaml", lambda path: path.write_text(text))
     record = folder / "versions.json"
     starts = json.loads(record.read_text()) if record.exists() else []
     starts.append({"command": sys.argv, **versions})

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import TrainingError
+from ldm.wording import counted
 
 PATIENCE = 40  # a tensor has this many times longer to move than to get a gradient
 
@@ -67,13 +68,13 @@ class SelfCheck:
         no_gradient = [name for name in self.pending if name not in self.had_gradient]
         if self.taken >= self.steps and no_gradient:
             raise TrainingError(
-                f"{named(no_gradient)}: no gradient reaches it in {self.taken} steps; freeze it, or name it "
-                "with a reason in train.self_check_allow"
+                f"{named(no_gradient)}: no gradient reaches it in {counted(self.taken, 'step')}; freeze it, "
+                "or name it with a reason in train.self_check_allow"
             )
         if self.taken >= self.steps * PATIENCE and self.pending:
             raise TrainingError(
-                f"{named(list(self.pending))}: has a gradient but has not moved in {self.taken} steps; raise "
-                "train.learning_rate"
+                f"{named(list(self.pending))}: has a gradient but has not moved in "
+                f"{counted(self.taken, 'step')}; raise train.learning_rate"
             )
 
 

@@ -192,7 +192,7 @@ def test_what_one_model_lacks_is_a_s_and_said():
         ((model(0, 9), model(1)), "weighted-sum", "a is .* for inpainting .* b is .* for text-to-"),
         ((model(0), model(1, 9), model(2)), "add-difference", "a is .* for text-to-.* b is .* for inp"),
         ((model(0, 9), model(1, 9), model(2)), "add-difference", "c is .* for text-to-"),
-        ((model(0), {VAE: torch.zeros(4, 4)}), "weighted-sum", "2 tensors of the UNet are in one of them"),
+        ((model(0), {VAE: torch.zeros(4, 4)}), "weighted-sum", "2 tensors of the UNet in one of them"),
     ],
 )
 def test_models_of_different_kinds_are_refused(models, mode, message):

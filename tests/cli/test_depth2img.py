@@ -159,7 +159,8 @@ def test_saving_maps_leaves_the_numbers_of_the_grid_alone(run, scene, weights):
 
 def test_an_outline_stands_for_depth(run, scene, weights):
     flags = (*weights, *QUICK, "--init-img", "cutout.png", "--depth-from", "alpha", "--save-depth")
-    assert run("depth2img.py", *flags).code == 0
+    outcome = run("depth2img.py", *flags)
+    assert outcome.code == 0 and "composited" not in outcome.out + outcome.err
     levels = pixels(scene / "o" / "depth" / "00000.png")
     assert levels[20, 28] == 65535 and levels[0, 0] == 0
     record = metadata.read_record(scene / "o" / "samples" / "00000.png")
@@ -180,6 +181,7 @@ def test_the_depth_network_comes_from_its_own_file(run, scene, weights, tmp_path
     seeing = ("--config", folder / "seeing.yaml", *weights[2:])
     outcome = run("depth2img.py", *seeing, *QUICK, "--init-img", "room.png")
     assert outcome.code == 2 and "--depth-ckpt" in outcome.err.splitlines()[-1], outcome.err
+    assert "loaded" not in outcome.out, "a missing network is reported before the weights are read"
     outcome = run(
         "depth2img.py", *seeing, *QUICK, "--init-img", "room.png", "--depth-ckpt", "midas.pt", "--save-depth"
     )

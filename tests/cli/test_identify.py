@@ -69,7 +69,7 @@ def test_a_table_of_a_full_size_file_in_no_time(run, tmp_path):
     lines = [line for line in outcome.out.splitlines()[1:] if " note " not in line]
     rows = dict(line.strip().split(maxsplit=1) for line in lines)
     assert rows["is"].startswith("an SD 2.x model for image variations (unCLIP-H)")
-    assert rows["predicts"] == "v (as all reference models of this kind)"
+    assert rows["predicts"] == "v, the velocity (as all reference models of this kind do)"
     assert rows["config"] == "configs/stable-diffusion/v2-1-stable-unclip-h-inference.yaml"
     assert "UNet 870.2 M" in rows["parameters"] and "3.98 GB" == rows["size"]
     columns = {len(re.match(r"  [a-z0-9 ]{10}  ", line)[0]) for line in outcome.out.splitlines()[1:]}

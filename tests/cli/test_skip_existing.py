@@ -33,7 +33,7 @@ def test_missing_images_are_made_and_are_the_same(run, tmp_path, options):
         (tmp_path / "o" / "samples" / name).unlink()
     (tmp_path / "o" / "grid-0000.png").rename(tmp_path / "grid.png")
     outcome = run("txt2img.py", *FLAGS, *options, "--outdir", "o", "--skip-existing")
-    assert outcome.code == 0 and "3 images of this command exist already" in outcome.out
+    assert outcome.code == 0 and "3 images of this command had been saved before" in outcome.out
     assert sorted(contents(tmp_path / "o").values()) == sorted(whole.values())
     assert len(list((tmp_path / "o").glob("grid-*.png"))) == 1
 
@@ -43,7 +43,7 @@ def test_all_there_is_nothing_to_do(run, tmp_path):
     assert run(*command).code == 0
     before = contents(tmp_path / "o")
     outcome = run(*command)
-    assert outcome.code == 0 and "6 images of this command exist already" in outcome.out
+    assert outcome.code == 0 and "6 images of this command had been saved before" in outcome.out
     assert contents(tmp_path / "o") == before and len(list((tmp_path / "o").glob("grid-*"))) == 1
     outcome = run(*command, "--n_iter", 4)
     assert outcome.code == 0 and len(contents(tmp_path / "o")) == 8
@@ -54,7 +54,7 @@ def test_another_request_and_a_damaged_image_are_not_skipped(run, tmp_path):
     first = tmp_path / "o" / "samples" / "00000.png"
     first.write_bytes(first.read_bytes()[:-100])
     outcome = run("txt2img.py", *FLAGS, "--outdir", "o", "--skip-existing")
-    assert outcome.code == 0 and "5 images of this command exist already" in outcome.out
+    assert outcome.code == 0 and "5 images of this command had been saved before" in outcome.out
     for change in (("--seed", 7), ("--prompt", "a dog"), ("--steps", 3)):
         outcome = run("txt2img.py", *FLAGS, *change, "--n_iter", 1, "--outdir", "o", "--skip-existing")
         assert outcome.code == 0 and "exist already" not in outcome.out

@@ -24,7 +24,8 @@ LAYERS = [
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 FOR_ALL = set(
-    "clip_files config devices errors files import_finder ldm published_names signals util yaml_file".split()
+    "clip_files config devices errors files import_finder ldm published_names signals util wording "
+    "yaml_file".split()
 )
 
 # Beside the chain: what they may import, whatever the layer.

@@ -156,7 +156,7 @@ def test_damaged_metadata_and_warnings_are_no_reason_to_refuse(tmp_path, caplog,
     with caplog.at_level(logging.INFO):
         data = CaptionedImages(str(tmp_path), size=8, memory_mb=0)
         data.batch(torch.Generator().manual_seed(0), 8)
-    assert not recwarn.list and caplog.messages == [f"{tmp_path}: 3 of 3 images have no caption"]
+    assert not recwarn.list and caplog.messages == [f"{tmp_path}: 3 of 3 images without a caption"]
 
 
 def test_clutter_is_left_out_and_counted(tmp_path, caplog):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,10 @@ def test_what_belongs_to_others_stays(tmp_path):
         (tmp_path / name).touch()
     atomic.atomic_write(tmp_path / "a", lambda path: path.write_bytes(b"x"))
     assert {path.name for path in tmp_path.iterdir()} == {"a", *stays}
+    long_ago = time.time() - 8 * 86400
+    os.utime(tmp_path / stays[1], (long_ago, long_ago))  # as of a container that is no more
+    atomic.sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"a", *stays} - {stays[1]}
 
 
 def test_names_are_bounded(tmp_path, caplog):

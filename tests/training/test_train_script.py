@@ -84,13 +84,15 @@ def test_three_steps_leave_a_model_that_loads(train, config, tmp_path, method):
     assert len((folder / "metrics.csv").read_text().splitlines()) == 5  # heading, 3 steps, validation
 
 
-def test_dry_run_prints_every_setting_and_writes_nothing(train, config, tmp_path):
-    code, out, err = train(config("autoencoder"), "--dry-run", "train.seed=7", "--run", "run")
+def test_every_setting_is_printed_and_nothing_written(train, config, tmp_path):
+    code, out, err = train(config("autoencoder"), "--print-config", "train.seed=7", "--run", "run")
     assert (code, err) == (0, "")
     printed = yaml.safe_load(out)
     assert printed["train"]["seed"] == 7 and printed["train"]["keep"] == 2
     assert printed["autoencoder"]["kl_weight"] == 1e-6
     assert not (tmp_path / "run").exists() and not (tmp_path / "runs").exists()
+    code, both, _ = train(config("autoencoder"), "--print-config", "--dry-run", "train.seed=7")
+    assert code == 0 and both.startswith(out) and "\n# data: " in both
 
 
 def test_dry_run_opens_the_data_and_estimates_the_costs(train, config, tmp_path):
@@ -103,15 +105,17 @@ def test_dry_run_opens_the_data_and_estimates_the_costs(train, config, tmp_path)
     made |= {"data": {"target": "ldm.data.images.CaptionedImages", "params": params}}
     code, out, err = train(made, "--dry-run")
     assert code == 0
-    said = dict(line[2:].split(": ", 1) for line in out.splitlines() if line.startswith("# "))
+    said = dict(line.split(": ", 1) for line in out.splitlines())
     assert said["data"] == "3 images, 1 of them with a caption"
     assert "'a red disc'" in said["captions"]
     assert said["diffusion"] == "0.2 M parameters in DiffusionWrapper"
     assert said["steps"] == "300, 400 times through the data; 4 images of 16 x 16 in each"
+    assert "1 image of 16 x 16" in train(made, "--dry-run", "train.batch_size=1")[1]
     assert said["memory"].startswith("about 0.0") and "GiB are free" in said["memory"]
     assert "s a step on cpu" in said["time"] and "for 300 steps" in said["time"]
     code, out, err = train(made, "--dry-run", "data.params.path=elsewhere")
-    assert code == 2 and "elsewhere" in err and len(err.splitlines()) == 1
+    assert code == 2 and len(err.splitlines()) == 1
+    assert f"data: path elsewhere: there is no such folder in the working folder, {tmp_path}" in err
     code, out, err = train(config("autoencoder"), "--dry-run", "data.params.size=17")
     assert code == 2 and "17 x 17" in err and len(err.splitlines()) == 1
 
@@ -182,6 +186,25 @@ def test_wrong_input_is_one_line(train, config, tmp_path, change, said):
     code, out, err = train(config("autoencoder"), *change)
     assert code == 2 and said in err and len(err.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_is_resumed_from_any_folder(train, config, tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (20, 16), "red").save(tmp_path / "images" / "one.png")
+    made = config("autoencoder", max_steps=1)
+    made["data"] = {"target": "ldm.data.images.CaptionedImages", "params": {"path": "images", "size": 16}}
+    code, out, err = train(made, "--run", "run")
+    assert code == 0 and "train.max_steps is reached: 1 step in " in out, err
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["data"]["params"]["path"] == str(
+        tmp_path / "images"
+    )
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    changes = "train.max_steps=2", "autoencoder.ckpt=../run/model.safetensors"
+    code, out, err = train(None, "--resume", "../run", *changes)
+    assert code == 0 and "the model after 2 steps: ../run/model.safetensors" in out, err
+    written = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert written["autoencoder"]["ckpt"] == f"{tmp_path}/other/../run/model.safetensors"
 
 
 def test_the_clock_ends_a_run_cleanly(train, config, tmp_path):
@@ -432,7 +455,7 @@ def test_two_processes_keep_equal_weights(config, tmp_path, method):
     environment = {k: v for k, v in os.environ.items() if k != FOLDER_VARIABLE} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("run folder") == done.stdout.count("trained 8 steps") == 1
+    assert done.stdout.count("run folder") == done.stdout.count("the model after 8 steps") == 1
     assert state(tmp_path / "run")["step"] == 8
 
 

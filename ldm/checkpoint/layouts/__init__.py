@@ -20,6 +20,7 @@ from ldm.checkpoint.layouts import controlnet, depth, image_encoder, image_norma
 from ldm.checkpoint.layouts.renaming import Tensors, below, shown, with_prefix, without_prefix
 from ldm.checkpoint.parts import PARTS, is_ldm, layout_of
 from ldm.errors import NotACheckpointError, WrongModelError
+from ldm.wording import counted
 
 Config = Mapping[str, Any] | None
 UNUSED = "unused"
@@ -174,7 +175,7 @@ def _single_to_ldm(tensors: Tensors, config: Config) -> Tensors:
     if found is None:
         examples = [shown(name) for name in names[:EXAMPLES]] + ["..."] * (len(names) > EXAMPLES)
         raise NotACheckpointError(
-            f"holds {len(names)} tensors ({', '.join(examples)}) of no known model; expected "
+            f"holds {counted(len(names), 'tensor')} ({', '.join(examples)}) of no known model; expected "
             "a checkpoint of SD 1.x or 2.x, or a UNet, VAE, text encoder or ControlNet of one"
         )
     return _alone_to_ldm(*found, tensors, config)
