@@ -75,6 +75,7 @@ SCENES = {
 
 
 def theirs(fields: np.ndarray, heats: np.ndarray) -> object:
+    aux("open_pose.util")       # which imports body, and body it
     body = aux("open_pose.body")
     found = body.Body.__new__(body.Body)
     found.model = Told(fields, heats)
@@ -111,13 +112,13 @@ def test_people_and_skeletons_equal_controlnet_aux(name: str):
 
 def test_drawing_of_given_points_equals_controlnet_aux():
     draw = np.random.default_rng(0)
-    point = aux("open_pose.body").Keypoint
+    draw_bodypose, point = aux("open_pose.util").draw_bodypose, aux("open_pose.body").Keypoint
     for _ in range(20):
         places = draw.integers(-20, 220, (PARTS, 2)) + 0.5
         seen = draw.uniform(size=PARTS) < 0.8
         parts = {i: SimpleNamespace(x=x, y=y) for i, (x, y) in enumerate(places) if seen[i]}
         points = [point(x / 256, y / 128) if seen[i] else None for i, (x, y) in enumerate(places)]
-        expected = aux("open_pose.util").draw_bodypose(np.zeros((128, 256, 3), np.uint8), points)
+        expected = draw_bodypose(np.zeros((128, 256, 3), np.uint8), points)
         assert expected.any() and np.array_equal(drawn([parts], (128, 256)), expected)
 
 
