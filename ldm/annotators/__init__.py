@@ -26,6 +26,7 @@ KINDS = {
     "hed": "soft edges, by the HED network",
     "softedge": "those in three levels",
     "fake_scribble": "those as strokes of a scribble",
+    "openpose": "skeletons of people, by OpenPose",
     "lsd": "line segments, by the LSD algorithm",
     "seg": "a segmentation map in the colours of ADE20K, checked",
     "shuffle": "the content of the image, shuffled by a random flow field",
@@ -36,9 +37,11 @@ KINDS = {
 """name of an annotator and of its module here -> what its map shows"""
 
 CLASSES = {"lsd": "LSD"}  # where it is not the name with a capital
-ALIASES = {"segmentation": "seg", "lines": "lsd", "tile_resample": "tile", "scribble_xdog": "sketch",
-           "scribble_hed": "fake_scribble", "soft_edge": "softedge", "softedge_hed_safe": "softedge",
-           "softedge_hed": "hed"}
+ALIASES = {
+    "segmentation": "seg", "pose": "openpose", "lines": "lsd", "tile_resample": "tile",
+    "scribble_xdog": "sketch", "scribble_hed": "fake_scribble", "soft_edge": "softedge",
+    "softedge_hed_safe": "softedge", "softedge_hed": "hed",
+}  # fmt: skip
 """other names of annotators: common words, and those of the pages of ControlNet and of A1111's web UI"""
 
 

@@ -1,4 +1,4 @@
-"""Holistically-nested edge detection (arXiv 1504.06375): VGG-16 with an edge map after each of its five blocks.
+"""Holistically-nested edge detection (arXiv 1504.06375): VGG-16 with an edge map after each of its blocks.
 
     side_k = 1x1 convolution of block k, enlarged to the image's size
     edges = sigmoid(mean of side_k)         ControlNetHED.pth

