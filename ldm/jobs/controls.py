@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ldm.annotators import name_of
 from ldm.config import find_config, find_weights
 from ldm.errors import ConfigError, InputError, WrongModelError
 from ldm.requests import Request
@@ -64,7 +65,7 @@ def control_files(request: Request) -> ControlFiles:
 
 def _demo_file(unit: ControlUnit) -> Path:
     try:
-        return find_config(DEMO.format(unit.kind))
+        return find_config(DEMO.format(name_of(unit.kind)))
     except ConfigError as error:
         raise InputError(
             f"there is no ControlNet of kind {unit.kind} for the demo model; give --control-ckpt FILE"
@@ -79,7 +80,7 @@ def _candidates(path: Path, unit: ControlUnit) -> list[Path]:
         raise InputError(
             f"--control map names no kind to look for in the folder {path}; give --control-ckpt FILE"
         )
-    word = re.compile(rf"(^|[^a-z])({NAMES[unit.kind]})($|[^a-z])")
+    word = re.compile(rf"(^|[^a-z])({NAMES[name_of(unit.kind)]})($|[^a-z])")
     there = [
         each for each in sorted(path.iterdir())
         if each.suffix in SUFFIXES or (each / "config.json").is_file()

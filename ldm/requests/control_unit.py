@@ -6,6 +6,7 @@
     canny                                           a map of --init-img
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -13,10 +14,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ldm.errors import InputError, nearest
-from ldm.requests.fields import build, fields_of, number, record
+from ldm.requests.fields import number
 
-MAX_WEIGHT = 10.0
 MAP = "map"
+HIGHEST = {"weight": 10.0, "start": 1.0, "end": 1.0}
 _STEERING = re.compile(r"(?:@(?P<weight>[^@\[\]/\\]*))?(?:\[(?P<start>[^\[\]]*)-(?P<end>[^\[\]]*)\])?$")
 
 
@@ -25,7 +26,7 @@ class ControlUnit:
     """A map of an image, and how it steers sampling.
 
     Args:
-        kind: an annotator of `ldm.annotators`, or "map" for an image that is a map already.
+        kind: name of an annotator (`ldm.annotators`), or "map" for an image that is a map already.
         image: path of the image, or the image; None stands for the task's own input image.
         weight: of the ControlNet's residuals.
         start, end: the part of the steps, from 0 to 1, in which it acts.
@@ -43,42 +44,17 @@ class ControlUnit:
     settings: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind != MAP:
-            from ldm.annotators import name_of
-
-            _set(self, kind=name_of(self.kind))
-        elif self.image is None:
+        if not isinstance(self.kind, str) or not self.kind:
+            raise InputError(f"got {self.kind!r}, expected a kind of control, such as canny")
+        if self.kind == MAP and self.image is None:
             raise InputError("map needs a file: map:FILE")
-        _set(self, weight=_named("weight", self.weight, 0.0, MAX_WEIGHT))
-        _set(self, start=_named("start", self.start, 0.0, 1.0), end=_named("end", self.end, 0.0, 1.0))
+        if self.kind == MAP and self.settings:
+            raise InputError(f"map takes no {self.settings[0][0]}: the image is used as it is")
+        values = {name: _named(name, getattr(self, name), 0.0, high) for name, high in HIGHEST.items()}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
         if self.start >= self.end:
             raise InputError(f"the interval is {self.start:g}-{self.end:g}: expected START < END")
-        _set(self, settings=tuple(self._read_settings().items()))
-
-    def _read_settings(self) -> dict[str, Any]:
-        """Return the annotator's parameters with their types, without those at their defaults."""
-        if self.kind == MAP:
-            if self.settings:
-                raise InputError(f"map takes no {self.settings[0][0]}: the image is used as it is")
-            return {}
-        given = self.annotator()
-        return {name: value for name, value in record(given).items() if name in dict(self.settings)}
-
-    def annotator(self, resolution: int | None = None, weights: str | None = None) -> Any:
-        """Return the annotator with the parameters of this unit.
-
-        Args:
-            resolution: shorter side of what it sees, unless the unit has one; None is the image as it is.
-            weights: file or folder of its network's weights.
-
-        Raises: InputError for a parameter that the annotator does not have.
-        """
-        from ldm.annotators import find
-
-        cls = find(self.kind)
-        others = {"resolution": resolution} | ({} if weights is None else {"weights": weights})
-        known = {name: value for name, value in others.items() if name in fields_of(cls)}
-        return build(cls, known | dict(self.settings))
 
     def record(self) -> dict[str, Any]:
         """Return the unit as JSON, without what is at its default; `read_unit` makes it again."""
@@ -124,7 +100,7 @@ def read_unit(value: Any) -> ControlUnit:
         if not rest:
             raise InputError(f"got {value!r}, expected KIND:FILE; the file name is empty")
     kind, *settings = head.split(",")
-    pairs = tuple(tuple(each.partition("=")[::2]) for each in settings)
+    pairs = tuple((name, _typed(word)) for name, _, word in (each.partition("=") for each in settings))
     image = os.path.expanduser(rest) if colon else None
     return ControlUnit(kind, image, settings=pairs, **steering)
 
@@ -151,6 +127,9 @@ def _named(name: str, value: Any, low: float, high: float) -> float:
         raise InputError(f"{name}: {error}") from None
 
 
-def _set(unit: ControlUnit, **values: Any) -> None:
-    for name, value in values.items():
-        object.__setattr__(unit, name, value)
+def _typed(word: str) -> Any:
+    """Return a word as the number or truth value that it is, or as it is."""
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word

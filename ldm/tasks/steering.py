@@ -9,20 +9,21 @@ cropped region or a window of outpainting the map is made of the whole, and the 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.annotators import find
 from ldm.diffusion.cond import Control, control_scales
 from ldm.errors import InputError
 from ldm.imaging.fit import Fit
 from ldm.imaging.masks import Box
 from ldm.imaging.padding import Frame
 from ldm.models.controlnet import HINT_FACTOR
-from ldm.requests import Request, fields_of
+from ldm.requests import Request, build, fields_of
 from ldm.requests.control_unit import MAP, ControlUnit
 from ldm.requests.loaded import InputArray
 from ldm.samplers.base import Sampler
@@ -111,6 +112,7 @@ def _with_image(unit: ControlUnit, request: Request) -> ControlUnit:
     if unit.image is None and not isinstance(own, InputArray):
         raise InputError(f"--control {unit.kind} needs a file: --control {unit.kind}:FILE")
     try:
+        annotator_of(unit, request)
         image = None if unit.image is None else read_image(unit.image)
     except InputError as error:
         raise InputError(f"--control {unit.kind}: {error}") from error
@@ -120,7 +122,6 @@ def _with_image(unit: ControlUnit, request: Request) -> ControlUnit:
         raise InputError(
             f"--control {unit.kind}: {name} is {width}x{height}; expected at least {SMALLEST} pixels a side"
         )
-    annotator_of(unit, request)  # refuses weights that are missing
     return unit.with_image(image)
 
 
@@ -128,7 +129,11 @@ def annotator_of(unit: ControlUnit, request: Request) -> Annotator | None:
     """Return what makes the map of a control; None where the image is the map. Raises: InputError."""
     if unit.kind == MAP:
         return None
-    return unit.annotator(request.control_resolution, request.annotator_weights)
+    cls = find(unit.kind)
+    options: dict[str, Any] = {"resolution": request.control_resolution}
+    if request.annotator_weights is not None and "weights" in fields_of(cls):
+        options["weights"] = request.annotator_weights
+    return build(cls, options | dict(unit.settings))
 
 
 class Steering:

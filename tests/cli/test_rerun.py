@@ -32,6 +32,7 @@ TASKS = {
     "depth2img": ("depth", (*IMAGE, "--depth", "depth.npy", "--depth-invert", "reciprocal")),
     "depth2img alpha": ("depth", ("--init-img", "cutout.png", "--depth-from", "alpha")),
     "depth2img alone": ("depth", ("--depth", "depth.npy", "--H", 24)),
+    "controlnet": ("controlnet", (*SMALL, "--control", "canny:photo.png@0.8[0-0.6]", "--n_samples", 2)),
     "upscale": ("upscale", ("--init-img", "small.png", "--noise-level", 5)),
     "unclip": ("unclip-h", ("--init-img", "photo.png", "in/other.png", "--image-weights", 1, 2, *SMALL)),
 }
