@@ -24,14 +24,14 @@ from demo.source import (  # noqa: E402
     tarball_name,
     write_dataset,
 )
+from ldm.cli import app  # noqa: E402
+from ldm.cli.parser import Parser  # noqa: E402
 from ldm.clip_files import merges_file  # noqa: E402
-from ldm.errors import BackendUnavailable, InputError, LdmError  # noqa: E402
+from ldm.errors import BackendUnavailable, InputError  # noqa: E402
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--packages", type=Path, default=ROOT / "data" / "npm", help="folder of the npm tarballs")
     add("--fetch", action="store_true", help="fetch missing tarballs with `npm pack`")
@@ -40,7 +40,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--size", type=int, default=128, help="pixels of a sprite's side")
     add("--out", type=Path, default=ROOT / "data" / "emoji", help="the data set goes to OUT/SIZE")
     add("--cut-bpe", type=Path, metavar="FILE", help="only write FILE: open_clip's merges cut to 4,096")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def fetch(folder: Path, roles: list[str]) -> None:
@@ -58,11 +58,10 @@ def fetch(folder: Path, roles: list[str]) -> None:
             raise InputError(f"`{' '.join(command)}` failed with exit code {error.returncode}") from error
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
+def main(options: argparse.Namespace) -> None:
     if options.cut_bpe:
         cut_bpe(merges_file(), options.cut_bpe)
-        return 0
+        return
     styles = tuple(options.styles.split(","))
     if unknown := [style for style in styles if style not in STYLES]:
         raise InputError(f"--styles {','.join(unknown)}: expected some of {', '.join(STYLES)}")
@@ -81,12 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     entries = write_dataset(folder, packages, concepts, styles, options.size)
     held_out = sum(entry["held_out"] for entry in entries)
     print(f"{folder}: {len(entries)} sprites of {options.size} px, {held_out} of them held out")
-    return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except LdmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    app.run(make_parser(), main)

@@ -1,5 +1,6 @@
 """What every test gets: a fixed seed, its share of the cores and no way to the network."""
 
+import gc
 import importlib
 import importlib.util
 import logging
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.slow)
 
 
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over the modules and the tests, which stay until the end."""
+    gc.collect()
+    gc.freeze()
+
+
 def spread(product: list[pytest.Item], count: int, seed: str) -> list[pytest.Item]:
     """Choose `count` combinations that have as many different values of each parameter as can be.
 
@@ -54,6 +61,10 @@ def spread(product: list[pytest.Item], count: int, seed: str) -> list[pytest.Ite
 for name, handler in (("SIGHUP", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
     if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
         signal.signal(getattr(signal, name), handler)
+
+# Compile each module once, whatever the shell says, not in every process that a test starts.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch is imported
     cores = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])

@@ -85,6 +85,7 @@ def test_the_networks_agree_on_device_and_dtype(tiny, dtype):
         assert is_on_gpu(latents, *x.shape)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("layer", ["last", "pooled"])
 def test_the_text_encoder_of_sd_1_agrees_on_device_and_dtype(dtype, layer):
     encoder = FrozenCLIPEmbedder(layer=layer, text_config=TINY_CLIP)
@@ -125,6 +126,7 @@ def test_ancestral_sampling_and_the_loss_stay_on_the_gpu(tiny, dtype):
         assert is_on_gpu(loss.total) and loss.total.dtype == torch.float32
 
 
+@pytest.mark.few(1)
 def test_a_mixture_is_noticed(tiny, dtype):
     """Or the tests above could not fail."""
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -78,7 +78,7 @@ def same(got: dict[str, Tensor], want: dict[str, Tensor]) -> bool:
     )
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("task", TASKS)
 def test_a_file_comes_back_bit_by_bit(case, task: str, tmp_path: Path):
     convert(case(task).folder, tmp_path / "back.safetensors")
@@ -238,7 +238,7 @@ DISTINCT = ["v1-inference", "v2-inference", "v2-inpainting-inference", "v2-midas
 DISTINCT += ["v2-1-stable-unclip-h-inference", "v2-1-stable-unclip-l-inference", "cldm_v15", "cldm_v21"]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", DISTINCT)
 def test_the_descriptions_fit_at_full_size(name: str):
     """The classes of diffusers and transformers that config.json describes have the tensors of the file."""

@@ -102,7 +102,7 @@ def test_a_pipeline_computes_as_diffusers_does(theirs, saved):
         torch.testing.assert_close(encoded, theirs.text_encoder(ids).last_hidden_state, **close)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("how", SAVED)
 def test_every_way_of_saving_opens_alike(how, theirs, saved):
     opened = open_weights(saved(how))

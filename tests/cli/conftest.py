@@ -1,6 +1,8 @@
 """Run the scripts as a user does: in this process where that will do, else in their own, without network."""
 
+import copy
 import functools
+import logging
 import os
 import signal
 import subprocess
@@ -8,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from safetensors.torch import save_file
 from script_files import REPOSITORY, run_script
 from tiny_models import V_PREDICTING, tiny_config, tiny_model
 
+from ldm import loading
 from ldm.jobs.opening import Models
 
 OFFLINE = REPOSITORY / "tests" / "cli" / "offline.py"
@@ -37,8 +41,56 @@ def _ctrl_c_is_heard():
     signal.signal(signal.SIGINT, before)
 
 
+class Records(logging.Handler):
+    """Keep what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture(scope="session")
+def _loaded() -> dict[tuple, tuple]:
+    return {}
+
+
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path) -> Callable[..., Outcome]:
+def load_once(monkeypatch, tmp_path, _loaded) -> None:
+    """Let commands load a file that all tests share once: later ones get a copy of the model and its log."""
+    original, log = loading.load_model, logging.getLogger("ldm")
+
+    def load_model(config, checkpoint, *, progress=None, check=None, **options):
+        file = Path(checkpoint).resolve()
+        if not file.is_file() or tmp_path in file.parents:
+            return original(config, checkpoint, progress=progress, check=check, **options)
+        content = Path(config).read_text() if isinstance(config, str | Path) else None
+        state = file.stat()
+        level = log.getEffectiveLevel()
+        key = str(config), content, file, state.st_mtime_ns, state.st_size, level, *map(str, options.items())
+        if key not in _loaded:
+            heard = Records()
+            log.addHandler(heard)
+            try:
+                model = original(config, checkpoint, progress=progress, check=check, **options)
+            finally:
+                log.removeHandler(heard)
+            _loaded[key] = copy.deepcopy(model), heard.records
+            return model
+        model, records = _loaded[key]
+        if check is not None:
+            check(model)
+        for record in records:
+            logging.getLogger(record.name).handle(record)
+        return copy.deepcopy(model)
+
+    monkeypatch.setattr(loading, "load_model", load_model)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path, load_once) -> Callable[..., Outcome]:
     """Run a script in this process, in an empty folder: run("txt2img.py", "--seed", 1)."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / "cache"))
     monkeypatch.chdir(tmp_path)

@@ -32,7 +32,7 @@ def images(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "samples").glob("*.png"))}
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("number", "step", "kept"),
     [(signal.SIGINT, 2, 0), (signal.SIGINT, 4, 2), (signal.SIGTERM, 7, 2), (signal.SIGUSR1, 1, 0),

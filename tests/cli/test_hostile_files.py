@@ -74,6 +74,7 @@ def test_a_script_ends_with_one_line(name, at, capsys):
     _nothing_was_written(at, name)
 
 
+@pytest.mark.slow
 @pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["a.ckpt", "cut.safetensors"])
 def test_a_real_process_ends_with_one_line(name, at):

@@ -225,7 +225,7 @@ def pretend(monkeypatch, tmp_path):
     return pretend
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("layout", "verdict", "metadata", "flags", "config", "predicts"),
     [

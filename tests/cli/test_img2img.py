@@ -28,7 +28,7 @@ def image(tmp_path):
     return image
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("flags", "size", "fit"),
     [

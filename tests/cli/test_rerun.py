@@ -101,7 +101,7 @@ def test_every_task_is_here():
     assert {task.split()[0] for task in TASKS} == set(NAMES)
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("task", TASKS)
 def test_an_image_of_a_later_batch_is_made_again_equal(made, rerun, task):
     images = made(task, "--n_iter", 2)
@@ -109,6 +109,7 @@ def test_an_image_of_a_later_batch_is_made_again_equal(made, rerun, task):
     assert (outcome.code, outcome.out) == (0, f"{images[-1]}: equal\n"), outcome.err
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("flags", [("--rng", "per-image"), ("--rng", "gpu-philox"), ("--fixed_code",), (
     "--rng", "per-image", "--fixed_code", "--guidance-rescale", 0.7, "--guidance-interval", "0.1,0.9",
 )])  # fmt: skip

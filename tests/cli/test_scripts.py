@@ -159,7 +159,7 @@ def test_metadata_says_how_to_make_it_again(run, tmp_path):
     assert metadata.read_record(tmp_path / "o" / "grid-0000.png")["prompt"] == "one\ntwo\nthree"
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("flags", "schedule", "eta"),
     [

@@ -150,7 +150,7 @@ def test_missing_statistics_are_one_line_and_beside_the_weights_they_do(run, fil
     assert outcome.code == 0, outcome.err
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("suffix", [".th", ".pt", ".npz", ".safetensors"])
 @pytest.mark.parametrize("beside", ["", "karlo_models"])
 def test_statistics_of_every_kind_are_found(files, tmp_path, suffix, beside):

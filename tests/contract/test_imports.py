@@ -1,6 +1,7 @@
 """Imports point one way, and starting is cheap."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -60,13 +61,14 @@ def part_of(path: Path) -> str:
     return relative.parts[1].removesuffix(".py")
 
 
+@functools.cache
 def imported_names(path: Path) -> set[str]:
     """Return what the file imports, as "package.name"; inside functions too, but not for type checkers."""
     tree = ast.parse(path.read_text())
     typing_only = {
         id(child)
         for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
         for child in ast.walk(node)
     }
     names = set()
@@ -182,6 +184,7 @@ OPTIONAL = set(
 )
 
 
+@pytest.mark.slow
 def test_making_images_loads_nothing_optional():
     loaded = loaded_modules("import ldm.loading, ldm.samplers, ldm.tasks.txt2img, ldm.tasks.img2img")
     assert OPTIONAL & loaded == set()

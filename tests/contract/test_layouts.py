@@ -67,7 +67,12 @@ def layout(model: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "config"), [(name, config) for name, configs in BUILT.items() for config in configs]
+    ("name", "config"),
+    [
+        pytest.param(name, config, marks=[pytest.mark.slow] if config != configs[0] else [])
+        for name, configs in BUILT.items()
+        for config in configs
+    ],
 )
 def test_keys_and_shapes_are_the_published_ones(name: str, config: str):
     ours, published = layout(build(config)), manifest(name)

@@ -128,6 +128,7 @@ def test_what_is_off_is_not_there(parameterization: str):
         assert torch.equal(got.x_0, plain.x_0) and torch.equal(got.eps, plain.eps)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("parameterization", COMPLETE)
 @pytest.mark.parametrize("phi", [0.3, 0.7, 1.0])
 def test_rescaling_is_that_of_diffusers_on_the_output_of_the_network(parameterization: str, phi: float):

@@ -24,6 +24,7 @@ def test_every_reference_watermark_is_recognised(payload, size):
     assert watermark.recognise(image) is None
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("payload", watermark.REFERENCE_PAYLOADS)
 @pytest.mark.parametrize("size", [(256, 256), (321, 263), (8, 8195)])
 @pytest.mark.parametrize("kind", ["noise", "extremes", "waves", "flat"])

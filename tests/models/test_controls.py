@@ -86,6 +86,7 @@ def test_one_control_is_a_controlled_model_to_the_bit(model_of):
     assert (uncontrolled - expected).abs().max() > 0.01
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", CONDS)
 def test_two_controls_are_the_sum_of_their_residuals_whatever_the_model(model_of, networks, kind):
     model, cond = model_of(kind), CONDS[kind]
@@ -104,6 +105,7 @@ def guided(model, cond: Cond, scale: float):
     return denoise, ClassifierFreeGuidance(denoise, model.unconditional(cond, EMPTY), scale)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", ["sd2-v", "inpaint", "unclip-l"])
 @pytest.mark.parametrize("guess", [False, True])
 def test_under_guidance_both_halves_are_controlled_and_in_guess_mode_one(model_of, networks, kind, guess):

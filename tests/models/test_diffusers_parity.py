@@ -91,7 +91,7 @@ def converted(module: nn.Module, part: str) -> dict[str, Tensor]:
     return ldm_to_parts({prefix + name: x for name, x in module.state_dict().items()})[part]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("variant", UNETS)
 def test_unet_equals_diffusers(variant: str):
     settings, theirs_settings = UNETS[variant]

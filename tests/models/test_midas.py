@@ -69,6 +69,7 @@ def expected(theirs: torch.nn.Module, x: Tensor) -> Tensor:
         return theirs(x).predicted_depth[:, None]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("size", [(64, 64), (32, 32), (96, 160), (64, 32), (224, 96)])
 def test_equals_transformers(size: tuple[int, int]):
     ours, theirs = both()

@@ -73,10 +73,11 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=shlex.join)
 def test_the_script_takes_these_options(command: list[str], monkeypatch: pytest.MonkeyPatch):
-    task = Path(command[0]).stem
+    task, parsed = Path(command[0]).stem, []
 
     def parse_only(parser, main, argv=None) -> int:
         given = vars(parser.parse_args(argv))
+        parsed.append(task)
         if task in NAMES:
             build(find(task), folded(find(task), given))
         if str(given.get("config")).startswith("configs/"):
@@ -85,6 +86,7 @@ def test_the_script_takes_these_options(command: list[str], monkeypatch: pytest.
 
     monkeypatch.setattr(app, "exit_code", parse_only)
     assert run_script(f"../{command[0]}", *command[1:]) == 0
+    assert parsed, "another parser would also run what the command says, and fetch what it fetches"
 
 
 def test_the_commands_run(clone: Path, capsys: pytest.CaptureFixture):

@@ -81,7 +81,7 @@ def test_order_of_convergence(name: str, data: str):
     assert errors[-1] < 0.05 / 10 ** (ORDERS[name] - 1) ** 1.2
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("cls", "options", "kept", "order"),
     [
@@ -122,7 +122,7 @@ def test_order_of_multistep_formulas_with_an_exact_past(cls, options: dict, kept
     assert order_of(errors) < order + 0.3 or order == 4, errors  # those of 4 differ by data: 4 to 5
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ORDERS)
 @pytest.mark.parametrize("data", DATA)
 def test_the_last_step_ends_at_the_clean_solution(name: str, data: str):
@@ -154,6 +154,7 @@ def test_the_exact_solution_of_the_mixture_solves_the_ode():
         torch.testing.assert_close(slope, eps, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("cls", "steps", "order"), [(DDIM, (50, 100, 200), 1), (DPMSolver, (400, 800, 1600), 2)]
 )
@@ -168,6 +169,7 @@ def test_plms_is_far_closer_than_ddim():
         assert error(PLMS(SCHEDULE, steps)) < error(DDIM(SCHEDULE, steps)) / 5
 
 
+@pytest.mark.few(14)
 @pytest.mark.parametrize("parameterization", ["eps", "v", "x0"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_parameterization_makes_no_difference(name: str, parameterization: str):
@@ -215,7 +217,7 @@ def assert_distributed_as_the_mixture(samples):
     assert distance < 1.8 / len(quantiles) ** 0.5  # 0.3 % of fair samples are further off
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("name", "eta"),
     [

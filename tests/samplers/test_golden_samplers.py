@@ -38,7 +38,7 @@ def run(sampler, case: Case):
     )
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @by_name("sampler_ddim", "sampler_plms")
 def test_table_samplers_give_every_intermediate_of_the_reference(case: Case):
     cls = DDIMSampler if case.kind == "sampler_ddim" else PLMSSampler
@@ -51,7 +51,7 @@ def test_table_samplers_give_every_intermediate_of_the_reference(case: Case):
     case.check("final", final)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @by_name("sampler_dpm")
 def test_dpm_solver_asks_the_network_what_the_reference_asks(case: Case):
     model = bare_model(case)
@@ -62,6 +62,7 @@ def test_dpm_solver_asks_the_network_what_the_reference_asks(case: Case):
     case.check("final", final)
 
 
+@pytest.mark.few(1)
 @by_name("sampler_img2img")
 def test_image_to_image_starts_one_row_above_its_first_step(case: Case):
     config, given = case.config, case.inputs
@@ -93,6 +94,7 @@ def test_image_to_image_starts_one_row_above_its_first_step(case: Case):
 SHORTEST = sorted(cases("sampler_ddim"), key=lambda case: case.config["steps"])[:6]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("case", SHORTEST, ids=lambda case: case.name)
 def test_p_sample_ddim_takes_the_steps_of_the_reference(case: Case):
     """The loop that third-party code writes around it."""

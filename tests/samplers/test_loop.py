@@ -82,6 +82,7 @@ def test_the_network_gets_whole_times_as_integers_and_fractions_as_floats(name: 
     assert dtypes == {torch.float32 if fractional else torch.int64}
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", sorted(set(SAMPLERS) - ALWAYS_NOISY))
 def test_image_to_image_from_every_strength_ends_near_the_exact_solution(name: str):
     eta = 0.0 if SAMPLERS[name].cls.default_eta else None

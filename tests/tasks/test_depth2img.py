@@ -81,7 +81,7 @@ def made(model, image=IMAGE, prompts=PROMPTS[:1], **options):
     )
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_sees_depth_and_prompt(model, sampler):
     settings = dict(sampler=sampler, steps=3, schedule=SAMPLERS[sampler].cls.count_exact_spacing)

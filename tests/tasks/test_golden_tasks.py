@@ -33,7 +33,7 @@ def check_pictures(case, batches):
     case.check("image_uint8", to_uint8(images).astype(np.int64))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("case", cases("e2e_txt2img"), ids=names("e2e_txt2img"))
 def test_txt2img_is_that_of_the_reference(case):
     model, c = load(case), case.config

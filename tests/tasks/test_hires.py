@@ -124,7 +124,7 @@ def test_a_second_pass_without_a_step_is_refused(tiny_model):
         make(tiny_model, dict(hires=2, hires_strength=0.1))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(st.integers(1, 4096), st.integers(1, 4096), st.sampled_from([128, 512, 768]), st.sampled_from([8, 64]))
 def test_what_is_advised_gives_the_size_that_was_asked_for(height, width, side, multiple):
     """The factor is read from text, as a user would copy it."""

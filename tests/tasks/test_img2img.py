@@ -75,7 +75,7 @@ def test_strength_zero_is_the_round_trip_with_the_least_noise(tiny_model, sample
     assert (batch.latents - x_0).pow(2).mean().sqrt() < 1.2 * LEAST
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_stronger_the_further_from_the_picture(gaussian, sampler):
     x_0 = torch.randn(1, 4, 16, 16)

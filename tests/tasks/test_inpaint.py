@@ -118,6 +118,7 @@ def test_ten_edits_leave_every_byte_outside_them(models):
     check_kept(image, first, touched)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_picture_is_that_of_its_own_seed_in_any_batch(models, kind):
     image, mask, prompts = picture(24, 32), rectangle(24, 32), ["a cat", "a dog", "a cat"]

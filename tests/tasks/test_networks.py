@@ -129,7 +129,7 @@ CASES = {
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("spoil, network, where", CASES.values(), ids=CASES)
 def test_naive_float16_overflows_and_is_done_again(tiny, naive, warnings, spoil, network, where):
     spoil(tiny)
@@ -156,7 +156,7 @@ def test_by_the_policy_nothing_overflows_to_begin_with(tiny, warnings, spoil):
     assert made.computed_in == {"text encoder": "float16", "UNet": "float16", "autoencoder": "float32"}
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("spoil, network, where", CASES.values(), ids=CASES)
 def test_bfloat16_reaches_as_far_as_float32(tiny, naive, warnings, spoil, network, where):
     spoil(tiny)
@@ -335,7 +335,7 @@ SPOILT = {
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize("network", SPOILT)
 def test_where_float32_fails_too_there_is_no_picture(tiny, dtype, network):

@@ -54,6 +54,7 @@ def record(monkeypatch) -> list[tuple[str, tuple[int, ...]]]:
     return drawn
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("sampler", "fixed_code", "before", "per_iteration"),
     [
@@ -308,7 +309,7 @@ def test_no_batch_size_changes_a_bit(tiny_model, rng, dtype):
         assert same(made(make_images(tiny_model, Txt2Img, prompts=PROMPTS, **run)), alone)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("rng", KEYED)
 def test_img2img_gives_the_same_picture_alone_and_in_a_batch(tiny_model, sampler, rng):

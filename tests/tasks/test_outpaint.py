@@ -155,6 +155,7 @@ def test_a_picture_of_several_windows_is_the_same_alone_and_in_a_batch(model, rn
     assert torch.equal(together[0].images[1:], next(alone).images)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rng", ["reference", "per-image", "gpu-philox"])
 def test_no_two_windows_begin_with_the_same_noise(models, rng):
     begun = []

@@ -36,7 +36,7 @@ def test_it_is_the_sampler_on_the_network_alone(unconditional):
     assert batch.images.shape == (2, 3, 64, 64) and batch.prompts == ["", ""]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_at_any_size(unconditional, sampler):
     settings = dict(sampler=sampler, steps=4, scale=1.0, rng="per-image", exact=True)

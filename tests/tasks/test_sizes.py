@@ -126,7 +126,7 @@ def only(batches) -> Batch:
     return batch
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
 @FEW
 @given(SIDES, SIDES, st.integers(0, 99))
@@ -170,7 +170,7 @@ def exact(monkeypatch):
     return exactly
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
 @FEW
 @given(height=SIDES, width=SIDES)

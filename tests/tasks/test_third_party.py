@@ -86,7 +86,7 @@ K_SAMPLERS = (
 ).split()
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", K_SAMPLERS)
 @torch.no_grad()
 def test_k_diffusions_samplers_run_on_the_model(tiny, wrapped, k_diffusion, name):

@@ -119,7 +119,7 @@ TASKS = MappingProxyType(
 )
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("cls", TASKS, ids=lambda cls: cls.__name__)
 def test_every_task_can_be_run_in_tiles(cls, tmp_path, monkeypatch):
     """The UNet sees a sample and a tile at once, with its own part of what is joined to it."""

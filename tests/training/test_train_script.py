@@ -227,7 +227,7 @@ def kill_self(number: int, at_step: int, monkeypatch) -> None:
     monkeypatch.setattr(callbacks.Keeper, "on_train_batch_end", then_kill)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"])
 def test_a_signal_saves_and_says_how_to_go_on(train, config, tmp_path, monkeypatch, name):
     handlers = signal.getsignal(signal.SIGTERM)
@@ -245,6 +245,7 @@ def test_a_signal_saves_and_says_how_to_go_on(train, config, tmp_path, monkeypat
     assert (code, err) == (0, "") and state(tmp_path / "run")["step"] == 3
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("where", ["evaluate", "export", "prepare"])
 def test_a_signal_outside_of_the_steps(train, config, tmp_path, monkeypatch, where):
     """Validation is cut short and export ended at once; the state is there, and resuming exports it."""

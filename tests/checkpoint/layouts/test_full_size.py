@@ -18,7 +18,7 @@ def published(layout: str) -> dict[str, Tensor]:
         }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("layout", UNETS)
 def test_a_published_file_has_the_tensors_of_the_modules_of_diffusers(layout: str):
     got = ldm_to_parts(published(layout))
