@@ -1,6 +1,7 @@
 """Requests of tests: the options that keep tiny models quick and runs short, unless a test gives its own."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -72,3 +73,16 @@ def run_of(
     options = options.pop("settings", {}) | options
     dtype = options.pop("dtype", torch.float32)
     return Run(model, ready(model, cls, **options), task_of(cls), track, resume, dtype)
+
+
+def stop_after(steps_of_the_run: int) -> Callable[[Iterator, int], Iterator]:
+    """Return a watcher that ends once so many steps of the whole run are taken."""
+    left = itertools.count(steps_of_the_run - 1, -1)
+
+    def track(steps: Iterator, total: int) -> Iterator:
+        for step in steps:
+            yield step
+            if next(left) == 0:
+                return
+
+    return track

@@ -1,14 +1,13 @@
 """Depth to image on tiny models: sizes, samplers, strength, batches, stops, and where the map comes from."""
 
 import importlib.util
-import itertools
 import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from requesting import make_images
+from requesting import make_images, stop_after
 from safetensors.torch import save_file
 from tiny_models import tiny_config, tiny_model
 
@@ -21,7 +20,7 @@ from ldm.requests import Depth2Img
 from ldm.samplers import SAMPLERS
 from ldm.tasks.depth2img import alpha_depth, load_depth_network
 from ldm.tasks.latents import StoppedAt, read_latents, stopped_file
-from ldm.training.hints import hints_for
+from ldm.training.extra_inputs import extra_input_of
 
 NARROW = dict(
     stem=16, channels=[32, 64, 96], depths=[1, 2, 2], groups=4, width=48, depth=4, num_heads=4,
@@ -59,19 +58,6 @@ def seeing(model, network):
     model.depth_model = network
     yield model
     model.depth_model = None
-
-
-def stop_after(steps_of_the_run):
-    """Return a watcher that ends once so many steps of the whole run are taken."""
-    left = itertools.count(steps_of_the_run - 1, -1)
-
-    def track(steps, total):
-        for step in steps:
-            yield step
-            if next(left) == 0:
-                return
-
-    return track
 
 
 def made(model, image=IMAGE, prompts=PROMPTS[:1], **options):
@@ -274,7 +260,7 @@ def test_true_disparity_reaches_the_model_as_depth_does_in_training(model, caplo
     assert max(agreement) == agreement[places.index((1, 1))] > 0.95, "nearer is larger, and in its place"
     pictures = torch.zeros(1, 3, 128, 128)
     cut_depth = torch.from_numpy(inverse_depth(disparity[cut]))[None, None]
-    trained = hints_for(model, 0.0).encode(pictures, {"depth": cut_depth})
+    trained = extra_input_of(model, 0.0).encode(pictures, {"depth": cut_depth})
     assert torch.equal(seen[-1].concat[:1], trained)
 
 

@@ -1,13 +1,12 @@
 """A run that is stopped and gone on with gives the pictures of one that was not, for every sampler."""
 
-import itertools
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from requesting import make_images, run_of
+from requesting import make_images, run_of, stop_after
 from safetensors.torch import save_file
 
 from ldm.errors import InputError
@@ -20,19 +19,6 @@ from ldm.tasks.latents import StoppedAt, final_file, read_latents, stopped_file
 from ldm.tasks.tiles import Tiling
 
 PROMPTS = ["a", "b", "c"]
-
-
-def stop_after(steps_of_the_run: int):
-    """Return a watcher that ends once so many steps of the whole run are taken."""
-    left = itertools.count(steps_of_the_run - 1, -1)
-
-    def track(steps, total):
-        for step in steps:
-            yield step
-            if next(left) == 0:
-                return
-
-    return track
 
 
 def begun(task, model, settings, **options):

@@ -1,12 +1,11 @@
 """Variations and mixes of pictures: by the formulas, as diffusers makes them, and whatever the order."""
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
-from requesting import make_images
+from requesting import make_images, stop_after
 from safetensors.torch import save_file
 from tiny_models import WIDTH, tiny_config, tiny_model
 
@@ -147,19 +146,6 @@ def test_a_picture_of_a_batch_is_that_of_its_seed_alone(model, rng):
     together = latents(model, prompts=prompts, n_samples=2, **options)
     for k, prompt in enumerate(prompts):
         assert torch.equal(latents(model, prompts=[prompt], seed=3 + k, **options)[0], together[k])
-
-
-def stop_after(steps_of_the_run: int):
-    """Return a watcher that ends once so many steps of the whole run are taken."""
-    left = itertools.count(steps_of_the_run - 1, -1)
-
-    def track(steps, total):
-        for step in steps:
-            yield step
-            if next(left) == 0:
-                return
-
-    return track
 
 
 @pytest.mark.few(1)
