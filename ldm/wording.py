@@ -4,9 +4,9 @@ by_command = False  # whether an installed command, sd-NAME, was started; `ldm.c
 
 
 def counted(count: int, noun: str) -> str:
-    """Return "1 image", "2 images" or "no images"; of several words the last is the noun."""
-    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + ("es" if noun.endswith("ch") else "s")
-    return f"1 {noun}" if count == 1 else f"{count:,} {plural}" if count else f"no {plural}"
+    """Return "1 image" or "2 images"; of several words the last is the noun."""
+    plural = noun + ("es" if noun.endswith("ch") else "s")
+    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def script(name: str) -> str:

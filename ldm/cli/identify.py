@@ -24,7 +24,7 @@ SOURCES = {
 }
 PREDICTIONS = {"eps": "eps, the noise", "v": "v, the velocity"}
 WEIGHTS = {
-    "raw": "one set; the file does not say whether they are EMA weights",
+    "raw": "one set",
     "ema": "one set, the EMA weights",
     "raw+ema": "two sets, raw and EMA weights",
 }

@@ -86,7 +86,7 @@ def test_16_bit_images_are_scaled_not_clipped(tmp_path):
 def test_what_cannot_be_used_is_an_error(tmp_path):
     with pytest.raises(InputError, match="contains no images"):
         CaptionedImages(str(tmp_path), size=8)
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="there is no such folder"):
         CaptionedImages(str(tmp_path / "missing"), size=8)
     with pytest.raises(InputError, match="held_out_every 1: expected 2"):
         CaptionedImages(str(tmp_path), size=8, held_out_every=1)
