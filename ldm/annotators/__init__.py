@@ -27,6 +27,7 @@ KINDS = {
     "softedge": "those in three levels",
     "fake_scribble": "those as strokes of a scribble",
     "openpose": "skeletons of people, by OpenPose",
+    "blazepose": "skeletons of people, by BlazePose of the mediapipe package",
     "lsd": "line segments, by the LSD algorithm",
     "mlsd": "line segments, by the M-LSD network",
     "seg": "a segmentation map in the colours of ADE20K, checked",
