@@ -109,7 +109,11 @@ class NetworkAnnotator(Annotator):
     @cached_property
     def network(self) -> "nn.Module":
         """The network, loaded when it is first used. Raises: InputError, CheckpointError."""
-        return self.load(weights_file(self.annotator_weights, self.FILES, self.NETWORK))
+        return self.load(self.weights_file())
+
+    def weights_file(self) -> "Path":
+        """Return the file of the network's weights. Raises: InputError, CheckpointError."""
+        return weights_file(self.annotator_weights, self.FILES, self.NETWORK)
 
     def prepare(self) -> None:
         _ = self.network

@@ -78,6 +78,7 @@ def test_a_damaged_image_does_not_stop_the_others(run, photo: Path, tmp_path: Pa
         (("canny", "photo.png", "photo.png"), "would both become outputs/canny/photo.png"),
         (("canny", "photo.png", "--out", "x.jpg"), "maps are written as PNG"),
         (("blur", "photo.png", "--overwrite", "--skip-existing"), "give one of them"),
+        (("mlsd", "photo.png"), "M-LSD needs its weights: give --annotator-weights mlsd_large_512_fp32"),
         (("pose", "photo.png"), "OpenPose's body network needs its weights: give --annotator-weights"),
         (("hed", "photo.png", "--annotator-weights", "other.pth"), "other.pth is M-LSD .*; expected HED"),
         (("hed", "photo.png", "--annotator-weights", "photo.png"), "photo.png"),
