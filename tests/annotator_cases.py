@@ -49,10 +49,11 @@ def _add_bare_package(name: str, folder: str) -> None:
 
 def randomised(network: nn.Module, seed: int) -> nn.Module:
     """Return a network with random weights that keep the size of what passes through."""
-    draw = torch.Generator().manual_seed(seed)
+    many = torch.randn(2**20, generator=torch.Generator().manual_seed(seed))    # drawing all takes seconds
     for name, x in list(network.named_parameters()):
         fan_in = max(x[0].numel(), 1) if x.ndim > 1 else 100
-        value = torch.randn(x.shape, generator=draw) * (2 / fan_in) ** 0.5
+        many = many.roll(4099)
+        value = many.repeat(-(-x.numel() // len(many)))[: x.numel()].reshape(x.shape) * (2 / fan_in) ** 0.5
         owner, _, leaf = name.rpartition(".")
         network.get_submodule(owner)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
     return network.eval()

@@ -27,7 +27,9 @@ KINDS = {
     "softedge": "those in three levels",
     "fake_scribble": "those as strokes of a scribble",
     "openpose": "skeletons of people, by OpenPose",
+    "blazepose": "skeletons of people, by BlazePose of the mediapipe package",
     "lsd": "line segments, by the LSD algorithm",
+    "mlsd": "line segments, by the M-LSD network",
     "seg": "a segmentation map in the colours of ADE20K, checked",
     "shuffle": "the content of the image, shuffled by a random flow field",
     "tile": "the image without its finest details",
@@ -36,9 +38,9 @@ KINDS = {
 }
 """name of an annotator and of its module here -> what its map shows"""
 
-CLASSES = {"lsd": "LSD"}  # where it is not the name with a capital
+CLASSES = {"lsd": "LSD", "mlsd": "MLSD"}  # where it is not the name with a capital
 ALIASES = {
-    "segmentation": "seg", "pose": "openpose", "lines": "lsd", "tile_resample": "tile",
+    "segmentation": "seg", "pose": "openpose", "lines": "lsd", "hough": "mlsd", "tile_resample": "tile",
     "scribble_xdog": "sketch", "scribble_hed": "fake_scribble", "soft_edge": "softedge",
     "softedge_hed_safe": "softedge", "softedge_hed": "hed",
 }  # fmt: skip

@@ -22,8 +22,8 @@ MULTIPLE = 64           # of the sides of a resized image, in pixels
 LONGEST = 16_384        # the longest side of one, in pixels
 
 
-def _pixels(value: Any) -> int | None:
-    return None if value == "own" else integer(MULTIPLE, 4096)(value)
+def _pixels(value: Any) -> int:
+    return 0 if str(value) in ("0", "own", "None") else integer(MULTIPLE, 4096)(value)
 
 
 class Annotator:
@@ -33,16 +33,22 @@ class Annotator:
         InputError: the value of an option is invalid; the text names the option.
     """
 
-    SECTION = ("options", "")
+    SECTION = ("annotator", "")
     NEEDS_MULTIPLES = False     # of 64 as sides, even at the image's own resolution
     IS_SMOOTH = True            # maps may be interpolated; else, of few colours, they take the nearest pixel
-    resolution: int | None = option(
-        None, "--resolution", metavar="N", read=_pixels, default_text="own",
-        help="pixels of the shorter side at which the image is annotated, 64 to 4096; own: as it is",
+    resolution: int = option(
+        0, "--resolution", metavar="N", read=_pixels, default_text="{}",
+        help="pixels of the shorter side at which the image is annotated, 64 to 4096; 0: as it is",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         read_values(self)
+
+    def prepare(self) -> None:
+        """Check and load what is needed besides an image, so that its lack is known before there is one.
+
+        Raises: InputError, CheckpointError.
+        """
 
     def __call__(self, image: "np.ndarray") -> "np.ndarray":
         """Return the map of an image, both (h, w, 3) uint8, of the same size.
@@ -64,8 +70,8 @@ class Annotator:
             raise InputError(
                 f"got an image of shape {image.shape} and {image.dtype}; expected (height, width, 3), uint8"
             )
-        resolution = self.resolution or (min(image.shape[:2]) if self.NEEDS_MULTIPLES else None)
-        size = image.shape[:2] if resolution is None else detection_size(image.shape[:2], resolution)
+        resolution = self.resolution or (min(image.shape[:2]) if self.NEEDS_MULTIPLES else 0)
+        size = detection_size(image.shape[:2], resolution) if resolution else image.shape[:2]
         return self.annotate(image if size == image.shape[:2] else self.shrunk(image, size))
 
     def shrunk(self, image: "np.ndarray", size: tuple[int, int]) -> "np.ndarray":
@@ -103,7 +109,14 @@ class NetworkAnnotator(Annotator):
     @cached_property
     def network(self) -> "nn.Module":
         """The network, loaded when it is first used. Raises: InputError, CheckpointError."""
-        return self.load(weights_file(self.annotator_weights, self.FILES, self.NETWORK))
+        return self.load(self.weights_file())
+
+    def weights_file(self) -> "Path":
+        """Return the file of the network's weights. Raises: InputError, CheckpointError."""
+        return weights_file(self.annotator_weights, self.FILES, self.NETWORK)
+
+    def prepare(self) -> None:
+        _ = self.network
 
     def load(self, path: "Path") -> "nn.Module":
         """Return the network with the weights of a file."""
@@ -132,7 +145,7 @@ def detection_size(size: tuple[int, int], resolution: int) -> tuple[int, int]:
     if max(height, width) > LONGEST:
         raise InputError(
             f"an image of {size[1]}x{size[0]} is annotated at {width}x{height}; expected at most {LONGEST} "
-            "pixels per side: cut the image, or set a smaller --resolution, or --resolution own"
+            "pixels per side: cut the image, or set a smaller --resolution, or 0"
         )
     return max(height, MULTIPLE), max(width, MULTIPLE)
 

@@ -32,6 +32,10 @@ class Depth(NetworkAnnotator):
         "an estimate",
     )  # fmt: skip
 
+    def prepare(self) -> None:
+        if self.depth is None:
+            super().prepare()
+
     def annotate(self, image: "np.ndarray") -> "np.ndarray":
         from ldm.imaging.depth import as_levels
 

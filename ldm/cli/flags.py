@@ -12,6 +12,13 @@ from ldm.requests import Field, Request, fields_of
 def parser_of(cls: type[Request], description: str) -> Parser:
     """Return the parser of a request class. Its namespace contains only the flags that were given."""
     parser = Parser(description=description, argument_default=argparse.SUPPRESS)
+    sections = add_options(parser, cls)
+    reference_flags.add(parser, sections, fields_of(cls)["eta"].option.usual)
+    return parser
+
+
+def add_options(parser: Parser, cls: type) -> dict[str, Any]:
+    """Add the flags of a class with options to its parser, and return the argument groups by title."""
     sections: dict[str, Any] = {}
     for each in fields_of(cls).values():
         title, note = each.section
@@ -19,8 +26,7 @@ def parser_of(cls: type[Request], description: str) -> Parser:
             sections[title] = parser.add_argument_group(title, note or None)
         if each.option.flags:
             _add(parser, sections[title], each)
-    reference_flags.add(parser, sections, fields_of(cls)["eta"].option.usual)
-    return parser
+    return sections
 
 
 def _add(parser: Parser, section: Any, each: Field) -> None:

