@@ -25,13 +25,12 @@ if TYPE_CHECKING:
 ControlFiles = list[list[Path] | None]
 DEMO = "configs/demo/emoji_control_{}.safetensors"
 NAMES = {
-    "canny": "canny", "depth": "depth", "normal": "normal|normalbae", "hed": "hed|softedge",
-    "softedge": "softedge|hed", "scribble": "scribble", "sketch": "scribble|sketch",
-    "openpose": "openpose|pose",
-    "seg": "seg|segmentation", "lsd": "mlsd|hough|lsd|lines", "mlsd": "mlsd|hough|lines",
-    "shuffle": "shuffle", "tile": "tile", "blur": "tile|blur", "threshold": "scribble|threshold",
+    "hed": ("hed", "softedge"), "softedge": ("softedge", "hed"), "normal": ("normal", "normalbae"),
+    "sketch": ("scribble",), "fake_scribble": ("scribble",), "threshold": ("scribble",),
+    "openpose": ("openpose", "pose"), "blazepose": ("openpose", "pose"), "seg": ("seg", "segmentation"),
+    "lsd": ("lsd", "mlsd", "hough"), "mlsd": ("mlsd", "hough"), "blur": ("blur", "tile"),
 }  # fmt: skip
-"""kind of map -> words in the names of files of ControlNets for it"""
+"""annotator -> words in the names of files of ControlNets for its maps, where it is not its own name"""
 SUFFIXES = (".safetensors", ".pth", ".ckpt", ".pt", ".bin")
 
 
@@ -63,13 +62,20 @@ def control_files(request: Request) -> ControlFiles:
     return [_candidates(find_weights(file), unit) for file, unit in zip(files, units, strict=True)]
 
 
+def _words(unit: ControlUnit) -> tuple[str, ...]:
+    kind = name_of(unit.kind)
+    return NAMES.get(kind, (kind,))
+
+
 def _demo_file(unit: ControlUnit) -> Path:
-    try:
-        return find_config(DEMO.format(name_of(unit.kind)))
-    except ConfigError as error:
-        raise InputError(
-            f"there is no ControlNet of kind {unit.kind} for the demo model; give --control-ckpt FILE"
-        ) from error
+    if unit.kind == MAP:
+        raise InputError("--control map names no kind of ControlNet; give --control-ckpt FILE")
+    for word in _words(unit):
+        try:
+            return find_config(DEMO.format(word))
+        except ConfigError:
+            continue
+    raise InputError(f"the demo model has no ControlNet for {unit.kind}; give --control-ckpt FILE")
 
 
 def _candidates(path: Path, unit: ControlUnit) -> list[Path]:
@@ -80,7 +86,7 @@ def _candidates(path: Path, unit: ControlUnit) -> list[Path]:
         raise InputError(
             f"--control map names no kind to look for in the folder {path}; give --control-ckpt FILE"
         )
-    word = re.compile(rf"(^|[^a-z])({NAMES[name_of(unit.kind)]})($|[^a-z])")
+    word = re.compile(rf"(^|[^a-z])({'|'.join(_words(unit))})($|[^a-z])")
     there = [
         each for each in sorted(path.iterdir())
         if each.suffix in SUFFIXES or (each / "config.json").is_file()

@@ -1,5 +1,6 @@
 """HED, its three files of weights, soft edges and scribbles."""
 
+import importlib.util
 from pathlib import Path
 
 import cv2

@@ -27,7 +27,7 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 # of the options that have a reader of their own
 SPECIAL = {
     "controls": st.lists(
-        st.sampled_from(["canny:a.png@0.5[0-0.6]", "map:b.png", "depth", {"kind": "tile", "settings": {"n": 1}}])
+        st.sampled_from(["canny:a.png@0.5[0-0.6]", "map:b.png", {"kind": "tile", "settings": {"n": 1}}])
     ),
     "prompts": st.lists(WORDS, max_size=3),
     "seed": st.integers(0, 2**32 - 1),
