@@ -94,7 +94,8 @@ def _costs(model: nn.Module, train: TrainOptions, own: Any, images: Tensor, dead
     limit = min((each for each in (parse_duration(train.max_time), deadline) if each), default=0.0)
     steps = min((n for n in (train.max_steps, limit / seconds) if n), default=0.0)
     total = f", {spoken(steps * seconds)} for {counted(round(steps), 'step')}" if steps else ""
-    yield f"time: roughly {seconds:.2g} s a step on {device}{total}, without validation and samples"
+    each = f"{seconds:.2g} s" if seconds < 100 else spoken(seconds)
+    yield f"time: roughly {each} a step on {device}{total}, without validation and samples"
 
 
 def spoken(seconds: float) -> str:
