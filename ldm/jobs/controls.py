@@ -15,7 +15,7 @@ from ldm.annotators import name_of
 from ldm.config import find_config, find_weights
 from ldm.errors import ConfigError, InputError, WrongModelError
 from ldm.requests import Request
-from ldm.requests.control_unit import MAP, ControlUnit
+from ldm.requests.control_unit import INPAINT, MAP, ControlUnit
 
 if TYPE_CHECKING:
     from ldm.loading.controls import LoadedControl
@@ -63,7 +63,7 @@ def control_files(request: Request) -> ControlFiles:
 
 
 def _words(unit: ControlUnit) -> tuple[str, ...]:
-    kind = name_of(unit.kind)
+    kind = unit.kind if unit.kind == INPAINT else name_of(unit.kind)
     return NAMES.get(kind, (kind,))
 
 
@@ -169,13 +169,11 @@ def _fitting(candidates: list[Path], model: "LatentDiffusion", base: str) -> Pat
 
 def steers(request: Request, controls: Iterable[OpenedControl]) -> "tuple[Steer, ...]":
     """Return the controls of a loaded request with their ControlNets."""
-    from ldm.tasks.steering import Steer, annotator_of
+    from ldm.tasks.steering import Steer, annotator_of, image_of
 
     mode = "control" if getattr(request, "guess", False) else getattr(request, "control_mode", "balanced")
     found = []
     for unit, control in zip(getattr(request, "controls", ()), controls, strict=True):
-        image = request.init_img if unit.image is None else unit.image
-        annotator, loaded = annotator_of(unit, request), control.loaded
-        pixels = image.values[..., :3]
-        found.append(Steer(unit, loaded.network, pixels, annotator, loaded.is_pooled, loaded.is_bgr, mode))
+        image, annotator, loaded = image_of(unit, request), annotator_of(unit, request), control.loaded
+        found.append(Steer(unit, loaded.network, image, annotator, loaded.is_pooled, loaded.is_bgr, mode))
     return tuple(found)

@@ -4,6 +4,7 @@
     canny,low=50,high=150:photo.png@0.8[0-0.6]      other thresholds, weight 0.8, the first 60 % of the steps
     map:edges.png                                   an image that is a map already
     canny                                           a map of --init-img
+    inpaint                                         --init-img without the masked part, see INPAINT
 """
 
 import json
@@ -17,6 +18,8 @@ from ldm.errors import InputError, nearest
 from ldm.requests.fields import number
 
 MAP = "map"
+INPAINT = "inpaint"
+"""an image whose transparent pixels are to be painted, or --init-img and --mask; their hint is -1"""
 HIGHEST = {"weight": 10.0, "start": 1.0, "end": 1.0}
 _STEERING = re.compile(r"(?:@(?P<weight>[^@\[\]/\\]*))?(?:\[(?P<start>[^\[\]]*)-(?P<end>[^\[\]]*)\])?$")
 
@@ -26,7 +29,7 @@ class ControlUnit:
     """A map of an image, and how it steers sampling.
 
     Args:
-        kind: name of an annotator (`ldm.annotators`), or "map" for an image that is a map already.
+        kind: name of an annotator (`ldm.annotators`), MAP for an image that is a map already, or INPAINT.
         image: path of the image, or the image; None stands for the task's own input image.
         weight: of the ControlNet's residuals.
         start, end: the part of the steps, from 0 to 1, in which it acts.
@@ -48,8 +51,8 @@ class ControlUnit:
             raise InputError(f"got {self.kind!r}, expected a kind of control, such as canny")
         if self.kind == MAP and self.image is None:
             raise InputError("map needs a file: map:FILE")
-        if self.kind == MAP and self.settings:
-            raise InputError(f"map takes no {self.settings[0][0]}: the image is used as it is")
+        if self.kind in (MAP, INPAINT) and self.settings:
+            raise InputError(f"{self.kind} takes no {self.settings[0][0]}: the image is used as it is")
         values = {name: _named(name, getattr(self, name), 0.0, high) for name, high in HIGHEST.items()}
         for name, value in values.items():
             object.__setattr__(self, name, value)

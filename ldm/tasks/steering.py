@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from ldm.annotators import find
 from ldm.diffusion.cond import Control, control_scales
 from ldm.errors import InputError
+from ldm.imaging import masks
 from ldm.imaging.fit import Fit
 from ldm.imaging.masks import Box
 from ldm.imaging.padding import Frame
+from ldm.imaging.paste import opaque
 from ldm.models.controlnet import HINT_FACTOR
 from ldm.requests import Request, build, fields_of
-from ldm.requests.control_unit import MAP, ControlUnit
+from ldm.requests.control_unit import INPAINT, MAP, ControlUnit
 from ldm.requests.loaded import InputArray
 from ldm.samplers.base import Sampler
 from ldm.tasks.inputs import read_image
@@ -55,7 +57,7 @@ class Steer:
     """A control of a request: what it says, its ControlNet, and the image that its map is made of.
 
     Args:
-        image: (h, w, 3) uint8.
+        image: (h, w, 3) uint8, or (h, w, 4) whose transparent pixels are to be painted.
         annotator: makes a map (h, w, 3) uint8 of such an image; not used for an image that is a map.
         is_pooled, is_bgr: see `ldm.loading.controls.LoadedControl`.
         mode: "balanced"; "prompt": shallow residuals are weaker; "control": guess mode.
@@ -70,11 +72,11 @@ class Steer:
     mode: str = "balanced"
 
     def map(self, height: int, width: int) -> np.ndarray:
-        """Return the map (height, width, 3) uint8."""
+        """Return the map (height, width, 3 or 4) uint8."""
         image = self.image
         if image.shape[:2] != (height, width):
             image = Fit("crop", (height, width)).of(image, 1)
-        return image if self.unit.kind == MAP else self.annotator(image)
+        return image if self.annotator is None else self.annotator(image)
 
     def interval(self, times: Sequence[float], num_timesteps: int) -> tuple[float, float] | None:
         """Return the training times t / (N - 1) of the unit's part of the steps; None if it has no step.
@@ -109,11 +111,15 @@ def read_controls(request: R) -> R:
 
 def _with_image(unit: ControlUnit, request: Request) -> ControlUnit:
     own = getattr(request, "init_img", None)
+    if unit.kind == INPAINT and unit.image is None and not hasattr(request, "mask"):
+        raise InputError("--control inpaint needs a file, whose transparent part is to be painted")
     if unit.image is None and not isinstance(own, InputArray):
         raise InputError(f"--control {unit.kind} needs a file: --control {unit.kind}:FILE")
     try:
         annotator_of(unit, request)
-        image = None if unit.image is None else read_image(unit.image)
+        image = None if unit.image is None else read_image(unit.image, alpha=unit.kind == INPAINT)
+        if image is not None and unit.kind == INPAINT and image.values.shape[2] == 3:
+            raise InputError(f"{image.file or 'the image'} has no transparent part to paint")
     except InputError as error:
         raise InputError(f"--control {unit.kind}: {error}") from error
     height, width = (own if image is None else image).values.shape[:2]
@@ -127,13 +133,25 @@ def _with_image(unit: ControlUnit, request: Request) -> ControlUnit:
 
 def annotator_of(unit: ControlUnit, request: Request) -> Annotator | None:
     """Return what makes the map of a control; None where the image is the map. Raises: InputError."""
-    if unit.kind == MAP:
+    if unit.kind in (MAP, INPAINT):
         return None
     cls = find(unit.kind)
     options: dict[str, Any] = {"resolution": request.control_resolution}
     if request.annotator_weights is not None and "weights" in fields_of(cls):
         options["weights"] = request.annotator_weights
     return build(cls, options | dict(unit.settings))
+
+
+def image_of(unit: ControlUnit, request: Request) -> np.ndarray:
+    """Return what a map is made of, (h, w, 3) uint8; INPAINT has a fourth channel, 255 where it stays."""
+    image = (request.init_img if unit.image is None else unit.image).values
+    if unit.kind != INPAINT:
+        return image[..., :3]
+    if unit.image is not None:
+        return image
+    mask = masks.prepared(request.mask.values, invert=request.invert_mask, grow=request.mask_grow)
+    stays = np.where(masks.binarize(mask), 0, 255).astype(np.uint8)
+    return np.dstack([opaque(image), stays])
 
 
 class Steering:
@@ -174,7 +192,7 @@ class Steering:
         return tuple(found)
 
     def maps(self) -> list[np.ndarray]:
-        """Return the maps that were made, (h, w, 3) uint8, in the order of the controls."""
+        """Return the maps that were made, (h, w, 3 or 4) uint8, in the order of the controls."""
         return [self._maps[key] for key in sorted(self._maps)]
 
     def _hint(self, i: int, frame: Frame, view: View) -> Tensor:
@@ -186,8 +204,10 @@ class Steering:
                 self._maps[whole] = self.steers[i].map(view.height, view.width)
             values = self._maps[whole] if view.box is None else self._maps[whole][view.box.part]
             if self.steers[i].is_bgr:
-                values = values[..., ::-1]
+                values = values[..., [2, 1, 0]]
             hint = torch.from_numpy(np.array(values)).permute(2, 0, 1)[None].float() / 255
+            if hint.shape[1] == 4:
+                hint = torch.where(hint[:, 3:] < 0.5, -1.0, hint[:, :3])
             if hint.shape[-2:] != (frame.height, frame.width):
                 hint = F.interpolate(hint, size=(frame.height, frame.width), mode="bilinear", antialias=True)
             hint = F.interpolate(frame.pad(hint), scale_factor=HINT_FACTOR / self.factor)

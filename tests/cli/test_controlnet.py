@@ -180,14 +180,15 @@ def test_other_scripts_take_controls(run, tmp_path, files, photo):
         ("img2img.py", "--init-img", "photo.png", "--strength", 0.9),
         ("inpaint.py", "--init-img", "photo.png", "--mask", "mask.png", "--raw"),
         ("outpaint.py", "--init-img", "photo.png", "--left", 30),
+        ("inpaint.py", "--init-img", "photo.png", "--mask", "mask.png"),
     )):  # fmt: skip
-        file = ":photo.png" if command[0] == "outpaint.py" else ""
+        kind = ("canny", "canny", "canny:photo.png", "inpaint")[i]
         images = []
         for weight in ("0", "1"):
             script, *flags = command
             outdir = ("--outdir", f"o{i}{weight}")
             common = (*base_of(files), *QUICK, *PROMPT[:4])
-            outcome = run(script, *common, *flags, *control, f"canny{file}@{weight}", *outdir)
+            outcome = run(script, *common, *flags, *control, f"{kind}@{weight}", *outdir)
             assert outcome.code == 0, (script, outcome.err)
             with Image.open(tmp_path / f"o{i}{weight}" / "samples" / "00000.png") as image:
                 images.append(np.array(image).astype(int))
