@@ -81,7 +81,7 @@ class Bars(Watch):
 
     def steps(self, steps: Iterable[T], total: int, what: str) -> Iterator[T]:
         on_terminal = sys.stderr.isatty()
-        self._show(1 if on_terminal else total)
+        self._show(1 if on_terminal else max(1, total))
         return bar(steps, total, what, quiet=self.quiet, inner=True) if on_terminal else self._counted(steps)
 
     def _counted(self, steps: Iterable[T]) -> Iterator[T]:

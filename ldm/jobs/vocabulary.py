@@ -27,6 +27,8 @@ def advice(prompts: Iterable[str], knows: Path) -> str | None:
         node = json.loads(knows.read_text("utf-8"))
         concepts, best = (_names(knows.parent / node[name]) for name in ("concepts", "best"))
         known, hint = _words(" ".join((node["words"], *concepts, *best))), node["hint"]
+    except FileNotFoundError:       # it was copied without the lists that it names
+        return None
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ConfigError(f"{knows}: cannot be read as a list of what a model knows: {error}") from error
     texts = dict.fromkeys(prompts)

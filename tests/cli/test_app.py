@@ -120,7 +120,7 @@ def test_a_closed_terminal_costs_only_its_messages(monkeypatch):
     assert app.exit_code(Parser(), main, []) == 2 and done
 
 
-@pytest.mark.parametrize("passes", [(4,), (4, 2), (2, 4), ()], ids=str)
+@pytest.mark.parametrize("passes", [(4,), (4, 2), (2, 4), (0,), ()], ids=str)
 def test_without_a_terminal_one_bar_counts_the_steps_of_all_batches(capsys, passes):
     bars, seen = Bars(), []
 
@@ -132,7 +132,7 @@ def test_without_a_terminal_one_bar_counts_the_steps_of_all_batches(capsys, pass
             yield
 
     assert len(list(bars.batches(batches(), 3))) == 3
-    each = passes[0] if passes else 1
+    each = max(1, *passes[:1], 0)
     assert bars._batches.n == bars._batches.total == 3 * each
-    assert seen == sorted(seen) and seen.count(0) == bool(passes)
-    assert f"{'steps' if passes else 'batches'}: 100%" in capsys.readouterr().err
+    assert seen == sorted(seen) and seen.count(0) == any(passes)
+    assert f"{'steps' if any(passes) else 'batches'}: 100%" in capsys.readouterr().err
