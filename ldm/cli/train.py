@@ -5,11 +5,14 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldm.cli import app
 from ldm.cli.parser import Parser, add_messages
 from ldm.errors import InputError, Stopped
+
+if TYPE_CHECKING:
+    from ldm.training.fit import Result
 
 
 class TrainParser(Parser):
@@ -69,7 +72,7 @@ def _train(args: argparse.Namespace, started: float) -> None:
             f"stopped by {result.stopped_by} after step {result.step}; resume with --resume {result.folder}"
         )
     if result.weights is not None:
-        print(f"trained {result.step} steps: {result.weights}, {result.folder / 'model.yaml'}", flush=True)
+        print(f"trained {result.step} steps: {_written(result)}", flush=True)
 
 
 def _export(args: argparse.Namespace, config: dict[str, Any]) -> None:
@@ -79,7 +82,13 @@ def _export(args: argparse.Namespace, config: dict[str, Any]) -> None:
     from ldm.training.fit import export_state
 
     done = export_state(config, Path(args.resume))
-    print(f"the model after {done.step} steps: {done.weights}, {done.folder / 'model.yaml'}", flush=True)
+    print(f"the model after {done.step} steps: {_written(done)}", flush=True)
+
+
+def _written(result: "Result") -> str:
+    """Return the files of a result; a ControlNet alone has no YAML."""
+    yaml = result.folder / "model.yaml"
+    return f"{result.weights}, {yaml}" if yaml.is_file() else str(result.weights)
 
 
 def _configuration(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
