@@ -3,6 +3,7 @@
     mask     where to paint: 20 % the whole image, 40 % a box, 40 % a broad stroke
     depth    the image's alpha, inflated (ldm.data.extra_inputs)
     small    the image at a quarter of its sides
+    hint     its outlines as broad strokes, what a scribble shows
 
 A data set takes `extra_input=NAME` and then gives {NAME: (b, c, h, w)} as the third part of a batch.
 """
@@ -15,6 +16,7 @@ from ldm.data.extra_inputs import EXTRA_INPUTS, inflated
 from ldm.errors import InputError
 
 SHRINK = 4
+STROKES = 60, 120  # Canny's thresholds after a blur of one pixel
 WHOLE, BOX = 0.2, 0.6  # bounds of a uniform number: below the first the whole, below the second a box
 
 
@@ -28,7 +30,19 @@ def make_extra_input(name: str, images: Tensor, alpha: Tensor, random: torch.Gen
     """Return {name: extra input} of images (b, 3, h, w) in -1..1, objects' alpha (b, 1, h, w) in 0..1."""
     if name == "mask":
         return {name: random_masks(random, len(images), images.shape[-1]).to(images.device)}
-    return {name: inflated(alpha) if name == "depth" else shrunk(images)}
+    makers = {"depth": lambda: inflated(alpha), "small": lambda: shrunk(images), "hint": lambda: strokes(images)}
+    return {name: makers[name]()}
+
+
+def strokes(images: Tensor) -> Tensor:
+    """Return the outlines of images (b, 3, h, w) in -1..1 as strokes of 3 pixels, white on black in 0..1."""
+    import cv2
+    import numpy as np
+
+    pixels = ((images.cpu() + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    edges = [cv2.Canny(cv2.GaussianBlur(image, (0, 0), 1.0), *STROKES) for image in pixels]
+    edges = torch.from_numpy(np.stack(edges))[:, None].float() / 255
+    return F.max_pool2d(edges, 3, 1, 1).expand(-1, 3, -1, -1).to(images)
 
 
 def random_masks(random: torch.Generator, count: int, side: int) -> Tensor:

@@ -89,7 +89,8 @@ def _export(args: argparse.Namespace, config: dict[str, Any]) -> None:
 
 def _say_model(result: "Result") -> None:
     yaml = result.folder / "model.yaml"
-    print(f"the model after {counted(result.step, 'step')}: {result.weights}, with {yaml}", flush=True)
+    with_yaml = f", with {yaml}" if yaml.is_file() else ""      # a ControlNet alone has none
+    print(f"the model after {counted(result.step, 'step')}: {result.weights}{with_yaml}", flush=True)
 
 
 def _configuration(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

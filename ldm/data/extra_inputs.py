@@ -3,6 +3,7 @@
     mask     where to paint
     depth    the image's alpha, inflated: sqrt(1 - (1 - d / max d)^2), d the steps to its edge
     small    the image at a quarter of its sides
+    hint     the map that a ControlNet follows, in 0..1
 
 A data set of a conditional model gives {NAME: (b, c, h, w)} as the third part of a batch.
 """
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-EXTRA_INPUTS = ("mask", "depth", "small")
+EXTRA_INPUTS = ("mask", "depth", "small", "hint")
 
 
 def inflated(alpha: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from ldm.models.controlnet import ControlNet
 
 PREFIX = "control_model."
 MARK = "difference"
+FIRST = "input_blocks.0.0.weight"
 BGR = re.compile("control_sd15_normal")  # ControlNet's page for it turns the channels of the map around
 HINT = "input_hint_block.0.weight"
 
@@ -95,7 +96,7 @@ def _matched(
         raise WrongModelError(f"{file} is {described(named)}; expected a ControlNet")
     unet = model.model.diffusion_model
     if MARK in named:
-        tensors = _completed(tensors, unet)
+        tensors = _completed(tensors, unet, model.channels)
     with on_meta():
         network = ControlNet.for_unet(unet, model.channels, tensors[HINT].shape[1])
     keys = match_keys(network, tensors)
@@ -110,14 +111,21 @@ def _matched(
     return LoadedControl(network, file, _is_pooled(file, config), is_bgr), tensors, keys
 
 
-def _completed(difference: dict[str, Tensor], unet: nn.Module) -> dict[str, Tensor]:
-    """Return the ControlNet that is stored as a difference from a UNet's encoder."""
-    encoder = re.compile(r"(time_embed|input_blocks|middle_block)\.")
-    found = {name: x for name, x in unet.state_dict().items() if encoder.match(name)}
+def _completed(difference: dict[str, Tensor], unet: nn.Module, channels: int) -> dict[str, Tensor]:
+    """Return the ControlNet that is stored as a difference from a UNet's encoder; it reads x_t alone."""
+    found = encoder_of(unet, channels)
     for name, x in difference.items():
         own = found.get(name)
         is_sum = own is not None and own.shape == x.shape and not own.is_meta
         found[name] = (own.float() + x.to(own.device, torch.float32)).to(own.dtype) if is_sum else x
+    return found
+
+
+def encoder_of(unet: nn.Module, channels: int) -> dict[str, Tensor]:
+    """Return the tensors of a UNet that a ControlNet copies, the first one for `channels` inputs."""
+    encoder = re.compile(r"(time_embed|input_blocks|middle_block)\.")
+    found = {name: x for name, x in unet.state_dict().items() if encoder.match(name)}
+    found[FIRST] = found[FIRST][:, :channels]
     return found
 
 

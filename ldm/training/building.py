@@ -41,17 +41,21 @@ def check_side(model: nn.Module, data: Any, section: str) -> None:
         raise ConfigError(f"{section}: images of {side} x {side} pixels; the model takes multiples of {unit}")
 
 
-def trained_parameters(model: nn.Module, only: list[str]) -> list[tuple[str, nn.Parameter]]:
-    """Return the UNet's parameters under their names in the file, or those of them that a pattern fits.
+def choose_trained(module: nn.Module, prefix: str, only: list[str]) -> None:
+    """Require gradients of a module's parameters, or of those whose names in the file a pattern fits.
+
+    Args:
+        prefix: of the names in the file.
 
     Raises:
         ConfigError: a pattern that fits none.
     """
-    found = [(f"model.{name}", parameter) for name, parameter in model.model.named_parameters()]
+    found = [(prefix + name, parameter) for name, parameter in module.named_parameters()]
     for pattern in only:
         if not any(fnmatchcase(name, pattern) for name, _ in found):
-            raise ConfigError(f"diffusion.only: {pattern} fits no tensor; expected such as {found[0][0]}")
-    return [(k, p) for k, p in found if not only or any(fnmatchcase(k, pattern) for pattern in only)]
+            raise ConfigError(f"only: {pattern} fits no tensor; expected such as {found[0][0]}")
+    for name, parameter in found:
+        parameter.requires_grad_(not only or any(fnmatchcase(name, pattern) for pattern in only))
 
 
 def device_of(train: TrainOptions) -> torch.device:

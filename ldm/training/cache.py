@@ -38,7 +38,7 @@ class LatentCache:
     captions: list[str]  # of each image
     contexts: Tensor | None  # (m, tokens, width) float16 of `texts`; None if they would not fit
     texts: list[str]  # the distinct captions
-    extra_inputs: Tensor | None = None  # (n, ...) float16, what a conditional model is shown with each image
+    extra_inputs: Tensor | None = None  # (n, ...) float16 or uint8, what a conditional model sees with each image
 
     def __post_init__(self) -> None:
         self.rows = {text: row for row, text in enumerate(self.texts)}
@@ -113,7 +113,8 @@ def build_cache(
         captions += batch_captions
         if encode_extra is not None:
             extra = encode_extra(images, given[0] if given else {})
-            extra_inputs.append(extra.to("cpu", torch.float16).contiguous())
+            kept = torch.float16 if extra.is_floating_point() else extra.dtype
+            extra_inputs.append(extra.to("cpu", kept).contiguous())
     texts = sorted({"", *captions})
     contexts = None
     if encode_text is not None:

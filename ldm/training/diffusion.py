@@ -25,11 +25,11 @@ from ldm.errors import ConfigError
 from ldm.loading import load_part
 from ldm.models.latent_upscale import LatentUpscaleDiffusion
 from ldm.samplers import make_sampler, sample_loop
-from ldm.training.building import trained_parameters
+from ldm.training.building import choose_trained
 from ldm.training.cache import LatentCache, build_cache, fingerprint, load_cache, save_cache
 from ldm.training.ema import LitEma
 from ldm.training.exporting import export_config, export_weights
-from ldm.training.extra_inputs import extra_input_of
+from ldm.training.extra_inputs import ExtraInput, extra_input_of
 from ldm.training.module import TrainingModule, averaged, evaluating
 from ldm.training.options import DiffusionOptions, TrainOptions
 from ldm.training.run_folder import Shown
@@ -46,28 +46,41 @@ class DiffusionTraining(TrainingModule):
 
     Args:
         model: ldm.models.latent_diffusion.LatentDiffusion.
+
+    Attributes:
+        trained: the module that training changes; GROUP is its name in checkpoints, PREFIX that of its
+            parameters in `only`.
     """
+
+    GROUP, PREFIX = "unet", "model."
 
     def __init__(self, model: nn.Module, train: TrainOptions, options: DiffusionOptions) -> None:
         super().__init__(train)
         self.options = options
         self.diffusion = model
-        self.extra_input = extra_input_of(model, options.embedding_dropout)
-        model.requires_grad_(False)
-        for _, parameter in trained_parameters(model, options.only):
-            parameter.requires_grad_(True)
-        model.eval()
+        model.requires_grad_(False).eval()
         load_parts(model, options)
+        self.extra_input = self.make_extra_input()
+        self.trained = self.make_trained()
+        choose_trained(self.trained, self.PREFIX, options.only)
         if options.gradient_checkpointing:
-            for module in model.model.modules():
+            for module in (*model.model.modules(), *self.trained.modules()):
                 if hasattr(module, "use_checkpoint"):
                     module.use_checkpoint = True
-        self.ema = LitEma(model.model, options.ema_decay) if options.ema_decay > 0 else None
+        self.ema = LitEma(self.trained, options.ema_decay) if options.ema_decay > 0 else None
         self.cache: LatentCache | None = None
         self.images_shown = 32 * len(VALIDATION_TIMES) + 2 * options.sample_steps * options.sample_count
 
+    def make_extra_input(self) -> ExtraInput | None:
+        """Return what the model is shown besides the text."""
+        return extra_input_of(self.diffusion, self.options.embedding_dropout)
+
+    def make_trained(self) -> nn.Module:
+        """Return the module whose parameters are trained, all or some of them."""
+        return self.diffusion.model
+
     def groups(self) -> dict[str, nn.Module]:
-        return {"unet": self.diffusion.model}
+        return {self.GROUP: self.trained}
 
     def compile_networks(self) -> None:
         self.diffusion.model.diffusion_model.compile()
@@ -76,7 +89,7 @@ class DiffusionTraining(TrainingModule):
         """Switch the UNet alone; the frozen networks stay in evaluation mode."""
         super().train(mode)
         self.diffusion.eval()
-        self.diffusion.model.train(mode)
+        self.trained.train(mode)
         return self
 
     # Data
@@ -110,6 +123,7 @@ class DiffusionTraining(TrainingModule):
             {k: v for k, v in vars(data).items() if isinstance(v, (str, int, float))},
         ]
         about += [count, self.train_options.seed, self.train_options.precision, type(model).__name__]
+        about += [getattr(options, name) for name in ("annotator", "annotator_weights") if hasattr(options, name)]
         frozen = [model.cond_stage_model if texts else None, getattr(model, "embedder", None)]
         mark = fingerprint(about, model.first_stage_model, *(part for part in frozen if part is not None))
         cache = load_cache(path, mark)
@@ -139,10 +153,11 @@ class DiffusionTraining(TrainingModule):
 
     @torch.no_grad()
     def encode_extra(self, images: Tensor, given: dict[str, Tensor]) -> Tensor:
-        """Return the additional input made from images (b, 3, h, w) and the data's own, float32."""
+        """Return the additional input made from images (b, 3, h, w) and the data's own: float32, or uint8."""
         with self.autocast():
             given = {name: x.to(self.device) for name, x in given.items()}
-            return self.extra_input.encode(images.to(self.device), given).float()
+            found = self.extra_input.encode(images.to(self.device), given)
+            return found.float() if found.is_floating_point() else found
 
     def conditioning(self, context: Tensor | None, extra: Tensor | None) -> Cond:
         """Return what the UNet is passed next to x_t and t; noise on the extra input is drawn again."""
@@ -211,7 +226,7 @@ class DiffusionTraining(TrainingModule):
 
     def after_step(self) -> None:
         if self.ema is not None:
-            self.ema(self.diffusion.model)
+            self.ema(self.trained)
 
     # Figures and images
 
@@ -227,7 +242,7 @@ class DiffusionTraining(TrainingModule):
         cond = self.encode_text(captions) if model.cond_stage_model is not None else None
         cond = self.fixed_conditioning(cond, images, given)
         figures = {}
-        with evaluating(model.model), averaged(self.ema, model.model):
+        with evaluating(self.trained), averaged(self.ema, self.trained):
             for fraction in VALIDATION_TIMES:
                 if self.hurried():
                     return {}
@@ -266,7 +281,7 @@ class DiffusionTraining(TrainingModule):
         denoise = denoiser(model.apply_model, model.schedule, model.parameterization)
         guided = ClassifierFreeGuidance(denoise, uncond, options.sample_scale)
         sampler = make_sampler("ddim", model.schedule, options.sample_steps)
-        with evaluating(model.model), averaged(self.ema, model.model):
+        with evaluating(self.trained), averaged(self.ema, self.trained):
             x_t = noise.to(self.device)
             for step in sample_loop(sampler, guided, x_t, cond):
                 if self.hurried():
@@ -278,7 +293,7 @@ class DiffusionTraining(TrainingModule):
     # State
 
     def trained_modules(self) -> dict[str, nn.Module | None]:
-        return {"unet": self.diffusion.model, "ema": self.ema}
+        return {self.GROUP: self.trained, "ema": self.ema}
 
     def trained_state(self) -> dict[str, Any]:
         return {**super().trained_state(), "scale_factor": float(self.diffusion.scale_factor)}
@@ -307,7 +322,7 @@ class DiffusionTraining(TrainingModule):
             "scale_factor": scale_factor,
             "sd.prediction": self.diffusion.parameterization,
         }
-        with averaged(self.ema, self.diffusion.model):
+        with averaged(self.ema, self.trained):
             tensors = exported(self.diffusion)
             export_weights(path, tensors, self.train_options.export_dtype, about)
         params = {**config["model"]["params"], "scale_factor": scale_factor}

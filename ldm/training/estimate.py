@@ -18,7 +18,7 @@ from ldm.checkpoint import identify
 from ldm.config import find_weights, instantiate
 from ldm.devices import DTYPES, on_meta
 from ldm.errors import ConfigError
-from ldm.training.building import build_data, check_side, device_of, precision_of, trained_parameters
+from ldm.training.building import build_data, check_side, choose_trained, device_of, precision_of
 from ldm.training.options import TrainOptions, parse_duration, read_sections
 from ldm.training.seeding import generator
 from ldm.wording import counted
@@ -41,8 +41,7 @@ def describe(config: dict[str, Any], deadline: float = 0.0) -> Iterator[str]:
         model = instantiate(config["model"], "model")
     if method == "diffusion":
         model.requires_grad_(False)
-        for _, parameter in trained_parameters(model, own.only):
-            parameter.requires_grad_(True)
+        choose_trained(model.model, "model.", own.only)
     for name in WEIGHTS:
         if path := getattr(own, name, None):
             yield f"{name}: {identify(find_weights(path)).sentence()}"

@@ -5,6 +5,7 @@
     LatentUpscaleDiffusion      the small image, noised; level uniform below the model's limit
     ImageEmbeddingConditioned-  the image's own embedding, noised likewise; with some probability zeros
     LatentDiffusion
+    any, with a ControlNet      the hint, as it is
 
 `encode` is what can be done once and cached; `condition` is done in every step and draws what is random in
 it. Both use the model's own conditioning methods, so that training and sampling see the same.
@@ -13,10 +14,11 @@ it. Both use the model's own conditioning methods, so that training and sampling
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.cond import Cond
+from ldm.diffusion.cond import Cond, Control
 from ldm.errors import ConfigError
 from ldm.models.latent_depth import LatentDepth2ImageDiffusion, concat_depth
 from ldm.models.latent_inpaint import LatentInpaintDiffusion
@@ -122,6 +124,44 @@ class EmbeddingInput(ExtraInput):
         if level is None:
             label = label * (torch.rand(len(extra)) >= self.dropout).to(label)[:, None]
         return self.model.conditioning(context, label)
+
+
+class HintInput(ExtraInput):
+    """The map that a ControlNet follows: the data's hint, or what an annotator makes of the training image.
+
+    Args:
+        network: the ControlNet.
+        annotator: (h, w, 3) uint8 -> a map like it; None: the data give the hint.
+        is_pooled: its residuals are averaged over the image.
+    """
+
+    needs = "hint"
+
+    def __init__(
+        self,
+        model: Any,
+        network: nn.Module,
+        annotator: Callable[[np.ndarray], np.ndarray] | None,
+        is_pooled: bool,
+    ) -> None:
+        super().__init__(model)
+        self.network, self.annotator, self.is_pooled = network, annotator, is_pooled
+
+    def encode(self, images: Tensor, given: dict[str, Tensor]) -> Tensor:
+        """Return the maps (b, 3, h, w), uint8."""
+        if self.annotator is None:
+            if self.needs not in given:
+                raise ConfigError(
+                    "control: the data give no hint; set control.annotator, such as canny, or take data with "
+                    "hints, such as ldm.data.pairs.PromptJson"
+                )
+            return (given[self.needs] * 255).round().to(torch.uint8)
+        pixels = ((images.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        maps = [self.annotator(np.ascontiguousarray(x)) for x in pixels.permute(0, 2, 3, 1).numpy()]
+        return torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).contiguous().to(images.device)
+
+    def condition(self, context: Tensor, extra: Tensor, noise: Noise, level: int | None = None) -> Cond:
+        return Cond(context, controls=(Control(self.network, extra.float() / 255, pooled=self.is_pooled),))
 
 
 KINDS: dict[type, type[ExtraInput]] = {

@@ -4,7 +4,7 @@
     data:        {target, params}    where images and captions come from
     val_data:    {target, params}    optional: held-out images for the figures in the log
     train:       TrainOptions        common to every method
-    autoencoder: | diffusion: | clip:    exactly one of them; it chooses the method
+    autoencoder: | diffusion: | control: | clip:    exactly one of them; it chooses the method
 
 No torch here, so that `--help` and `--dry-run` stay quick. Times are given in seconds or as HH:MM:SS.
 """
@@ -126,6 +126,21 @@ class DiffusionOptions:
 
 
 @dataclass
+class ControlOptions(DiffusionOptions):
+    """A ControlNet of the model; `ckpt` is the complete model that it steers."""
+
+    control_ckpt: str = ""              # a ControlNet to start from; empty: a copy of the UNet's encoder
+    annotator: str = ""                 # makes the hint of the training image: canny, or canny,low=50,high=150
+    annotator_weights: str = ""         # of an annotator with a network
+    sd_locked: bool = True              # False: the UNet's decoder (output_blocks, out) is trained, too
+    # alone; as a difference from the model, without what is not trained; or with the model
+    save: str = setting("control", one_of=("control", "difference", "full"))
+    ema_decay: float = setting(0.0, low=0, high=1)
+    text_dropout: float = setting(0.5, low=0, high=1)
+    sample_count: int = setting(4, low=0)
+
+
+@dataclass
 class ClipOptions:
     """Contrastive text-image training of a small open_clip CLIP; its text tower is the conditioner."""
 
@@ -137,6 +152,7 @@ class ClipOptions:
 METHODS = {
     "autoencoder": (AutoencoderOptions, "ldm.training.autoencoder.AutoencoderTraining"),
     "diffusion": (DiffusionOptions, "ldm.training.diffusion.DiffusionTraining"),
+    "control": (ControlOptions, "ldm.training.control.ControlTraining"),
     "clip": (ClipOptions, "demo.clip_training.ClipTraining"),
 }
 SECTION_CLASSES = {"train": TrainOptions, **{name: options for name, (options, _) in METHODS.items()}}
