@@ -270,7 +270,7 @@ def _no_weights(part: str, folder: Path, root: Path) -> CheckpointError:
             f"{root}: {MODEL_INDEX} lists {part}, but {folder.name}/ holds no weights "
             f"({STEMS[0]}.safetensors or the like); download it"
         )
-    snapshots = sorted((root / "snapshots").glob("*/"))
+    snapshots = sorted((root if root.name == "snapshots" else root / "snapshots").glob("*/"))
     if snapshots:
         return NotACheckpointError(f"{root}: is a folder of the hub's cache; give {_some(snapshots)}")
     files = [name for name in names if Path(name).suffix.lower() in SINGLE_FILES]

@@ -18,6 +18,8 @@ UNREAD = (  # (text with a meaning in another tool, the syntaxes that take it li
         WEIGHTED + r"|\(\([^()]+\)\)|\bBREAK\b", ("plain",),
         "--prompt-syntax a1111 reads it as a weight or a break",
     ),
+    (r"\[[^\[\]]*(?:\|[^\[\]]*|:\s*\d*\.?\d+\s*)\]", SYNTAXES, "a prompt cannot change from step to step"),
+    (r"(?<=\S )AND(?= \S)", SYNTAXES, "it does not combine prompts here"),
     (
         MARKED + r"|\)\d?\.\d|\)\.(and|blend)\(", ("plain",),
         "--prompt-syntax compel reads it",

@@ -284,6 +284,9 @@ def test_a_hub_cache_is_made_of_links(copied, tmp_path):
         file.symlink_to(blob)
     assert same(load_checkpoint(snapshot), want)
     assert open_weights(snapshot / "unet").parts.keys() == {"unet"}
+    for above in (snapshot.parent, snapshot.parent.parent):
+        with pytest.raises(CheckpointError, match="folder of the hub's cache; give .*0123abc"):
+            open_weights(above)
 
 
 def test_a_pickle_in_a_folder_is_not_run(copied, tmp_path):

@@ -48,6 +48,11 @@ def test_a_command_says_it_once(run):
     assert "does not know" not in out and "watermark" not in out
 
 
+def test_a_list_that_was_copied_without_its_parts_counts_as_none(tmp_path):
+    (tmp_path / "knows.json").write_text(KNOWS.read_text())
+    assert advice(["a lighthouse"], tmp_path / "knows.json") is None
+
+
 def test_a_broken_list_is_one_clear_error(tmp_path):
     (tmp_path / "knows.json").write_text('{"words": "a"}')
     with pytest.raises(ConfigError, match="knows.json: cannot be read"):

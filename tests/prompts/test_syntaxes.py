@@ -33,6 +33,10 @@ from ldm.prompts.syntaxes import advice
         ("(word:12), (word:3.5), (word:100)", "plain", None),
         ("a book on C++, g++ and A++ (C++)", "plain", None),
         ("a (red)-haired man, C++17, 18++", "plain", None),
+        ("a [cat:dog:0.5]", "a1111", "'[cat:dog:0.5]' in a prompt is plain text: a prompt cannot change"),
+        ("a [cat|dog]", "plain", "cannot change"),
+        ("a cat AND a dog", "plain", "'AND' in a prompt is plain text: it does not combine"),
+        ("a cat AND a dog", "a1111", "does not combine"),
         ("a cat (2001), well-known -- 16:9, f/1.8 [sic] a_b", "plain", None),
     ],
 )

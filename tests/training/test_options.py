@@ -1,11 +1,13 @@
 """What a training configuration may say."""
 
+from types import SimpleNamespace
+
 import pytest
 from script_files import REPOSITORY
 
 from ldm.config import read_config
 from ldm.errors import ConfigError
-from ldm.training.building import precision_of
+from ldm.training.building import check_side, precision_of
 from ldm.training.options import (
     METHODS,
     SECTION_CLASSES,
@@ -146,3 +148,19 @@ def test_a_schedule_over_steps_needs_their_number(config):
 def test_a_cpu_that_would_emulate_bfloat16_trains_in_float32(monkeypatch, is_fast, expected):
     monkeypatch.setattr("ldm.devices.is_fast", lambda dtype, device: is_fast)
     assert precision_of(TrainOptions(precision="bfloat16", accelerator="cpu")) == expected
+
+
+@pytest.mark.parametrize(("side", "unit", "fits"), [(64, 32, 1), (100, 32, 0), (7, 8, 0), (7, 1, 1)])
+def test_images_that_the_networks_cannot_halve_are_refused(side, unit, fits):
+    model, data = SimpleNamespace(size_multiple=unit), SimpleNamespace(size=side)
+    if fits:
+        check_side(model, data, "data.params.size")
+        check_side(model, SimpleNamespace(size=7, crop=side), "data.params.size")
+    else:
+        with pytest.raises(ConfigError, match=f"size: images of {side} x {side} .* multiples of {unit}$"):
+            check_side(model, data, "data.params.size")
+
+
+def test_a_bound_that_is_not_reached_is_called_so():
+    with pytest.raises(ConfigError, match=r"betas: got \[1.0, 2.0\], expected at least 0 and less than 1$"):
+        read_options(TrainOptions, {"betas": [1, 2]}, "train")
