@@ -37,7 +37,7 @@ class Annotator:
     NEEDS_MULTIPLES = False     # of 64 as sides, even at the image's own resolution
     IS_SMOOTH = True            # maps may be interpolated; else, of few colours, they take the nearest pixel
     resolution: int = option(
-        0, "--resolution", metavar="N", read=_pixels, default_text="{}",
+        0, "--resolution", "--detect-resolution", metavar="N", read=_pixels, default_text="{}",
         help="pixels of the shorter side at which the image is annotated, 64 to 4096; 0: as it is",
     )  # fmt: skip
 

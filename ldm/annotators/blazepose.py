@@ -9,7 +9,6 @@ mediapipe itself is not imported. The numbers are those of mediapipe's graphs fo
 """
 
 import importlib.util
-import logging
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.annotators.base import Annotator
-from ldm.annotators.openpose import Peak, drawn
+from ldm.annotators.openpose import Peak, skeletons
 from ldm.errors import BackendUnavailable, CheckpointError
 from ldm.requests.fields import option, request
 
@@ -36,8 +35,6 @@ VISIBLE = 0.5                   # share of certainty from which a landmark is dr
 # Landmarks of OpenPose's parts, 0 to 17; the neck is the middle of the shoulders.
 PLACES = ((0,), (11, 12), (12,), (14,), (16,), (11,), (13,), (15,), (24,), (26,), (28,), (23,), (25,), (27,),
           (5,), (2,), (8,), (7,))  # fmt: skip
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,10 +72,7 @@ class Blazepose(Annotator):
         _ = self.networks
 
     def annotate(self, image: "np.ndarray") -> "np.ndarray":
-        people = self.people(image)
-        if not people:
-            log.warning("no person was found in the image: the map is black")
-        return drawn(people, image.shape[:2])
+        return skeletons(self.people(image), image.shape[:2])
 
     def people(self, image: "np.ndarray") -> list[dict[int, Peak]]:
         """Return the parts of the people in an image (h, w, 3) uint8: 0 to 17 -> where, in pixels."""

@@ -20,11 +20,11 @@ class Canny(Annotator):
     """White edges of one pixel on black."""
 
     low: int = option(
-        100, "--low", metavar="N", low=1, high=255,
+        100, "--low", "--low-threshold", metavar="N", low=1, high=255,
         help="gradient from which an edge is continued, in levels per pixel",
     )  # fmt: skip
     high: int = option(
-        200, "--high", metavar="N", low=1, high=255,
+        200, "--high", "--high-threshold", metavar="N", low=1, high=255,
         help="gradient at which an edge begins, in levels per pixel",
     )  # fmt: skip
 

@@ -53,7 +53,7 @@ class Depth(NetworkAnnotator):
 
         from ldm.imaging.depth import inverse_depth, read_depth
 
-        depth = inverse_depth(read_depth(self.depth))
+        depth = inverse_depth(self.depth if hasattr(self.depth, "shape") else read_depth(self.depth))
         (height, width), (h, w) = image.shape[:2], depth.shape
         if abs(height * w - width * h) > 0.2 * height * w:      # more than rounding to multiples of 64 makes
             raise InputError(f"--depth {self.depth} is {w}x{h}, another aspect ratio than the image's")

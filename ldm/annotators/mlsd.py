@@ -30,10 +30,11 @@ class MLSD(NetworkAnnotator):
     IS_SMOOTH = False
     NETWORK, FILES = "M-LSD", ("mlsd_large_512_fp32.pth",)
     score: float = option(
-        0.1, "--score", metavar="X", low=0.01, high=2.0, help="score above which a segment is drawn",
+        0.1, "--score", "--value-threshold", metavar="X", low=0.01, high=2.0,
+        help="score above which a segment is drawn",
     )  # fmt: skip
     length: float = option(
-        0.1, "--length", metavar="X", low=0.01, high=20.0,
+        0.1, "--length", "--distance-threshold", metavar="X", low=0.01, high=20.0,
         help="length above which a segment is drawn, in pixels of the network's map, of half the size",
     )  # fmt: skip
 

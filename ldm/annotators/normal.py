@@ -26,7 +26,7 @@ class Normal(Depth):
         help="length of the normal towards the viewer, in units of depth per pixel; smaller is steeper",
     )  # fmt: skip
     background: float = option(
-        0.4, "--background", metavar="X", low=0.0, high=1.0,
+        0.4, "--background", "--bg-threshold", metavar="X", low=0.0, high=1.0,
         help="share of the depth range, from the farthest, that is flat background",
     )  # fmt: skip
 

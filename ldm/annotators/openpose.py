@@ -79,10 +79,7 @@ class Openpose(NetworkAnnotator):
     NETWORK, FILES = "OpenPose's body network", ("body_pose_model.pth",)
 
     def annotate(self, image: "np.ndarray") -> "np.ndarray":
-        people = self.people(image)
-        if not people:
-            log.warning("no person was found in the image: the map is black")
-        return drawn([person.peaks for person in people], image.shape[:2])
+        return skeletons([person.peaks for person in self.people(image)], image.shape[:2])
 
     def people(self, image: "np.ndarray") -> list[Person]:
         """Return the people in an image (h, w, 3) uint8."""
@@ -199,7 +196,14 @@ def assemble(links: list[list[Link]]) -> list[Person]:
     return [each for each in people if each.count >= FEWEST and each.score / each.count >= LEAST_SCORE]
 
 
-def drawn(people: "list[dict[int, Peak]]", size: tuple[int, int]) -> "np.ndarray":
+def skeletons(people: list[dict[int, Peak]], size: tuple[int, int]) -> "np.ndarray":
+    """Return what `drawn` does, and say so if there is nobody."""
+    if not people:
+        log.warning("no person was found in the image: the map is black")
+    return drawn(people, size)
+
+
+def drawn(people: list[dict[int, Peak]], size: tuple[int, int]) -> "np.ndarray":
     """Return skeletons on black, (height, width, 3) uint8.
 
     Args:

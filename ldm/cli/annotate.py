@@ -109,6 +109,8 @@ def _targets(given: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
                     f"{sources[target]} and {file} would both become {target}; annotate them one by "
                     "one, with another --out"
                 )
+            if target.exists() and target.samefile(file):
+                raise InputError(f"{target}: the map would replace its image; give another --out")
             sources[target] = file
     if out.suffix.lower() == ".png" and not out.is_dir():
         if len(sources) > 1:

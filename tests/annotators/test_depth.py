@@ -67,6 +67,11 @@ def test_a_given_map_is_stretched(tmp_path: Path):
     assert (np.diff(found[40, :, 0].astype(int)) >= 0).all()
 
 
+def test_a_given_map_may_be_an_array():
+    plane = np.tile(np.linspace(5, 7, 128, dtype=np.float32), (96, 1))
+    assert find("depth")(depth=plane)(np.zeros((96, 128, 3), np.uint8))[:, -1].min() == 255
+
+
 def test_the_normal_of_a_plane(tmp_path: Path):
     """d = 2 pi x / 8: Sobel's sums are 8 times the slope, so that n = (1, 0, 1) / sqrt 2."""
     np.save(tmp_path / "plane.npy", np.tile(np.arange(64, dtype=np.float32) * np.pi / 4, (64, 1)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ldm.annotators import find
 from ldm.annotators.openpose import LIMBS, PARTS, Peak, assemble, drawn, find_links, find_peaks
-from ldm.errors import WrongModelError
+from ldm.errors import BadValuesError, WrongModelError
 from ldm.models.body_pose import HEATS, PAFS, BodyPose
 
 # Where the parts of a standing person are, x and y in units of their height, and of one with raised arms.
@@ -184,6 +184,15 @@ def test_links_use_every_peak_once():
 def test_people_of_few_parts_are_left_out():
     start, end = Peak(0, 0, 1.0), Peak(9, 9, 1.0)
     assert assemble([[(start, end, 1.0)], *[[] for _ in LIMBS[1:]]]) == []
+
+
+def test_weights_with_nan_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ldm.models.body_pose.BodyPose", lambda: BodyPose(stages=1))
+    tensors = randomised(BodyPose(stages=1), 0).state_dict()
+    tensors["model0.conv1_1.bias"][3] = torch.nan
+    torch.save(tensors, tmp_path / "body_pose_model.pth")
+    with pytest.raises(BadValuesError, match="NaN or infinite weights .* in model0.conv1_1.bias"):
+        find("openpose")(annotator_weights=tmp_path, device="cpu").prepare()
 
 
 def test_weights_of_another_network_are_named(tmp_path: Path):

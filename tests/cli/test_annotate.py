@@ -24,7 +24,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def test_a_map_is_written_at_the_detection_resolution(run, photo: Path, tmp_path: Path):
-    outcome = run("annotate.py", "canny", photo, "--low", 50, "--resolution", 128)
+    outcome = run("annotate.py", "canny", photo, "--low_threshold", 50, "--resolution", 128)
     assert outcome.code == 0 and "outputs/canny/photo.png: 192x128" in outcome.out
     small = cv2.resize(pixels(photo), (192, 128), interpolation=cv2.INTER_AREA)
     found = pixels(tmp_path / "outputs/canny/photo.png")
@@ -73,11 +73,12 @@ def test_a_damaged_image_does_not_stop_the_others(run, photo: Path, tmp_path: Pa
         (("canny",), "the following arguments are required: IMAGE.FOLDER"),
         (("canny", "absent.png"), "cannot open image absent.png: no such file"),
         (("canny", "empty"), "empty: contains no images"),
-        (("canny", "photo.png", "--low", 300), "argument --low: got '300', expected a whole number"),
+        (("canny", "photo.png", "--low", 300), "--low-threshold: got '300', expected a whole number from 1"),
         (("canny", "photo.png", "--sigma", 3), "--sigma"),
         (("canny", "photo.png", "photo.png"), "would both become outputs/canny/photo.png"),
         (("canny", "photo.png", "--out", "x.jpg"), "maps are written as PNG"),
         (("blur", "photo.png", "--overwrite", "--skip-existing"), "give one of them"),
+        (("canny", "photo.png", "--out", ".", "--overwrite"), "photo.png: the map would replace its image"),
         (("mlsd", "photo.png"), "M-LSD needs its weights: give --annotator-weights mlsd_large_512_fp32"),
         (("pose", "photo.png"), "OpenPose's body network needs its weights: give --annotator-weights"),
         (("hed", "photo.png", "--annotator-weights", "other.pth"), "other.pth is M-LSD .*; expected HED"),
