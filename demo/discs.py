@@ -22,7 +22,8 @@ class Discs:
     Args:
         size: side of the images.
         count: distinct images; 0 draws without end. 1 is for overfitting.
-        extra_input: mask, depth or small (demo.extra_inputs): a third part of each batch; None: no such part.
+        extra_input: mask, depth or small (demo.extra_inputs), or hint, the disc's outline, white on black: a
+            third part of each batch; None: no such part.
     """
 
     def __init__(self, size: int = 32, count: int = 0, extra_input: str | None = None) -> None:
@@ -49,9 +50,13 @@ class Discs:
         axis = (torch.arange(self.size) + 0.5) / self.size
         dx = axis[None, None, :] - centre[:, 0, None, None]
         dy = axis[None, :, None] - centre[:, 1, None, None]
-        inside = ((radius[:, None, None] - (dx**2 + dy**2).sqrt()) * self.size + 0.5).clamp(0, 1)[:, None]
+        depth = ((radius[:, None, None] - (dx**2 + dy**2).sqrt()) * self.size)[:, None]  # pixels from the rim
+        inside = (depth + 0.5).clamp(0, 1)
         images = inside * table[disc][:, :, None, None] + (1 - inside) * table[ground][:, :, None, None]
         captions = [f"a {names[d]} disc on {names[g]}" for d, g in zip(disc, ground, strict=True)]
         if self.extra_input is None:
             return images, captions
+        if self.extra_input == "hint":
+            outline = (self.size / 48 + 1 - depth.abs()).clamp(0, 1)
+            return images, captions, {"hint": outline.expand(-1, 3, -1, -1)}
         return images, captions, make_extra_input(self.extra_input, images, inside, generator)

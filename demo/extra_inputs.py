@@ -30,8 +30,9 @@ def make_extra_input(name: str, images: Tensor, alpha: Tensor, random: torch.Gen
     """Return {name: extra input} of images (b, 3, h, w) in -1..1, objects' alpha (b, 1, h, w) in 0..1."""
     if name == "mask":
         return {name: random_masks(random, len(images), images.shape[-1]).to(images.device)}
-    makers = {"depth": lambda: inflated(alpha), "small": lambda: shrunk(images), "hint": lambda: strokes(images)}
-    return {name: makers[name]()}
+    if name == "hint":
+        return {name: strokes(images)}
+    return {name: inflated(alpha) if name == "depth" else shrunk(images)}
 
 
 def strokes(images: Tensor) -> Tensor:

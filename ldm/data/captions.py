@@ -73,7 +73,7 @@ def read_table(file: Path) -> dict[str, str]:
     Raises: InputError with the line.
     """
     captions = {}
-    for number, row in _rows(file):
+    for number, row in rows_of(file):
         name = row.get("file_name")
         text = next((row[key] for key in TEXT_KEYS if row.get(key) is not None), None)
         if not isinstance(name, str) or not name or not isinstance(text, (str, int, float)):
@@ -108,8 +108,8 @@ def read_text(file: Path) -> str:
     return text
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the content of every row."""
+def rows_of(file: Path, expected: str = "file_name and text") -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the content of every row of CSV or JSON lines. Raises: InputError."""
     text = read_text(file)
     if file.suffix.lower() == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
@@ -121,10 +121,10 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         return
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield number, _object(file, number, line)
+            yield number, _object(file, number, line, expected)
 
 
-def _object(file: Path, number: int, line: str) -> dict[str, Any]:
+def _object(file: Path, number: int, line: str, expected: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -132,7 +132,7 @@ def _object(file: Path, number: int, line: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # numbers and nesting beyond all bounds
         raise InputError(f"{file}, line {number}: is not usable JSON ({type(error).__name__})") from error
     if not isinstance(row, dict):
-        raise InputError(f"{file}, line {number}: expected an object with file_name and text")
+        raise InputError(f"{file}, line {number}: expected an object with {expected}")
     return row
 
 

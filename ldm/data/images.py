@@ -69,22 +69,22 @@ class CaptionedImages:
             if not low <= value <= high:
                 raise InputError(f"{name} {value}: expected {low} to {high}")
         say = split != "held_out"  # once for both parts
-        everything = image_files(folder, say)
-        bad = _checked(folder, everything, skip_bad, say)
-        texts = captions_of(folder, everything, captions, say)
-        pairs = list(zip(everything, texts, strict=True))
-        if len(pairs) - len(bad) == 1:
+        everything = self.found(folder, captions, say)
+        bad = _checked(folder, [file for files, _ in everything for file in files], skip_bad, say)
+        if len(everything) - len(bad) == 1:
             split = _only_one(path, split, say)
-        pairs = [
-            (file, text)
-            for i, (file, text) in enumerate(pairs)
-            if file not in bad and (split == "all" or (i % held_out_every == 0) == (split == "held_out"))
+        kept = [
+            each
+            for i, each in enumerate(everything)
+            if bad.keys().isdisjoint(each[0])
+            and (split == "all" or (i % held_out_every == 0) == (split == "held_out"))
         ]
-        if not pairs:
+        if not kept:
             raise InputError(f"{path}: contains no images ({', '.join(SUFFIXES)}) for split {split}")
         self.folder = folder
-        self.files = [file for file, _ in pairs]
-        self.captions = [text for _, text in pairs]
+        self.examples = [files for files, _ in kept]
+        self.files = [files[0] for files, _ in kept]
+        self.captions = [text for _, text in kept]
         self.size = size
         self.mirror = mirror
         self.random_crop = random_crop
@@ -95,6 +95,12 @@ class CaptionedImages:
         without = self.captions.count("")
         if without and say:
             log.warning("%s: %d of %s without a caption", path, without, counted(len(self.files), "image"))
+
+    def found(self, folder: Path, captions: str | None, say: bool) -> list[tuple[tuple[Path, ...], str]]:
+        """Return the files of each example, the image first, and its caption. Raises: InputError."""
+        files = image_files(folder, say)
+        texts = captions_of(folder, files, captions, say)
+        return [((file,), text) for file, text in zip(files, texts, strict=True)]
 
     def check_captions(self) -> None:
         """Refuse to train a text-conditional model if no image has a caption and that was not asked for.
@@ -131,11 +137,15 @@ class CaptionedImages:
         """Return the image with its shorter side at `size`, uint8 (3, h, w)."""
         if row in self.kept:
             return self.kept[row]
-        image = read_image(self.files[row], self.size, self.background)
+        image = self.read(self.examples[row])
         self.room -= image.numel()
         if self.room > 0:
             self.kept[row] = image
         return image
+
+    def read(self, files: tuple[Path, ...]) -> Tensor:
+        """Return the files of an example, resized, uint8 (c, h, w). Raises: InputError."""
+        return read_image(files[0], self.size, self.background)
 
 
 def _checked(folder: Path, files: list[Path], skip_bad: bool, say: bool) -> dict[Path, str]:
@@ -173,6 +183,6 @@ def read_image(file: Path, size: int, background: int) -> Tensor:
     image = image.crop((left, top, min(image.width, left + most), min(image.height, top + most)))
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.LANCZOS)
+    image = image.resize((width, height), Image.Resampling.LANCZOS)  # nothing at the same size
     data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return data.view(height, width, 3).permute(2, 0, 1).contiguous()

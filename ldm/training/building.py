@@ -13,6 +13,8 @@ from ldm.devices import DTYPES, resolve_device
 from ldm.errors import ConfigError, InputError
 from ldm.training.options import TrainOptions
 
+DECODER = ("output_blocks", "out")  # of a UNet
+
 
 def build_data(config: dict[str, Any], section: str) -> Any:
     """Build a data set and check that it offers `batch`; ~ at the start of its paths is the home folder."""
@@ -56,6 +58,16 @@ def choose_trained(module: nn.Module, prefix: str, only: list[str]) -> None:
             raise ConfigError(f"only: {pattern} fits no tensor; expected such as {found[0][0]}")
     for name, parameter in found:
         parameter.requires_grad_(not only or any(fnmatchcase(name, pattern) for pattern in only))
+
+
+class Trained(nn.Module):
+    """What the training of a ControlNet changes; the decoder's names lack their `model.diffusion_model.`."""
+
+    def __init__(self, control: nn.Module, unet: nn.Module | None) -> None:
+        super().__init__()
+        self.control_model = control
+        for name in () if unet is None else DECODER:
+            self.add_module(name, getattr(unet, name))
 
 
 def device_of(train: TrainOptions) -> torch.device:

@@ -38,7 +38,7 @@ class LatentCache:
     captions: list[str]  # of each image
     contexts: Tensor | None  # (m, tokens, width) float16 of `texts`; None if they would not fit
     texts: list[str]  # the distinct captions
-    extra_inputs: Tensor | None = None  # (n, ...) float16 or uint8, what a conditional model sees with each image
+    extra_inputs: Tensor | None = None  # (n, ...) float16 or uint8, what is shown with each image
 
     def __post_init__(self) -> None:
         self.rows = {text: row for row, text in enumerate(self.texts)}

@@ -17,7 +17,7 @@ from ldm.config import find_weights
 from ldm.errors import ConfigError, InputError
 from ldm.loading.controls import MARK, PREFIX, encoder_of, load_control
 from ldm.models.controlnet import ControlNet
-from ldm.training.building import device_of, precision_of
+from ldm.training.building import Trained, device_of, precision_of
 from ldm.training.diffusion import DiffusionTraining
 from ldm.training.exporting import export_config, export_weights
 from ldm.training.extra_inputs import HintInput
@@ -25,19 +25,6 @@ from ldm.training.module import averaged
 from ldm.training.options import ControlOptions
 from ldm.training.run_folder import Shown
 from ldm.training.seeding import generator
-
-UNET = "model.diffusion_model."
-DECODER = ("output_blocks", "out")
-
-
-class Trained(nn.Module):
-    """What the training of a ControlNet changes, under the names of files without `model.diffusion_model.`."""
-
-    def __init__(self, control: nn.Module, unet: nn.Module | None) -> None:
-        super().__init__()
-        self.control_model = control
-        for name in () if unet is None else DECODER:
-            self.add_module(name, getattr(unet, name))
 
 
 class ControlTraining(DiffusionTraining):
@@ -93,7 +80,8 @@ class ControlTraining(DiffusionTraining):
     def export(self, folder: Path, config: dict[str, Any], data: Any | None) -> Path:
         """Write the ControlNet alone, as a difference, or with the model, as `control.save` says."""
         path, options = folder / "model.safetensors", self.options
-        about = {"steps": self.step, "sd.prediction": self.diffusion.parameterization}
+        weights = "ema" if self.ema is not None else "raw"
+        about = {"steps": self.step, "weights": weights, "sd.prediction": self.diffusion.parameterization}
         with averaged(self.ema, self.trained):
             tensors = {PREFIX + name: x for name, x in self.trained.control_model.state_dict().items()}
             if options.save == "difference":

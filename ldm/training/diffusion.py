@@ -123,7 +123,7 @@ class DiffusionTraining(TrainingModule):
             {k: v for k, v in vars(data).items() if isinstance(v, (str, int, float))},
         ]
         about += [count, self.train_options.seed, self.train_options.precision, type(model).__name__]
-        about += [getattr(options, name) for name in ("annotator", "annotator_weights") if hasattr(options, name)]
+        about += [getattr(options, name, "") for name in ("annotator", "annotator_weights")]
         frozen = [model.cond_stage_model if texts else None, getattr(model, "embedder", None)]
         mark = fingerprint(about, model.first_stage_model, *(part for part in frozen if part is not None))
         cache = load_cache(path, mark)

@@ -18,12 +18,20 @@ from ldm.checkpoint import identify
 from ldm.config import find_weights, instantiate
 from ldm.devices import DTYPES, on_meta
 from ldm.errors import ConfigError
-from ldm.training.building import build_data, check_side, choose_trained, device_of, precision_of
+from ldm.models.controlnet import HINT_FACTOR, ControlNet
+from ldm.training.building import (
+    Trained,
+    build_data,
+    check_side,
+    choose_trained,
+    device_of,
+    precision_of,
+)
 from ldm.training.options import TrainOptions, parse_duration, read_sections
 from ldm.training.seeding import generator
 from ldm.wording import counted
 
-WEIGHTS = ("ckpt", "first_stage_ckpt", "cond_stage_ckpt", "embedder_ckpt")
+WEIGHTS = ("ckpt", "control_ckpt", "first_stage_ckpt", "cond_stage_ckpt", "embedder_ckpt")
 EXAMPLES, LONGEST = 3, 80   # captions that are shown, and characters of one
 TOKENS = 77                 # of a caption
 EFFICIENCY = 0.5            # of networks, against multiplying large matrices
@@ -39,9 +47,12 @@ def describe(config: dict[str, Any], deadline: float = 0.0) -> Iterator[str]:
     method, train, own = read_sections(config)
     with on_meta():
         model = instantiate(config["model"], "model")
+    trained = model.model if method == "diffusion" else model
     if method == "diffusion":
         model.requires_grad_(False)
-        choose_trained(model.model, "model.", own.only)
+        choose_trained(trained, "model.", own.only)
+    elif method == "control":
+        trained = with_control(model, own)
     for name in WEIGHTS:
         if path := getattr(own, name, None):
             yield f"{name}: {identify(find_weights(path)).sentence()}"
@@ -57,8 +68,7 @@ def describe(config: dict[str, Any], deadline: float = 0.0) -> Iterator[str]:
     shown = [repr(caption[:LONGEST]) for caption in list(dict.fromkeys(captions))[:EXAMPLES]]
     yield f"captions: {', '.join(shown)}"
     count = sum(x.numel() for x in model.parameters() if x.requires_grad)
-    network = type(model.model if method == "diffusion" else model).__name__
-    yield f"{method}: {count / 1e6:.1f} M parameters in {network}"
+    yield f"{method}: {count / 1e6:.1f} M parameters in {type(trained).__name__}"
     per_step = train.batch_size * train.accumulate * train.devices
     height, width = images.shape[-2:]
     many = f"{train.max_steps:,}" if train.max_steps else "no limit"
@@ -68,6 +78,15 @@ def describe(config: dict[str, Any], deadline: float = 0.0) -> Iterator[str]:
     yield f"steps: {many}; {counted(per_step, 'image')} of {width} x {height} in each"
     if method != "clip":
         yield from _costs(model, train, own, images, deadline)
+
+
+def with_control(model: nn.Module, own: Any) -> nn.Module:
+    """Give a model a ControlNet, choose what is trained of the two, and return the ControlNet."""
+    unet = model.requires_grad_(False).model.diffusion_model
+    with on_meta():
+        model.control_model = ControlNet.for_unet(unet, model.channels)
+    choose_trained(Trained(model.control_model, None if own.sd_locked else unet), "", own.only)
+    return model.control_model
 
 
 def _about(data: Any, section: str) -> str:
@@ -148,7 +167,11 @@ def _one_step(model: nn.Module, own: Any, images: Tensor) -> None:
         label = torch.empty(count, linear.in_features)
     context = torch.empty(count, TOKENS, unet.context_dim) if unet.context_dim else None
     x_t, t = torch.empty(count, unet.in_channels, *sides), torch.empty(count, dtype=torch.long)
-    unet(x_t, t, context=context, y=label).mean().backward()
+    control = None
+    if (network := getattr(model, "control_model", None)) is not None:
+        hint = torch.empty(count, 3, *(HINT_FACTOR * side for side in sides))
+        control = network.train()(x_t[:, : network.in_channels], hint, t, context)
+    unet(x_t, t, context=context, y=label, control=control).mean().backward()
 
 
 def matrix_speed(device: torch.device, dtype: torch.dtype, side: int = 1024) -> float:

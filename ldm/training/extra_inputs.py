@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.diffusion.cond import Cond, Control
 from ldm.errors import ConfigError
+from ldm.models.controlnet import HINT_FACTOR
 from ldm.models.latent_depth import LatentDepth2ImageDiffusion, concat_depth
 from ldm.models.latent_inpaint import LatentInpaintDiffusion
 from ldm.models.latent_upscale import LatentUpscaleDiffusion
@@ -161,7 +163,10 @@ class HintInput(ExtraInput):
         return torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).contiguous().to(images.device)
 
     def condition(self, context: Tensor, extra: Tensor, noise: Noise, level: int | None = None) -> Cond:
-        return Cond(context, controls=(Control(self.network, extra.float() / 255, pooled=self.is_pooled),))
+        hint = extra.float() / 255
+        if (factor := HINT_FACTOR / self.model.downsampling_factor) != 1:
+            hint = F.interpolate(hint, scale_factor=factor)
+        return Cond(context, controls=(Control(self.network, hint, pooled=self.is_pooled),))
 
 
 KINDS: dict[type, type[ExtraInput]] = {

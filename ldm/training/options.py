@@ -130,7 +130,7 @@ class ControlOptions(DiffusionOptions):
     """A ControlNet of the model; `ckpt` is the complete model that it steers."""
 
     control_ckpt: str = ""              # a ControlNet to start from; empty: a copy of the UNet's encoder
-    annotator: str = ""                 # makes the hint of the training image: canny, or canny,low=50,high=150
+    annotator: str = ""                 # makes hints of the images: canny, or canny,low=50,high=150
     annotator_weights: str = ""         # of an annotator with a network
     sd_locked: bool = True              # False: the UNet's decoder (output_blocks, out) is trained, too
     # alone; as a difference from the model, without what is not trained; or with the model

@@ -63,7 +63,7 @@ def config(arch):
             "unet_config": UNET, "first_stage_config": AUTOENCODER, "cond_stage_config": text,
         },
     }
-    models = {"autoencoder": AUTOENCODER, "diffusion": diffusion, "clip": text}
+    models = {"autoencoder": AUTOENCODER, "diffusion": diffusion, "control": diffusion, "clip": text}
 
     def make(method: str, options: dict[str, Any] | None = None, **train: Any) -> dict[str, Any]:
         made = {"model": models[method], "data": DATA, "train": {**TRAIN, **train}, method: options or {}}
