@@ -45,18 +45,28 @@ DEMO_CLASSES = (
 )  # fmt: skip
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 PACKAGE = Path(__file__).resolve().parent
+CONFIG_ROOTS = (PACKAGE.parent / "configs", PACKAGE / "configs")
+# The YAML files of ControlNet 1.1 have a name for each ControlNet, and three contents.
+CONTROLNET_1_1 = {
+    r"control_v11\w+_sd15_shuffle\.yaml": "cldm_v15_avg_pool.yaml",
+    r"control_v11\w+_sd15\w*\.yaml": "cldm_v15.yaml",
+    r"control_v11\w+_sd21\w*\.yaml": "cldm_v21.yaml",
+}
 
 
 def find_config(path: str | Path) -> Path:
     """Return the file that `path` means: as given, else in the repository, else in the installed package.
 
     `configs/NAME` is found from any working directory; so is every other file that ships in configs/.
+    `models/NAME` is how ControlNet's pages name its configurations.
     """
     given = Path(path).expanduser()
     places = [given]
     if not given.is_absolute():
         in_configs = Path(*given.parts[1:]) if given.parts[:1] == ("configs",) else given
-        places += [PACKAGE.parent / "configs" / in_configs, PACKAGE / "configs" / in_configs]
+        places += [root / in_configs for root in CONFIG_ROOTS]
+        if given.parts[:1] == ("models",):
+            places += [root / "controlnet" / _of_controlnet(given.name) for root in CONFIG_ROOTS]
     for place in places:
         if place.is_file():
             return place
@@ -64,6 +74,11 @@ def find_config(path: str | Path) -> Path:
         raise ConfigError(f"{path}: {no_file(given)}; expected a YAML file")
     shipped = [str(Path("configs") / name) for name in _shipped_configs()]
     raise ConfigError(f"{path}: there is no such file{nearest(str(path), shipped)}")
+
+
+def _of_controlnet(name: str) -> str:
+    """Return the name of the included file that says the same as one of ControlNet's."""
+    return next((ours for pattern, ours in CONTROLNET_1_1.items() if re.fullmatch(pattern, name)), name)
 
 
 def find_weights(path: str | Path) -> Path:
@@ -103,7 +118,7 @@ def _describes_a_model(path: Path) -> bool:
 
 
 def _shipped_configs() -> list[Path]:
-    roots = [root for root in (PACKAGE.parent / "configs", PACKAGE / "configs") if root.is_dir()]
+    roots = [root for root in CONFIG_ROOTS if root.is_dir()]
     return sorted(file.relative_to(root) for root in roots for file in root.rglob("*.yaml"))
 
 

@@ -93,9 +93,16 @@ def create_model(config_path: str | Path) -> "nn.Module":
 
 
 def load_state_dict(ckpt_path: str | Path, location: "str | torch.device" = "cpu") -> "dict[str, Tensor]":
-    """Return the tensors of a weights file on a device, for `model.load_state_dict`."""
+    """Return the tensors of a weights file on a device, for `model.load_state_dict`.
+
+    Scripts say "cuda" whatever the machine; without such a GPU the tensors stay on the CPU.
+    """
+    import torch
+
     from ldm.checkpoint import load_checkpoint
 
+    if torch.device(location).type == "cuda" and not torch.cuda.is_available():
+        location = "cpu"
     return {name: tensor.to(location) for name, tensor in load_checkpoint(ckpt_path).items()}
 
 

@@ -40,7 +40,8 @@ class Control:
         interval: (low, high), the training times t / (N - 1) at which it acts, 0 clean to 1 noise.
         guess: guess mode (section 3.6 of the paper's supplement): only the conditional half of guidance is
             controlled, and shallow residuals are weaker, GUESS_DECAY a level.
-        pooled: each residual is replaced by its mean over the image (the shuffle model).
+        pooled: each residual is replaced by its mean over the image (the shuffle model); such a ControlNet
+            was trained to act on the conditional half alone.
     """
 
     network: Network
@@ -54,6 +55,11 @@ class Control:
         low, high = self.interval
         if not 0 <= low < high <= 1:
             raise InputError(f"control interval is {low:g},{high:g}: expected 0 <= LOW < HIGH <= 1")
+
+    @property
+    def is_conditional(self) -> bool:
+        """Tell whether only the conditional half of guidance is controlled."""
+        return self.guess or self.pooled
 
     def scales(self, count: int) -> tuple[float, ...]:
         """Return the scale of each of `count` residuals, shallowest first.

@@ -78,11 +78,16 @@ class ControlNet(UNetEncoder):
 class ControlLDM(LatentDiffusion):
     """Latent diffusion steered by a ControlNet.
 
+    Attributes that scripts set: control_scales, only_mid_control, and for training learning_rate and
+    sd_locked, which scripts/train.py takes from its own configuration.
+
     Args:
         control_stage_config: the ControlNet.
         only_mid_control: let it act on the middle alone.
         global_average_pooling: replace each residual by its mean over the image (the shuffle model).
     """
+
+    learning_rate, sd_locked = 1e-5, True
 
     def __init__(
         self,
@@ -122,6 +127,14 @@ class ControlLDM(LatentDiffusion):
         """Set `control_scales`: the same everywhere, or in guess mode smaller the shallower the residual."""
         count = max(NUM_CONTROLS, len(self.control_model.zero_convs) + 1)
         self.control_scales = list(control_scales(strength, guess_mode, count))
+
+    def low_vram_shift(self, is_diffusing: bool) -> None:
+        """Keep what sampling needs on the device and the other networks on the CPU, or the reverse."""
+        sampling = self.model, self.control_model
+        others = self.first_stage_model, self.cond_stage_model
+        for parts, is_needed in ((sampling, is_diffusing), (others, not is_diffusing)):
+            for part in parts:
+                part.to(self.device if is_needed else "cpu")
 
     def as_cond(self, cond: Any) -> Cond:
         """Return the Cond of the reference dict of c_crossattn and c_concat, the hints (None: no control).

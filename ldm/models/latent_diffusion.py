@@ -198,8 +198,9 @@ class LatentDiffusion(DDPM):
         return self.get_learned_conditioning([null_label]).expand(batch_size, -1, -1)
 
     def unconditional(self, cond: Cond, context: Tensor) -> Cond:
-        """Return guidance's other half of `cond`: the text is `context`; controls in guess mode are gone."""
-        return replace(cond, context=context, controls=tuple(c for c in cond.controls if not c.guess))
+        """Return guidance's other half of `cond`: the text is `context`; controls that act on it are left."""
+        both = tuple(control for control in cond.controls if not control.is_conditional)
+        return replace(cond, context=context, controls=both)
 
     def ema_scope(self, context: str | None = None) -> AbstractContextManager:
         """Change nothing: averaged or raw weights was decided in loading (`use_ema`).

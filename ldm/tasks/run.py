@@ -73,13 +73,13 @@ class Halves(NamedTuple):
     uncond: Cond | None = None
 
     def steered(self, controls: tuple[Control, ...]) -> "Halves":
-        """Return both with controls added; the unconditional half gets none in guess mode."""
+        """Return both with controls added; the unconditional half gets those that act on both."""
         if not controls:
             return self
         cond = replace(self.cond, controls=self.cond.controls + controls)
         if self.uncond is None:
             return Halves(cond)
-        both = tuple(each for each in controls if not each.guess)
+        both = tuple(each for each in controls if not each.is_conditional)
         return Halves(cond, replace(self.uncond, controls=self.uncond.controls + both))
 
 

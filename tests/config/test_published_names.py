@@ -111,7 +111,8 @@ FIRST_LINES = [
     "from cldm.model import create_model, load_state_dict",
     "from cldm.hack import disable_verbosity, enable_sliced_attention",
     "from cldm.ddim_hacked import DDIMSampler",
-    "from cldm.cldm import ControlLDM, ControlNet",
+    "from cldm.cldm import ControlLDM, ControlledUnetModel, ControlNet",
+    "from cldm.logger import ImageLogger",
     "from scripts.txt2img import put_watermark, load_model_from_config, chunk",
     "from scripts.img2img import load_img, load_model_from_config",
 ]
