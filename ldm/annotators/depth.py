@@ -56,7 +56,7 @@ class Depth(NetworkAnnotator):
         depth = inverse_depth(self.depth if hasattr(self.depth, "shape") else read_depth(self.depth))
         (height, width), (h, w) = image.shape[:2], depth.shape
         if abs(height * w - width * h) > 0.2 * height * w:      # more than rounding to multiples of 64 makes
-            raise InputError(f"--depth {self.depth} is {w}x{h}, another aspect ratio than the image's")
+            raise InputError(f"the given depth map is {w}x{h}, another aspect ratio than the image's")
         return cv2.resize(depth, (width, height), interpolation=cv2.INTER_LINEAR)
 
     def load(self, path: "Path") -> "nn.Module":

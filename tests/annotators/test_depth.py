@@ -90,7 +90,7 @@ def test_flat_depth_is_black_and_faces_the_viewer(tmp_path: Path):
 
 def test_a_map_of_another_shape_is_refused(tmp_path: Path):
     np.save(tmp_path / "wide.npy", np.eye(64, 128))
-    with pytest.raises(InputError, match="wide.npy is 128x64, another aspect ratio"):
+    with pytest.raises(InputError, match="the given depth map is 128x64, another aspect ratio"):
         find("depth")(depth=tmp_path / "wide.npy")(np.zeros((64, 64, 3), np.uint8))
 
 
