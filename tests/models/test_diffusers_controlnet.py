@@ -23,11 +23,14 @@ from ldm.requests import Img2Img, Txt2Img
 from ldm.samplers import make_sampler, sample_loop
 from ldm.tasks.run import Halves
 
-SEED, STEPS, SCALE, SIDE = 5, 5, 4.0, 64
+# diffusers makes NumPy arrays of tensors in Euler's set_timesteps.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+SEED, STEPS, SCALE, SIDE = 5, 5, 3.0, 64
 PROMPT, NEGATIVE = "a red apple", "a blue pear"
 CLOSE = dict(atol=1e-4, rtol=0)
 THEIR_DECAY = 10 ** (-1 / 12)   # of guess mode: 13 scales from 0.1 to 1; the paper's 0.825 is this, rounded
-FULL = {"num_res_blocks": 2, "channel_mult": [1, 1, 1, 1], "attention_resolutions": [4, 2, 1]}
+FULL = {"num_res_blocks": 2, "channel_mult": [1, 2, 2, 2], "attention_resolutions": [4, 2, 1]}
 
 
 def image(seed: int, channels: int = 3) -> np.ndarray:
@@ -132,7 +135,7 @@ def pipeline(files: Files, kind: str, task: str, controls: list[Path], scheduler
 
 def theirs(pipe: Any, hints: list[np.ndarray], **options: Any) -> torch.Tensor:
     """Return the latents of a pipeline of diffusers."""
-    pictures = [Image.fromarray(hint) for hint in hints]
+    pictures = [torch.from_numpy(hint).permute(2, 0, 1)[None] / 255 for hint in hints]
     name = "image" if type(pipe).__name__ == "StableDiffusionControlNetPipeline" else "control_image"
     options[name] = pictures[0] if len(pictures) == 1 else pictures
     return pipe(
@@ -162,7 +165,7 @@ VARIANTS: dict[str, tuple[dict, dict]] = {     # of our request and its control,
     "whole steps only": (
         {"start": 0.3, "end": 0.9}, {"control_guidance_start": 0.3, "control_guidance_end": 0.9}
     ),
-    "guess": ({"weight": 1.5}, {"controlnet_conditioning_scale": 1.5, "guess_mode": True}),
+    "guess": ({"weight": 0.6}, {"controlnet_conditioning_scale": 0.6, "guess_mode": True}),
 }  # fmt: skip
 
 
@@ -211,8 +214,9 @@ def test_shuffle_acts_pooled_and_on_the_conditional_half_alone(files):
 
 
 def test_image_to_image(files):
+    """By Euler: our DDIM stands one step noisier before its first step, as the reference script does."""
     (one, folder), (two, folder_2) = files.control(1, "sd1"), files.control(2, "sd1")
-    pipe = pipeline(files, "Img2Img", "sd1", [folder, folder_2])
+    pipe = pipeline(files, "Img2Img", "sd1", [folder, folder_2], "euler")
     expected = theirs(
         pipe, [image(0), image(1)], image=Image.fromarray(image(3)), strength=0.8,
         controlnet_conditioning_scale=[0.7, 1.0], control_guidance_end=[0.5, 1.0],
@@ -220,7 +224,7 @@ def test_image_to_image(files):
     units = [{"image": image(0), "weight": 0.7, "end": 0.5}, {"image": image(1)}]
     got = ours(
         files.model("sd1"), Img2Img, units, [one, two], init_img=image(3), strength=0.8, steps=STEPS,
-        sampler="ddim", schedule="reference",
+        sampler="euler", schedule="uniform",
     )  # fmt: skip
     torch.testing.assert_close(got, expected, **CLOSE)
 
