@@ -26,7 +26,6 @@ from ldm.models.controlnet import ControlNet
 PREFIX = "control_model."
 MARK = "difference"
 FIRST = "input_blocks.0.0.weight"
-BGR = re.compile("control_sd15_normal")  # ControlNet's page for it turns the channels of the map around
 HINT = "input_hint_block.0.weight"
 
 
@@ -107,7 +106,7 @@ def _matched(
             f"trained for this family of models ({keys.counts()})"
         )
     config = opened.configs.get("controlnet", {})
-    is_bgr = config.get("controlnet_conditioning_channel_order") == "bgr" or BGR.match(file.stem) is not None
+    is_bgr = config.get("controlnet_conditioning_channel_order") == "bgr"
     return LoadedControl(network, file, _is_pooled(file, config), is_bgr), tensors, keys
 
 

@@ -91,7 +91,8 @@ def read_unit(value: Any) -> ControlUnit:
                 raise InputError(f"a control has no {name!r}{nearest(name, names)}")
         if "kind" not in values:
             raise InputError("a control needs a kind")
-        values["settings"] = tuple(dict(values.get("settings") or {}).items())
+        settings = dict(values.get("settings") or {}).items()
+        values["settings"] = tuple((name, tuple(x) if isinstance(x, list) else x) for name, x in settings)
         return ControlUnit(**values)
     if not isinstance(value, str):
         raise InputError(f"got {value!r}, expected KIND:FILE")

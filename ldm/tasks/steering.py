@@ -9,6 +9,7 @@ cropped region or a window of outpainting the map is made of the whole, and the 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -135,11 +136,23 @@ def annotator_of(unit: ControlUnit, request: Request) -> Annotator | None:
     """Return what makes the map of a control; None where the image is the map. Raises: InputError."""
     if unit.kind in (MAP, INPAINT):
         return None
-    cls = find(unit.kind)
-    options: dict[str, Any] = {"resolution": request.control_resolution}
-    if request.annotator_weights is not None and "weights" in fields_of(cls):
-        options["weights"] = request.annotator_weights
-    return build(cls, options | dict(unit.settings))
+    return _annotator(
+        unit.kind, unit.settings, request.control_resolution or 0, request.annotator_weights, request.device
+    )
+
+
+@lru_cache(maxsize=4)  # networks are loaded once, before the model of the request
+def _annotator(
+    kind: str, settings: tuple[tuple[str, Any], ...], resolution: int, weights: str | None, device: str
+) -> Annotator:
+    cls = find(kind)
+    options: dict[str, Any] = {"resolution": resolution, "device": device}
+    if weights is not None:
+        options["annotator_weights"] = weights
+    known = {name: value for name, value in options.items() if name in fields_of(cls)}
+    made = build(cls, known | dict(settings))
+    made.prepare()
+    return made
 
 
 def image_of(unit: ControlUnit, request: Request) -> np.ndarray:
