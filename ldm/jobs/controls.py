@@ -175,5 +175,10 @@ def steers(request: Request, controls: Iterable[OpenedControl]) -> "tuple[Steer,
     found = []
     for unit, control in zip(getattr(request, "controls", ()), controls, strict=True):
         image, annotator, loaded = image_of(unit, request), annotator_of(unit, request), control.loaded
-        found.append(Steer(unit, loaded.network, image, annotator, loaded.is_pooled, loaded.is_bgr, mode))
+        fit = getattr(request, "fit", None) if unit.image is None else None
+        steer = Steer(
+            unit, loaded.network, image, annotator, loaded.is_pooled, loaded.is_bgr, mode,
+            "crop" if fit in (None, "exact") else fit,
+        )  # fmt: skip
+        found.append(steer)
     return tuple(found)

@@ -25,6 +25,7 @@ from ldm.imaging.fit import Fit
 from ldm.imaging.masks import Box
 from ldm.imaging.padding import Frame
 from ldm.imaging.paste import opaque
+from ldm.imaging.profiles import to_srgb
 from ldm.models.controlnet import HINT_FACTOR
 from ldm.requests import Request, build, fields_of
 from ldm.requests.control_unit import INPAINT, MAP, ControlUnit
@@ -35,6 +36,7 @@ from ldm.tasks.inputs import read_image
 R = TypeVar("R", bound=Request)
 Annotator = Callable[[np.ndarray], np.ndarray]  # (h, w, 3) uint8 -> a map like it
 
+UNEQUAL = 0.02  # difference of proportions from which cropping is mentioned
 SMALLEST = 8  # pixels of the shorter side of an image that a map is made of
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class Steer:
         annotator: makes a map (h, w, 3) uint8 of such an image; not used for an image that is a map.
         is_pooled, is_bgr: see `ldm.loading.controls.LoadedControl`.
         mode: "balanced"; "prompt": shallow residuals are weaker; "control": guess mode.
+        fit: how the image is fitted to another size than its own, see `ldm.imaging.fit`.
     """
 
     unit: ControlUnit
@@ -71,13 +74,20 @@ class Steer:
     is_pooled: bool = False
     is_bgr: bool = False
     mode: str = "balanced"
+    fit: str = "crop"
 
     def map(self, height: int, width: int) -> np.ndarray:
         """Return the map (height, width, 3 or 4) uint8."""
-        image = self.image
-        if image.shape[:2] != (height, width):
-            image = Fit("crop", (height, width)).of(image, 1)
-        return image if self.annotator is None else self.annotator(image)
+        image, (own_height, own_width) = self.image, self.image.shape[:2]
+        if (own_height, own_width) != (height, width):
+            image = Fit(self.fit, (height, width)).of(image, 1)
+            if self.fit == "crop" and abs(own_width * height / (own_height * width) - 1) > UNEQUAL:
+                what = "the image of --control %s is cropped from %dx%d to the proportions of %dx%d"
+                logger.info(what, self.unit.kind, own_width, own_height, width, height)
+        found = image if self.annotator is None else self.annotator(image)
+        if found.min() == found.max():
+            logger.warning("the map of --control %s is one colour: nothing to follow", self.unit.kind)
+        return found
 
     def interval(self, times: Sequence[float], num_timesteps: int) -> tuple[float, float] | None:
         """Return the training times t / (N - 1) of the unit's part of the steps; None if it has no step.
@@ -157,14 +167,15 @@ def _annotator(
 
 def image_of(unit: ControlUnit, request: Request) -> np.ndarray:
     """Return what a map is made of, (h, w, 3) uint8; INPAINT has a fourth channel, 255 where it stays."""
-    image = (request.init_img if unit.image is None else unit.image).values
-    if unit.kind != INPAINT:
-        return image[..., :3]
     if unit.image is not None:
+        return unit.image.values
+    own = request.init_img
+    image = opaque(to_srgb(own.values, own.about))
+    if unit.kind != INPAINT:
         return image
     mask = masks.prepared(request.mask.values, invert=request.invert_mask, grow=request.mask_grow)
     stays = np.where(masks.binarize(mask), 0, 255).astype(np.uint8)
-    return np.dstack([opaque(image), stays])
+    return np.dstack([image, stays])
 
 
 class Steering:
