@@ -77,7 +77,7 @@ def test_the_loss_falls(controlled, monkeypatch, prediction):
     loop = Loop(made, monkeypatch)
     before = loop.module.evaluate(loop.data)["val_loss"]
     loop.run(16)
-    assert loop.module.evaluate(loop.data)["val_loss"] < 0.85 * before
+    assert loop.module.evaluate(loop.data)["val_loss"] < 0.9 * before
 
 
 def test_hints_are_made_of_the_images_that_are_trained_on(controlled, monkeypatch):
