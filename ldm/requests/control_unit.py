@@ -43,11 +43,10 @@ class ControlUnit:
     settings: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind != MAP:
-            from ldm.annotators import name_of
-
-            _set(self, kind=name_of(self.kind))
-        elif self.image is None:
+        _set(self, kind=_kind(self.kind))
+        if isinstance(self.image, (str, os.PathLike)) and not os.fspath(self.image):
+            raise InputError("the file name is empty")
+        if self.kind == MAP and self.image is None:
             raise InputError("map needs a file: map:FILE")
         _set(self, weight=_named("weight", self.weight, 0.0, MAX_WEIGHT))
         _set(self, start=_named("start", self.start, 0.0, 1.0), end=_named("end", self.end, 0.0, 1.0))
@@ -103,19 +102,9 @@ def read_unit(value: Any) -> ControlUnit:
     if isinstance(value, ControlUnit):
         return value
     if isinstance(value, Mapping):
-        values = dict(value)
-        if "file" in values:
-            values["image"] = values.pop("file")
-        names = [each.name for each in fields(ControlUnit)]
-        for name in values:
-            if name not in names:
-                raise InputError(f"a control has no {name!r}{nearest(name, names)}")
-        if "kind" not in values:
-            raise InputError("a control needs a kind")
-        values["settings"] = tuple(dict(values.get("settings") or {}).items())
-        return ControlUnit(**values)
+        return _of_mapping(dict(value))
     if not isinstance(value, str):
-        raise InputError(f"got {value!r}, expected KIND:FILE")
+        raise InputError(f"got {_shown(value)}, expected KIND:FILE")
     head, colon, rest = value.partition(":")
     if not colon:                                       # the weight follows the kind
         head, steering = _split(head)
@@ -127,6 +116,26 @@ def read_unit(value: Any) -> ControlUnit:
     pairs = tuple(tuple(each.partition("=")[::2]) for each in settings)
     image = os.path.expanduser(rest) if colon else None
     return ControlUnit(kind, image, settings=pairs, **steering)
+
+
+def _of_mapping(values: dict[str, Any]) -> ControlUnit:
+    if "file" in values:
+        if "image" in values:
+            raise InputError("a control has a file and an image; give one of them")
+        values["image"] = values.pop("file")
+    names = [each.name for each in fields(ControlUnit)]
+    for name in values:
+        if name not in names:
+            hint = nearest(str(name), names) or f"; it has {', '.join(names)}"
+            raise InputError(f"a control has no {_shown(name)}{hint}")
+    if "kind" not in values:
+        raise InputError("a control needs a kind")
+    settings = values.pop("settings", None) or {}
+    try:
+        settings = dict(settings)
+    except (TypeError, ValueError):
+        raise InputError(f"settings: got {_shown(settings)}, expected names with values") from None
+    return ControlUnit(**values, settings=tuple(settings.items()))
 
 
 def read_units(value: Any) -> tuple[ControlUnit, ...]:
@@ -142,6 +151,27 @@ def _split(text: str) -> tuple[str, dict[str, str]]:
         return text, {}
     given = {name: each for name, each in found.groupdict().items() if each is not None}
     return text[: found.start()], given
+
+
+def _kind(value: Any) -> str:
+    """Return the name of a kind by its name or alias, in any case."""
+    from ldm.annotators import ALIASES, KINDS, name_of
+
+    known = [MAP, *KINDS]
+    if isinstance(value, str) and value.strip().lower() == MAP:
+        return MAP
+    try:
+        return name_of(value)
+    except (InputError, AttributeError):
+        hint = nearest(value.lower(), [*known, *ALIASES]) if isinstance(value, str) else ""
+        raise InputError(
+            f"unknown kind {_shown(value)}: expected one of {', '.join(known)}{hint}"
+        ) from None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _named(name: str, value: Any, low: float, high: float) -> float:

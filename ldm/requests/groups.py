@@ -207,7 +207,7 @@ class Controls:
         help="weights of annotators that are networks, or the folder of such files")
     save_control: bool = option(
         False, "--save-control", changes_image=False,
-        help="save the maps as DIR/controls/00000.png, ...")
+        help="save the maps too, in DIR/controls")
 
 
 class Hires:

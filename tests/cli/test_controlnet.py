@@ -226,7 +226,8 @@ def test_another_family_is_named_and_a_control_is_no_checkpoint(run, files, phot
     outcome = run("controlnet.py", *base_of(files, "sd2"), *QUICK, *PROMPT, *flags)
     assert outcome.code == 2 and "the ControlNet does not fit" in outcome.err, outcome.err
     outcome = run("txt2img.py", "--ckpt", control, *QUICK, *PROMPT)
-    assert outcome.code == 2 and "a ControlNet" in outcome.err and "--control-ckpt" in outcome.err, outcome.err
+    assert outcome.code == 2 and "a ControlNet" in outcome.err, outcome.err
+    assert "--control-ckpt" in outcome.err
 
 
 def test_a_folder_is_searched_by_kind(run, tmp_path, files, photo):

@@ -35,6 +35,13 @@ SPECIAL = {
     "max_memory": st.sampled_from([None, "auto", "8GB", "6.5GiB", 2**30]),
     "mix_noise_level": st.one_of(st.just("off"), st.integers(0, 999)),
     "sha256": st.sampled_from(["0" * 64, "AB" * 32]),
+    "controls": st.lists(
+        st.fixed_dictionaries(
+            {"kind": st.sampled_from(["map", "canny"]), "image": WORDS.filter(bool)},
+            optional={"weight": st.floats(0, 10), "start": st.floats(0, 0.4), "end": st.floats(0.5, 1)},
+        ),
+        max_size=3,
+    ),
 }
 
 
