@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from ldm.checkpoint.addons import recognise
+from ldm.checkpoint.controlnet import DIFFERENCE
 from ldm.checkpoint.identity import Identity
 from ldm.checkpoint.parts import EMA, PARTS, TABLE, is_ldm, layout_of, part_of
 from ldm.checkpoint.stored import Stored
@@ -289,7 +290,7 @@ def _controlnet(
 ) -> dict[str, Any]:
     facts = _unet_facts(groups, "controlnet")
     whole = "unet" in groups
-    variant = "difference" if "difference" in shapes else "whole" if whole else "control-only"
+    variant = DIFFERENCE if DIFFERENCE in shapes else "whole" if whole else "control-only"
     fields = {
         "kind": "controlnet", "family": facts["family"], "task": "controlnet", "variant": variant,
         "in_channels": facts["in_channels"], "context_width": facts["context_width"],

@@ -17,11 +17,20 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import convert as writing
 from ldm.checkpoint import identify
-from ldm.checkpoint.classify import CONFIGS, PREDICTION_KEYS, PREDICTIONS, SD, V_MARK, config_for
+from ldm.checkpoint.classify import (
+    CONFIGS,
+    PREDICTION_KEYS,
+    PREDICTIONS,
+    SD,
+    V_MARK,
+    classify,
+    config_for,
+)
+from ldm.checkpoint.controlnet import DIFFERENCE, POOLED, completed, pooled_by
 from ldm.checkpoint.identity import Identity
 from ldm.checkpoint.layouts import UNUSED
 from ldm.checkpoint.opened import open_weights, to_ldm_names
-from ldm.checkpoint.parts import EMA, TABLE, UNET
+from ldm.checkpoint.parts import EMA, PARTS, TABLE, UNET
 from ldm.checkpoint.sniff import Container
 from ldm.config import find_weights, instantiate, read_config, yaml_beside
 from ldm.devices import on_meta
@@ -33,6 +42,7 @@ from ldm.wording import script
 FILE_ENDING = ".safetensors"
 # unCLIP's statistics of image embeddings: a file may leave them out, a folder may not.
 MEAN, STD = "noise_augmentor.data_mean", "noise_augmentor.data_std"
+CONTROL = PARTS["controlnet"].prefix
 # A reference configuration that has a part alone in it.
 OF_PARTS = {
     ("vae", None): SD + "v1-inference.yaml",
@@ -54,6 +64,8 @@ class ConvertOptions:
     dtype: torch.dtype | None = None    # of the weights written; None keeps each
     variant: str | None = None          # of the folder read or written, such as fp16
     overwrite: bool = False
+    only: str | None = None             # the one part to take, a name of ldm.checkpoint.parts.PARTS
+    base: str | None = None             # weights that a ControlNet which is a difference is added to
 
 
 def convert(
@@ -78,7 +90,19 @@ def convert(
     writing.check_target(target, is_folder=to_folder, overwrite=options.overwrite)
     opened = open_weights(source, variant=options.variant if from_folder else None)
     identity = identify(source)
-    tensors = to_ldm_names(opened) if from_folder or to_folder else opened.parts[""]
+    is_renamed = from_folder or to_folder or options.only is not None or options.base is not None
+    tensors = to_ldm_names(opened) if is_renamed else opened.parts[""]
+    is_pooled = identity.kind == "controlnet" and pooled_by(
+        source, opened.metadata, opened.configs.get("controlnet", {})
+    )
+    if options.base is not None:
+        tensors = _with_base(tensors, identity, options.base)
+    elif to_folder and identity.variant == DIFFERENCE:
+        raise InputError(f"{source} is {identity.sentence()}; give the weights to add it to with --base FILE")
+    if options.only is not None:
+        tensors = _only(tensors, identity, options.only)
+    if options.only is not None or options.base is not None:
+        identity = replace(classify(stored_of(tensors), opened.metadata), path=identity.path)
     own = None
     if to_folder and options.config is None and identity.is_model:
         own = yaml_beside(source, by_name=config_for(identity, "eps") is not None)
@@ -86,6 +110,8 @@ def convert(
     described = None
     if to_folder or options.config is not None:
         described = _Described.by(options, identity)
+    if described and is_pooled:
+        described.params["global_average_pooling"] = True
     if from_folder and (config := options.config or identity.config):
         params = described.params if described else read_config(config)["model"]["params"]
         check_folder(opened, params, config)
@@ -101,6 +127,8 @@ def convert(
         chosen = {name: x for name, x in chosen.items() if name != V_MARK}
     said = _without_contradictions(opened.metadata, prediction)
     metadata = {**said, **_metadata(identity, said, tensors, chosen, prediction)}
+    if is_pooled and options.only in (None, "controlnet"):
+        metadata[POOLED] = "true"
     shared: dict[str, Any] = {"dtype": options.dtype, "overwrite": options.overwrite, "progress": progress}
     if described:
         described.check(chosen, source)
@@ -126,6 +154,37 @@ def convert(
             "text_projection, logit_scale, the noise schedule) is not in the file; sampling does not need it"
         )
     return done
+
+
+def _only(tensors: dict[str, Tensor], identity: Identity, name: str) -> dict[str, Tensor]:
+    """Return the tensors of one part. Raises: WrongModelError if there are none."""
+    part = PARTS[name]
+    found = {key: x for key, x in tensors.items() if key.startswith(part.prefix)}
+    if not found:
+        what = f"{identity.path} is {identity.sentence()}"
+        raise WrongModelError(f"{what}; it has no {part.label} (--only {name})")
+    return found
+
+
+def _with_base(tensors: dict[str, Tensor], identity: Identity, base: str) -> dict[str, Tensor]:
+    """Return the ControlNet of a difference, whole. Raises: WrongModelError where the two do not fit."""
+    if identity.variant != DIFFERENCE:
+        raise InputError(f"{identity.path} is {identity.sentence()}, no difference; leave --base out")
+    opened = open_weights(base)
+    unet, control = (
+        {name.removeprefix(prefix): x for name, x in held.items() if name.startswith(prefix)}
+        for held, prefix in ((to_ldm_names(opened), UNET), (tensors, CONTROL))
+    )
+    family = identify(base).family
+    if not unet or family != identity.family:
+        what = identify(base).sentence()
+        raise WrongModelError(f"{identity.path} is {identity.sentence()}, and --base {base} is {what}")
+    return {CONTROL + name: x for name, x in completed(control, unet).items()}
+
+
+def stored_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return what `classify` reads of tensors."""
+    return {name: (str(x.dtype).removeprefix("torch."), tuple(x.shape)) for name, x in tensors.items()}
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ldm.checkpoint.classify import CONFIGS, SCHEDULE, TEXT_TO_IMAGE_2, classify, of_no_part
+from ldm.checkpoint.controlnet import DIFFERENCE, pooled_by
 from ldm.checkpoint.delta import base_of, completed
 from ldm.checkpoint.header import read_header
 from ldm.checkpoint.identity import Identity
@@ -79,7 +81,8 @@ def described(opened: Opened) -> Identity:
         config=config if config in SHIPPED_CONFIGS else identity.config,
         notes=[
             *_notes_on_training(path, identity), *identity.notes, *_note_on_foreign(shapes),
-            *_notes(identity, metadata), *_note_on_base(opened.container, opened.files),
+            *_notes(identity, metadata), *_note_on_control(path, identity, metadata, opened.configs),
+            *_note_on_base(opened.container, opened.files),
         ],
         path=str(path),
         container=CONTAINERS[opened.container],
@@ -135,6 +138,21 @@ def _note_on_base(container: Container, files: list[Path]) -> list[str]:
         return []
     alone = files[0].stat().st_size / 1e6
     return [f"the file holds what differs from {files[1].name} ({alone:.1f} MB); both are read"]
+
+
+def _note_on_control(
+    path: Path, identity: Identity, metadata: dict[str, str], configs: dict[str, dict[str, Any]]
+) -> list[str]:
+    """Say what the names and shapes of a ControlNet do not."""
+    if identity.kind != "controlnet":
+        return []
+    found = []
+    if identity.variant == DIFFERENCE:
+        found.append("it is added to the UNet's own weights when it is loaded")
+    pooled = pooled_by(path, metadata, configs.get("controlnet", {}))
+    if pooled is not None:
+        found.append(f"its residuals are averaged over the image (global average pooling), says {pooled}")
+    return found
 
 
 def _notes_on_training(path: Path, identity: Identity) -> list[str]:

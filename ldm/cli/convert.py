@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
 COPIES = ("auto", "ema", "raw", "both")
+PARTS = ("unet", "vae", "text_encoder", "controlnet", "image_encoder", "depth_estimator")
 
 
 def make_parser(description: str | None) -> Parser:
@@ -37,6 +38,11 @@ def make_parser(description: str | None) -> Parser:
     add("--variant", metavar="NAME", help="variant of the folder to read or write, such as fp16")
     add("--prediction", choices=("eps", "v"), help="what the model predicts, to store in the result")
     add("--config", metavar="YAML", help="configuration of the model (default: the included one)")
+    add("--only", choices=PARTS, help="write this part of a file or folder alone")
+    add(
+        "--base", metavar="FILE",
+        help="weights of the model that a ControlNet stored as a difference is to be added to",
+    )  # fmt: skip
     add("--overwrite", action="store_true", help="replace OUT if it exists")
     add_messages(parser)
     return parser
@@ -60,6 +66,7 @@ def _convert(args: argparse.Namespace) -> None:
         config=args.config, prediction=prediction, weights=args.weights, prune=args.prune,
         dtype=None if args.dtype == "keep" else getattr(torch, args.dtype),
         variant=args.variant, overwrite=args.overwrite,
+        only=args.only, base=args.base,
     )  # fmt: skip
     with byte_bar("converting", quiet=args.quiet) as progress:
         done = convert(args.input, args.output, options, progress)

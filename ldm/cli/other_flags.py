@@ -39,6 +39,10 @@ SAME = {
     "zero_snr": "rescale-betas-zero-snr zero-terminal-snr ztsnr",
     "prediction": "prediction-type parameterization",
     "rng": "randn-source rng-type",
+    "control_ckpt": "controlnet controlnet-path controlnet-ckpt controlnet-model controlnet-model-path "
+    "controlnet-model-name-or-path",
+    "guess": "guess-mode",
+    "control_resolution": "detect-resolution controlnet-resolution processor-res controlnet-processor-res",
 }  # option -> flags of other tools, with "-" for "_"
 
 WORDS = {
@@ -60,7 +64,26 @@ _ATTENTION = "PyTorch's memory-efficient attention is always used; leave it out"
 _SEAMLESS = "seamless tiles are not supported (--tile is about memory); leave it out"
 _NOISE = "InvokeAI's changes of the noise are not supported; leave it out"
 _LORA = "LoRAs, hypernetworks and textual inversion embeddings cannot be applied yet"
+_WEIGHT = "--control KIND:FILE@WEIGHT says how strongly a map steers"
+_INTERVAL = "--control KIND:FILE[START-END] says in which part of the steps a map steers"
+_MAP = "--control KIND:FILE makes a map of an image, and map:FILE takes one that is a map"
+_KIND = "the KIND of --control KIND:FILE names what makes the map"
 ADVICE = {
+    "controlnet-conditioning-scale": _WEIGHT, "conditioning-scale": _WEIGHT, "control-weight": _WEIGHT,
+    "control-strength": _WEIGHT, "control-scale": _WEIGHT, "controlnet-weight": _WEIGHT,
+    "controlnet-strength": _WEIGHT, "controlnet-scale": _WEIGHT,
+    "control-guidance-start": _INTERVAL, "control-guidance-end": _INTERVAL,
+    "controlnet-guidance-start": _INTERVAL, "controlnet-guidance-end": _INTERVAL,
+    "controlnet-start": _INTERVAL, "controlnet-end": _INTERVAL, "guidance-start": _INTERVAL,
+    "guidance-end": _INTERVAL, "starting-control-step": _INTERVAL, "ending-control-step": _INTERVAL,
+    "control-image": _MAP, "controlnet-image": _MAP, "controlnet-input-image": _MAP,
+    "conditioning-image": _MAP, "hint": _MAP, "hint-image": _MAP,
+    "preprocessor": _KIND, "controlnet-preprocessor": _KIND, "controlnet-module": _KIND,
+    "controlnet-type": _KIND, "control-type": _KIND, "annotator": _KIND,
+    "low-threshold": "--control canny,low=N:FILE does that",
+    "high-threshold": "--control canny,high=N:FILE does that",
+    "pixel-perfect": "annotators see images at the size of the result; leave it out",
+    "controlnet-mode": "--control-mode says whether the prompt or the map counts more",
     "scheduler": _METHOD, "sampler-index": _METHOD,
     "medvram": _LOW_MEMORY, "lowvram": _LOW_MEMORY, "low-vram": _LOW_MEMORY,
     "vae-tiling": _LOW_MEMORY, "enable-vae-tiling": _LOW_MEMORY, "enable-vae-slicing": _LOW_MEMORY,
@@ -96,6 +119,13 @@ TRAINING = {
     "pretrained-model-name-or-path": "diffusion.ckpt=FILE", "ckpt": "diffusion.ckpt=FILE",
 }  # fmt: skip
 """what scripts/train.py has instead of the flags of other trainers"""
+
+
+CONTROLNET = {
+    "strength": _WEIGHT, "image-resolution": "--H and --W give the size of the result",
+    "init-img": _MAP, "input-image": _MAP, "image": _MAP, "input": _MAP, "img": _MAP, "init-image": _MAP,
+}  # fmt: skip
+"""what scripts/controlnet.py has instead of the parameters of ControlNet's pages"""
 
 
 def fold(flag: str) -> str:
@@ -140,6 +170,8 @@ def unknown(name: str, flags: Iterable[str], program: str) -> InputError:
     alike = [flag for flag in known if fold(flag).lower() == folded.lower()]
     if "--dry-run" in flags and folded in TRAINING:
         hint = f"; write {TRAINING[folded]}"
+    elif "--added-prompt" in flags and folded in CONTROLNET:
+        hint = f": {CONTROLNET[folded]}"
     elif folded in ADVICE:
         hint = f": {ADVICE[folded]}"
     elif alike:

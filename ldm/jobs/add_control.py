@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import identify
 from ldm.checkpoint.classify import config_for
+from ldm.checkpoint.controlnet import encoder_of
 from ldm.checkpoint.opened import open_weights, to_ldm_names
 from ldm.checkpoint.parts import EMA
 from ldm.checkpoint.writer import Entry, write_safetensors
@@ -22,7 +23,7 @@ from ldm.devices import on_meta
 from ldm.errors import InputError, WrongModelError
 from ldm.files.atomic import atomic_write
 from ldm.jobs.choosing import check_kind, own_yaml
-from ldm.loading.controls import PREFIX, encoder_of
+from ldm.loading.controls import PREFIX
 from ldm.loading.match import match_keys
 from ldm.models.controlnet import ControlNet
 
@@ -70,7 +71,7 @@ def add_control(source: Path, out: Path, control_only: bool = False, seed: int =
     unet, channels, schedule = _unet(source, tensors)
     torch.manual_seed(seed)
     network = ControlNet.for_unet(unet, channels).state_dict()
-    theirs = encoder_of(unet, channels)
+    theirs = encoder_of(unet.state_dict(), channels)
     control = {PREFIX + name: theirs.get(name, x) for name, x in network.items()}
     new = [PREFIX + name for name in network if name not in theirs]
     if not control_only:

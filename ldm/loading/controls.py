@@ -7,16 +7,13 @@
     diffusers        a ControlNetModel: its folder, or its file alone
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ldm.checkpoint.controlnet import DIFFERENCE, completed, pooled_by
 from ldm.checkpoint.opened import open_weights, to_ldm_names
-from ldm.config import read_config
 from ldm.devices import on_meta
 from ldm.errors import WrongModelError
 from ldm.loading.fill import Progress, fill_in
@@ -24,8 +21,6 @@ from ldm.loading.match import KeyMatch, described, match_keys
 from ldm.models.controlnet import ControlNet
 
 PREFIX = "control_model."
-MARK = "difference"
-FIRST = "input_blocks.0.0.weight"
 HINT = "input_hint_block.0.weight"
 
 
@@ -94,8 +89,8 @@ def _matched(
     if HINT not in tensors:
         raise WrongModelError(f"{file} is {described(named)}; expected a ControlNet")
     unet = model.model.diffusion_model
-    if MARK in named:
-        tensors = _completed(tensors, unet, model.channels)
+    if DIFFERENCE in named:
+        tensors = completed(tensors, unet.state_dict(), model.channels)
     with on_meta():
         network = ControlNet.for_unet(unet, model.channels, tensors[HINT].shape[1])
     keys = match_keys(network, tensors)
@@ -107,33 +102,5 @@ def _matched(
         )
     config = opened.configs.get("controlnet", {})
     is_bgr = config.get("controlnet_conditioning_channel_order") == "bgr"
-    return LoadedControl(network, file, _is_pooled(file, config), is_bgr), tensors, keys
-
-
-def _completed(difference: dict[str, Tensor], unet: nn.Module, channels: int) -> dict[str, Tensor]:
-    """Return the ControlNet that is stored as a difference from a UNet's encoder; it reads x_t alone."""
-    found = encoder_of(unet, channels)
-    for name, x in difference.items():
-        own = found.get(name)
-        is_sum = own is not None and own.shape == x.shape and not own.is_meta
-        found[name] = (own.float() + x.to(own.device, torch.float32)).to(own.dtype) if is_sum else x
-    return found
-
-
-def encoder_of(unet: nn.Module, channels: int) -> dict[str, Tensor]:
-    """Return the tensors of a UNet that a ControlNet copies, the first one for `channels` inputs."""
-    encoder = re.compile(r"(time_embed|input_blocks|middle_block)\.")
-    found = {name: x for name, x in unet.state_dict().items() if encoder.match(name)}
-    found[FIRST] = found[FIRST][:, :channels]
-    return found
-
-
-def _is_pooled(file: Path, config: dict[str, Any]) -> bool:
-    """Tell whether residuals are averaged: by the JSON, the YAML beside the file, or its name."""
-    if "global_pool_conditions" in config:
-        return bool(config["global_pool_conditions"])
-    yaml = file.with_suffix(".yaml")
-    if yaml.is_file():
-        params = read_config(yaml).get("model", {}).get("params", {})
-        return bool(params.get("global_average_pooling", False))
-    return re.search(r"(^|[_.\-])shuffle($|[_.\-])", file.stem) is not None
+    is_pooled = pooled_by(file, opened.metadata, config) is not None
+    return LoadedControl(network, file, is_pooled, is_bgr), tensors, keys

@@ -49,6 +49,8 @@ class ControlUnit:
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or not self.kind:
             raise InputError(f"got {self.kind!r}, expected a kind of control, such as canny")
+        if isinstance(self.image, (str, os.PathLike)) and not os.fspath(self.image):
+            raise InputError("the file name is empty")
         if self.kind == MAP and self.image is None:
             raise InputError("map needs a file: map:FILE")
         if self.kind in (MAP, INPAINT) and self.settings:
@@ -82,20 +84,9 @@ def read_unit(value: Any) -> ControlUnit:
     if isinstance(value, ControlUnit):
         return value
     if isinstance(value, Mapping):
-        values = dict(value)
-        if "file" in values:
-            values["image"] = values.pop("file")
-        names = [each.name for each in fields(ControlUnit)]
-        for name in values:
-            if name not in names:
-                raise InputError(f"a control has no {name!r}{nearest(name, names)}")
-        if "kind" not in values:
-            raise InputError("a control needs a kind")
-        settings = dict(values.get("settings") or {}).items()
-        values["settings"] = tuple((name, tuple(x) if isinstance(x, list) else x) for name, x in settings)
-        return ControlUnit(**values)
+        return _of_mapping(dict(value))
     if not isinstance(value, str):
-        raise InputError(f"got {value!r}, expected KIND:FILE")
+        raise InputError(f"got {_shown(value)}, expected KIND:FILE")
     head, colon, rest = value.partition(":")
     if not colon:                                       # the weight follows the kind
         head, steering = _split(head)
@@ -107,6 +98,27 @@ def read_unit(value: Any) -> ControlUnit:
     pairs = tuple((name, _typed(word)) for name, _, word in (each.partition("=") for each in settings))
     image = os.path.expanduser(rest) if colon else None
     return ControlUnit(kind, image, settings=pairs, **steering)
+
+
+def _of_mapping(values: dict[str, Any]) -> ControlUnit:
+    if "file" in values:
+        if "image" in values:
+            raise InputError("a control has a file and an image; give one of them")
+        values["image"] = values.pop("file")
+    names = [each.name for each in fields(ControlUnit)]
+    for name in values:
+        if name not in names:
+            hint = nearest(str(name), names) or f"; it has {', '.join(names)}"
+            raise InputError(f"a control has no {_shown(name)}{hint}")
+    if "kind" not in values:
+        raise InputError("a control needs a kind")
+    settings = values.pop("settings", None) or {}
+    try:
+        settings = dict(settings)
+    except (TypeError, ValueError):
+        raise InputError(f"settings: got {_shown(settings)}, expected names with values") from None
+    pairs = tuple((name, tuple(x) if isinstance(x, list) else x) for name, x in settings.items())
+    return ControlUnit(**values, settings=pairs)
 
 
 def read_units(value: Any) -> tuple[ControlUnit, ...]:
@@ -122,6 +134,11 @@ def _split(text: str) -> tuple[str, dict[str, str]]:
         return text, {}
     given = {name: each for name, each in found.groupdict().items() if each is not None}
     return text[: found.start()], given
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _named(name: str, value: Any, low: float, high: float) -> float:

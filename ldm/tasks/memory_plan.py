@@ -7,7 +7,7 @@ The first of these that fits is taken:
 
 A small probe measures what each network takes for a latent pixel (ldm.backends.memory), with A = h w:
 
-    UNet               u * samples * A                                  guidance has two samples an image
+    UNet               u * samples * A          with its ControlNets; guidance has two samples an image
     UNet, tile n       u * n^2
     decoder            d * images * A
     decoder, tile n    max over stages of  (in + out) A + work * (n + 2 margin)^2
@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from ldm.backends.memory import free_bytes, peak_bytes, used_bytes
+from ldm.diffusion.cond import Control
 from ldm.errors import InputError, OutOfMemory
 from ldm.models.autoencoder import AttnBlock
+from ldm.models.controlnet import HINT_FACTOR
 from ldm.models.tiled_decoder import enlargement, margin, stages
 from ldm.networks import Networks
 from ldm.requests import Request
@@ -38,6 +40,7 @@ FREE = 0.9  # of what is free, how much a plan counts on
 SMALLEST_DECODER_TILE = 8
 HEADROOM = {"cpu": 100_000_000}  # what libraries take at the first large run, and keep
 LATENT_COPIES = 12  # x_t, its noise, predictions, the sampler's memory, all in float32
+HINT_COPIES = 2  # of each ControlNet: for both halves of guidance
 IMAGE_COPIES = 6  # decoded, cropped, scaled, 8 bits, marked, as a file
 
 
@@ -104,6 +107,8 @@ def measure(networks: Networks) -> Costs:
     cond = further_inputs(model, image, x_t)
     if networks.text_encoder is not None:
         cond = replace(cond, context=networks.text_of([""]))
+    hint = torch.zeros(1, 3, HINT_FACTOR * side, HINT_FACTOR * side, device=device)
+    cond = replace(cond, controls=tuple(Control(network, hint) for network in networks.controls))
     unet = peak_bytes(lambda: networks.unet(x_t, t, cond), device) / side**2
 
     autoencoder, area = model.first_stage_model, DECODER_PROBE**2
@@ -121,7 +126,8 @@ def measure(networks: Networks) -> Costs:
             found.append(Stage(sum(sizes), work, margin(stage) / scale))
             z, scale = out[0], scale * enlargement(stage)
     pixels = 3 * 4 * scale**2
-    image = 4 * model.channels * LATENT_COPIES + pixels * IMAGE_COPIES
+    hints = HINT_COPIES * len(networks.controls) * 3 * 4 * HINT_FACTOR**2
+    image = 4 * model.channels * LATENT_COPIES + pixels * IMAGE_COPIES + hints
     used = used_bytes(device) + HEADROOM.get(device.type, 0)
     return Costs(used, unet, decoder, tuple(found), image)
 

@@ -132,7 +132,9 @@ def _with_image(unit: ControlUnit, request: Request) -> ControlUnit:
         if image is not None and unit.kind == INPAINT and image.values.shape[2] == 3:
             raise InputError(f"{image.file or 'the image'} has no transparent part to paint")
     except InputError as error:
-        raise InputError(f"--control {unit.kind}: {error}") from error
+        is_odd = isinstance(unit.image, str) and any(sign in unit.image for sign in "@[")
+        hint = f"; the order is {unit.kind}:FILE@WEIGHT[START-END]" if is_odd else ""
+        raise InputError(f"--control {unit.kind}: {error}{hint}") from error
     height, width = (own if image is None else image).values.shape[:2]
     if min(height, width) < SMALLEST:
         name = image.file if image is not None and image.file else "the image"

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.checkpoint.controlnet import DIFFERENCE, encoder_of
 from ldm.config import find_weights
 from ldm.errors import ConfigError, InputError
-from ldm.loading.controls import MARK, PREFIX, encoder_of, load_control
+from ldm.loading.controls import PREFIX, load_control
 from ldm.models.controlnet import ControlNet
 from ldm.training.building import Trained, device_of, precision_of
 from ldm.training.diffusion import DiffusionTraining
@@ -43,8 +44,9 @@ class ControlTraining(DiffusionTraining):
             found = load_control(find_weights(options.control_ckpt), model)
             network, is_pooled = found.network, found.is_pooled
         else:
-            network = ControlNet.for_unet(model.model.diffusion_model, model.channels)
-            network.load_state_dict(encoder_of(model.model.diffusion_model, model.channels), strict=False)
+            unet = model.model.diffusion_model
+            network = ControlNet.for_unet(unet, model.channels)
+            network.load_state_dict(encoder_of(unet.state_dict(), model.channels), strict=False)
         return HintInput(model, network, annotator_of(options), is_pooled)
 
     def make_trained(self) -> Trained:
@@ -98,8 +100,8 @@ class ControlTraining(DiffusionTraining):
 
     def _difference(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the ControlNet minus the UNet's encoder, without the tensors that are equal in both."""
-        base = encoder_of(self.diffusion.model.diffusion_model, self.diffusion.channels)
-        found = {MARK: torch.ones(())}
+        base = encoder_of(self.diffusion.model.diffusion_model.state_dict(), self.diffusion.channels)
+        found = {DIFFERENCE: torch.ones(())}
         for name, x in tensors.items():
             own = base.get(name.removeprefix(PREFIX))
             if own is None or not torch.equal(own, x):

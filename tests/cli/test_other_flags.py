@@ -15,7 +15,7 @@ from ldm.cli.rerun import main as rerun
 from ldm.cli.train import main as train
 from ldm.cli.watermark import main as watermark
 from ldm.errors import InputError
-from ldm.requests import NAMES, Img2Img, Inpaint, Txt2Img, build, fields_of, find
+from ldm.requests import NAMES, Controlnet, Img2Img, Inpaint, Txt2Img, build, fields_of, find
 from ldm.requests.readers import seed
 from ldm.samplers import find_sampler
 
@@ -85,6 +85,35 @@ def test_any_other_flag_is_an_error_with_advice(words, expected):
     with pytest.raises(InputError, match=re.escape(expected)) as caught:
         parser.parse_args(words.split())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("--controlnet_conditioning_scale 0.5", "--controlnet_conditioning_scale: --control KIND:FILE@W"),
+        ("--control-guidance-end 0.5", "--control KIND:FILE[START-END]"),
+        ("--strength 0.5", "controlnet.py has no --strength: --control KIND:FILE@WEIGHT"),
+        ("--image_resolution 512", "--H and --W"),
+        ("--image a.png", "--control KIND:FILE"),
+        ("--low_threshold 50", "--control canny,low=N:FILE"),
+        ("--controlnet-module canny", "the KIND of --control"),
+    ],
+)
+def test_parameters_of_controlnets_have_advice(words, expected):
+    parser = parser_of(Controlnet, "")
+    parser.prog = "controlnet.py"
+    with pytest.raises(InputError, match=re.escape(expected)) as caught:
+        parser.parse_args(words.split())
+    assert "\n" not in str(caught.value)
+
+
+def test_parameters_of_controlnets_with_the_same_meaning_are_taken():
+    asked = parsed(
+        Controlnet, "--control", "map:a.png", "--controlnet", "b.pth", "--guess_mode", "--a_prompt", "good",
+        "--n_prompt", "bad", "--detect_resolution", "512", "--ddim_steps", "7",
+    )  # fmt: skip
+    assert asked.control_ckpt == ("b.pth",) and asked.guess and asked.added_prompt == "good"
+    assert (asked.negative_prompt, asked.control_resolution, asked.steps) == ("bad", 512, 7)
 
 
 def test_the_table_names_options_that_exist_and_hides_none():

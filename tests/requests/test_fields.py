@@ -26,9 +26,6 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 )
 # of the options that have a reader of their own
 SPECIAL = {
-    "controls": st.lists(
-        st.sampled_from(["canny:a.png@0.5[0-0.6]", "map:b.png", {"kind": "tile", "settings": {"n": 1}}])
-    ),
     "prompts": st.lists(WORDS, max_size=3),
     "seed": st.integers(0, 2**32 - 1),
     "combinations": st.one_of(st.just("all"), st.tuples(st.just("random"), st.integers(1, 99))),
@@ -38,6 +35,13 @@ SPECIAL = {
     "max_memory": st.sampled_from([None, "auto", "8GB", "6.5GiB", 2**30]),
     "mix_noise_level": st.one_of(st.just("off"), st.integers(0, 999)),
     "sha256": st.sampled_from(["0" * 64, "AB" * 32]),
+    "controls": st.lists(
+        st.fixed_dictionaries(
+            {"kind": st.sampled_from(["map", "canny"]), "image": WORDS.filter(bool)},
+            optional={"weight": st.floats(0, 10), "start": st.floats(0, 0.4), "end": st.floats(0.5, 1)},
+        ),
+        max_size=3,
+    ),
 }
 
 
