@@ -28,6 +28,11 @@ NOT_READ = (
     ".eps", ".pdf", ".ai", ".tga", ".ico", ".icns", ".exr", ".hdr", ".dds", ".pcx", ".qoi", ".raw", ".dng",
     ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf",
 )  # fmt: skip
+# Copies and thumbnails that systems keep among the images, in folders that need not be hidden: macOS in zip
+# files, Synology and QNAP, and the waste of disks.
+NOT_OURS = (
+    "__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found"
+)  # fmt: skip
 THREADS = 8
 NAMED = 20  # images in a message
 
@@ -37,7 +42,8 @@ log = logging.getLogger(__name__)
 def image_files(folder: Path, say: bool = True) -> list[Path]:
     """Return the image files of a folder and those below it, sorted.
 
-    Hidden files and folders, what is no regular file, and empty files are left out and counted.
+    Hidden files and folders, those of the system (`__MACOSX`, `@eaDir`, ...), what is no regular file, and
+    empty files are left out and counted.
 
     Args:
         say: log what is left out.
@@ -47,8 +53,11 @@ def image_files(folder: Path, say: bool = True) -> list[Path]:
         suffix = file.suffix.lower()
         if suffix not in (*SUFFIXES, *NOT_READ):
             continue
-        if any(part.startswith(".") for part in file.relative_to(folder).parts):
+        parts = file.relative_to(folder).parts
+        if any(part.startswith(".") for part in parts):
             left["hidden"] += 1
+        elif any(part.lower() in NOT_OURS for part in parts[:-1]):
+            left["in system folders"] += 1
         elif not file.is_file():
             left["no regular file"] += 1
         elif not file.stat().st_size:

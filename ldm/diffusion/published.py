@@ -1,11 +1,13 @@
 """The reference helper functions, called as third-party code calls them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from ldm.diffusion.schedule import make_betas
 from ldm.diffusion.timesteps import ddim_table
@@ -59,3 +61,16 @@ def noise_like(shape: Sequence[int], device: torch.device | str, repeat: bool = 
     if not repeat:
         return torch.randn(*shape, device=device)
     return torch.randn(1, *shape[1:], device=device).repeat(shape[0], *(1,) * (len(shape) - 1))
+
+
+def checkpoint(func: Callable[..., Any], inputs: Sequence[Any], params: Sequence[Tensor], flag: bool) -> Any:
+    """Return func(*inputs); with `flag` its intermediate results are computed again for the gradients.
+
+    `params`, what `func` depends on besides, gets gradients without being named.
+    """
+    return recomputed(func, *inputs, use_reentrant=False) if flag else func(*inputs)
+
+
+def nonlinearity(x: Tensor) -> Tensor:
+    """Return x sigmoid(x)."""
+    return torch.nn.functional.silu(x)

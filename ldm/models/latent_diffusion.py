@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.config import instantiate
 from ldm.diffusion.cond import Cond, call_directly, total_residuals
-from ldm.diffusion.schedule import Schedule, make_betas
 from ldm.errors import ConfigError
 from ldm.models.ddpm import DDPM
 from ldm.models.gaussian import DiagonalGaussianDistribution
@@ -118,16 +118,13 @@ class LatentDiffusion(DDPM):
         self.image_size = image_size
         self.channels = channels
         self.use_ema = use_ema                  # which set of weights loading prefers when a file holds both
-        betas = make_betas(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
-        self.schedule = Schedule(betas, v_posterior=v_posterior)
+        self.v_posterior = v_posterior
+        self.register_schedule(None, beta_schedule, timesteps, linear_start, linear_end, cosine_s)
         self.loss_type, self.logvar_init = loss_type, logvar_init
         self.l_simple_weight, self.original_elbo_weight = l_simple_weight, original_elbo_weight
-        self.num_timesteps = self.schedule.num_timesteps
         self.defaults: dict[str, dict[str, Any]] = {}   # options that its YAML recommends, for each task
         self.knows: str | None = None       # file with what it was trained on, see ldm.jobs.vocabulary
         self.trained_at: int | None = None              # side in pixels, where the weights are known to
-        for name, buffer in self.schedule.published_buffers().items():
-            self.register_buffer(name, buffer)
         self.model = DiffusionWrapper(unet_config, conditioning_key)
         self.first_stage_model = first_stage_config
         self.cond_stage_model = cond_stage_config
@@ -187,6 +184,15 @@ class LatentDiffusion(DDPM):
             return Cond(label=context[0] if isinstance(context, (list, tuple)) else context)
         return Cond(_joined(context), _joined(concat), label)
 
+    def instantiate_cond_stage(self, config: Any) -> None:
+        """Take the text encoder that a node {target, params} describes, with new weights and frozen.
+
+        Raises: ConfigError.
+        """
+        self.cond_stage_model = instantiate(config, "cond_stage_config")
+        if self.cond_stage_model is not None:
+            self.cond_stage_model.eval().requires_grad_(False)
+
     def get_learned_conditioning(self, prompts: list[str]) -> Tensor:
         """Encode prompts to the context (b, n, width)."""
         if self.cond_stage_model is None:
@@ -223,6 +229,10 @@ class LatentDiffusion(DDPM):
     def decode_first_stage(self, latents: Tensor) -> Tensor:
         """Decode scaled latents (b, c, h, w) to images, about [-1, 1], not clamped."""
         return self.first_stage_model.decode(latents / self.scale_factor)
+
+    def differentiable_decode_first_stage(self, z: Tensor) -> Tensor:
+        """Return `decode_first_stage`, which has gradients as well, unlike the reference's."""
+        return self.decode_first_stage(z)
 
 
 class LatentFinetuneDiffusion(LatentDiffusion):

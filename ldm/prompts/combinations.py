@@ -32,7 +32,9 @@ MAX_DEPTH = 50
 
 SIGNS = re.compile(
     r"\\(?P<escaped>[{}|_])|(?P<sign>[{}|])"
-    r"|__(?P<name>[^\s_{}|](?:(?:(?!__)[^{}|\n])*?[^\s_{}|])?)__|(?<!\w)__(?P<open>[^\W_][\w.-]*)"
+    r"|__(?P<name>[^\s_{}|](?:(?:(?!__)[^{}|\n])*?[^\s_{}|])?)__"
+    r"|(?<!\w)__(?P<padded>[^\S\n]+[^\s_{}|](?:(?!__)[^{}|\n])*|[^\s_{}|]+[^\S\n]+)__(?!\w)"
+    r"|(?<!\w)__(?P<open>[^\W_][\w.-]*)"
 )
 FOREIGN = re.compile(r"\s*(\d+(-\d+)?\$\$|\d*\.?\d+::)")
 
@@ -95,6 +97,10 @@ class Combinations:
                 place.append(match["escaped"])
             elif match["name"]:
                 place.append(self._wildcard(text, match))
+            elif match["padded"]:
+                name = match["padded"].strip()
+                problem = rf"wildcard {match[0]}: write __{name}__, without blanks, or \__ for the text"
+                raise fault(text, match.start(), problem)
             elif match["open"]:
                 problem = rf"wildcard __{match['open']} is never closed; write __name__, or \__ for the text"
                 raise fault(text, match.start(), problem)

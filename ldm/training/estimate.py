@@ -5,11 +5,13 @@ operations are counted, and the bytes of the tensors that are alive at once. How
 matrices then gives the time. The text encoder is not counted.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -103,11 +105,13 @@ def _costs(model: nn.Module, train: TrainOptions, own: Any, images: Tensor, dead
     count = sum(x.numel() for x in model.parameters() if x.requires_grad)
     # Weights, Adam's two moments, and the EMA if there is one; float32 each. Gradients are in `alive`.
     kept = 4 * (every + count * (3 if own.ema_decay else 2))
-    needed = kept + alive * kind.itemsize // 4
+    needed = kept + alive
+    if kind.itemsize < 4:   # weights are copied to half precision; their gradients stay in float32
+        needed = kept + (4 + kind.itemsize) * count + max(alive - 4 * count, 0) * kind.itemsize // 4
     free = free_bytes(device)
     there = "" if free is None else f"; {free / 2**30:.1f} GiB are free"
     parts = f"{kept / 2**30:.2f} GiB of it for weights and optimizer"
-    yield f"memory: about {needed / 2**30:.2f} GiB, {parts}{there}"
+    yield f"memory: about {needed / 2**30:.2f} GiB in {precision_of(train)}, {parts}{there}"
     seconds = operations * train.accumulate / (EFFICIENCY * matrix_speed(device, kind))
     limit = min((each for each in (parse_duration(train.max_time), deadline) if each), default=0.0)
     steps = min((n for n in (train.max_steps, limit / seconds) if n), default=0.0)
@@ -124,6 +128,23 @@ def spoken(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
+@contextlib.contextmanager
+def fused_attention() -> Iterator[None]:
+    """Compute attention without a matrix of all tokens on the meta device too, as every other device does."""
+    usual = F.scaled_dot_product_attention
+
+    def fused(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        if attn_mask is not None:
+            return usual(q, k, v, attn_mask=attn_mask)
+        return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[0]
+
+    F.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = usual
+
+
 def step_costs(model: nn.Module, own: Any, images: Tensor) -> tuple[int, int]:
     """Return the operations of one micro-batch, and the most bytes of tensors alive in it, in float32.
 
@@ -134,7 +155,10 @@ def step_costs(model: nn.Module, own: Any, images: Tensor) -> tuple[int, int]:
     Raises:
         ConfigError: the networks do not take images of this size.
     """
-    with torch.device("meta"), FlopCounterMode(display=False) as counted, Peak() as peak:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.device("meta"))
+        stack.enter_context(fused_attention())
+        counted, peak = stack.enter_context(FlopCounterMode(display=False)), stack.enter_context(Peak())
         try:
             _one_step(model, own, torch.empty(images.shape))
         except RuntimeError as error:

@@ -105,6 +105,26 @@ def test_noise_like_repeats_the_noise_of_one_sample():
     assert torch.equal(repeated, torch.randn(1, 4, 2, 2).expand(3, -1, -1, -1))
 
 
+def test_checkpoint_gives_the_gradients_of_the_function_itself():
+    import torch
+
+    from ldm.modules.diffusionmodules.model import nonlinearity
+    from ldm.modules.diffusionmodules.util import checkpoint
+
+    layer, x, calls = torch.nn.Linear(3, 3), torch.randn(2, 3, requires_grad=True), []
+
+    def compute(x, scale):
+        calls.append(1)
+        return nonlinearity(layer(x)) * scale
+
+    torch.testing.assert_close(nonlinearity(x), x * x.sigmoid())
+    found = []
+    for flag in (False, True):
+        out = checkpoint(compute, (x, 2.0), layer.parameters(), flag)
+        found.append(torch.autograd.grad(out.square().sum(), [x, layer.weight, layer.bias]))
+    assert len(calls) == 3 and all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 # The first line of scripts that do not import ldm before.
 FIRST_LINES = [
     "import cldm.model; cldm.model.create_model",

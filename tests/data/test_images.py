@@ -164,6 +164,11 @@ def test_clutter_is_left_out_and_counted(tmp_path, caplog):
     (tmp_path / ".ipynb_checkpoints").mkdir()
     for name in (".ipynb_checkpoints/00-checkpoint.png", "._00.png", ".hidden.jpg"):
         (tmp_path / name).write_bytes((tmp_path / "00.png").read_bytes())
+    for name in ("__MACOSX/set/00.png", "sub/@eaDir/00/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes((tmp_path / "00.png").read_bytes())
+    for name in ("Thumbs.db", "desktop.ini"):
+        (tmp_path / name).write_bytes(b"x")
     (tmp_path / "x.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
@@ -173,7 +178,7 @@ def test_clutter_is_left_out_and_counted(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         data = CaptionedImages(str(tmp_path), size=8)
     assert [f.name for f in data.files] == ["00.png", "01.png", "02.png"]
-    assert "left out 3 hidden, 3 no regular file, 1 empty" in caplog.text
+    assert "left out 3 in system folders, 3 hidden, 3 no regular file, 1 empty" in caplog.text
     assert "left out 2 .heic, 1 .svg, which cannot be read" in caplog.text
 
 

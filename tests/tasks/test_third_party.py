@@ -1,5 +1,6 @@
 """Other people's code on our model: a notebook for the published code, and k-diffusion's own samplers."""
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -359,3 +360,48 @@ def test_consistency_distillation_takes_its_targets_from_the_model(tmp_path):
     torch.testing.assert_close(model.predict_start_from_noise(x_t, t, noise), x_start, **options)
     mean, variance, log_variance = model.q_posterior(x_start, x_t, t)
     assert mean.shape == x_t.shape and variance.shape == log_variance.shape == (3, 1, 1, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("parameterization", ["eps", "v", "x0"])
+def test_p_sample_takes_a_step_of_ddpm(tmp_path, parameterization):
+    """x_{t-1} = (x_t - beta_t / sqrt(1 - abar_t) eps) / sqrt(1 - beta_t) + noise (DDPM, algorithm 2)."""
+    model = tiny_of("sd1", tmp_path)
+    model.parameterization = parameterization
+    x_start, eps = torch.randn(2, 3, 4, 8, 8).double()
+    t = torch.tensor([0, 500, 999])
+    x_t = model.q_sample(x_start, t, eps)
+    output = {"eps": eps, "v": model.get_v(x_start, eps, t), "x0": x_start}[parameterization]
+    model.apply_model = lambda x, t, c: output + c
+    beta, abar, before = (
+        x[t].view(-1, 1, 1, 1)
+        for x in (model.schedule.betas, model.schedule.alphas_cumprod, model.schedule.alphas_cumprod_prev)
+    )
+    mean = (x_t - beta / (1 - abar).sqrt() * eps) / (1 - beta).sqrt()
+    variance = beta * (1 - before) / (1 - abar)
+    torch.manual_seed(3)
+    drawn, x_0 = model.p_sample(x_t, 0.0, t, return_x0=True, temperature=0.5)
+    torch.manual_seed(3)
+    noise = 0.5 * torch.randn(x_t.shape)
+    torch.testing.assert_close(drawn, mean + variance.sqrt() * noise, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(x_0, x_start, atol=1e-4, rtol=1e-4)
+    clipped = model.p_mean_variance(x_t, 0.0, t, clip_denoised=True)
+    torch.testing.assert_close(clipped[0][0], x_start[0].clamp(-1, 1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(clipped[1], variance, atol=1e-6, rtol=1e-4)
+
+
+def test_the_noise_schedule_and_the_text_encoder_can_be_replaced(tmp_path):
+    model = tiny_of("sd1", tmp_path)
+    model.register_schedule(given_betas=np.linspace(0.1, 0.2, 5))
+    torch.testing.assert_close(model.alphas_cumprod, (1 - torch.linspace(0.1, 0.2, 5)).cumprod(0))
+    assert model.num_timesteps == 5 and model.state_dict()["betas"].shape == (5,)
+    torch.testing.assert_close(model.schedule.alphas_cumprod.float(), model.alphas_cumprod)
+    model.register_schedule(beta_schedule="sqrt_linear", timesteps=3, linear_start=0.1, linear_end=0.3)
+    torch.testing.assert_close(model.betas, torch.tensor([0.1, 0.2, 0.3]))
+    model.instantiate_cond_stage("__is_unconditional__")
+    assert model.cond_stage_model is None
+    model.instantiate_cond_stage({"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder"})
+    assert not any(x.requires_grad for x in model.cond_stage_model.parameters())
+    latents = torch.randn(1, 4, 2, 2, requires_grad=True)
+    model.differentiable_decode_first_stage(latents).sum().backward()
+    assert torch.count_nonzero(latents.grad)
