@@ -10,7 +10,8 @@ Importing this package, or the file of an annotator, imports neither torch nor N
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from ldm.errors import InputError, nearest
 
@@ -66,3 +67,32 @@ def name_of(kind: str) -> str:
         hint = nearest(name, [*KINDS, *ALIASES])
         raise InputError(f"unknown annotator {kind!r}: expected one of {', '.join(KINDS)}{hint}")
     return name
+
+
+@lru_cache(maxsize=4)  # so that a network is loaded once
+def prepared(
+    kind: str,
+    settings: tuple[tuple[str, Any], ...] = (),
+    resolution: int = 0,
+    weights: str | None = None,
+    device: str = "auto",
+) -> "Annotator":
+    """Return an annotator that is ready to run, with its network loaded.
+
+    Args:
+        settings: values of its options by name.
+        resolution: pixels of the shorter side of what it sees; 0 is the image's own size.
+        weights: file or folder of the weights of networks.
+
+    Raises: InputError, CheckpointError.
+    """
+    from ldm.requests.fields import build, fields_of
+
+    cls = find(kind)
+    options: dict[str, Any] = {"resolution": resolution, "device": device}
+    if weights is not None:
+        options["annotator_weights"] = weights
+    known = {name: value for name, value in options.items() if name in fields_of(cls)}
+    made = build(cls, known | dict(settings))
+    made.prepare()
+    return made

@@ -9,15 +9,14 @@ cropped region or a window of outpainting the map is made of the whole, and the 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.annotators import find
+from ldm.annotators import prepared
 from ldm.diffusion.cond import Control, control_scales
 from ldm.errors import InputError
 from ldm.imaging import masks
@@ -27,7 +26,7 @@ from ldm.imaging.padding import Frame
 from ldm.imaging.paste import opaque
 from ldm.imaging.profiles import to_srgb
 from ldm.models.controlnet import HINT_FACTOR
-from ldm.requests import Request, build, fields_of
+from ldm.requests import Request, fields_of
 from ldm.requests.control_unit import INPAINT, MAP, ControlUnit
 from ldm.requests.loaded import InputArray
 from ldm.samplers.base import Sampler
@@ -148,23 +147,8 @@ def annotator_of(unit: ControlUnit, request: Request) -> Annotator | None:
     """Return what makes the map of a control; None where the image is the map. Raises: InputError."""
     if unit.kind in (MAP, INPAINT):
         return None
-    return _annotator(
-        unit.kind, unit.settings, request.control_resolution or 0, request.annotator_weights, request.device
-    )
-
-
-@lru_cache(maxsize=4)  # networks are loaded once, before the model of the request
-def _annotator(
-    kind: str, settings: tuple[tuple[str, Any], ...], resolution: int, weights: str | None, device: str
-) -> Annotator:
-    cls = find(kind)
-    options: dict[str, Any] = {"resolution": resolution, "device": device}
-    if weights is not None:
-        options["annotator_weights"] = weights
-    known = {name: value for name, value in options.items() if name in fields_of(cls)}
-    made = build(cls, known | dict(settings))
-    made.prepare()
-    return made
+    resolution = request.control_resolution or 0
+    return prepared(unit.kind, unit.settings, resolution, request.annotator_weights, request.device)
 
 
 def image_of(unit: ControlUnit, request: Request) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.annotators import prepared
 from ldm.checkpoint.controlnet import DIFFERENCE, encoder_of
 from ldm.config import find_weights
 from ldm.errors import ConfigError, InputError
@@ -116,7 +117,8 @@ def annotator_of(options: ControlOptions) -> Any:
     from ldm.requests.control_unit import read_unit
 
     try:
-        return read_unit(options.annotator).annotator(weights=options.annotator_weights or None)
+        unit = read_unit(options.annotator)
+        return prepared(unit.kind, unit.settings, weights=options.annotator_weights or None)
     except InputError as error:
         raise ConfigError(f"control.annotator {options.annotator!r}: {error}") from error
 
