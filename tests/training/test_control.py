@@ -150,6 +150,16 @@ def test_a_difference_fits_a_model_with_more_inputs(controlled, monkeypatch, tmp
     torch.testing.assert_close(found.input_blocks[0][0].weight, trained.input_blocks[0][0].weight)
 
 
+def test_a_model_that_was_kept_in_half_precision_is_saved_in_its_own(controlled, monkeypatch, tmp_path):
+    loop = Loop(controlled({"save": "difference"}, export_dtype="float32"), monkeypatch)
+    loop.run(3)
+    fresh = build_module(loop.config).diffusion
+    loop.module.diffusion.model.bfloat16()
+    found = load_control(loop.module.export(tmp_path, loop.config, loop.data), fresh).network
+    trained = loop.module.trained.control_model
+    torch.testing.assert_close(found.input_blocks[1][0].state_dict(), trained.input_blocks[1][0].state_dict())
+
+
 def test_training_starts_from_a_control_file(controlled, monkeypatch, tmp_path):
     unet = build_module(resolve_config(controlled())).diffusion.model.diffusion_model
     given = ControlNet.for_unet(unet)
