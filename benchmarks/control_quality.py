@@ -37,13 +37,12 @@ from benchmarks.quality import (  # noqa: E402
     clip_weights,
     corner_colours,
     proportion,
-    real_images,
     retrieval,
     sample_sheet,
     single_requests,
 )
 from demo.extra_inputs import strokes  # noqa: E402
-from demo.scenes import EmojiScenes  # noqa: E402
+from demo.scenes import SINGLE_SCALES, EmojiScenes  # noqa: E402
 from ldm.annotators import find  # noqa: E402
 from ldm.diffusion.cond import Cond, Control  # noqa: E402
 from ldm.diffusion.guidance import ClassifierFreeGuidance  # noqa: E402
@@ -93,7 +92,7 @@ class ControlBenchmark:
         self.asked = single_requests(
             self.scenes, options.limit, torch.Generator().manual_seed(options.seed)
         )
-        self.images = real_images(self.asked, self.scenes)
+        self.images = self.rendered()
         self.edges = canny(self.images)
         self.sheet: list[tuple[str, Tensor]] = []
 
@@ -116,6 +115,15 @@ class ControlBenchmark:
                 self.sheet += [(kind, maps[i] * 2 - 1), (asked.prompt(self.scenes), made[i])]
                 self.sheet.append(("without", alone[i]))
         return found
+
+    def rendered(self) -> Tensor:
+        """Return the real images, (n, 3, h, w), small and large, every other mirrored where it may be."""
+        mirrorable = {cell["label"]: cell["mirrorable"] for cell in self.scenes.cells}
+        found = []
+        for i, one in enumerate(self.asked):
+            flip, scale = bool(i % 2) and mirrorable[one.label], SINGLE_SCALES[2 * (i // 2 % 2)]
+            found.append(self.scenes.render(one.label, one.style, one.colour, flip, scale=scale)[0])
+        return torch.stack(found)
 
     def maps(self, kind: str) -> Tensor:
         """Return the maps (n, 3, h, w) in 0..1 that the ControlNet of a kind was trained on."""

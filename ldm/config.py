@@ -43,6 +43,7 @@ DEMO_CLASSES = (
     "demo.scenes.EmojiScenes", "demo.discs.Discs", "demo.clip_training.ClipTraining",
     "demo.perceptual.PerceptualDistance",
 )  # fmt: skip
+IN_YAML_ALONE = {"tutorial_dataset.MyDataset": "ldm.data.pairs.PromptJson"}  # of ControlNet's tutorial
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 PACKAGE = Path(__file__).resolve().parent
 CONFIG_ROOTS = (PACKAGE.parent / "configs", PACKAGE / "configs")
@@ -317,7 +318,7 @@ def find_class(target: Any) -> type:
         from torch.nn import Identity
 
         return Identity
-    dotted = PUBLISHED.get(target, target)
+    dotted = IN_YAML_ALONE.get(target) or PUBLISHED.get(target, target)
     known = [*PUBLISHED, "torch.nn.Identity"]
     if target in DEMO_CLASSES and not (PACKAGE.parent / "demo" / "scenes.py").is_file():
         raise BackendUnavailable(f"target {target} is in a checkout only: clone the repository")

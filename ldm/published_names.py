@@ -24,7 +24,6 @@ PUBLISHED: dict[str, str] = {
     for name in names
 } | {
     "ldm.modules.attention.MemoryEfficientCrossAttention": "ldm.models.attention.CrossAttention",
-    "tutorial_dataset.MyDataset": "ldm.data.pairs.PromptJson",
     "cldm.ddim_hacked.DDIMSampler": "ldm.samplers.published.ControlDDIMSampler",
 }
 IGNORED_PARAMS: dict[str, str] = {key: reason for reason, keys in _TABLE["ignored"].items() for key in keys}

@@ -20,7 +20,7 @@ from ldm.errors import ConfigError, InputError
 from ldm.loading.controls import PREFIX, load_control
 from ldm.models.controlnet import ControlNet
 from ldm.training.building import Trained, device_of, precision_of
-from ldm.training.diffusion import DiffusionTraining
+from ldm.training.diffusion import DiffusionTraining, load_parts
 from ldm.training.exporting import export_config, export_weights
 from ldm.training.extra_inputs import HintInput
 from ldm.training.module import averaged
@@ -83,6 +83,8 @@ class ControlTraining(DiffusionTraining):
     def export(self, folder: Path, config: dict[str, Any], data: Any | None) -> Path:
         """Write the ControlNet alone, as a difference, or with the model, as `control.save` says."""
         path, options = folder / "model.safetensors", self.options
+        if options.sd_locked and options.save != "control":  # it may have been kept in half precision
+            load_parts(self.diffusion.float(), options)
         weights = "ema" if self.ema is not None else "raw"
         about = {"steps": self.step, "weights": weights, "sd.prediction": self.diffusion.parameterization}
         with averaged(self.ema, self.trained):

@@ -11,6 +11,7 @@ from ldm.diffusion.cond import Cond, Control
 from ldm.errors import ConfigError, InputError
 from ldm.loading.controls import load_control
 from ldm.models.controlnet import ControlNet
+from ldm.models.gaussian import DiagonalGaussianDistribution
 from ldm.training.building import DECODER, build_data
 from ldm.training.estimate import describe
 from ldm.training.fit import FOLDER_VARIABLE, build_module, train
@@ -149,6 +150,16 @@ def test_a_difference_fits_a_model_with_more_inputs(controlled, monkeypatch, tmp
     torch.testing.assert_close(found.input_blocks[0][0].weight, trained.input_blocks[0][0].weight)
 
 
+def test_a_model_that_was_kept_in_half_precision_is_saved_in_its_own(controlled, monkeypatch, tmp_path):
+    loop = Loop(controlled({"save": "difference"}, export_dtype="float32"), monkeypatch)
+    loop.run(3)
+    fresh = build_module(loop.config).diffusion
+    loop.module.diffusion.model.bfloat16()
+    found = load_control(loop.module.export(tmp_path, loop.config, loop.data), fresh).network
+    trained = loop.module.trained.control_model
+    torch.testing.assert_close(found.input_blocks[1][0].state_dict(), trained.input_blocks[1][0].state_dict())
+
+
 def test_training_starts_from_a_control_file(controlled, monkeypatch, tmp_path):
     unet = build_module(resolve_config(controlled())).diffusion.model.diffusion_model
     given = ControlNet.for_unet(unet)
@@ -224,3 +235,62 @@ def test_the_toy_hint_is_the_outline_of_the_disc(controlled):
         centre = [(disc * axis).sum() / disc.sum() for axis in (rows, columns)]
         ring = [(line * axis).sum() / line.sum() for axis in (rows, columns)]
         torch.testing.assert_close(torch.stack(centre), torch.stack(ring), atol=0.5, rtol=0)
+
+
+class Pooled(torch.nn.Module):
+    """An exact autoencoder of images without detail: each latent is the mean of a square of pixels."""
+
+    downsampling_factor = 8
+
+    def encode(self, images: torch.Tensor) -> DiagonalGaussianDistribution:
+        mean = torch.nn.functional.avg_pool2d(images, 8)
+        return DiagonalGaussianDistribution(torch.cat([mean, torch.full_like(mean, -30.0)], 1))
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents.repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+
+def of_pixels(loop: Loop) -> Loop:
+    loop.module.diffusion.first_stage_model = Pooled()
+    return loop
+
+
+def complete(loop: Loop) -> dict[str, torch.Tensor]:
+    """Return the weights of the loop's model, with those of the autoencoder that it was built with."""
+    built = build_module(loop.config).diffusion.first_stage_model.state_dict()
+    return loop.module.diffusion.state_dict() | {f"first_stage_model.{k}": x for k, x in built.items()}
+
+
+@pytest.mark.slow
+def test_circles_are_filled(config, controlled, monkeypatch, tmp_path):
+    """The discs of a model go where the outlines are, once it has a ControlNet; before, anywhere."""
+    made = config("diffusion", {"ema_decay": 0.0}, learning_rate=3e-3, batch_size=16)
+    made["data"]["params"]["size"] = 64
+    made["model"]["params"]["channels"] = 3
+    unet = made["model"]["params"]["unet_config"]["params"]
+    unet |= {"in_channels": 3, "out_channels": 3, "channel_mult": [1, 2]}
+    base = of_pixels(Loop(made, monkeypatch))
+    base.run(300)
+    file = tmp_path / "discs.safetensors"
+    save_file(complete(base), file)
+    steered = controlled({"ckpt": str(file), "text_dropout": 0.1}, learning_rate=2e-3, batch_size=16)
+    steered["model"] = made["model"]
+    steered["data"]["params"]["size"] = 64
+    loop = of_pixels(Loop(steered, monkeypatch))
+
+    def figures() -> tuple[float, float, float]:
+        """Return the loss, and how far results are from the colours within and around the circles."""
+        loop.module.options.sample_count = 8
+        shown = loop.module.sample(loop.data).images
+        target, result = shown[1::3], shown[2::3].clamp(-1, 1)
+        inside = ((target - target[..., :1, :1]).abs().amax(1, keepdim=True) > 0.3).float()
+        error = (target - result).abs().mean(1, keepdim=True)
+        within, around = ((error * part).sum() / part.sum() for part in (inside, 1 - inside))
+        return loop.module.evaluate(loop.data)["val_loss"], float(within), float(around)
+
+    before = figures()
+    loop.run(300)
+    after = figures()
+    print(before, after)
+    assert after[0] < 0.7 * before[0]
+    assert after[1] < 0.5 * before[1] and after[1] < 0.25
