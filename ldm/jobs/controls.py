@@ -5,6 +5,7 @@ folder, in which the names of the files tell their kinds. Without it there are t
 that of a checkpoint which contains one (control_sd15_canny.pth).
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ldm.annotators import name_of
 from ldm.config import find_config, find_weights
-from ldm.errors import ConfigError, InputError, WrongModelError
+from ldm.errors import ConfigError, InputError, LdmError, WrongModelError
 from ldm.requests import Request
 from ldm.requests.control_unit import INPAINT, MAP, ControlUnit
 
@@ -96,6 +97,35 @@ def _candidates(path: Path, unit: ControlUnit) -> list[Path]:
         names = ", ".join(each.name for each in there[:8]) or "no weights"
         raise InputError(f"--control-ckpt {path}: no file is named for {unit.kind}; the folder holds {names}")
     return found
+
+
+def check_families(request: Request) -> None:
+    """Compare by their headers the ControlNets of a request with its model; torch is not needed.
+
+    Raises:
+        WrongModelError: a file is no ControlNet, or none of its candidates is for the model's family.
+        CheckpointError: it cannot be read.
+    """
+    from ldm.checkpoint import identify
+
+    base = None
+    if request.ckpt is not None and getattr(request, "controls", ()):
+        with contextlib.suppress(LdmError):         # opening it says what is wrong
+            base = identify(request.ckpt)
+    for candidates in control_files(request):
+        found = [identify(path) for path in candidates or ()]
+        wrong = [each for each in found if each.kind != "controlnet"]
+        if found and len(wrong) == len(found):
+            raise WrongModelError(f"{wrong[0].path} is {wrong[0].sentence()}; expected a ControlNet")
+        widths = {each.context_width for each in found if each.kind == "controlnet"}
+        if base is None or base.context_width is None or not widths - {None}:
+            continue
+        if not widths & {base.context_width, None}:
+            theirs = next(each for each in found if each.kind == "controlnet")
+            raise WrongModelError(
+                f"{theirs.path} is {theirs.sentence()}, and {base.path} is {base.sentence()}: the ControlNet "
+                "does not fit; give one that was trained for this family of models"
+            )
 
 
 def check_controls(files: ControlFiles, model: "LatentDiffusion", base: str) -> None:

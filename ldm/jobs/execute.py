@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.errors import Stopped
 from ldm.jobs import vocabulary
-from ldm.jobs.controls import ControlNets, control_files, steers
+from ldm.jobs.controls import ControlNets, check_families, control_files, steers
 from ldm.jobs.inputs import load_inputs
 from ldm.jobs.opening import Models, OpenedModel, facts_of, hint_at_size
 from ldm.jobs.record import run_record
@@ -84,6 +84,7 @@ def execute(
         BadImageError: an image came out black or NaN and was left out; all others are saved.
         Stopped: the user stopped the run; its state is saved.
     """
+    check_families(request)
     saving = Saving(request)
     loaded = load_inputs(replace(request, prompts=_prompts(request, resume)))
     if resume is not None:

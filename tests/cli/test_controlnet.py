@@ -1,12 +1,16 @@
 """scripts/controlnet.py and the options of controls in other scripts: their files, sizes and wrong input."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from script_files import REPOSITORY
 from tiny_models import tiny_config, tiny_model
 
 from golden_cases import GOLDEN, cases
@@ -228,6 +232,33 @@ def test_another_family_is_named_and_a_control_is_no_checkpoint(run, files, phot
     assert outcome.code == 2 and "the ControlNet does not fit" in outcome.err, outcome.err
     outcome = run("txt2img.py", "--ckpt", control, *QUICK, *PROMPT)
     assert outcome.code == 2 and "--ckpt takes a whole model; give this file to --control-ckpt" in outcome.err
+
+
+def test_another_family_is_named_from_the_headers_without_torch(tmp_path):
+    """Files with the shapes that tell the families of the reference models."""
+    files = ("base", "model.diffusion_model.", 768), ("sd21_canny", "control_model.", 1024)
+    for name, prefix, width in files:
+        key = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+        tensors = {"input_blocks.0.0.weight": torch.ones(320, 4, 3, 3), key: torch.ones(320, width)}
+        if width == 1024:
+            tensors["zero_convs.0.0.weight"] = torch.ones(320, 320, 1, 1)
+        save_file({prefix + each: x for each, x in tensors.items()}, tmp_path / f"{name}.safetensors")
+    code = (
+        "import sys\n"
+        "from ldm.jobs.controls import check_families\n"
+        "from ldm.requests import Controlnet\n"
+        "try:\n"
+        "    check_families(Controlnet(ckpt='base.safetensors', controls=['map:x.png'],\n"
+        "                              control_ckpt=['sd21_canny.safetensors']))\n"
+        "except Exception as error:\n"
+        "    print(error, 'torch' in sys.modules)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert told.stdout.strip().endswith("False"), told
+    assert "sd21_canny.safetensors is a ControlNet for SD 2.x alone, and base.safetensors is" in told.stdout
 
 
 def test_a_folder_is_searched_by_kind(run, tmp_path, files, photo):
