@@ -75,7 +75,7 @@ class ControlUnit:
         from ldm.annotators import find
 
         cls = find(self.kind)
-        others = {"resolution": resolution} | ({} if weights is None else {"weights": weights})
+        others = {"resolution": resolution} | ({} if weights is None else {"annotator_weights": weights})
         known = {name: value for name, value in others.items() if name in fields_of(cls)}
         return build(cls, known | dict(self.settings))
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.annotators.base import NetworkAnnotator
 from ldm.diffusion.cond import Control, control_scales
 from ldm.errors import InputError
 from ldm.imaging.fit import Fit
@@ -122,7 +123,9 @@ def _with_image(unit: ControlUnit, request: Request) -> ControlUnit:
         raise InputError(
             f"--control {unit.kind}: {name} is {width}x{height}; expected at least {SMALLEST} pixels a side"
         )
-    annotator_of(unit, request)  # refuses weights that are missing
+    annotator = annotator_of(unit, request)
+    if isinstance(annotator, NetworkAnnotator) and getattr(annotator, "depth", None) is None:
+        _ = annotator.network  # missing weights, or another network's, are refused before the model is loaded
     return unit.with_image(image)
 
 
