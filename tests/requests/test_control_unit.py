@@ -1,14 +1,17 @@
 """What one --control says, as text, JSON and Python values, there and back."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ldm.errors import InputError
-from ldm.requests import Txt2Img, build, form, record
+from ldm.requests import Controlnet, Txt2Img, build, form, record
 from ldm.requests.control_unit import read_unit, read_units
+from ldm.requests.resolving import _as_controlled
 from ldm.tasks.steering import read_controls
 
 FULL = {"kind": "canny", "image": "x.png", "weight": 0.8, "start": 0, "end": 0.6, "settings": {"low": 50}}
@@ -72,6 +75,15 @@ def test_a_weight_in_the_wrong_place_is_explained(tmp_path):
     for text in ("canny:x.png[0.1-0.2]@0.5", "canny:x.png[0.2]"):
         with pytest.raises(InputError, match=r"the order is canny:FILE@WEIGHT\[START-END\]"):
             read_controls(build(Txt2Img, {"controls": [text]}))
+
+
+def test_an_image_of_extreme_proportions_asks_for_a_size():
+    strip = np.zeros((8, 5000, 3), np.uint8)
+    request = read_controls(build(Controlnet, {"controls": [{"kind": "map", "image": strip}]}))
+    facts = SimpleNamespace(native_size=512, size_multiple=64)
+    with pytest.raises(InputError, match="is 5000x8, in whose .* would be 320000x512; give --H and --W"):
+        _as_controlled(request, facts)
+    assert _as_controlled(replace(request, height=64, width=640), facts) == (64, 640)
 
 
 def test_a_form_takes_a_line_for_each_control():
