@@ -48,7 +48,8 @@ class ControlUnit:
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or not self.kind:
-            raise InputError(f"got {self.kind!r}, expected a kind of control, such as canny")
+            raise InputError(f"got {shown(self.kind)}, expected a kind of control, such as canny")
+        object.__setattr__(self, "kind", self.kind.strip().lower())
         if isinstance(self.image, (str, os.PathLike)) and not os.fspath(self.image):
             raise InputError("the file name is empty")
         if self.kind == MAP and self.image is None:
@@ -86,7 +87,7 @@ def read_unit(value: Any) -> ControlUnit:
     if isinstance(value, Mapping):
         return _of_mapping(dict(value))
     if not isinstance(value, str):
-        raise InputError(f"got {_shown(value)}, expected KIND:FILE")
+        raise InputError(f"got {shown(value)}, expected KIND:FILE")
     head, colon, rest = value.partition(":")
     if not colon:                                       # the weight follows the kind
         head, steering = _split(head)
@@ -109,14 +110,14 @@ def _of_mapping(values: dict[str, Any]) -> ControlUnit:
     for name in values:
         if name not in names:
             hint = nearest(str(name), names) or f"; it has {', '.join(names)}"
-            raise InputError(f"a control has no {_shown(name)}{hint}")
+            raise InputError(f"a control has no {shown(name)}{hint}")
     if "kind" not in values:
         raise InputError("a control needs a kind")
     settings = values.pop("settings", None) or {}
     try:
         settings = dict(settings)
     except (TypeError, ValueError):
-        raise InputError(f"settings: got {_shown(settings)}, expected names with values") from None
+        raise InputError(f"settings: got {shown(settings)}, expected names with values") from None
     pairs = tuple((name, tuple(x) if isinstance(x, list) else x) for name, x in settings.items())
     return ControlUnit(**values, settings=pairs)
 
@@ -136,7 +137,8 @@ def _split(text: str) -> tuple[str, dict[str, str]]:
     return text[: found.start()], given
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as text of bounded length."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

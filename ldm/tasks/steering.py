@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.annotators import prepared
+from ldm.annotators import ALIASES, KINDS, prepared
 from ldm.diffusion.cond import Control, control_scales
-from ldm.errors import InputError
+from ldm.errors import InputError, nearest
 from ldm.imaging import masks
 from ldm.imaging.fit import Fit
 from ldm.imaging.masks import Box
@@ -27,7 +27,7 @@ from ldm.imaging.paste import opaque
 from ldm.imaging.profiles import to_srgb
 from ldm.models.controlnet import HINT_FACTOR
 from ldm.requests import Request, fields_of
-from ldm.requests.control_unit import INPAINT, MAP, ControlUnit
+from ldm.requests.control_unit import INPAINT, MAP, ControlUnit, shown
 from ldm.requests.loaded import InputArray
 from ldm.samplers.base import Sampler
 from ldm.tasks.inputs import read_image
@@ -120,6 +120,10 @@ def read_controls(request: R) -> R:
 
 
 def _with_image(unit: ControlUnit, request: Request) -> ControlUnit:
+    known = [MAP, INPAINT, *KINDS]
+    if unit.kind.replace("-", "_") not in (*known, *ALIASES):
+        words = f"{', '.join(known)}{nearest(unit.kind, [*known, *ALIASES])}"
+        raise InputError(f"--control: unknown kind {shown(unit.kind)}: expected one of {words}")
     own = getattr(request, "init_img", None)
     if unit.kind == INPAINT and unit.image is None and not hasattr(request, "mask"):
         raise InputError("--control inpaint needs a file, whose transparent part is to be painted")
