@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ldm.errors import InputError, nearest
@@ -33,7 +33,8 @@ class ControlUnit:
         image: path of the image, or the image; None stands for the task's own input image.
         weight: of the ControlNet's residuals.
         start, end: the part of the steps, from 0 to 1, in which it acts.
-        settings: parameters of the annotator, such as (("low", 50),).
+        settings: parameters of the annotator, such as (("low", 50),): texts, numbers and truth values.
+        annotator: makes the map, once `ldm.tasks.steering.read_controls` has found it.
 
     Raises:
         InputError: a value is invalid.
@@ -45,16 +46,20 @@ class ControlUnit:
     start: float = 0.0
     end: float = 1.0
     settings: tuple[tuple[str, Any], ...] = ()
+    annotator: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.kind, str) or not self.kind:
-            raise InputError(f"got {self.kind!r}, expected a kind of control, such as canny")
+        if not isinstance(self.kind, str) or not self.kind.strip():
+            raise InputError(f"got {_shown(self.kind)}, expected a kind of control, such as canny")
+        object.__setattr__(self, "kind", self.kind.strip().lower())
         if isinstance(self.image, (str, os.PathLike)) and not os.fspath(self.image):
             raise InputError("the file name is empty")
         if self.kind == MAP and self.image is None:
             raise InputError("map needs a file: map:FILE")
         if self.kind in (MAP, INPAINT) and self.settings:
             raise InputError(f"{self.kind} takes no {self.settings[0][0]}: the image is used as it is")
+        settings = tuple((name, _setting(name, value)) for name, value in self.settings)
+        object.__setattr__(self, "settings", settings)
         values = {name: _named(name, getattr(self, name), 0.0, high) for name, high in HIGHEST.items()}
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -71,9 +76,6 @@ class ControlUnit:
             if (value := getattr(self, each.name)) != each.default:
                 about[each.name] = value
         return about | ({"settings": dict(self.settings)} if self.settings else {})
-
-    def with_image(self, image: Any) -> "ControlUnit":
-        return replace(self, image=image)
 
 
 def read_unit(value: Any) -> ControlUnit:
@@ -105,7 +107,7 @@ def _of_mapping(values: dict[str, Any]) -> ControlUnit:
         if "image" in values:
             raise InputError("a control has a file and an image; give one of them")
         values["image"] = values.pop("file")
-    names = [each.name for each in fields(ControlUnit)]
+    names = [each.name for each in fields(ControlUnit) if each.name != "annotator"]
     for name in values:
         if name not in names:
             hint = nearest(str(name), names) or f"; it has {', '.join(names)}"
@@ -117,8 +119,7 @@ def _of_mapping(values: dict[str, Any]) -> ControlUnit:
         settings = dict(settings)
     except (TypeError, ValueError):
         raise InputError(f"settings: got {_shown(settings)}, expected names with values") from None
-    pairs = tuple((name, tuple(x) if isinstance(x, list) else x) for name, x in settings.items())
-    return ControlUnit(**values, settings=pairs)
+    return ControlUnit(**values, settings=tuple(settings.items()))
 
 
 def read_units(value: Any) -> tuple[ControlUnit, ...]:
@@ -136,8 +137,17 @@ def _split(text: str) -> tuple[str, dict[str, str]]:
     return text[: found.start()], given
 
 
+def _setting(name: Any, value: Any) -> Any:
+    """Return a setting as a record can hold it. Raises: InputError."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not isinstance(value, (str, int, float)):
+        raise InputError(f"{name}: got {_shown(value)}, expected a text, a number or a truth value")
+    return value
+
+
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
