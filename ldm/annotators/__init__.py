@@ -10,7 +10,7 @@ Importing this package, or the file of an annotator, imports neither torch nor N
 """
 
 import importlib
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ldm.errors import InputError, nearest
@@ -59,17 +59,22 @@ def find(kind: str) -> "type[Annotator]":
     return getattr(importlib.import_module(f"ldm.annotators.{name}"), class_name)
 
 
-def name_of(kind: str) -> str:
-    """Return the name of an annotator by its name or alias. Raises: as `find`."""
+def name_of(kind: str, others: Sequence[str] = ()) -> str:
+    """Return the name of an annotator by its name or alias.
+
+    Args:
+        others: what may be given besides, for messages.
+
+    Raises: as `find`.
+    """
     name = kind.strip().lower().replace("-", "_").replace(" ", "_")
     name = ALIASES.get(name, name)
     if name not in KINDS:
-        hint = nearest(name, [*KINDS, *ALIASES])
-        raise InputError(f"unknown annotator {kind!r}: expected one of {', '.join(KINDS)}{hint}")
+        known, hint = (*others, *KINDS), nearest(name, [*others, *KINDS, *ALIASES])
+        raise InputError(f"unknown annotator {kind[:60]!r}: expected one of {', '.join(known)}{hint}")
     return name
 
 
-@lru_cache(maxsize=4)  # so that a network is loaded once
 def prepared(
     kind: str,
     settings: tuple[tuple[str, Any], ...] = (),

@@ -13,6 +13,7 @@ from ldm.errors import InputError
 from ldm.requests.fields import integer, option, read_values
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import numpy as np
@@ -35,6 +36,7 @@ class Annotator:
 
     SECTION = ("annotator", "")
     NEEDS_MULTIPLES = False     # of 64 as sides, even at the image's own resolution
+    READS_MAPS = False          # what is annotated has few colours; resized, it takes the nearest pixel
     IS_SMOOTH = True            # maps may be interpolated; else, of few colours, they take the nearest pixel
     resolution: int = option(
         0, "--resolution", "--detect-resolution", metavar="N", read=_pixels, default_text="{}",
@@ -49,6 +51,17 @@ class Annotator:
 
         Raises: InputError, CheckpointError.
         """
+
+    def fitted(self, fit: "Callable[[np.ndarray], np.ndarray]", size: tuple[int, int]) -> "Annotator":
+        """Return the annotator for images that were cropped and resized.
+
+        Args:
+            fit: does the same to any array (h, w) of the image's former `size`, (height, width).
+        """
+        return self
+
+    def release(self) -> None:
+        """Free the memory of the device; the next image takes it again."""
 
     def __call__(self, image: "np.ndarray") -> "np.ndarray":
         """Return the map of an image, both (h, w, 3) uint8, of the same size.
@@ -79,7 +92,7 @@ class Annotator:
         import cv2
 
         how = cv2.INTER_LANCZOS4 if min(size) > min(image.shape[:2]) else cv2.INTER_AREA
-        return cv2.resize(image, size[::-1], interpolation=how)
+        return cv2.resize(image, size[::-1], interpolation=cv2.INTER_NEAREST if self.READS_MAPS else how)
 
     def annotate(self, image: "np.ndarray") -> "np.ndarray":
         """Return the map (h, w, 3) uint8 of an image (h, w, 3) uint8."""
@@ -108,7 +121,7 @@ class NetworkAnnotator(Annotator):
 
     @cached_property
     def network(self) -> "nn.Module":
-        """The network, loaded when it is first used. Raises: InputError, CheckpointError."""
+        """The network, on the CPU until it runs. Raises: InputError, CheckpointError."""
         return self.load(self.weights_file())
 
     def weights_file(self) -> "Path":
@@ -118,6 +131,10 @@ class NetworkAnnotator(Annotator):
     def prepare(self) -> None:
         _ = self.network
 
+    def release(self) -> None:
+        if "network" in vars(self):
+            self.network.to("cpu")
+
     def load(self, path: "Path") -> "nn.Module":
         """Return the network with the weights of a file."""
         raise NotImplementedError
@@ -126,8 +143,10 @@ class NetworkAnnotator(Annotator):
         """Return what the network makes of an image (h, w, 3) of real numbers, on the CPU: (1, c, h', w')."""
         import torch
 
-        network = self.network
-        device = next(network.parameters()).device
+        from ldm.devices import resolve_device
+
+        device = resolve_device(self.device)
+        network = self.network.to(device)
         with torch.inference_mode():
             x = torch.from_numpy(image.transpose(2, 0, 1)[None].astype("float32")).to(device)
             found = network(x)

@@ -59,7 +59,7 @@ class Hed(NetworkAnnotator):
         tensors = renamed(_keras_tensors(path) if _is_hdf(path) else read_tensors(path))
         with on_meta():
             network = HED(weighs_sides="combine.weight" in tensors)
-        fill(network, tensors, path, self.device, f"HED ({' or '.join(self.FILES)})")
+        fill(network, tensors, path, f"HED ({' or '.join(self.FILES)})")
         return network
 
 

@@ -51,7 +51,7 @@ class MLSD(NetworkAnnotator):
 
         with on_meta():
             network = mlsd.MLSD()
-        fill(network, read_tensors(path), path, self.device, f"{self.NETWORK} ({self.FILES[0]})")
+        fill(network, read_tensors(path), path, f"{self.NETWORK} ({self.FILES[0]})")
         return network
 
 

@@ -114,7 +114,7 @@ class Openpose(NetworkAnnotator):
         with on_meta():
             network = BodyPose()
         tensors = renamed(read_tensors(path), network)
-        fill(network, tensors, path, self.device, f"{self.NETWORK} ({self.FILES[0]})")
+        fill(network, tensors, path, f"{self.NETWORK} ({self.FILES[0]})")
         return network
 
 

@@ -34,16 +34,11 @@ class Seg(Annotator):
         InputError: a colour is not in the palette, and `nearest` is not set.
     """
 
-    IS_SMOOTH = False
+    READS_MAPS, IS_SMOOTH = True, False
     nearest: bool = option(
         False, "--nearest",
         help="replace colours by the nearest of the palette, for maps saved as JPEG or drawn with soft edges",
     )  # fmt: skip
-
-    def shrunk(self, image: "np.ndarray", size: tuple[int, int]) -> "np.ndarray":
-        import cv2
-
-        return cv2.resize(image, size[::-1], interpolation=cv2.INTER_NEAREST)
 
     def annotate(self, image: "np.ndarray") -> "np.ndarray":
         import numpy as np

@@ -67,8 +67,8 @@ def content(tensors: "Mapping[str, Tensor]") -> str:
     return next((what for mark, what in MARKS.items() if mark in tensors), None) or file_content(tensors)
 
 
-def fill(network: "nn.Module", tensors: "Mapping[str, Tensor]", path: Path, device: str, what: str) -> None:
-    """Give a network on the meta device its weights, in float32, for inference.
+def fill(network: "nn.Module", tensors: "Mapping[str, Tensor]", path: Path, what: str) -> None:
+    """Give a network on the meta device its weights, in float32 on the CPU, for inference.
 
     Args:
         tensors: under the names of the network.
@@ -80,7 +80,6 @@ def fill(network: "nn.Module", tensors: "Mapping[str, Tensor]", path: Path, devi
     """
     import torch
 
-    from ldm.devices import resolve_device
     from ldm.loading.fill import fill_in
     from ldm.loading.match import match_keys
 
@@ -88,5 +87,5 @@ def fill(network: "nn.Module", tensors: "Mapping[str, Tensor]", path: Path, devi
     if not keys.is_good:
         raise WrongModelError(f"{path} is {content(tensors)}; expected {what} ({keys.counts()})")
     keys.log_foreign(path)
-    fill_in(network, keys, dict(tensors), resolve_device(device), torch.float32, path)
+    fill_in(network, keys, dict(tensors), torch.device("cpu"), torch.float32, path)
     network.eval().requires_grad_(False)

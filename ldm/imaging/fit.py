@@ -37,19 +37,20 @@ class Fit:
     mode: str
     size: Size | None = None  # None: any size that the model takes
 
-    def of(self, image: np.ndarray, multiple: int) -> np.ndarray:
-        """Return the image (h, w, c) uint8, fitted.
+    def of(self, image: np.ndarray, multiple: int, nearest: bool = False) -> np.ndarray:
+        """Return the image (h, w, c) uint8, or (h, w) float32, fitted.
 
         Args:
             multiple: sides are multiples of this if there is no target size.
+            nearest: take the nearest pixels, so that no other colours appear.
         """
         if self.mode == "exact":
             return image
         if self.mode == "pad":
-            return _padded(image, self.size, multiple)
+            return _padded(image, self.size, multiple, nearest)
         own = image.shape[:2]
         size = self.size or tuple(max(side // multiple, 1) * multiple for side in own)
-        return _scaled(image, size, _middle(own, size) if self.mode == "crop" else None)
+        return _scaled(image, size, nearest, _middle(own, size) if self.mode == "crop" else None)
 
 
 def choose_fit(
@@ -92,13 +93,14 @@ def _middle(own: Size, size: Size) -> tuple[float, float, float, float]:
 
 
 def _scaled(
-    image: np.ndarray, size: Size, box: tuple[float, float, float, float] | None = None
+    image: np.ndarray, size: Size, nearest: bool, box: tuple[float, float, float, float] | None = None
 ) -> np.ndarray:
     """Resize an image, or a box of it, to (height, width)."""
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS, box=box))
+    how = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(image).resize(size[::-1], how, box=box))
 
 
-def _padded(image: np.ndarray, size: Size | None, multiple: int) -> np.ndarray:
+def _padded(image: np.ndarray, size: Size | None, multiple: int, nearest: bool) -> np.ndarray:
     if size is None:
         frame = Frame.around(*image.shape[:2], multiple)
     else:
@@ -106,7 +108,8 @@ def _padded(image: np.ndarray, size: Size | None, multiple: int) -> np.ndarray:
         inner = tuple(
             min(max(1, round(own * scale)), side) for own, side in zip(image.shape[:2], size, strict=True)
         )
-        image = _scaled(image, inner)
+        image = _scaled(image, inner, nearest)
         frame = Frame(*inner, *size)
-    channels_first = torch.from_numpy(image.copy()).permute(2, 0, 1)  # (c, h, w)
-    return np.ascontiguousarray(frame.pad(channels_first).permute(1, 2, 0).numpy())
+    channels_first = torch.from_numpy(np.atleast_3d(image).copy()).permute(2, 0, 1)  # (c, h, w)
+    padded = np.ascontiguousarray(frame.pad(channels_first).permute(1, 2, 0).numpy())
+    return padded.reshape(*padded.shape[:2], *image.shape[2:])

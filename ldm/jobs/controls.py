@@ -7,15 +7,15 @@ that of a checkpoint which contains one (control_sd15_canny.pth).
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ldm.annotators import name_of
+from ldm.annotators import find, name_of
 from ldm.config import find_config, find_weights
 from ldm.errors import ConfigError, InputError, LdmError, WrongModelError
-from ldm.requests import Request
+from ldm.requests import Request, fields_of
 from ldm.requests.control_unit import INPAINT, MAP, ControlUnit
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def control_files(request: Request) -> ControlFiles:
 
 
 def _words(unit: ControlUnit) -> tuple[str, ...]:
-    kind = unit.kind if unit.kind == INPAINT else name_of(unit.kind)
+    kind = unit.kind if unit.kind == INPAINT else name_of(unit.kind, (MAP, INPAINT))
     return NAMES.get(kind, (kind,))
 
 
@@ -97,6 +97,21 @@ def _candidates(path: Path, unit: ControlUnit) -> list[Path]:
         names = ", ".join(each.name for each in there[:8]) or "no weights"
         raise InputError(f"--control-ckpt {path}: no file is named for {unit.kind}; the folder holds {names}")
     return found
+
+
+def setting_files(unit: Mapping[str, Any]) -> list[str]:
+    """Return which settings of a recorded control are files."""
+    settings = unit.get("settings") or {}
+    options = fields_of(find(unit["kind"])) if settings else {}
+    return [name for name in settings if name in options and options[name].option.is_file]
+
+
+def moved(unit: Mapping[str, Any], found: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return a recorded control with each of its files replaced by what `found` returns of it."""
+    settings = dict(unit.get("settings") or {})
+    settings |= {name: found(settings[name]) for name in setting_files(unit)}
+    file = {"file": found(unit["file"])} if "file" in unit else {}
+    return {**unit, **file} | ({"settings": settings} if settings else {})
 
 
 def check_families(request: Request) -> None:
@@ -150,7 +165,9 @@ class ControlNets:
 
         Raises: as `ldm.loading.controls.load_control`.
         """
-        paths = [each and _fitting(each, model, base) for each in files]
+        paths = [
+            each and (each[0] if len(each) == 1 else _fitting(each, model, base)) for each in files
+        ]  # fmt: skip
         self._kept = {path: opened for path, opened in self._kept.items() if path in paths}
         return tuple(self._opened(path, model, base, allow_nonfinite) for path in paths)
 
@@ -199,15 +216,15 @@ def _fitting(candidates: list[Path], model: "LatentDiffusion", base: str) -> Pat
 
 def steers(request: Request, controls: Iterable[OpenedControl]) -> "tuple[Steer, ...]":
     """Return the controls of a loaded request with their ControlNets."""
-    from ldm.tasks.steering import Steer, annotator_of, image_of
+    from ldm.tasks.steering import Steer, image_of
 
     mode = "control" if getattr(request, "guess", False) else getattr(request, "control_mode", "balanced")
     found = []
     for unit, control in zip(getattr(request, "controls", ()), controls, strict=True):
-        image, annotator, loaded = image_of(unit, request), annotator_of(unit, request), control.loaded
+        loaded = control.loaded
         fit = getattr(request, "fit", None) if unit.image is None else None
         steer = Steer(
-            unit, loaded.network, image, annotator, loaded.is_pooled, loaded.is_bgr, mode,
+            unit, loaded.network, image_of(unit, request), loaded.is_pooled, loaded.is_bgr, mode,
             "crop" if fit in (None, "exact") else fit,
         )  # fmt: skip
         found.append(steer)

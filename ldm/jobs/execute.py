@@ -84,9 +84,10 @@ def execute(
         BadImageError: an image came out black or NaN and was left out; all others are saved.
         Stopped: the user stopped the run; its state is saved.
     """
-    check_families(request)
+    if not _decodes(resume):
+        check_families(request)
     saving = Saving(request)
-    loaded = load_inputs(replace(request, prompts=_prompts(request, resume)))
+    loaded = load_inputs(replace(request, prompts=_prompts(request, resume)), steered=not _decodes(resume))
     if resume is not None:
         resume.check(loaded)
     opened = (models or Models()).open(request, watch, any_kind=_decodes(resume))

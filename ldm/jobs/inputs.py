@@ -24,8 +24,11 @@ R = TypeVar("R", bound=Request)
 log = logging.getLogger(__name__)
 
 
-def load_inputs(request: R) -> R:
+def load_inputs(request: R, steered: bool = True) -> R:
     """Return the request with its files read; files that are already loaded are not read again.
+
+    Args:
+        steered: also read the images of its controls, which decoding does without.
 
     Raises:
         InputError: a file cannot be read, or options contradict each other or a file.
@@ -45,7 +48,8 @@ def load_inputs(request: R) -> R:
     check_seeds(request.rng, request.seed, total, request.fixed_code)
     if request.fixed_code and RNGS[request.rng].own_seeds and total > len(set(request.prompts)):
         log.warning("--fixed_code with --rng %s: all images of one prompt will be the same", request.rng)
-    return read_controls(task_of(type(request)).load(request))
+    request = task_of(type(request)).load(request)
+    return read_controls(request) if steered else request
 
 
 def digests(request: Request) -> dict[str, Any]:
@@ -56,7 +60,7 @@ def digests(request: Request) -> dict[str, Any]:
         if isinstance(value, InputArray):
             found[name] = _digest(value)
         elif name == "controls":
-            images = [unit.image for unit in value if unit.image is not None]
+            images = [unit.image for unit in value if isinstance(unit.image, InputArray)]
             found |= {name: [_digest(image) for image in images]} if images else {}
         elif isinstance(value, tuple) and value and isinstance(value[0], InputArray):
             found[name] = [_digest(each) for each in value]

@@ -81,7 +81,7 @@ class Models:
         """
         key = (any_kind, request.TASKS, request.DEMO, getattr(request, "depth_ckpt", None))
         key += tuple(getattr(request, name) for name in names_of(Model))
-        files = control_files(request)
+        files = [] if any_kind else control_files(request)
         if key != self._key:
             self._key = self._opened = None     # before the next one is loaded
             self._controls = ControlNets()

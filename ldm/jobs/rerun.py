@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.errors import InputError
 from ldm.files.digest import digest_of
-from ldm.jobs.controls import steers
+from ldm.jobs.controls import setting_files, steers
 from ldm.jobs.inputs import load_inputs
 from ldm.jobs.opening import Models
 from ldm.jobs.record import FORMAT, OTHER_FILES, PROMPT_OPTIONS, run_record
@@ -165,6 +165,10 @@ def _files(cls: type[Request], found: dict[str, Any], image: Path, folders: list
                 path = _found(unit["file"], next(digests)["sha256"], folders)
                 wrong += [] if isinstance(path, Path) else [f"--control {unit['kind']} {path}"]
                 unit["file"] = str(path)
+            for name in setting_files(unit):
+                path = _found(unit["settings"][name], None, folders)
+                wrong += [] if isinstance(path, Path) else [f"--control {unit['kind']}, {name}: {path}"]
+                unit["settings"] = unit["settings"] | {name: str(path)}
     for name, file, digest in _needed(cls, found):
         each = fields_of(cls)[name]
         path = _found(file, digest, folders)

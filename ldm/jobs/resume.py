@@ -10,11 +10,13 @@ images.
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm import wording
 from ldm.errors import InputError
+from ldm.jobs.controls import moved
 from ldm.jobs.inputs import digests
 from ldm.jobs.record import FORMAT, KEPT, OTHER_FILES
 from ldm.requests import Request, build, fields_of, name_of, names_of
@@ -99,6 +101,8 @@ def resumed(cls: type[Request], given: Mapping[str, Any]) -> Resumed | None:
     build(cls, command)  # refuses options that this version does not have
     is_file = {name: each.option.is_file for name, each in fields_of(cls).items()}
     values = {name: _found(folder, value) if is_file[name] else value for name, value in command.items()}
+    if "controls" in values:
+        values["controls"] = [moved(unit, partial(_found, folder)) for unit in values["controls"]]
     request = build(cls, values)
     own = {name: value for name, value in given.items() if name != "latents"}
     for name in sorted(own):

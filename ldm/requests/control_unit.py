@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ldm.errors import InputError, nearest
@@ -33,7 +33,8 @@ class ControlUnit:
         image: path of the image, or the image; None stands for the task's own input image.
         weight: of the ControlNet's residuals.
         start, end: the part of the steps, from 0 to 1, in which it acts.
-        settings: parameters of the annotator, such as (("low", 50),).
+        settings: parameters of the annotator, such as (("low", 50),): texts, numbers and truth values.
+        annotator: makes the map, once `ldm.tasks.steering.read_controls` has found it.
 
     Raises:
         InputError: a value is invalid.
@@ -45,10 +46,11 @@ class ControlUnit:
     start: float = 0.0
     end: float = 1.0
     settings: tuple[tuple[str, Any], ...] = ()
+    annotator: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.kind, str) or not self.kind:
-            raise InputError(f"got {shown(self.kind)}, expected a kind of control, such as canny")
+        if not isinstance(self.kind, str) or not self.kind.strip():
+            raise InputError(f"got {_shown(self.kind)}, expected a kind of control, such as canny")
         object.__setattr__(self, "kind", self.kind.strip().lower())
         if isinstance(self.image, (str, os.PathLike)) and not os.fspath(self.image):
             raise InputError("the file name is empty")
@@ -56,6 +58,8 @@ class ControlUnit:
             raise InputError("map needs a file: map:FILE")
         if self.kind in (MAP, INPAINT) and self.settings:
             raise InputError(f"{self.kind} takes no {self.settings[0][0]}: the image is used as it is")
+        settings = tuple((name, _setting(name, value)) for name, value in self.settings)
+        object.__setattr__(self, "settings", settings)
         values = {name: _named(name, getattr(self, name), 0.0, high) for name, high in HIGHEST.items()}
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -73,9 +77,6 @@ class ControlUnit:
                 about[each.name] = value
         return about | ({"settings": dict(self.settings)} if self.settings else {})
 
-    def with_image(self, image: Any) -> "ControlUnit":
-        return replace(self, image=image)
-
 
 def read_unit(value: Any) -> ControlUnit:
     """Return the control that a text (see the module) or a mapping of a unit's fields describes.
@@ -87,7 +88,7 @@ def read_unit(value: Any) -> ControlUnit:
     if isinstance(value, Mapping):
         return _of_mapping(dict(value))
     if not isinstance(value, str):
-        raise InputError(f"got {shown(value)}, expected KIND:FILE")
+        raise InputError(f"got {_shown(value)}, expected KIND:FILE")
     head, colon, rest = value.partition(":")
     if not colon:                                       # the weight follows the kind
         head, steering = _split(head)
@@ -106,20 +107,19 @@ def _of_mapping(values: dict[str, Any]) -> ControlUnit:
         if "image" in values:
             raise InputError("a control has a file and an image; give one of them")
         values["image"] = values.pop("file")
-    names = [each.name for each in fields(ControlUnit)]
+    names = [each.name for each in fields(ControlUnit) if each.name != "annotator"]
     for name in values:
         if name not in names:
             hint = nearest(str(name), names) or f"; it has {', '.join(names)}"
-            raise InputError(f"a control has no {shown(name)}{hint}")
+            raise InputError(f"a control has no {_shown(name)}{hint}")
     if "kind" not in values:
         raise InputError("a control needs a kind")
     settings = values.pop("settings", None) or {}
     try:
         settings = dict(settings)
     except (TypeError, ValueError):
-        raise InputError(f"settings: got {shown(settings)}, expected names with values") from None
-    pairs = tuple((name, tuple(x) if isinstance(x, list) else x) for name, x in settings.items())
-    return ControlUnit(**values, settings=pairs)
+        raise InputError(f"settings: got {_shown(settings)}, expected names with values") from None
+    return ControlUnit(**values, settings=tuple(settings.items()))
 
 
 def read_units(value: Any) -> tuple[ControlUnit, ...]:
@@ -137,9 +137,17 @@ def _split(text: str) -> tuple[str, dict[str, str]]:
     return text[: found.start()], given
 
 
-def shown(value: Any) -> str:
-    """Return a value as text of bounded length."""
-    text = repr(value)
+def _setting(name: Any, value: Any) -> Any:
+    """Return a setting as a record can hold it. Raises: InputError."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not isinstance(value, (str, int, float)):
+        raise InputError(f"{name}: got {_shown(value)}, expected a text, a number or a truth value")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

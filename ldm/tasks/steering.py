@@ -7,7 +7,7 @@ cropped region or a window of outpainting the map is made of the whole, and the 
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.annotators import ALIASES, KINDS, prepared
+from ldm.annotators import name_of, prepared
+from ldm.annotators.base import Annotator
 from ldm.diffusion.cond import Control, control_scales
-from ldm.errors import InputError, nearest
+from ldm.errors import InputError
 from ldm.imaging import masks
 from ldm.imaging.fit import Fit
 from ldm.imaging.masks import Box
@@ -27,13 +28,12 @@ from ldm.imaging.paste import opaque
 from ldm.imaging.profiles import to_srgb
 from ldm.models.controlnet import HINT_FACTOR
 from ldm.requests import Request, fields_of
-from ldm.requests.control_unit import INPAINT, MAP, ControlUnit, shown
+from ldm.requests.control_unit import INPAINT, MAP, ControlUnit
 from ldm.requests.loaded import InputArray
 from ldm.samplers.base import Sampler
 from ldm.tasks.inputs import read_image
 
 R = TypeVar("R", bound=Request)
-Annotator = Callable[[np.ndarray], np.ndarray]  # (h, w, 3) uint8 -> a map like it
 
 UNEQUAL = 0.02  # difference of proportions from which cropping is mentioned
 SMALLEST = 8  # pixels of the shorter side of an image that a map is made of
@@ -59,8 +59,8 @@ class Steer:
     """A control of a request: what it says, its ControlNet, and the image that its map is made of.
 
     Args:
-        image: (h, w, 3) uint8, or (h, w, 4) whose transparent pixels are to be painted.
-        annotator: makes a map (h, w, 3) uint8 of such an image; not used for an image that is a map.
+        image: (h, w, 3) uint8, of which the unit's annotator makes a map, or without one the map itself, or
+            (h, w, 4) whose transparent pixels are to be painted.
         is_pooled, is_bgr: see `ldm.loading.controls.LoadedControl`.
         mode: "balanced"; "prompt": shallow residuals are weaker; "control": guess mode.
         fit: how the image is fitted to another size than its own, see `ldm.imaging.fit`.
@@ -69,7 +69,6 @@ class Steer:
     unit: ControlUnit
     network: nn.Module
     image: np.ndarray
-    annotator: Annotator | None = None
     is_pooled: bool = False
     is_bgr: bool = False
     mode: str = "balanced"
@@ -78,12 +77,19 @@ class Steer:
     def map(self, height: int, width: int) -> np.ndarray:
         """Return the map (height, width, 3 or 4) uint8."""
         image, (own_height, own_width) = self.image, self.image.shape[:2]
+        annotator: Annotator | None = self.unit.annotator
         if (own_height, own_width) != (height, width):
-            image = Fit(self.fit, (height, width)).of(image, 1)
+            fit = Fit(self.fit, (height, width))
+            image = fit.of(image, 1, nearest=annotator is not None and annotator.READS_MAPS)
+            if annotator is not None:
+                annotator = annotator.fitted(lambda map: fit.of(map, 1), (own_height, own_width))
             if self.fit == "crop" and abs(own_width * height / (own_height * width) - 1) > UNEQUAL:
                 what = "the image of --control %s is cropped from %dx%d to the proportions of %dx%d"
                 logger.info(what, self.unit.kind, own_width, own_height, width, height)
-        found = image if self.annotator is None else self.annotator(image)
+        found = image
+        if annotator is not None:
+            found = annotator(image)
+            annotator.release()
         if found.min() == found.max():
             logger.warning("the map of --control %s is one colour: nothing to follow", self.unit.kind)
         return found
@@ -120,31 +126,31 @@ def read_controls(request: R) -> R:
 
 
 def _with_image(unit: ControlUnit, request: Request) -> ControlUnit:
-    known = [MAP, INPAINT, *KINDS]
-    if unit.kind.replace("-", "_") not in (*known, *ALIASES):
-        words = f"{', '.join(known)}{nearest(unit.kind, [*known, *ALIASES])}"
-        raise InputError(f"--control: unknown kind {shown(unit.kind)}: expected one of {words}")
+    """Return a control with its image and its annotator, which are checked. Raises: InputError."""
     own = getattr(request, "init_img", None)
-    if unit.kind == INPAINT and unit.image is None and not hasattr(request, "mask"):
-        raise InputError("--control inpaint needs a file, whose transparent part is to be painted")
-    if unit.image is None and not isinstance(own, InputArray):
-        raise InputError(f"--control {unit.kind} needs a file: --control {unit.kind}:FILE")
     try:
-        annotator_of(unit, request)
+        annotator = annotator_of(unit, request)
+        if unit.kind == INPAINT and unit.image is None and not hasattr(request, "mask"):
+            raise InputError("give a file, inpaint:FILE, whose transparent part is to be painted")
+        if unit.image is None and not isinstance(own, InputArray):
+            raise InputError(f"give a file: --control {unit.kind}:FILE")
         image = None if unit.image is None else read_image(unit.image, alpha=unit.kind == INPAINT)
-        if image is not None and unit.kind == INPAINT and image.values.shape[2] == 3:
-            raise InputError(f"{image.file or 'the image'} has no transparent part to paint")
+        values = (own if image is None else image).values
+        name = "the image" if image is None or not image.file else image.file
+        height, width, channels = values.shape
+        if image is not None and unit.kind == INPAINT and channels == 3:
+            raise InputError(f"{name} has no transparent part to paint")
+        if min(height, width) < SMALLEST:
+            raise InputError(f"{name} is {width}x{height}; expected at least {SMALLEST} pixels a side")
+        if annotator is not None:
+            annotator = annotator.fitted(lambda map: map, (height, width))
+            if annotator.READS_MAPS:
+                annotator(np.ascontiguousarray(values[..., :3]))
     except InputError as error:
         is_odd = isinstance(unit.image, str) and any(sign in unit.image for sign in "@[")
         hint = f"; the order is {unit.kind}:FILE@WEIGHT[START-END]" if is_odd else ""
-        raise InputError(f"--control {unit.kind}: {error}{hint}") from error
-    height, width = (own if image is None else image).values.shape[:2]
-    if min(height, width) < SMALLEST:
-        name = image.file if image is not None and image.file else "the image"
-        raise InputError(
-            f"--control {unit.kind}: {name} is {width}x{height}; expected at least {SMALLEST} pixels a side"
-        )
-    return unit.with_image(image)
+        raise InputError(f"--control {unit.kind[:60]}: {error}{hint}") from error
+    return replace(unit, image=image, annotator=annotator)
 
 
 def annotator_of(unit: ControlUnit, request: Request) -> Annotator | None:
@@ -152,7 +158,8 @@ def annotator_of(unit: ControlUnit, request: Request) -> Annotator | None:
     if unit.kind in (MAP, INPAINT):
         return None
     resolution = request.control_resolution or 0
-    return prepared(unit.kind, unit.settings, resolution, request.annotator_weights, request.device)
+    kind = name_of(unit.kind, (MAP, INPAINT))
+    return prepared(kind, unit.settings, resolution, request.annotator_weights, request.device)
 
 
 def image_of(unit: ControlUnit, request: Request) -> np.ndarray:

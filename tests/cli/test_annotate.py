@@ -71,7 +71,7 @@ def test_a_damaged_image_does_not_stop_the_others(run, photo: Path, tmp_path: Pa
     [
         (("cany", "photo.png"), "unknown annotator 'cany': expected one of canny, .*did you mean 'canny'"),
         (("canny",), "the following arguments are required: IMAGE.FOLDER"),
-        (("canny", "absent.png"), "cannot open image absent.png: no such file"),
+        (("canny", "absent.png"), "cannot open image absent.png: there is no such file"),
         (("canny", "empty"), "empty: contains no images"),
         (("canny", "photo.png", "--low", 300), "--low-threshold: got '300', expected a whole number from 1"),
         (("canny", "photo.png", "--sigma", 3), "--sigma"),

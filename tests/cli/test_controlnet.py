@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from script_files import REPOSITORY
 from tiny_models import tiny_config, tiny_model
 
 from golden_cases import GOLDEN, cases
 from ldm.checkpoint.layouts.controlnet import to_diffusers
 from ldm.imaging import metadata
+from ldm.loading.controls import load_control
 from ldm.models.controlnet import ControlNet
 
 QUICK = ("--steps", 2, "--precision", "full", "--watermark", "off", "--no-grid", "--outdir", "o")
@@ -105,39 +106,16 @@ def test_it_gives_the_image_of_the_reference_page(run, tmp_path, case):
     case.check("image_uint8", np.stack([made(tmp_path, i) for i in range(c["num_samples"])]))
 
 
-def test_every_layout_of_one_controlnet_gives_the_same_image(run, tmp_path, files, photo):
-    for i, layout in enumerate(LAYOUTS):
-        outcome = run(
-            "controlnet.py", *base_of(files), *QUICK, *PROMPT, "--control", "canny:photo.png",
-            "--control-ckpt", files / layout,
-        )  # fmt: skip
-        assert outcome.code == 0, (layout, outcome.err)
-        assert np.abs(made(tmp_path, i) - made(tmp_path)).max() <= 1, layout
-    outcome = run("controlnet.py", *base_of(files), *QUICK, *PROMPT, "--control", "canny:photo.png",
-                  "--control-ckpt", files / "half.safetensors")  # fmt: skip
-    assert outcome.code == 0 and np.abs(made(tmp_path, len(LAYOUTS)) - made(tmp_path)).max() <= 8
-    outcome = run("txt2img.py", *base_of(files), *QUICK, *PROMPT, "--H", 64, "--W", 64)
-    plain = made(tmp_path, len(LAYOUTS) + 1)
-    assert outcome.code == 0 and plain.shape != made(tmp_path).shape
-
-
-def test_weight_0_is_no_control_and_two_halves_are_one(run, tmp_path, files, photo):
-    common = (*base_of(files), *QUICK, *PROMPT, "--H", 64, "--W", 64)
-    control = ("--control-ckpt", files / "extracted.safetensors", "--control")
-    for flags in (
-        (), (*control, "canny:photo.png@0"), (*control, "canny:photo.png"),
-        (*control, "canny:photo.png@0.5", "--control", "canny:photo.png@0.5"),
-        (*control, "canny:photo.png[0-0.5]"), (*control, "canny:photo.png[0.5-1]"),
-        (*control, "canny:photo.png", "--guess"), (*control, "canny:photo.png", "--control-mode", "prompt"),
-    ):  # fmt: skip
-        outcome = run("txt2img.py", *common, *flags)
-        assert outcome.code == 0, (flags, outcome.err)
-    images = [made(tmp_path, i) for i in range(8)]
-    assert np.array_equal(images[0], images[1])
-    assert np.abs(images[2] - images[3]).max() <= 1
-    different = [images[i] for i in (0, 2, 4, 5, 6, 7)]
-    for i, one in enumerate(different):
-        assert not any(np.array_equal(one, other) for other in different[:i]), i
+@pytest.mark.parametrize("layout", [*LAYOUTS, "half.safetensors"])
+def test_every_layout_of_one_controlnet_is_the_same_network(files, layout):
+    model = tiny_model(files / "sd1.yaml")
+    model.load_state_dict(load_file(files / "sd1.safetensors"))
+    found = load_control(files / layout, model).network.state_dict()
+    expected = load_file(files / "extracted.safetensors")
+    assert found.keys() == expected.keys()
+    atol = 1e-2 if layout.startswith("half") else 1e-6      # a difference is rounded
+    for name, x in expected.items():
+        torch.testing.assert_close(found[name], x, atol=atol, rtol=0, msg=name)
 
 
 def test_the_map_and_the_result_have_the_proportions_of_the_photograph(run, tmp_path, files, photo):
@@ -176,27 +154,48 @@ def test_a_record_holds_all_of_it_and_reruns_equal(run, tmp_path, files, photo):
     assert outcome.code == 2 and "photo.png has changed" in outcome.err
 
 
-def test_other_scripts_take_controls(run, tmp_path, files, photo):
-    """Without a file the map is made of the input image; regions and windows see their part of the map."""
-    Image.new("L", (70, 100), 255).save(tmp_path / "mask.png")
-    control = ("--control-ckpt", files / "extracted.safetensors", "--control")
-    for i, command in enumerate((
-        ("img2img.py", "--init-img", "photo.png", "--strength", 0.9),
-        ("inpaint.py", "--init-img", "photo.png", "--mask", "mask.png", "--raw"),
-        ("outpaint.py", "--init-img", "photo.png", "--left", 30),
-        ("inpaint.py", "--init-img", "photo.png", "--mask", "mask.png"),
-    )):  # fmt: skip
-        kind = ("canny", "canny", "canny:photo.png", "inpaint")[i]
-        images = []
-        for weight in ("0", "1"):
-            script, *flags = command
-            outdir = ("--outdir", f"o{i}{weight}")
-            common = (*base_of(files), *QUICK, *PROMPT[:4])
-            outcome = run(script, *common, *flags, *control, f"{kind}@{weight}", *outdir)
-            assert outcome.code == 0, (script, outcome.err)
-            with Image.open(tmp_path / f"o{i}{weight}" / "samples" / "00000.png") as image:
-                images.append(np.array(image).astype(int))
-        assert np.abs(images[0] - images[1]).max() > 1, command[0]
+def test_an_input_image_without_its_masked_part_is_followed(run, tmp_path, files, photo):
+    mask = np.zeros((100, 70), np.uint8)
+    mask[:50] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    outcome = run(
+        "inpaint.py", *base_of(files), *QUICK, *PROMPT[:4], "--init-img", "photo.png", "--mask", "mask.png",
+        "--control", "inpaint", "--control-ckpt", files / "extracted.safetensors", "--save-control",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    with Image.open(tmp_path / "o" / "controls" / "00000.png") as image:
+        assert np.array_equal(np.array(image)[..., 3], 255 - mask)
+
+
+def test_finished_latents_are_decoded_without_the_picture(run, tmp_path, files, photo):
+    outcome = run(
+        "controlnet.py", *base_of(files), *QUICK, *PROMPT, "--control", "canny:photo.png",
+        "--control-ckpt", files / "extracted.safetensors", "--save-latents",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    photo.unlink()
+    outcome = run("controlnet.py", "--latents", "o/samples/00000.latents.safetensors", "--outdir", "o")
+    assert outcome.code == 0 and np.array_equal(made(tmp_path, 1), made(tmp_path)), outcome.err
+
+
+def test_a_run_is_resumed_in_another_folder(run, tmp_path, files, photo, stop_at, monkeypatch):
+    np.save(tmp_path / "depth.npy", np.arange(7000.0).reshape(100, 70))
+    command = (
+        "controlnet.py", *base_of(files), *QUICK, *PROMPT, "--control", "depth,depth=depth.npy:photo.png",
+        "--control-ckpt", files / "extracted.safetensors",
+    )  # fmt: skip
+    assert run(*command).code == 0
+    stop_at(1)
+    assert run(*command).code == 75
+    stop_at(None)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    stopped = tmp_path / "o" / "interrupted-00000.safetensors"
+    outcome = run("controlnet.py", "--latents", stopped, "--outdir", tmp_path / "o")
+    assert outcome.code == 0 and np.array_equal(made(tmp_path, 1), made(tmp_path)), outcome.err
+    image = tmp_path / "o" / "samples" / "00001.png"
+    outcome = run("rerun.py", image, "--files", files, tmp_path)
+    assert outcome.code == 0 and "equal" in outcome.out, outcome.err
 
 
 @pytest.mark.parametrize(
@@ -282,7 +281,7 @@ def test_a_folder_is_searched_by_kind(run, tmp_path, files, photo):
     assert outcome.code == 2 and "no file is named for seg" in outcome.err
 
 
-def test_an_untrained_controlnet_changes_nothing(model_of=None):
+def test_an_untrained_controlnet_changes_nothing():
     """Its last convolutions are zero."""
     unet = {
         "in_channels": 4, "model_channels": 32, "num_res_blocks": 1, "attention_resolutions": [1],

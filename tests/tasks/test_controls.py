@@ -6,6 +6,8 @@ import torch
 from safetensors.torch import save_file
 from tiny_models import tiny_config, tiny_model
 
+from ldm.annotators import find
+from ldm.annotators.seg import palette
 from ldm.jobs.execute import generate
 from ldm.models.controlnet import ControlNet
 from ldm.networks import networks_of
@@ -13,6 +15,7 @@ from ldm.requests import Controlnet, Depth2Img, Img2Img, Inpaint, Outpaint, Txt2
 from ldm.samplers import SAMPLERS
 from ldm.tasks.latents import StoppedAt
 from ldm.tasks.memory_plan import measure
+from ldm.tasks.steering import Steer, read_controls
 
 SIDE = 64
 
@@ -85,7 +88,64 @@ def test_a_control_acts(model_of, name):
     assert (latents_of(model_of, task, cls, **options) - without).abs().max() > 1e-3
 
 
-@pytest.mark.few(3)
+def test_two_halves_are_one(model_of):
+    _, control = model_of("sd1")
+    unit = {"kind": "map", "image": pixels(3, SIDE, SIDE, 3)}
+    halves = [unit | {"weight": 0.5}] * 2
+    whole = latents_of(model_of, "sd1", Txt2Img)
+    two = latents_of(model_of, "sd1", Txt2Img, controls=halves, control_ckpt=[control])
+    torch.testing.assert_close(two, whole, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("cls", "kind", "image"),
+    [
+        (Img2Img, "canny", IMAGE["init_img"]),
+        (Inpaint, "inpaint", np.dstack([IMAGE["init_img"], np.uint8(255 * (1 - MASK))])),
+    ],
+)
+def test_without_a_file_the_input_image_is_followed(model_of, cls, kind, image):
+    options = IMAGE | ({"mask": MASK} if cls is Inpaint else {})
+    own, given = (
+        latents_of(model_of, "sd1", cls, **options, controls=[unit])
+        for unit in ({"kind": kind}, {"kind": kind, "image": image})
+    )
+    assert torch.equal(own, given)
+    assert not torch.equal(own, latents_of(model_of, "sd1", cls, **options, controls=[], control_ckpt=[]))
+
+
+def test_a_segmentation_map_of_another_size_keeps_its_colours(model_of):
+    colours = np.repeat(palette()[[3, 7]], 40, axis=0)[:, None].repeat(70, 1)      # (80, 70, 3)
+    model, control = model_of("sd1")
+    request = Txt2Img(
+        prompt="a cat", steps=1, n_samples=1, n_iter=1, height=SIDE, width=SIDE, dtype="float32",
+        controls=[{"kind": "seg", "image": colours}], control_ckpt=[control],
+    )  # fmt: skip
+    ((found,),) = [batch.maps for batch in generate(model, request)]
+    assert found.shape == (SIDE, SIDE, 3) and len(np.unique(found.reshape(-1, 3), axis=0)) == 2
+
+
+def test_a_given_depth_map_is_cropped_with_its_image(tmp_path):
+    """Its right half is not seen where the image's is not."""
+    np.save(tmp_path / "depth.npy", np.arange(128.0)[None].repeat(64, 0))
+    unit = {"kind": "depth", "image": pixels(3, 64, 128, 3), "settings": {"depth": tmp_path / "depth.npy"}}
+    (unit,) = read_controls(Txt2Img(controls=[unit])).controls
+    found = Steer(unit, ControlNet, unit.image.values).map(64, 64)
+    rows = np.trunc(255 * (np.arange(64) / 63)).astype(np.uint8)       # columns 32 to 95 of the depth
+    assert found.shape == (64, 64, 3) and np.abs(found[0, :, 0].astype(int) - rows).max() <= 1
+
+
+def test_the_device_is_free_after_an_annotator_ran(monkeypatch):
+    moves = []
+    annotator = find("hed")()
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, where: moves.append(str(where)) or self)
+    vars(annotator)["network"] = torch.nn.Identity()
+    annotator.run(np.zeros((8, 8, 3)))
+    annotator.release()
+    assert moves[-1] == "cpu" and len(moves) == 2
+
+
+@pytest.mark.few(2)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_control_acts_with_every_sampler(model_of, sampler):
     options = {"sampler": sampler, "steps": 4}
@@ -111,7 +171,8 @@ def test_a_batch_is_its_images_alone(model_of):
 
 def test_tiles_see_their_part_of_the_map(model_of):
     """A tile as large as the image is the whole; smaller ones still follow the map."""
-    wide = {"height": 128, "width": 192, "controls": [{"kind": "map", "image": pixels(3, 128, 192, 3)}]}
+    unit = {"kind": "map", "image": pixels(3, 128, 192, 3)}
+    wide = {"height": 128, "width": 192, "steps": 1, "controls": [unit]}
     whole = latents_of(model_of, "sd1", Txt2Img, **wide)
     one = latents_of(model_of, "sd1", Txt2Img, **wide, tile=192)
     torch.testing.assert_close(one, whole, atol=1e-3, rtol=0)
