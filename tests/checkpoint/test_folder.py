@@ -222,12 +222,12 @@ def test_shards_that_do_not_fit_their_index(copied, caplog):
         (folder / INDEX).write_text(json.dumps(index | {"weight_map": index["weight_map"] | changed}))
 
     with_map(**{"sur\nplus": shards[0].name})
-    fails(folder, DamagedCheckpointError, f"{shards[0]}: lacks 1 tensors", "('sur\\nplus')")
+    fails(folder, DamagedCheckpointError, f"{shards[0]}: lacks 1 tensor", "('sur\\nplus')")
     with_map(**{name: shards[1].name})
-    fails(folder, DamagedCheckpointError, f"{shards[0]}: has surplus 1 tensors", name)
+    fails(folder, DamagedCheckpointError, f"{shards[0]}: has surplus 1 tensor", name)
     with_map()
     save_file(load_file(shards[1]) | {name: stored[name]}, shards[1])
-    fails(folder, DamagedCheckpointError, f"{shards[1]}: has surplus 1 tensors", name)
+    fails(folder, DamagedCheckpointError, f"{shards[1]}: has surplus 1 tensor", name)
     for broken in ({}, {"weight_map": []}, {"weight_map": {"a": 3}}):
         (folder / INDEX).write_text(json.dumps(broken))
         fails(folder, DamagedCheckpointError, "has no 'weight_map'")
