@@ -4,7 +4,7 @@
     python benchmarks/gallery.py img2img unclip   some of them
     python benchmarks/gallery.py --inputs         make the input images again, before the rows
 
-A row shows the images that its command reads on the left, and those that it saves on the right. Smaller
+A row shows the images that its command reads, and its maps, on the left, and the images on the right. Smaller
 images are enlarged to the height of the row, pixel by pixel.
 """
 
@@ -43,19 +43,25 @@ def rows() -> dict[str, list[str]]:
 
 
 def inputs_of(command: Sequence[str]) -> list[Path]:
-    """Return the images that a command reads."""
-    return [ROOT / after for flag, after in zip(command, command[1:], strict=False) if flag in INPUT_FLAGS]
+    """Return the images that a command reads, that of --control KIND:FILE included."""
+    pairs = list(zip(command, command[1:], strict=False))
+    found = [after for flag, after in pairs if flag in INPUT_FLAGS]
+    found += [after.partition(":")[2] for flag, after in pairs if flag == "--control"]
+    return [ROOT / path for path in found]
 
 
-def run(command: Sequence[str]) -> list[Image.Image]:
-    """Run a command in a folder that looks like a clone and return the images that it saves."""
+def run(command: Sequence[str]) -> tuple[list[Image.Image], list[Image.Image]]:
+    """Run a command in a folder that looks like a clone; return the maps and the images that it saves."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("configs", "docs"):
             (Path(folder) / name).symlink_to(ROOT / name)
         _, script, *options = command
         subprocess.run([sys.executable, str(ROOT / script), *options], cwd=folder, check=True)
-        saved = sorted(Path(folder).glob("outputs/*/samples/*.png"))
-        return [Image.open(path).copy() for path in saved]
+        maps, images = (
+            [Image.open(path).copy() for path in sorted(Path(folder).glob(f"outputs/*/{kind}/*.png"))]
+            for kind in ("controls", "samples")
+        )
+        return maps, images
 
 
 def strip(inputs: Sequence[Image.Image], outputs: Sequence[Image.Image]) -> Image.Image:
@@ -139,7 +145,8 @@ def main() -> None:
         make_inputs()
     for task in args.tasks or found:
         inputs = [Image.open(path) for path in inputs_of(found[task])]
-        strip(inputs, run(found[task])).save(FOLDER / f"{task}.png", optimize=True)
+        maps, outputs = run(found[task])
+        strip([*inputs, *maps], outputs).save(FOLDER / f"{task}.png", optimize=True)
 
 
 if __name__ == "__main__":

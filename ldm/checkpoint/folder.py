@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm.checkpoint.identity import model_of_run
 from ldm.checkpoint.one_file import Opened, read_file
 from ldm.checkpoint.parts import TABLE
 from ldm.checkpoint.safetensors_file import without_repeats
@@ -276,6 +277,8 @@ def _no_weights(part: str, folder: Path, root: Path) -> CheckpointError:
     files = [name for name in names if Path(name).suffix.lower() in SINGLE_FILES]
     if any(root.glob("*/config.json")):
         return DamagedCheckpointError(f"{root}: is a diffusers folder without {MODEL_INDEX}; download it")
+    if how := model_of_run(root):
+        return NotACheckpointError(f"{root}: is a folder of a training run, no model; {how}")
     if files:
         return NotACheckpointError(f"{root}: is a folder; give one of the files in it: {_some(files)}")
     return NotACheckpointError(

@@ -9,7 +9,7 @@ from ldm.checkpoint.classify import CONFIGS, SCHEDULE, TEXT_TO_IMAGE_2, classify
 from ldm.checkpoint.controlnet import DIFFERENCE, pooled_by
 from ldm.checkpoint.delta import base_of, completed
 from ldm.checkpoint.header import read_header
-from ldm.checkpoint.identity import Identity
+from ldm.checkpoint.identity import Identity, how_to_export
 from ldm.checkpoint.one_file import Opened
 from ldm.checkpoint.parts import EMA
 from ldm.checkpoint.sniff import Container, shown, sniff
@@ -17,7 +17,6 @@ from ldm.checkpoint.stored import Stored
 from ldm.config import find_weights
 from ldm.errors import NotACheckpointError
 from ldm.files.reading import reading
-from ldm.wording import script
 
 CONTAINERS = {
     Container.SAFETENSORS: "safetensors",
@@ -156,13 +155,7 @@ def _note_on_control(
 
 
 def _notes_on_training(path: Path, identity: Identity) -> list[str]:
-    """Say where the model of a training run is, or how to make it."""
-    if identity.kind != "training":
-        return []
-    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    if (run / "model.safetensors").is_file():
-        return [f"the model of this run is {run / 'model.safetensors'}"]
-    return [f"{script('train')} --resume {run} --export makes a model of it"]
+    return [how_to_export(path)] if identity.kind == "training" else []
 
 
 def _notes(identity: Identity, metadata: dict[str, str]) -> list[str]:

@@ -1,7 +1,10 @@
 """What a set of weights is: the record that `identify` returns, and the words for it."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+
+from ldm.wording import script
 
 TASKS = {
     "txt2img": "text-to-image",
@@ -117,3 +120,27 @@ class Identity:
 
 def _article(name: str | None) -> str:
     return "an" if (name or "").startswith(("A", "E", "I", "O", "SD", "SV", "L")) else "a"
+
+
+def model_of_run(path: Path) -> str | None:
+    """Say where the model of a training run is, or how to make it; None if the path has to do with no run.
+
+    Args:
+        path: a state, the folder of the states, or that of the run.
+    """
+    near = [x for start in (path, path.absolute()) for x in (start, start.parent, start.parent.parent)]
+    run = next((x for x in near if (x / "config.yaml").is_file() and (x / "checkpoints").is_dir()), None)
+    if run is None:
+        return None
+    earlier = path.suffix == ".ckpt" and path.name != "last.ckpt"
+    if not earlier and (run / "model.safetensors").is_file():
+        return f"the model of this run is {run / 'model.safetensors'}"
+    return f"{script('train')} --resume {path if earlier else run} --export makes a model of it"
+
+
+def how_to_export(path: Path) -> str:
+    """Say how a model is made of the state of a training run in a file."""
+    return model_of_run(path) or (
+        f"to make a model of it, put it back into the folder checkpoints of its run, and call "
+        f"{script('train')} with --resume and this file, and --export"
+    )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.checkpoint.identity import how_to_export
 from ldm.checkpoint.sniff import shown
 from ldm.checkpoint.stored import PLAIN
 from ldm.errors import NotACheckpointError
@@ -30,6 +31,8 @@ def only_tensors(content: Any, path: Path) -> dict[str, Tensor]:
         if not isinstance(name, str):
             raise NotACheckpointError(f"{path}: a tensor is named {reprlib.repr(name)}; names must be text")
         tensors[name] = _plain(name, value, path)
+    if not tensors and "trained" in content:
+        raise NotACheckpointError(f"{path}: is the state of a training run, no model; {how_to_export(path)}")
     if not tensors:
         keys = ", ".join(reprlib.repr(key) for key in list(content)[:5]) or "nothing"
         raise NotACheckpointError(f"{path}: holds no weights, only {keys}; expected a dict of named tensors")

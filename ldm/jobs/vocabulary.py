@@ -49,8 +49,9 @@ def _names(file: Path) -> list[str]:
 
 
 def _words(text: str) -> dict[str, None]:
-    """Return the words of a text, each once and in order; numbers do not count."""
-    return dict.fromkeys(word for word in re.findall(r"[^\W_]+", text.lower()) if not word.isdigit())
+    """Return the words of a text, each once and in order; numbers and a genitive's s do not count."""
+    words = re.findall(r"[^\W_]+", re.sub(r"['\u2019]s\b", "", text.lower()))
+    return dict.fromkeys(word for word in words if not word.isdigit())
 
 
 def _forms(word: str) -> set[str]:

@@ -12,7 +12,7 @@ from ldm.errors import ConfigError, InputError, nearest
 from ldm.requests import NAMES, name_of
 from ldm.requests.base import Request
 from ldm.requests.fields import fields_of
-from ldm.requests.groups import Size
+from ldm.requests.groups import MAX_SIDE, Size
 
 MIX_NOISE_LEVEL = 50  # of the reference page, as the next
 NOISE_LEVEL = 20
@@ -145,6 +145,11 @@ def _as_controlled(request: Request, facts: ModelFacts) -> tuple[int, int]:
         scale = facts.native_size / min(own)
     rounded = (max(round(scale * side / facts.size_multiple), 1) * facts.size_multiple for side in own)
     height, width = (side or other for side, other in zip(asked, rounded, strict=True))
+    if max(height, width) > MAX_SIDE:
+        raise InputError(
+            f"the image of --control is {own[1]}x{own[0]}, in whose proportions the result would be "
+            f"{width}x{height}; give --H and --W"
+        )
     return height, width
 
 

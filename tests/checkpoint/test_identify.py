@@ -18,6 +18,7 @@ from ldm.checkpoint.classify import classify, config_for
 from ldm.checkpoint.identification import is_reference
 from ldm.checkpoint.identity import KINDS
 from ldm.checkpoint.layouts import ldm_to_parts
+from ldm.checkpoint.opened import open_weights
 from ldm.checkpoint.stored import Stored
 from ldm.config import find_config, load_config
 from ldm.errors import (
@@ -366,21 +367,32 @@ def test_no_shape_is_stumbled_over(held):
 
 
 @pytest.mark.parametrize("is_finished", [False, True])
-def test_the_state_of_a_training_run_says_how_to_make_a_model_of_it(is_finished, tmp_path):
+def test_the_state_of_a_training_run_says_how_to_make_a_model_of_it(is_finished, tmp_path, monkeypatch):
     run = tmp_path / "runs" / "mine"
     trained = {"unet": {"input_blocks.0.0.weight": torch.ones(2)}, "scale_factor": 0.2}
     adam = {"unet": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}}
     save_state(run / "checkpoints", {"step": 70, "trained": trained, "optimizers": adam, "elapsed": 1.0}, 2)
+    (run / "config.yaml").touch()
     if is_finished:
         (run / "model.safetensors").touch()
-    identity = identify(run / "checkpoints" / "last.ckpt")
+    last, earlier = run / "checkpoints" / "last.ckpt", run / "checkpoints" / "step-00000070.ckpt"
+    identity = identify(last)
     assert identity.sentence() == "the state of a training run" and not identity.is_model
     how = f"scripts/train.py --resume {run} --export makes a model of it"
-    assert identity.notes == [
-        f"the model of this run is {run / 'model.safetensors'}" if is_finished else how
-    ]
+    how = f"the model of this run is {run / 'model.safetensors'}" if is_finished else how
+    assert identity.notes == [how]
     with pytest.raises(WrongModelError, match="is the state of a training run; --ckpt takes a whole model; "):
         check_kind(identity, None, whole=True)
+    of_step = [f"scripts/train.py --resume {earlier} --export makes a model of it"]
+    assert identify(earlier).notes == of_step
+    # As conversion and merging, which read all of it; the folder of a run with a model stands for that.
+    for path in (last, run / "checkpoints", *([] if is_finished else [run])):
+        with pytest.raises(NotACheckpointError, match=f"of a training run, no model; {re.escape(how)}"):
+            open_weights(path)
+    monkeypatch.chdir(last.parent)
+    assert identify("last.ckpt").notes == [how]
+    moved = earlier.rename(tmp_path / "moved.ckpt")
+    assert "put it back into the folder checkpoints of its run" in identify(moved).notes[0]
 
 
 @pytest.mark.parametrize("held, kind, family, rank, layout", ADD_ONS)

@@ -213,15 +213,21 @@ def test_a_run_is_resumed_in_another_folder(run, tmp_path, files, photo, stop_at
         (("--control", "canny:photo.png", "--control-ckpt", "{sd2}"), "expected a ControlNet"),
         (("--control", "canny:photo.png", "--control-ckpt", "missing.pth"), "missing.pth"),
         (("--control", "canny:photo.png"), "contains no ControlNet"),
+        (("--control", "hed:photo.png", "--control-ckpt", "{control}"), "HED needs its weights"),
+        (
+            ("--control", "hed:photo.png", "--control-ckpt", "{control}", "--annotator-weights", "{sd2}"),
+            "expected HED",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_before_the_model_is_loaded(run, tmp_path, files, photo, flags, words):
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
-    flags = [flag.format(sd2=files / "sd2.safetensors") for flag in flags]
+    weights = {"sd2": files / "sd2.safetensors", "control": files / "extracted.safetensors"}
+    flags = [flag.format(**weights) for flag in flags]
     outcome = run("controlnet.py", *base_of(files), *QUICK, *PROMPT, *flags)
     assert outcome.code == 2 and words in outcome.err, outcome.err
     assert len(outcome.err.strip().splitlines()) == 1 and not (tmp_path / "o").exists()
-    assert "loaded" not in outcome.err
+    assert "loaded sd1" not in outcome.err
 
 
 def test_another_family_is_named_and_a_control_is_no_checkpoint(run, files, photo):
@@ -285,3 +291,13 @@ def test_an_untrained_controlnet_changes_nothing():
     x, hint = torch.randn(1, 4, 8, 8), torch.rand(1, 3, 64, 64)
     residuals = network(x, hint, torch.tensor([10]), torch.randn(1, 3, 8))
     assert all(not residual.any() for residual in residuals)
+
+
+def test_images_that_exist_are_not_made_again(run, tmp_path, files, photo):
+    flags = (*base_of(files), *QUICK, *PROMPT, "--control", "canny:photo.png", "--skip-existing")
+    flags += ("--control-ckpt", files / "extracted.safetensors")
+    assert run("controlnet.py", *flags).code == 0
+    outcome = run("controlnet.py", *flags)
+    assert outcome.code == 0 and "1 images of this command exist already" in outcome.err + outcome.out
+    assert run("controlnet.py", *flags, "--guess").code == 0
+    assert len(list((tmp_path / "o" / "samples").iterdir())) == 2

@@ -18,6 +18,7 @@ KNOWS = DEMO / "emoji_knows.json"
         "3d emoji of a cat, blue background",
         "flat emoji of two red apples next to a dog",
         "3D EMOJI of 3 hamburgers",
+        "3d emoji of a cat's face",
         *[line for line in (DEMO / "drawn.txt").read_text().splitlines() if line[:1] != "#"],
     ],
 )

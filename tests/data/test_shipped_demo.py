@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from ldm.checkpoint import identify
-from ldm.config import find_config, load_config
+from ldm.config import find_config, instantiate, load_config
+from ldm.devices import on_meta
 from ldm.jobs.choosing import choose_config
+from ldm.jobs.controls import control_files
 from ldm.loading import load_model
-from ldm.requests import NAMES, Request, find
+from ldm.loading.controls import check_control
+from ldm.requests import NAMES, Controlnet, Request, find
 
 DEMO = Path(__file__).parents[2] / "configs/demo"
 TASKS = {
@@ -19,6 +22,7 @@ TASKS = {
     "emoji_upscale": ("upscale", "LatentUpscaleDiffusion"),
     "emoji_unclip": ("unclip-h", "ImageEmbeddingConditionedLatentDiffusion"),
 }
+CONTROLS = ("canny", "scribble")
 ROOM = 60e6  # bytes, of all that is beside the base model
 
 
@@ -40,6 +44,18 @@ def test_a_shipped_model_loads_and_says_what_it_is(name):
     assert len(model.get_learned_conditioning(["3d emoji of a cat"])) == 1
     assert all(torch.isfinite(x).all() for x in model.parameters())
     assert choose_config(request_for(name, config=str(config)), weights).config == config
+
+
+@pytest.mark.parametrize("kind", CONTROLS)
+def test_a_shipped_controlnet_is_small_fits_the_demo_model_and_is_found_by_its_kind(kind):
+    file = DEMO / f"emoji_control_{kind}.safetensors"
+    about = identify(file)
+    assert (about.kind, about.variant) == ("controlnet", "difference") and file.stat().st_size < 12e6
+    with on_meta():
+        model = instantiate(load_config(DEMO / "emoji.yaml").model)
+    check_control(file, model)
+    ((found,),) = control_files(Controlnet(controls=f"{kind}:photo.png"))
+    assert found.samefile(file)
 
 
 @pytest.mark.parametrize("name", TASKS)
