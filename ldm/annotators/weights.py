@@ -43,7 +43,7 @@ def weights_file(given: str | None, names: tuple[str, ...], network: str) -> Pat
             f"{network} needs its weights: give --annotator-weights {' or '.join(names)}, or their folder "
             "(they are not downloaded)"
         )
-    path = Path(given)
+    path = Path(given).expanduser()
     if not path.is_dir():
         return path
     for name in names:

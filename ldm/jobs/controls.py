@@ -156,7 +156,7 @@ class ControlNets:
     """Loads ControlNets for a model, and keeps them for the next request with the same model."""
 
     def __init__(self) -> None:
-        self._kept: dict[Path, OpenedControl] = {}
+        self._kept: dict[tuple, OpenedControl] = {}     # by file, as it was then
 
     def open(
         self, files: ControlFiles, model: "LatentDiffusion", base: str, allow_nonfinite: bool
@@ -168,21 +168,32 @@ class ControlNets:
         paths = [
             each and (each[0] if len(each) == 1 else _fitting(each, model, base)) for each in files
         ]  # fmt: skip
-        self._kept = {path: opened for path, opened in self._kept.items() if path in paths}
-        return tuple(self._opened(path, model, base, allow_nonfinite) for path in paths)
+        keys = [path and _state(path) for path in paths]
+        self._kept = {key: opened for key, opened in self._kept.items() if key in keys}
+        return tuple(
+            self._opened(path, key, model, base, allow_nonfinite)
+            for path, key in zip(paths, keys, strict=True)
+        )
 
     def _opened(
-        self, path: Path | None, model: "LatentDiffusion", base: str, allow_nonfinite: bool
+        self, path: Path | None, key: tuple, model: "LatentDiffusion", base: str, allow_nonfinite: bool
     ) -> OpenedControl:
         from ldm.files.digest import sha256_in_background
         from ldm.loading.controls import load_control
 
         if path is None:
             return OpenedControl(_own(model, base))
-        if path not in self._kept:
+        if key not in self._kept:
             loaded = load_control(path, model, base, allow_nonfinite=allow_nonfinite)
-            self._kept[path] = OpenedControl(loaded, sha256_in_background(path))
-        return self._kept[path]
+            self._kept[key] = OpenedControl(loaded, sha256_in_background(path))
+        return self._kept[key]
+
+
+def _state(path: Path) -> tuple:
+    """Return what changes when a file, or one in a folder, is written again."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    about = [file.stat() for file in files if file.exists()]
+    return path, *((each.st_size, each.st_mtime_ns) for each in about)
 
 
 def _own(model: "LatentDiffusion", base: str) -> "LoadedControl":

@@ -164,6 +164,8 @@ def annotator_of(unit: ControlUnit, request: Request) -> Annotator | None:
 
 def image_of(unit: ControlUnit, request: Request) -> np.ndarray:
     """Return what a map is made of, (h, w, 3) uint8; INPAINT has a fourth channel, 255 where it stays."""
+    if unit.image is not None and unit.kind == INPAINT:
+        return to_srgb(unit.image.values, unit.image.about)
     if unit.image is not None:
         return unit.image.values
     own = request.init_img

@@ -1,13 +1,16 @@
 """Controls in every task, on models of every kind, with every sampler and option that changes how it runs."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config, tiny_model
 
 from ldm.annotators import find
 from ldm.annotators.seg import palette
+from ldm.jobs.controls import ControlNets
 from ldm.jobs.execute import generate
 from ldm.models.controlnet import ControlNet
 from ldm.networks import networks_of
@@ -112,6 +115,19 @@ def test_without_a_file_the_input_image_is_followed(model_of, cls, kind, image):
     )
     assert torch.equal(own, given)
     assert not torch.equal(own, latents_of(model_of, "sd1", cls, **options, controls=[], control_ckpt=[]))
+
+
+def test_a_file_that_is_written_again_is_loaded_again(model_of, tmp_path):
+    model, control = model_of("sd1")
+    file = tmp_path / "control.safetensors"
+    shutil.copy(control, file)
+    nets = ControlNets()
+    first, same = (nets.open([[file]] * 2, model, "the model", False) for _ in range(2))
+    assert first[0] is first[1] is same[0] is same[1]
+    save_file({name: 2 * x for name, x in load_file(control).items()}, file)
+    (again,) = nets.open([[file]], model, "the model", False)
+    weight, before = (each.loaded.network.middle_block_out[0].weight for each in (again, first[0]))
+    assert again.sha256() != first[0].sha256() and not torch.equal(weight, before)
 
 
 def test_a_segmentation_map_of_another_size_keeps_its_colours(model_of):
