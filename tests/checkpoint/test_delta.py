@@ -123,7 +123,7 @@ def test_a_delta_is_told_by_the_whole_model(tuned):
     assert delta.sentence() == whole.sentence() and delta.task == "inpaint" and delta.prediction == "eps"
     assert delta.parameters == whole.parameters and delta.dtypes == whole.dtypes
     said = " ".join(delta.notes)
-    assert "the file is a difference (" in said and "from base.safetensors" in said
+    assert "the file holds what differs from base.safetensors (" in said
     assert "difference" not in " ".join(whole.notes)
 
 

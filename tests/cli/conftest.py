@@ -62,7 +62,8 @@ def load_once(monkeypatch, tmp_path, _loaded) -> None:
     """Let commands load a file that all tests share once: later ones get a copy of the model and its log."""
     original, log = loading.load_model, logging.getLogger("ldm")
 
-    def load_model(config, checkpoint, *, progress=None, check=None, **options):
+    def load_model(config, checkpoint, *device_and_dtype, progress=None, check=None, **options):
+        options |= dict(zip(("device", "dtype"), device_and_dtype, strict=False))
         file = Path(checkpoint).resolve()
         if not file.is_file() or tmp_path in file.parents:
             return original(config, checkpoint, progress=progress, check=check, **options)

@@ -213,7 +213,7 @@ def test_a_run_is_resumed_in_another_folder(run, tmp_path, files, photo, stop_at
         (("--control", "canny:photo.png", "--control-ckpt", "{sd2}"), "expected a ControlNet"),
         (("--control", "canny:photo.png", "--control-ckpt", "missing.pth"), "missing.pth"),
         (("--control", "canny:photo.png"), "contains no ControlNet"),
-        (("--control", "hed:photo.png", "--control-ckpt", "{control}"), "HED needs its weights"),
+        (("--control", "mlsd:photo.png", "--control-ckpt", "{control}"), "M-LSD needs its weights"),
         (
             ("--control", "hed:photo.png", "--control-ckpt", "{control}", "--annotator-weights", "{sd2}"),
             "expected HED",
@@ -298,6 +298,6 @@ def test_images_that_exist_are_not_made_again(run, tmp_path, files, photo):
     flags += ("--control-ckpt", files / "extracted.safetensors")
     assert run("controlnet.py", *flags).code == 0
     outcome = run("controlnet.py", *flags)
-    assert outcome.code == 0 and "1 images of this command exist already" in outcome.err + outcome.out
+    assert outcome.code == 0 and "1 image of this command had been saved before" in outcome.err + outcome.out
     assert run("controlnet.py", *flags, "--guess").code == 0
     assert len(list((tmp_path / "o" / "samples").iterdir())) == 2

@@ -273,7 +273,6 @@ def test_the_other_published_yaml_is_named(run, pretend, config):
         ("v2-midas", "scripts/depth2img.py"),
         ("x4-upscaling", "scripts/upscale.py"),
         ("v2-1-stable-unclip-l", "scripts/unclip.py"),
-        ("cldm_v15", "a ControlNet for SD 1.x with its model"),
     ],
 )
 def test_models_of_other_tasks_are_sent_to_their_script(run, tmp_path, layout, script):

@@ -140,7 +140,7 @@ def test_the_defaults_are_the_published_pages(run, files):
         ((*GIVEN, "small.png"), "the mask is 56x39 and the image is 56x40"),
         ((*GIVEN, "black.png"), "nothing to repaint"),
         ((*GIVEN, "mask.png", "--mask-grow", "-9"), "nothing to repaint"),
-        ((*GIVEN, "none.png"), "none.png: no such file"),
+        ((*GIVEN, "none.png"), "none.png: there is no such file"),
         ((*GIVEN, "text.png"), "text.png: not an image"),
         ((*GIVEN, "mask.png", "--strength", "1.5"), "expected a number from 0 to 1"),
         ((*GIVEN, "mask.png", "--raw", "--only-masked", "3"), "cannot be combined with --only-masked"),

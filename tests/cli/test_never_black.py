@@ -118,7 +118,7 @@ def test_black_images_are_not_saved(run, tmp_path, decode_to, black):
     assert outcome.code == 4
     assert [p.name for p in saved(tmp_path / "out")] == ["grid-0000.png", "00000.png", "00001.png"]
     *_, last = outcome.err.strip().splitlines()
-    said = "error: images that came out all black or NaN and were not saved: 1 ('a red apple')"
+    said = "error: 1 image came out all black or NaN, not saved ('a red apple')"
     assert last.startswith(said)
 
 

@@ -111,7 +111,7 @@ def test_the_default_command_line_works_with_the_published_layout(run, tmp_path)
     assert sorted(p.name for p in (outdir / "samples").iterdir()) == [f"{i:05d}.png" for i in range(9)]
     assert read_image(outdir / "samples" / "00000.png").shape == (16, 24, 3)
     assert read_image(outdir / "grid-0000.png").shape == (2 + 3 * 18, 2 + 3 * 26, 3)
-    assert outcome.out.count("watermark") == 1 and "without it" in outcome.out
+    assert "watermark" not in outcome.out, "nobody expects it of a model of such small images"
     assert "10 files" in outcome.out
 
 
@@ -245,7 +245,7 @@ def test_without_weights_the_demo_model_is_used_at_its_own_size_and_said_so(run,
     monkeypatch.setattr(opening, "demo_files", lambda name: tuple(map(Path, weights()[1::2])))
     outcome = run("txt2img.py", "--steps", 2, "--n_iter", 1, "--n_samples", 1, "--outdir", "o")
     assert outcome.code == 0, outcome.err
-    assert outcome.out.count("demo model") == 1 and "64 pixels" in outcome.out
+    assert outcome.out.count("no --ckpt given: using the small demo model") == 1
     assert read_image(tmp_path / "o" / "samples" / "00000.png").shape == (64, 64, 3)
 
 

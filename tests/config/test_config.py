@@ -281,7 +281,8 @@ def test_a_plain_node_finds_files_in_the_working_folder(tmp_path, monkeypatch):
 
 
 def test_finds_files_as_given_then_in_the_repository_then_in_the_package(tmp_path, monkeypatch):
-    monkeypatch.setattr(ldm.config, "PACKAGE", tmp_path / "root" / "ldm")
+    roots = (tmp_path / "root" / "configs", tmp_path / "root" / "ldm" / "configs")
+    monkeypatch.setattr(ldm.config, "CONFIG_ROOTS", roots)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)

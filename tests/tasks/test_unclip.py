@@ -246,7 +246,7 @@ def test_an_encoder_that_gives_nan_is_an_error_of_one_line(models, monkeypatch):
     ("pictures", "options", "message"),
     [
         (0, {}, "no image"),
-        (2, {"weights": [1.0]}, "1 weights for 2 images"),
+        (2, {"weights": [1.0]}, "1 weight for 2 images"),
         (1, {"weights": [0.0]}, "0, sum to 0"),
         (3, {"weights": [0.1, 0.2, -0.3]}, "0.1, 0.2, -0.3, sum to 0"),
         (2, {"weights": [1.0, math.nan]}, "within 1e"),

@@ -477,5 +477,5 @@ def test_a_run_is_resumed_whose_data_had_a_hint(train, config, tmp_path):
     made["data"]["params"]["hint"] = "depth"
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(made))
-    code, out, err = train(None, "--resume", "run", "--dry-run")
+    code, out, err = train(None, "--resume", "run", "--print-config")
     assert (code, err) == (0, "") and "extra_input: depth" in out and "hint" not in out
