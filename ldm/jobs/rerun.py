@@ -93,7 +93,7 @@ def rerun(
     changes = changes or {}
     found = _record(image)
     try:
-        request, wanted = _request(found, image, [image.parent, *folders])
+        request, wanted = _request(found, image, [image.parent, *folders], changes)
         position, then = found["index_in_batch"], [found[name] for name in ("version", "torch", "device")]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{image}: its metadata are damaged ({type(error).__name__}: {error})") from error
@@ -136,11 +136,14 @@ def _record(image: Path) -> dict[str, Any]:
     return found
 
 
-def _request(found: dict[str, Any], image: Path, folders: list[Path]) -> tuple[Request, int]:
+def _request(
+    found: dict[str, Any], image: Path, folders: list[Path], changes: Mapping[str, Any]
+) -> tuple[Request, int]:
     """Return the request that generates the image's batch, and the number of this batch in it."""
     cls = find(found["task"])
     options = {name: value for name, value in found["request"].items() if name not in PROMPT_OPTIONS}
-    options |= _files(cls, found, image, folders)
+    kept = {name: value for name, value in found["request"].items() if name not in changes}
+    options |= _files(cls, found | {"request": kept}, image, folders)
     size, count = found["pass_size"], found["resolved"]["n_samples"]
     batches_a_pass = -(-size // count)
     first = (found["batch"] - found["iteration"] * batches_a_pass) * count  # within the pass

@@ -10,6 +10,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint.controlnet import DIFFERENCE, completed, pooled_by
@@ -65,9 +66,11 @@ def load_control(
         CheckpointError: it cannot be read.
     """
     found, tensors, keys = _matched(path, model, base)
-    like = next(model.model.diffusion_model.parameters())
+    like = model.model.diffusion_model.input_blocks[0][0].weight
     fill_in(found.network, keys, tensors, like.device, like.dtype, found.file, allow_nonfinite, progress)
     found.network.eval().requires_grad_(False)
+    if not like.is_contiguous():
+        found.network.to(memory_format=torch.channels_last)
     return found
 
 

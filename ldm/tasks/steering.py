@@ -27,8 +27,9 @@ from ldm.imaging.padding import Frame
 from ldm.imaging.paste import opaque
 from ldm.imaging.profiles import to_srgb
 from ldm.models.controlnet import HINT_FACTOR
-from ldm.requests import Request, fields_of
+from ldm.requests import Request, fields_of, names_of
 from ldm.requests.control_unit import INPAINT, MAP, ControlUnit
+from ldm.requests.groups import Controls
 from ldm.requests.loaded import InputArray
 from ldm.samplers.base import Sampler
 from ldm.tasks.inputs import read_image
@@ -116,9 +117,9 @@ def read_controls(request: R) -> R:
     """
     units = getattr(request, "controls", ())
     if not units:
-        for name in ("control_ckpt", "guess"):
-            if getattr(request, name, None):
-                raise InputError(f"{fields_of(type(request))[name].flag} requires --control KIND:FILE")
+        for name, each in fields_of(type(request)).items():
+            if name in names_of(Controls) and getattr(request, name) != each.default:
+                raise InputError(f"{each.flag} requires --control KIND:FILE")
         return request
     if request.guess and request.control_mode == "prompt":
         raise InputError("--guess is --control-mode control; leave --control-mode prompt out")

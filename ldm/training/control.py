@@ -120,7 +120,7 @@ def annotator_of(options: ControlOptions) -> Any:
 
     try:
         unit = read_unit(options.annotator)
-        return prepared(unit.kind, unit.settings, weights=options.annotator_weights or None)
+        return prepared(unit.kind, unit.settings, weights=options.annotator_weights or None, device="cpu")
     except InputError as error:
         raise ConfigError(f"control.annotator {options.annotator!r}: {error}") from error
 

@@ -80,3 +80,10 @@ def test_a_form_takes_a_line_for_each_control():
     assert rows["controls"]["component"] == "text" and rows["controls"]["many"]
     assert rows["control_ckpt"]["component"] == "file" and rows["guess"]["component"] == "checkbox"
     assert rows["control_mode"]["choices"] == ("balanced", "prompt", "control")
+
+
+@pytest.mark.parametrize("option", [{"save_control": True}, {"guess": True}, {"control_resolution": 64}])
+def test_options_of_controls_require_a_control(option):
+    flag = "--" + next(iter(option)).replace("_", "-")
+    with pytest.raises(InputError, match=f"^{flag} requires --control KIND:FILE$"):
+        read_controls(Txt2Img(**option))
