@@ -170,6 +170,7 @@ torch.save(found, "found.pt")
 """
 
 
+@pytest.mark.slow
 def test_a_controlnet_page_runs_alone_and_agrees_with_our_script(tmp_path):
     """Nothing but `cldm` is imported; the images are those of a request with the same options."""
     (tmp_path / "models").mkdir()

@@ -95,7 +95,7 @@ def test_the_text_encoder_of_sd_1_agrees_on_device_and_dtype(dtype, layer):
         assert is_on_gpu(context, 2, 1 if layer == "pooled" else 77, 32)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name, options", [("ddim", {"eta": 0.5}), ("plms", {}), ("dpm", {})])
 def test_samplers_stay_on_the_gpu(tiny, dtype, name, options):
     sampler = make_sampler(name, tiny.schedule, 4, **options)

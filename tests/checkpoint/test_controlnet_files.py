@@ -52,6 +52,7 @@ def same(got, want, **tolerance):
         torch.testing.assert_close(got[name], x, **({"atol": 0, "rtol": 0} | tolerance))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("source", ["alone.pth", "bare.safetensors", "whole.safetensors"])
 def test_a_controlnet_becomes_a_folder_of_diffusers_and_comes_back(home, tmp_path, source):
     only = "controlnet" if source == "whole.safetensors" else None

@@ -200,7 +200,7 @@ def test_diffusers_gives_the_same_latents_from_an_image(case):
     torch.testing.assert_close(theirs(pipeline, "img2img"), expected, **CLOSE)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "depth"])
 def test_what_diffusers_saves_is_loaded(case, task: str, tmp_path: Path):
     """Such a folder lacks what is unused; the model is the same in all else, so its latents are."""

@@ -39,6 +39,7 @@ def changed(folder, tmp_path, part, **values):
     return tmp_path / "folder"
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize(
     "part, values, expected",
     [
@@ -125,6 +126,7 @@ def test_zero_terminal_snr_names_the_flag(whole, tmp_path, caplog):
     assert "was trained to zero terminal SNR" in caplog.text and "use --zero-snr" in caplog.text
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize(
     "values, expected",

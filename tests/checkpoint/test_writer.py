@@ -209,6 +209,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_old_or_the_new_file_is_there(tmp_path):
     path = tmp_path / "a.safetensors"
     rng = random.Random(0)

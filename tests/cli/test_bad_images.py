@@ -94,6 +94,7 @@ BAD = {  # name of the file -> its bytes, what the line says beside the name
 }
 
 
+@pytest.mark.few(30)
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("reader", READERS)
 def test_what_is_no_image_is_refused_in_one_line_before_the_model_is_read(run, tmp_path, reader, name):
@@ -169,7 +170,7 @@ def size_of(path: Path) -> tuple[int, int]:
         return image.size[::-1]
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", GOOD)
 @pytest.mark.parametrize("reader", [name for name in READERS if " --" not in name])  # those take grey only
 def test_all_kinds_of_images_are_taken_at_their_size(run, tmp_path, tiny_weights, reader, name):

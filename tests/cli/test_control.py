@@ -32,7 +32,7 @@ def images(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "samples").glob("*.png"))}
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "step", "kept"),
     [(signal.SIGINT, 2, 0), (signal.SIGINT, 4, 2), (signal.SIGTERM, 7, 2), (signal.SIGUSR1, 1, 0),
@@ -113,6 +113,7 @@ def test_what_is_finished_is_said_before_the_first_step_and_after_the_last(run, 
     assert len(images(tmp_path / "p")) == 2
 
 
+@pytest.mark.slow
 def test_a_real_ctrl_c_in_a_process_of_its_own(tmp_path):
     """While the process computes, not between its steps."""
     command = [sys.executable, str(REPOSITORY / "scripts" / "txt2img.py")]

@@ -106,6 +106,7 @@ def test_it_gives_the_image_of_the_reference_page(run, tmp_path, case):
     case.check("image_uint8", np.stack([made(tmp_path, i) for i in range(c["num_samples"])]))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("layout", [*LAYOUTS, "half.safetensors"])
 def test_every_layout_of_one_controlnet_is_the_same_network(files, layout):
     model = tiny_model(files / "sd1.yaml")
@@ -178,6 +179,7 @@ def test_finished_latents_are_decoded_without_the_picture(run, tmp_path, files, 
     assert outcome.code == 0 and np.array_equal(made(tmp_path, 1), made(tmp_path)), outcome.err
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_in_another_folder(run, tmp_path, files, photo, stop_at, monkeypatch):
     np.save(tmp_path / "depth.npy", np.arange(7000.0).reshape(100, 70))
     command = (

@@ -156,7 +156,7 @@ sys.exit({"convert": convert, "merge": merge}[sys.argv[1]].main("", sys.argv[2:]
 """
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize(
     "command", [("convert", "a.safetensors", "result.safetensors"), ("convert", "a.safetensors", "result"),

@@ -66,6 +66,7 @@ def read_image(folder, number=0):
     return pixels(folder / "o" / "samples" / f"{number:05d}.png")
 
 
+@pytest.mark.slow
 def test_an_image_and_its_map_give_images_of_its_size_from_another_folder(run_alone, scene, weights):
     flags = (*weights, *QUICK, "--init-img", "room.png", "--depth", "depth.png", "--n_samples", 2)
     outcome = run_alone("depth2img.py", *flags)

@@ -81,6 +81,7 @@ def test_a_model_of_its_own_without_a_yaml(run, tmp_path):
     assert error.endswith("no included configuration describes; give --config YAML\n")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("yaml", ["mine.yaml", "model.yaml", "config.yaml"])
 def test_the_yaml_next_to_a_model_is_its_own_and_gives_its_size(run, tmp_path, yaml):
     own_files(tmp_path, yaml=yaml)

@@ -76,6 +76,7 @@ def test_a_table_of_a_full_size_file_in_no_time(run, tmp_path):
     assert columns == {14}, "aligned"
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("fault", ["missing", "misshapen", "unexpected", "integers"])
 def test_what_loading_refuses_is_refused(run, tmp_path, fault):
     demo = load_file(DEMO[0])

@@ -47,7 +47,7 @@ def test_brackets_and_braces_are_text_by_default(make):
     assert (plain == escaped).all()
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("syntax", "text"), [("a1111", "a (red:1.6) [cat]"), ("compel", "a (red)1.6 cat-")]
 )

@@ -101,7 +101,7 @@ def test_every_task_is_here():
     assert {task.split()[0] for task in TASKS} == set(NAMES)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("task", TASKS)
 def test_an_image_of_a_later_batch_is_made_again_equal(made, rerun, task):
     images = made(task, "--n_iter", 2)
@@ -192,7 +192,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("which", CHANGES)
 def test_a_folder_a_vae_or_a_yaml_that_has_changed_is_noticed(which, run, own_files, stop_at, tmp_path):
     run_flags = *QUICK, *SMALL, "--n_samples", 1, "--n_iter", 1, "--prompt", "a cat"

@@ -60,6 +60,7 @@ def test_train_then_sample(run, tmp_path, trained):
         assert np.array_equal(np.asarray(image), pixels)
 
 
+@pytest.mark.slow
 def test_the_configuration_next_to_the_model_is_used_and_other_tasks_are_refused(run, tmp_path, trained):
     quick = "--n_samples", 1, "--n_iter", 1, "--steps", 1
     outcome = run("sample.py", "--ckpt", trained / "model.safetensors", *quick, "--outdir", tmp_path / "o")

@@ -14,7 +14,7 @@ def contents(folder):
     return {file.name: file.read_bytes() for file in sorted((folder / "samples").iterdir())}
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "options",
     [

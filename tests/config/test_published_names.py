@@ -138,7 +138,7 @@ FIRST_LINES = [
 ]
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("line", FIRST_LINES)
 def test_first_lines_of_other_scripts(tmp_path, line):
     """Run from another folder, with the checkout on the path."""

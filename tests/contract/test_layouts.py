@@ -66,6 +66,7 @@ def layout(model: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
     }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("name", "config"),
     [

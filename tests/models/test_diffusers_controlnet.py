@@ -174,7 +174,7 @@ def txt2img(files: Files, task: str, units: list[dict], controls: list[Path], **
     return ours(files.model(task), Txt2Img, units, controls, height=SIDE, width=SIDE, **about)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("task", ["sd1", "sd2-v"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_text_to_image(files, monkeypatch, variant: str, task: str):
@@ -187,6 +187,7 @@ def test_text_to_image(files, monkeypatch, variant: str, task: str):
     assert (got - theirs(pipe, [image(0)], controlnet_conditioning_scale=0.0)).abs().max() > 0.01
 
 
+@pytest.mark.slow
 def test_text_to_image_by_euler_under_several_controls(files):
     """Their MultiControlNetModel: each has its own weight and part of the steps."""
     (one, folder), (two, folder_2) = files.control(1, "sd1"), files.control(2, "sd1")
@@ -202,6 +203,7 @@ def test_text_to_image_by_euler_under_several_controls(files):
     torch.testing.assert_close(got, expected, **CLOSE)
 
 
+@pytest.mark.slow
 def test_shuffle_acts_pooled_and_on_the_conditional_half_alone(files):
     """Its folder says global_pool_conditions; our file is known by its name."""
     file, folder = files.control(1, "sd1", is_pooled=True)
@@ -229,6 +231,7 @@ def test_image_to_image(files):
     torch.testing.assert_close(got, expected, **CLOSE)
 
 
+@pytest.mark.slow
 def test_inpainting_with_nine_channels(files):
     file, folder = files.control(1, "sd2")
     pixels, mask = image(3), np.zeros((SIDE, SIDE), np.uint8)

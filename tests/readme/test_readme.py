@@ -89,6 +89,7 @@ def test_the_script_takes_these_options(command: list[str], monkeypatch: pytest.
     assert parsed, "another parser would also run what the command says, and fetch what it fetches"
 
 
+@pytest.mark.slow
 def test_the_commands_run(clone: Path, capsys: pytest.CaptureFixture):
     assert {Path(command[0]).stem for command in TO_RUN} >= {*NAMES, "identify", "convert", "merge", "rerun"}
     for script, *arguments in TO_RUN:

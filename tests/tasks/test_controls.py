@@ -79,7 +79,7 @@ CASES = {
 }
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", CASES)
 def test_a_control_acts(model_of, name):
     task, cls, options = CASES[name]
@@ -161,7 +161,7 @@ def test_the_device_is_free_after_an_annotator_ran(monkeypatch):
     assert moves[-1] == "cpu" and len(moves) == 2
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_control_acts_with_every_sampler(model_of, sampler):
     options = {"sampler": sampler, "steps": 4}

@@ -119,6 +119,7 @@ def model(tmp_path_factory):
     return tiny_model(tiny_config("upscale", tmp_path_factory.mktemp("upscale")))
 
 
+@pytest.mark.slow
 def test_a_budget_makes_tiles_and_the_picture_stays(model, monkeypatch):
     """The decoder's tiles change nothing; the UNet's keep the size, and so the run is planned end to end."""
     monkeypatch.setattr(memory_plan, "HEADROOM", {})

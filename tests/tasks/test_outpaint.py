@@ -143,7 +143,7 @@ def test_a_latent_with_any_new_pixel_is_painted():
     assert (seen[..., 36:] == 1).all() and (seen[..., :36] == 0).all()  # (12 + 37) // 8 * 8 - 12
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("rng", ["per-image", "gpu-philox"])
 def test_a_picture_of_several_windows_is_the_same_alone_and_in_a_batch(model, rng):
     settings = dict(sampler="euler_a", steps=2, rng=rng, exact=True)

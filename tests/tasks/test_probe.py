@@ -146,6 +146,7 @@ def test_only_clear_evidence_counts(eps, v, expected):
     assert judge(eps, v, alpha=0.53).prediction == expected
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("task", TASKS[:-1])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_it_computes_in_float32_whatever_the_weights_are_stored_in(task, dtype, tmp_path, monkeypatch):

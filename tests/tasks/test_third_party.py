@@ -311,6 +311,7 @@ def test_a_ddim_sampler_of_ones_own_reads_the_model_as_the_reference_does(tiny):
     assert close(x, expected)
 
 
+@pytest.mark.slow
 def test_a_training_loop_over_p_losses_trains_the_unet(tmp_path):
     """As DreamBooth's repositories do: the subject's loss, and that of the class with a weight."""
     model = tiny_of("sd2-v", tmp_path)

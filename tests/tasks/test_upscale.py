@@ -151,7 +151,7 @@ def slopes() -> np.ndarray:
     return np.stack([x, y, 255 - x], axis=-1).astype(np.uint8)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [sprite, slopes])
 @pytest.mark.parametrize(
     ("faithful", "most_shift", "least_psnr"), [("on", 0.1, 45), ("off", 5, 28)], ids=["faithful", "raw"]

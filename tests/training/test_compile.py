@@ -57,6 +57,7 @@ def in_the_second_micro_batch(network):
     return call
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("fails", [in_forward, in_backward, in_the_second_micro_batch])
 def test_training_goes_on_uncompiled_and_equal(config, monkeypatch, caplog, fails):
     made = config("autoencoder", accumulate=2)

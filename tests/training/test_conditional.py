@@ -116,7 +116,7 @@ def test_an_upscaler_starts_with_zeros_for_the_small_image_and_the_level(conditi
     assert model.label_emb.weight.abs().max() == 0
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_each_task_overfits_one_sample_and_reaches_every_tensor(conditional, monkeypatch, task):
     short = {"ema_decay": 0.9, "sample_count": 2, "sample_steps": 2}

@@ -56,6 +56,7 @@ def test_the_first_step_computes_what_the_model_computes(controlled, monkeypatch
     assert not torch.equal(predicted(loop.module, True), predicted(loop.module, False))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("locked", [True, False])
 def test_the_model_is_locked_but_for_its_decoder_where_that_is_asked(controlled, monkeypatch, locked):
     loop = Loop(controlled({"sd_locked": locked}), monkeypatch)
@@ -70,6 +71,7 @@ def test_the_model_is_locked_but_for_its_decoder_where_that_is_asked(controlled,
     assert all(p.grad is None and not p.requires_grad for p in encoder.parameters())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_the_loss_falls(controlled, monkeypatch, prediction):
     made = controlled({"text_dropout": 0.0}, learning_rate=1e-2)
@@ -117,6 +119,7 @@ def test_the_grid_shows_map_target_and_result_in_a_row(controlled, monkeypatch):
 PARTS = ["control_model.zero_convs.*", "control_model.input_hint_block.*"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("save", ["control", "difference", "full"])
 def test_what_is_saved_loads_as_it_was_trained(controlled, monkeypatch, tmp_path, save):
     loop = Loop(controlled({"save": save, "only": PARTS}, export_dtype="float32"), monkeypatch)
@@ -215,6 +218,7 @@ def test_wrong_settings_are_one_line(controlled, monkeypatch, options, hint, sai
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_the_control_net(controlled):
     config = resolve_config(controlled())
     network = ControlNet.for_unet(build_module(config).diffusion.model.diffusion_model)

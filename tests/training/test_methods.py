@@ -183,6 +183,7 @@ def test_latent_std_is_that_of_samples():
     assert cache.latent_std() == pytest.approx((3**2 + 2**2) ** 0.5, rel=0.02)
 
 
+@pytest.mark.slow
 def test_clip_learns_its_captions(config, monkeypatch):
     loop = Loop(config("clip", {"retrieval_count": 32}, batch_size=16, learning_rate=3e-3), monkeypatch)
     losses = loop.run(60)

@@ -59,6 +59,7 @@ METHODS = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", METHODS)
 def test_three_steps_leave_a_model_that_loads(train, config, tmp_path, method):
     mask = os.umask(0o022)
@@ -142,7 +143,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed(config, tmp_path, args, l
     assert done.stdout.splitlines()[-1] == left, done.stderr
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["autoencoder", "diffusion"])
 def test_the_estimates_are_those_of_a_real_step(config, monkeypatch, method):
     """Memory: the tensors alive in a step on the CPU. Operations: those that are carried out."""
