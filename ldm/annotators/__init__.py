@@ -71,6 +71,9 @@ def name_of(kind: str, others: Sequence[str] = ()) -> str:
     name = ALIASES.get(name, name)
     if name not in KINDS:
         known, hint = (*others, *KINDS), nearest(name, [*others, *KINDS, *ALIASES])
+        if "." in kind or "/" in kind:
+            advice = f"write KIND:FILE, such as canny:{kind[:60]}"
+            raise InputError(f"{kind[:60]!r} is a file without a kind; {advice}")
         raise InputError(f"unknown annotator {kind[:60]!r}: expected one of {', '.join(known)}{hint}")
     return name
 

@@ -6,7 +6,7 @@ next number is above every number that is present or was ever used, and taking i
 file is linked to its name, which fails if the name exists. The next number is kept as an extended attribute
 of the folder, so no file is added and a new folder starts from the beginning; a file system without such
 attributes knows only the files present. Files that the reference scripts do not write (previews, latents,
-depth maps, interrupted runs) do not count.
+depth maps, maps of controls, interrupted runs) do not count.
 """
 
 import contextlib
@@ -16,7 +16,9 @@ from pathlib import Path
 
 from ldm.files.atomic import sync, temporary_path
 
-UNCOUNTED = re.compile(r"\.ldm-.*|preview\.png|depth|interrupted-\d+\.safetensors|.*\.latents\.safetensors")
+UNCOUNTED = re.compile(
+    r"\.ldm-.*|preview\.png|depth|controls|interrupted-\d+\.safetensors|.*\.latents\.safetensors"
+)
 
 IMAGES = (".png", ".jpg", ".webp")  # which are numbered together
 

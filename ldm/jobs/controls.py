@@ -6,6 +6,7 @@ that of a checkpoint which contains one (control_sd15_canny.pth).
 """
 
 import contextlib
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ldm.loading.controls import LoadedControl
     from ldm.models.latent_diffusion import LatentDiffusion
     from ldm.tasks.steering import Steer
+
+log = logging.getLogger(__name__)
 
 ControlFiles = list[list[Path] | None]
 DEMO = "configs/demo/emoji_control_{}.safetensors"
@@ -70,7 +73,10 @@ def _words(unit: ControlUnit) -> tuple[str, ...]:
 
 def _demo_file(unit: ControlUnit) -> Path:
     if unit.kind == MAP:
-        raise InputError("--control map names no kind of ControlNet; give --control-ckpt FILE")
+        raise InputError(
+            "--control map does not say which ControlNet of the demo model to use; give --control-ckpt "
+            f"{DEMO.format('canny')} or {DEMO.format('scribble')}"
+        )
     for word in _words(unit):
         try:
             return find_config(DEMO.format(word))
@@ -185,6 +191,7 @@ class ControlNets:
             return OpenedControl(_own(model, base))
         if key not in self._kept:
             loaded = load_control(path, model, base, allow_nonfinite=allow_nonfinite)
+            log.info("ControlNet: %s", path.name)
             self._kept[key] = OpenedControl(loaded, sha256_in_background(path))
         return self._kept[key]
 

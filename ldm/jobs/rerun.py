@@ -90,8 +90,8 @@ def rerun(
     """
     from ldm.tasks.generate import generate
 
-    changes = changes or {}
     found = _record(image)
+    changes = _by_option(find(found["task"]), changes or {})
     try:
         request, wanted = _request(found, image, [image.parent, *folders], changes)
         position, then = found["index_in_batch"], [found[name] for name in ("version", "torch", "device")]
@@ -133,6 +133,8 @@ def _record(image: Path) -> dict[str, Any]:
             f"{image}: its metadata have format {found.get('format', 1)}; expected {FORMAT}, as current "
             "versions write it"
         )
+    if "images" in found and "batch" not in found:
+        raise InputError(f"{image}: is a grid of {found['images']} images; give the images in samples/")
     return found
 
 
@@ -227,6 +229,15 @@ def _check_model(found: dict[str, Any], now: dict[str, Any], changes: Mapping[st
             raise InputError(
                 f"{image}: {flag} {then.get(part)} has changed since; to use it as it is: --with {name}=FILE"
             )
+
+
+def _by_option(cls: type[Request], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the changes by the names of options, for those that are given by the names of flags."""
+    names = {
+        flag.lstrip("-").replace("-", "_"): name
+        for name, each in fields_of(cls).items() for flag in each.option.flags
+    }  # fmt: skip
+    return {name if name in fields_of(cls) else names.get(name, name): x for name, x in changes.items()}
 
 
 def _read(request: Request, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -353,3 +353,15 @@ def test_what_a_format_cannot_do_is_refused_before_the_model_is_read(run, tmp_pa
     outcome = run(f"{task.split()[0]}.py", "--ckpt", "nowhere.ckpt", *QUICK, *TASKS[task][1], *flags)
     assert outcome.code == 2 and says in outcome.err and "nowhere" not in outcome.err
     assert not (tmp_path / "o").exists()
+
+
+def test_a_grid_is_called_a_grid_and_changes_may_have_the_names_of_flags(made, rerun, tmp_path):
+    image = made("controlnet")[0]
+    outcome = rerun(image, "--with", "control=canny:photo.png@0.5", "H=32", kind="controlnet")
+    assert outcome.code == 0 and "changed as asked" in outcome.out, outcome.err
+    record = metadata.read_record(sorted(tmp_path.rglob("*.png"), key=lambda file: file.stat().st_mtime)[-1])
+    assert record["request"]["height"] == 32 and record["request"]["controls"][0]["weight"] == 0.5
+    about = {key: x for key, x in metadata.read_record(image).items() if key != "batch"}
+    grid = change(image, about | {"images": 2})
+    outcome = rerun(grid, kind="controlnet")
+    assert outcome.code == 2 and "is a grid of 2 images; give the images in samples/" in outcome.err

@@ -44,6 +44,7 @@ def test_images_may_be_arrays_and_pil_images():
         ("k" * 500 + ":x.png", r"unknown annotator 'k+': expected one of map, inpaint, canny"),
         ({"kind": "depth", "image": "x.png", "settings": {"depth": np.zeros((9, 9))}}, "depth: got array"),
         ({"image": "x.png"}, "a control needs a kind"),
+        ("./face.png", "'./face.png' is a file without a kind; write KIND:FILE, such as canny:./face.png"),
         ({"kind": "canny", "image": ""}, "the file name is empty"),
         ({"kind": "canny", "image": "a.png", "file": "b.png"}, "give one of them"),
         ({"kind": "canny", "image": "x.png", "wieght": 1}, "did you mean 'weight'"),
