@@ -78,8 +78,8 @@ def load_once(monkeypatch, tmp_path, _loaded) -> None:
                 model = original(config, checkpoint, progress=progress, check=check, **options)
             finally:
                 log.removeHandler(heard)
-            _loaded[key] = copy.deepcopy(model), heard.records
-            return model
+            _loaded[key] = model, heard.records
+            return copy.deepcopy(model)     # also now: weights that are mapped lie elsewhere in memory
         model, records = _loaded[key]
         if check is not None:
             check(model)
