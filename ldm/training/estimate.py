@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.backends.memory import Peak, free_bytes
 from ldm.checkpoint import identify
+from ldm.checkpoint.identity import Identity
 from ldm.config import find_weights, instantiate
 from ldm.devices import DTYPES, on_meta
 from ldm.errors import ConfigError
@@ -57,7 +58,9 @@ def describe(config: dict[str, Any], deadline: float = 0.0) -> Iterator[str]:
         trained = with_control(model, own)
     for name in WEIGHTS:
         if path := getattr(own, name, None):
-            yield f"{name}: {identify(find_weights(path)).sentence()}"
+            found = identify(find_weights(path))
+            _check_width(model, found, f"{method}.{name} {path}")
+            yield f"{name}: {found.sentence()}"
     data = build_data(config, "data")
     check_side(model, data, "data.params.size")
     yield _about(data, "data")
@@ -80,6 +83,17 @@ def describe(config: dict[str, Any], deadline: float = 0.0) -> Iterator[str]:
     yield f"steps: {many}; {counted(per_step, 'image')} of {width} x {height} in each"
     if method != "clip":
         yield from _costs(model, train, own, images, deadline)
+
+
+def _check_width(model: nn.Module, found: Identity, what: str) -> None:
+    """Refuse weights for another width of texts. Raises: ConfigError."""
+    unet = getattr(getattr(model, "model", None), "diffusion_model", None)
+    width = getattr(unet, "context_dim", None)
+    if None not in (found.context_width, width) and found.context_width != width:
+        raise ConfigError(
+            f"{what}: is {found.sentence()}, of context width {found.context_width}; the UNet of the "
+            f"configuration has {width}: give weights of its family, or another configuration"
+        )
 
 
 def with_control(model: nn.Module, own: Any) -> nn.Module:

@@ -1,5 +1,7 @@
 """Training a ControlNet: it starts as the model alone, nothing else moves, and what it writes loads."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -226,6 +228,12 @@ def test_a_dry_run_counts_the_control_net(controlled):
     lines = list(describe(config))
     assert f"control: {count / 1e6:.1f} M parameters in ControlNet" in lines
     assert any(line.startswith("memory: about") for line in lines)
+
+
+def test_a_dry_run_refuses_a_model_of_another_width(controlled):
+    demo = Path(__file__).parents[2] / "configs/demo/emoji.safetensors"
+    with pytest.raises(ConfigError, match=r"control\.ckpt .*emoji\.safetensors: is .*width 256; the UNet"):
+        list(describe(resolve_config(controlled({"ckpt": str(demo)}))))
 
 
 def test_the_toy_hint_is_the_outline_of_the_disc(controlled):
