@@ -49,8 +49,8 @@ def test_depth_and_normals_equal_controlnet_aux(tiny: MiDaSInference, background
     for each in (depth, normal):
         each.__dict__["network"] = tiny
     assert expected.std() > 10 and normals.std() > 10
-    for ours, published in ((depth.detect(image), expected), (normal.detect(image), normals)):
-        difference = np.abs(ours.astype(int) - published)       # they truncate after rounding to float32
+    for ours, reference in ((depth.detect(image), expected), (normal.detect(image), normals)):
+        difference = np.abs(ours.astype(int) - reference)       # they truncate after rounding to float32
         assert difference.max() <= 1 and (difference > 0).mean() < 0.01
     assert depth(image).shape == image.shape
 

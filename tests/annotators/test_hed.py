@@ -30,7 +30,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def published(folder: Path) -> object:
+def reference(folder: Path) -> object:
     return aux("hed").HEDdetector.from_pretrained(str(folder))
 
 
@@ -38,7 +38,7 @@ def published(folder: Path) -> object:
 def test_equals_controlnet_aux(weights: Path, kind: str):
     image = photograph()[:300, 100:500]
     flags = {"hed": {}, "softedge": {"safe": True}, "fake_scribble": {"scribble": True}}[kind]
-    expected = published(weights)(image, 128, 128, output_type="np", **flags)
+    expected = reference(weights)(image, 128, 128, output_type="np", **flags)
     found = find(kind)(annotator_weights=weights, resolution=128, device="cpu").detect(image)
     difference = np.abs(found.astype(int) - expected)
     assert expected.std() > 10
