@@ -47,7 +47,8 @@ class ControlTraining(DiffusionTraining):
         else:
             unet = model.model.diffusion_model
             network = ControlNet.for_unet(unet, model.channels)
-            network.load_state_dict(encoder_of(unet.state_dict(), model.channels), strict=False)
+            copied = encoder_of(unet.state_dict(), model.channels)
+            network.load_state_dict(network.state_dict() | copied)
         return HintInput(model, network, annotator_of(options), is_pooled)
 
     def make_trained(self) -> Trained:
